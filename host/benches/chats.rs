@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use lucid_store::{
-    Chat, ChatMessage, ChatStore, LocalRecords, Principal, Store, Supabase as Project,
-    SupabaseRecords, SupabaseSettings,
+    Chat, ChatMessage, ChatStore, Principal, SqliteChatStore, Store, Supabase as Project,
+    SupabaseChatStore, SupabaseSettings,
 };
-use lucid_tests::{Supabase, anon_key, service_key, token};
+use lucid_tests::{TestSupabase, anon_key, service_key, token};
 use lucid_types::log::Totals;
 use lucid_types::secret::Secret;
 use rusqlite::Connection;
@@ -110,7 +110,7 @@ fn fill_local(folder: &std::path::Path, user: &str) {
 }
 
 /// The same in PostgreSQL, and as many chats of somebody else.
-fn fill_supabase(supabase: &Supabase, user: &str) {
+fn fill_supabase(supabase: &TestSupabase, user: &str) {
     let other = supabase.sign_up("other");
     for user in [user, &other] {
         supabase.sql(&format!(
@@ -129,10 +129,10 @@ fn fill_supabase(supabase: &Supabase, user: &str) {
 async fn main() {
     let folder = tempfile::tempdir().unwrap();
     fill_local(folder.path(), "ann");
-    let local = LocalRecords::new(Store::open(folder.path()).unwrap());
+    let local = SqliteChatStore::new(Store::open(folder.path()).unwrap());
     measure("local", &local, &Principal::service("ann")).await;
 
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let ann = supabase.sign_up("ann");
@@ -142,7 +142,7 @@ async fn main() {
         anon_key: Secret::new(anon_key()),
         service_key: Some(Secret::new(service_key())),
     };
-    let records = SupabaseRecords::new(Project::new(&settings).unwrap());
+    let records = SupabaseChatStore::new(Project::new(&settings).unwrap());
     let by_token = Principal::User {
         id: ann.as_str().into(),
         token: Secret::new(token(&ann)),

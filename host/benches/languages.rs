@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lucid::builtin;
 use lucid_session::AvailableModels;
 use lucid_types::wit::policy::{Context, Input, Start};
-use lucid_wasm::{Engine, EngineOptions, Limits, PolicyPlugin};
+use lucid_wasm::{Engine, EngineOptions, PluginLimits, PolicyPlugin};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::{Builder, Runtime};
 
@@ -50,7 +50,7 @@ fn show(runtime: &Runtime, language: &str, wasm: &[u8], loads: usize, steps: usi
             cache: Some(cache.path().join("cache")),
             ..EngineOptions::default()
         });
-        let (engine, limits) = (engine.unwrap(), Limits::default());
+        let (engine, limits) = (engine.unwrap(), PluginLimits::default());
         let begun = Instant::now();
         let loaded = PolicyPlugin::load(&engine, "greeter", wasm, &limits);
         let plugin = runtime.block_on(loaded).unwrap();

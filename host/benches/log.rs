@@ -10,7 +10,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::join_all;
 use lucid::config::Config;
 use lucid::server::App;
-use lucid_session::{Batch, NewSession, Session, SessionId, Sessions, Subscription};
+use lucid_session::{
+    NewSession, SessionHandle, SessionId, Sessions, Subscription, SubscriptionItem,
+};
 use lucid_store::Store;
 use lucid_types::log::{
     ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, SessionLog,
@@ -198,7 +200,7 @@ fn read_again(c: &mut Criterion) {
 async fn answered(frames: &mut Subscription) {
     loop {
         match frames.next().await {
-            Batch::Frames(frames) => {
+            SubscriptionItem::Frames(frames) => {
                 if frames.iter().any(|(_, frame)| frame.contains("completed")) {
                     return;
                 }
@@ -227,7 +229,7 @@ async fn played(sessions: &Sessions, steps: u64) -> SessionId {
         policy: None,
         open_change: None,
     };
-    let session: Arc<Session> = sessions.create(new).await.unwrap();
+    let session: Arc<SessionHandle> = sessions.create(new).await.unwrap();
     let mut frames = session.subscribe(0);
     sessions.start(&session);
     answered(&mut frames).await;

@@ -9,7 +9,7 @@ use lucid_session::AvailableModels;
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Context, Input, Start};
 use lucid_types::wit::types::{Content, Message, Role, ToolDefinition};
-use lucid_wasm::{Engine, EngineOptions, Limits, LlmPlugin, PolicyPlugin};
+use lucid_wasm::{Engine, EngineOptions, LlmPlugin, PluginLimits, PolicyPlugin};
 use tokio::runtime::{Builder, Runtime};
 
 fn runtime() -> Runtime {
@@ -30,7 +30,7 @@ fn tool() -> ToolDefinition {
 
 fn step(c: &mut Criterion) {
     let runtime = runtime();
-    let (engine, limits) = (engine(), Limits::default());
+    let (engine, limits) = (engine(), PluginLimits::default());
     let coder = PolicyPlugin::load(&engine, "coder", builtin::CODER, &limits);
     let coder = runtime.block_on(coder).unwrap();
     let context = Context {
@@ -67,7 +67,7 @@ fn step(c: &mut Criterion) {
 
 fn encode(c: &mut Criterion) {
     let runtime = runtime();
-    let (engine, limits) = (engine(), Limits::default());
+    let (engine, limits) = (engine(), PluginLimits::default());
     let openai = LlmPlugin::load(&engine, "openai", builtin::OPENAI, &limits);
     let openai = runtime.block_on(openai).unwrap();
     let say = |role, text: &str| Message {

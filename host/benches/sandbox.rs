@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use lucid::builtin;
 use lucid_sandbox::docker::{self, Transport};
 use lucid_sandbox::workspace::Workspace;
-use lucid_sandbox::{Choice, ExecRequest, Network, Sandbox, Sandboxes, Settings, Spec};
+use lucid_sandbox::{
+    BackendChoice, ExecRequest, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes,
+};
 use tokio::process::Command;
 use tokio::runtime::Builder;
 use uuid::Uuid;
@@ -40,8 +42,8 @@ fn main() {
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         for (choice, kind) in [
-            (Choice::Bubblewrap, "bubblewrap"),
-            (Choice::Landlock, "Landlock"),
+            (BackendChoice::Bubblewrap, "bubblewrap"),
+            (BackendChoice::Landlock, "Landlock"),
         ] {
             let host = Hosted::new(choice, None).await;
             let time = starts(&plan, &host).await;
@@ -58,15 +60,15 @@ fn main() {
         let prefix = format!("lucid-bench-{}-", Uuid::new_v4().simple());
         let _sweep = engine.sweep_named(&prefix);
         let docker = |transport, pool| {
-            let settings = docker::Settings {
+            let settings = docker::DockerSettings {
                 host: std::env::var("DOCKER_HOST").ok(),
                 image: image.clone(),
                 prefix: prefix.clone(),
                 transport: Some(transport),
                 pool,
-                ..docker::Settings::default()
+                ..docker::DockerSettings::default()
             };
-            Hosted::new(Choice::Docker, Some(settings))
+            Hosted::new(BackendChoice::Docker, Some(settings))
         };
         let socket = docker(Transport::Socket, 0).await;
         let exec = docker(Transport::Exec, 0).await;
@@ -90,12 +92,12 @@ struct Hosted {
 }
 
 impl Hosted {
-    async fn new(choice: Choice, docker: Option<docker::Settings>) -> Self {
+    async fn new(choice: BackendChoice, docker: Option<docker::DockerSettings>) -> Self {
         let data = tempfile::Builder::new()
             .permissions(PermissionsExt::from_mode(0o711))
             .tempdir()
             .unwrap();
-        let settings = Settings {
+        let settings = SandboxSettings {
             run_dir: data.path().join("run"),
             memory_bytes: 256 << 20,
             network: Network::None,
@@ -116,7 +118,7 @@ impl Hosted {
     async fn start(&self, session: &str) -> (Workspace, Sandbox) {
         let storage = self.data.path().join("storage");
         let workspace = Workspace::create(&storage, "user", session).unwrap();
-        let spec = Spec {
+        let spec = SandboxSpec {
             session,
             workspace: workspace.host_path(),
             repository: None,

@@ -18,7 +18,7 @@ use axum::Router;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
-use crate::api::{self, About, Api, PluginView};
+use crate::api::{self, Api, DeploymentInfo, PluginView};
 use crate::auth::{Authenticator, Jwks, JwksError};
 use crate::builtin;
 use crate::config::{Config, ConfigError, SandboxBackend, SandboxNetwork};
@@ -29,20 +29,22 @@ use crate::environment::disk_guard::{self, OpenEnvironments};
 use crate::environment::factory::EnvironmentFactory;
 use crate::environment::log_reserve;
 use crate::environment::workspaces::Workspaces;
-use crate::git_providers::accounts::{Accounts, Cipher};
+use crate::git_providers::accounts::{Accounts, TokenCipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
-use crate::manifest::Problems;
-use lucid_net::oci::Components;
-use lucid_sandbox::docker::{self, TakenOver, Transport};
-use lucid_sandbox::git::{self, GatewayError};
+use crate::manifest::ManifestProblems;
+use lucid_net::oci::ComponentStore;
+use lucid_sandbox::docker::{self, Adopted, Transport};
+use lucid_sandbox::git::{self, GitGatewayError};
 use lucid_sandbox::workspace::Watcher;
-use lucid_sandbox::{Choice, Kind, Network, SandboxError, Sandboxes, Settings};
-use lucid_session::{Deps, Limits, Paused, Sealer, Sessions};
+use lucid_sandbox::{
+    BackendChoice, BackendKind, Network, SandboxError, SandboxSettings, Sandboxes,
+};
+use lucid_session::{PausedSessions, Sealer, SessionDeps, SessionLimits, Sessions};
 use lucid_store::blobs::Blobs;
 use lucid_store::{
-    ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase, SupabaseRecords,
+    ChatStoreError, Chats, Integrations, Outbox, Store, StoreError, Supabase, SupabaseChatStore,
 };
-use lucid_types::disk_reserve::Reserve;
+use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::log::LogError;
 use lucid_types::transient::Transient;
 use lucid_wasm::{Engine, EngineError, EngineOptions, PluginInfo};
@@ -67,7 +69,7 @@ pub enum StartError {
     Engine(#[from] EngineError),
     /// The manifest, a plugin, or a model provider. A line for each thing that is wrong.
     #[error("{0}")]
-    Deployment(#[from] Problems),
+    Deployment(#[from] ManifestProblems),
     /// The database.
     #[error("The store cannot be used: {0}.")]
     Store(#[from] StoreError),
@@ -79,7 +81,7 @@ pub enum StartError {
     Supabase(#[from] ChatStoreError),
     /// Git's gateway.
     #[error("{0}.")]
-    Git(#[from] GatewayError),
+    Git(#[from] GitGatewayError),
     /// The sandbox that was asked for.
     #[error("{0}")]
     Sandbox(#[from] SandboxError),
@@ -115,9 +117,9 @@ pub struct App {
     accounts: Accounts,
     outbox: Option<Outbox>,
     store: Store,
-    reserve: Reserve,
+    reserve: DiskReserve,
     /// What of it never changes.
-    about: About,
+    about: DeploymentInfo,
     generations: DeploymentManager,
     /// How the last start was on another machine or in another folder; empty until this one is noted.
     elsewhere: OnceCell<Option<String>>,
@@ -125,7 +127,7 @@ pub struct App {
 
 /// Whether workspaces outlive their sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub enum WorkspaceRetention {
     /// They go with them.
     No,
     /// They stay.
@@ -134,7 +136,7 @@ pub enum Keep {
 
 /// What becomes of the sessions of the last run at a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resume {
+pub enum ResumeMode {
     /// They go on, unless the database comes from elsewhere.
     Usual,
     /// They go on, wherever it comes from.
@@ -144,14 +146,14 @@ pub enum Resume {
 }
 
 /// The folders below one base.
-pub(crate) struct Folders {
+pub(crate) struct DataDirs {
     own: PathBuf,
     data: PathBuf,
     cache: PathBuf,
     run: PathBuf,
 }
 
-impl Folders {
+impl DataDirs {
     pub(crate) fn below(base: &Path) -> Self {
         let own = base.join(".lucid");
         Self {
@@ -172,13 +174,17 @@ impl App {
     /// Starts every part, on the storage folder of the settings.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let storage = config.workspace_base_path.clone();
-        Self::start_in(config, &storage, Keep::No).await
+        Self::start_in(config, &storage, WorkspaceRetention::No).await
     }
 
     /// Starts every part with the log and the workspaces in `storage`. What belongs to the machine
     /// (secrets, compiled plugins, the sandboxes' programs) stays below `WORKSPACE_BASE_PATH`.
-    pub async fn start_in(config: Config, storage: &Path, keep: Keep) -> Result<Self, StartError> {
-        let machine = Folders::below(&config.workspace_base_path);
+    pub async fn start_in(
+        config: Config,
+        storage: &Path,
+        keep: WorkspaceRetention,
+    ) -> Result<Self, StartError> {
+        let machine = DataDirs::below(&config.workspace_base_path);
         make(&config.workspace_base_path)?;
         make(storage)?;
         let keys = config.keys()?;
@@ -188,15 +194,18 @@ impl App {
                 Jwks::new(url.clone())?.beside_secret(config.jwt_secret.is_some()),
             ));
         }
-        let store = open_store(&Folders::below(storage))?;
-        let reserve = Reserve::of(store.folder(), config.disk_reserve);
-        let blobs = Blobs::new(&Folders::below(storage).data.join("blobs"));
+        let store = open_store(&DataDirs::below(storage))?;
+        let reserve = DiskReserve::of(store.folder(), config.disk_reserve);
+        let blobs = Blobs::new(&DataDirs::below(storage).data.join("blobs"));
         let (generations, sandboxes) = tokio::try_join!(
             generations(&config, &machine, blobs.clone()),
             find_sandboxes(&config, &machine)
         )?;
         // A single run is refused with this reason itself.
-        if let Some(reason) = sandboxes.refusal().filter(|_| keep == Keep::No) {
+        if let Some(reason) = sandboxes
+            .refusal()
+            .filter(|_| keep == WorkspaceRetention::No)
+        {
             tracing::warn!("sessions that need a sandbox are refused: {reason}");
         } else if let Some(shortfall) = sandboxes.shortfall() {
             tracing::warn!("{shortfall}");
@@ -205,7 +214,7 @@ impl App {
         for warning in &generations.now().deployed.warnings {
             tracing::warn!("{warning}");
         }
-        let Records {
+        let UserStores {
             chats,
             outbox,
             integrations,
@@ -213,12 +222,12 @@ impl App {
         if let Some(outbox) = outbox.clone() {
             auth = auth.telling(move |who| outbox.seen(who));
         }
-        let about = About {
+        let about = DeploymentInfo {
             store: store.kind().to_owned(),
-            ..About::default()
+            ..DeploymentInfo::default()
         };
         let deployed = generations.clone();
-        let accounts = Accounts::new(integrations, Cipher::new(&keys.seal), move || {
+        let accounts = Accounts::new(integrations, TokenCipher::new(&keys.seal), move || {
             deployed.now().deployed.git.clone()
         });
         let git = generations.clone();
@@ -228,7 +237,7 @@ impl App {
             workspaces: workspaces.clone(),
             blobs,
             client: git::client(config.allow_private_repositories)?,
-            git: git::Rules {
+            git: git::GitRules {
                 allow_private: config.allow_private_repositories,
                 allow_owner: config.git_allow_owner,
                 branches: config.git_push_branches.clone(),
@@ -237,7 +246,7 @@ impl App {
                 longest: config.git_timeout,
             },
             git_user: Arc::new(move |url| git.now().deployed.git.git_user(url)),
-            keep: keep == Keep::Workspaces,
+            keep: keep == WorkspaceRetention::Workspaces,
             watcher: watcher(storage),
             disk_limit: config.sandbox_disk_limit,
             quota_reserve: reserve.on(storage),
@@ -246,7 +255,7 @@ impl App {
         };
         disk_guard::watch(storage, ground.disk_limit, &ground.rooms);
         log_reserve::watch(reserve.clone(), store.clone(), &ground.rooms);
-        let sessions = Sessions::new(Deps {
+        let sessions = Sessions::new(SessionDeps {
             log: Arc::new(store.clone()),
             sealer: Sealer::new(&keys.seal),
             deployment: generations.deployment(),
@@ -256,7 +265,7 @@ impl App {
                 outbox: outbox.clone(),
             }),
             reserve: reserve.clone(),
-            limits: Limits {
+            limits: SessionLimits {
                 iterations: config.max_iterations,
                 session_tokens: config.session_token_limit,
                 session_cost: config.session_cost_limit,
@@ -288,25 +297,25 @@ impl App {
     /// was on another machine or in another folder, its sessions wait for their users instead, unless
     /// `resume` says otherwise. For the one process that serves, before anything is served; again only where
     /// it failed.
-    pub async fn recover(&self, resume: Resume) -> Result<(), StartError> {
+    pub async fn recover(&self, resume: ResumeMode) -> Result<(), StartError> {
         // Once: what it finds is not there for another attempt.
         let begin = || origin::begin(&self.store, &self.config.workspace_base_path);
         let elsewhere = self.elsewhere.get_or_try_init(begin).await?;
-        if resume == Resume::All {
+        if resume == ResumeMode::All {
             let release = |connection: &_| lucid_store::release_sessions(connection, None);
             self.store.write(release).await?;
         }
         let alive = self.sessions.in_log().await?;
         let taken = self.sandboxes.take_over(|session| alive.contains(session));
         match taken.await {
-            Ok(none) if none == TakenOver::default() => {}
-            Ok(TakenOver { kept, removed }) => {
+            Ok(none) if none == Adopted::default() => {}
+            Ok(Adopted { kept, removed }) => {
                 tracing::info!(kept, removed, "containers of the last run");
             }
             // Sessions get new ones.
             Err(cause) => tracing::warn!(%cause, "the containers of the last run stay as they are"),
         }
-        if resume == Resume::None {
+        if resume == ResumeMode::None {
             self.sessions.recover_held().await?;
         } else {
             let count = self.sessions.recover().await?;
@@ -396,7 +405,7 @@ impl App {
             let unwritten = unwritten.map(|reason| {
                 format!("The log cannot be written, because {reason}. Sessions wait until it can.")
             });
-            About {
+            DeploymentInfo {
                 degraded: unwritten.or_else(|| reserve.shortage()),
                 sandbox: sandbox_name(&sandboxes),
                 sandbox_notice: sandbox_notice(&sandboxes),
@@ -426,7 +435,7 @@ impl App {
     }
 }
 
-fn say_what_is_left(paused: &Paused) {
+fn say_what_is_left(paused: &PausedSessions) {
     for (session, command) in &paused.commands {
         tracing::warn!(%session, command, "a command was cut off by the shutdown; its agent is told at the next start");
     }
@@ -460,31 +469,39 @@ fn watcher(base: &Path) -> Option<Watcher> {
 }
 
 /// The log and the chats.
-pub(crate) fn open_store(folders: &Folders) -> Result<Store, StartError> {
+pub(crate) fn open_store(folders: &DataDirs) -> Result<Store, StartError> {
     make(&folders.own)?;
     Ok(Store::open(&folders.data)?)
 }
 
 /// What is kept for users beside the log.
-struct Records {
+struct UserStores {
     chats: Chats,
     outbox: Option<Outbox>,
     integrations: Arc<dyn Integrations>,
 }
 
 /// The records where the settings say, or in the local database. A single run at a terminal
-/// (`Keep::Workspaces`) is this machine's own.
-async fn records(config: &Config, store: &Store, keep: Keep) -> Result<Records, StartError> {
-    let Some(settings) = config.supabase.as_ref().filter(|_| keep == Keep::No) else {
-        return Ok(Records {
+/// (`WorkspaceRetention::Workspaces`) is this machine's own.
+async fn records(
+    config: &Config,
+    store: &Store,
+    keep: WorkspaceRetention,
+) -> Result<UserStores, StartError> {
+    let Some(settings) = config
+        .supabase
+        .as_ref()
+        .filter(|_| keep == WorkspaceRetention::No)
+    else {
+        return Ok(UserStores {
             chats: Chats::new(store.clone()),
             outbox: None,
             integrations: Arc::new(store.clone()),
         });
     };
-    let records = Arc::new(SupabaseRecords::new(Supabase::new(settings)?));
-    let outbox = Outbox::start(store.clone(), SupabaseRecords::clone(&records)).await?;
-    Ok(Records {
+    let records = Arc::new(SupabaseChatStore::new(Supabase::new(settings)?));
+    let outbox = Outbox::start(store.clone(), SupabaseChatStore::clone(&records)).await?;
+    Ok(UserStores {
         chats: Chats::elsewhere(store.clone(), records.clone(), outbox.clone()),
         outbox: Some(outbox),
         integrations: records,
@@ -495,25 +512,25 @@ async fn records(config: &Config, store: &Store, keep: Keep) -> Result<Records, 
 /// the cache. `blobs` has the files of conversations.
 async fn generations(
     config: &Config,
-    folders: &Folders,
+    folders: &DataDirs,
     blobs: Blobs,
 ) -> Result<DeploymentManager, StartError> {
     let engine = engine(folders)?;
     let largest = EngineOptions::default().largest_component as u64;
-    let components = Components::new(folders.data.join("components"), largest);
+    let components = ComponentStore::new(folders.data.join("components"), largest);
     let first = DeploymentManager::start(config, engine, blobs, depot(folders), components);
     Ok(Box::pin(first).await?)
 }
 
 /// What was uploaded on this machine.
-pub(crate) fn depot(folders: &Folders) -> UploadStore {
+pub(crate) fn depot(folders: &DataDirs) -> UploadStore {
     UploadStore::new(folders.data.join("plugins"))
 }
 
 /// The same for a look at it: nothing takes its place.
 pub(crate) async fn deploy(
     config: &Config,
-    folders: &Folders,
+    folders: &DataDirs,
     blobs: Blobs,
 ) -> Result<Arc<DeploymentSnapshot>, StartError> {
     let now = generations(config, folders, blobs).await?.now();
@@ -524,7 +541,7 @@ pub(crate) async fn deploy(
     }
 }
 
-fn engine(folders: &Folders) -> Result<Engine, StartError> {
+fn engine(folders: &DataDirs) -> Result<Engine, StartError> {
     make(&folders.own)?;
     Ok(Engine::new(EngineOptions {
         cache: Some(folders.cache.clone()),
@@ -535,18 +552,18 @@ fn engine(folders: &Folders) -> Result<Engine, StartError> {
 /// What commands can be run in.
 pub(crate) async fn find_sandboxes(
     config: &Config,
-    folders: &Folders,
+    folders: &DataDirs,
 ) -> Result<Sandboxes, StartError> {
     make(&folders.own)?;
     let choice = match config.sandbox_backend {
-        SandboxBackend::Docker => Choice::Docker,
-        SandboxBackend::Auto if config.sandbox_allow_local => Choice::AutoOrLocal,
-        SandboxBackend::Auto if config.local => Choice::Auto,
-        SandboxBackend::Auto => Choice::AutoForMany,
-        SandboxBackend::Bubblewrap => Choice::Bubblewrap,
-        SandboxBackend::Landlock => Choice::Landlock,
-        SandboxBackend::Local => Choice::Local,
-        SandboxBackend::None => Choice::None,
+        SandboxBackend::Docker => BackendChoice::Docker,
+        SandboxBackend::Auto if config.sandbox_allow_local => BackendChoice::AutoOrLocal,
+        SandboxBackend::Auto if config.local => BackendChoice::Auto,
+        SandboxBackend::Auto => BackendChoice::AutoForMany,
+        SandboxBackend::Bubblewrap => BackendChoice::Bubblewrap,
+        SandboxBackend::Landlock => BackendChoice::Landlock,
+        SandboxBackend::Local => BackendChoice::Local,
+        SandboxBackend::None => BackendChoice::None,
     };
     let network = match config.sandbox_network {
         SandboxNetwork::None => Network::None,
@@ -555,12 +572,12 @@ pub(crate) async fn find_sandboxes(
     // Workspaces are named by their real path.
     let inner = std::fs::canonicalize(&config.workspace_base_path)
         .unwrap_or_else(|_| config.workspace_base_path.clone());
-    let settings = Settings {
+    let settings = SandboxSettings {
         run_dir: folders.run.clone(),
         memory_bytes: config.sandbox_memory_limit,
         network,
         workspace_mount: config.workspace_mount_path.clone(),
-        docker: Some(docker::Settings {
+        docker: Some(docker::DockerSettings {
             host: config.docker_host.clone(),
             image: config.sandbox_image.clone(),
             cpus: config.sandbox_cpu_limit,
@@ -571,7 +588,7 @@ pub(crate) async fn find_sandboxes(
                 .clone()
                 .map(|outer| (inner, outer)),
             pool: usize::try_from(config.sandbox_pool_size).unwrap_or(0),
-            ..docker::Settings::default()
+            ..docker::DockerSettings::default()
         }),
     };
     Ok(Box::pin(Sandboxes::detect(choice, settings, builtin::EXEC)).await?)
@@ -581,7 +598,7 @@ pub(crate) async fn find_sandboxes(
 fn sandbox_name(sandboxes: &Sandboxes) -> String {
     match (sandboxes.kind(), sandboxes.transport()) {
         _ if sandboxes.refusal().is_some() => "unavailable".to_owned(),
-        (Kind::Docker, Some(Transport::Exec)) => "docker-exec".to_owned(),
+        (BackendKind::Docker, Some(Transport::Exec)) => "docker-exec".to_owned(),
         (kind, _) => kind.to_string(),
     }
 }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 use lucid_tests::{
-    Host, Model, Turn, binary, call, command, eventually, find, text_of, with_compiled_plugins,
+    Host, Model, ModelTurn, binary, call, command, eventually, find, text_of, with_compiled_plugins,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -71,7 +71,8 @@ async fn run_with_nothing_configured_really_writes_and_runs_a_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn run_says_with_its_exit_code_that_a_task_failed() {
-    let model = Model::start(|_, _| Turn::Refuse(400, "This model is on holiday.".into())).await;
+    let model =
+        Model::start(|_, _| ModelTurn::Refuse(400, "This model is on holiday.".into())).await;
     let folder = folder();
     with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Do something"]);
@@ -350,7 +351,7 @@ async fn asks() -> Model {
                 json!({"question": "Tabs or spaces?", "options": ["tabs", "spaces"]}),
             ),
             (true, false) => call("ask_user", json!({"question": "How wide?"})),
-            (true, true) => Turn::Say("Tabs of four it is.".into()),
+            (true, true) => ModelTurn::Say("Tabs of four it is.".into()),
         }
     })
     .await

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use lucid_tests::{
-    GitServer, Host, Model, Socket, Turn, call, calls, event, kinds, repository, seq,
+    GitServer, Host, Model, ModelTurn, Socket, call, calls, event, kinds, repository, seq,
 };
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
         ]),
         3 => call("terminal", json!({"command": PUSH})),
         4 => call("finish", json!({"message": "add() adds now."})),
-        _ => Turn::Say("You have thanked me already.".into()),
+        _ => ModelTurn::Say("You have thanked me already.".into()),
     })
     .await;
     let mut host = Host::with_defaults()
@@ -305,7 +305,8 @@ async fn a_coder_that_never_finishes_ends_at_its_budget() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_refuses_the_key_is_said_plainly_and_without_the_key() {
     let model =
-        Model::start(|_, _| Turn::Refuse(401, format!("Incorrect API key provided: {KEY}"))).await;
+        Model::start(|_, _| ModelTurn::Refuse(401, format!("Incorrect API key provided: {KEY}")))
+            .await;
     let host = Host::with_defaults()
         .set("LLM_API_KEY", KEY)
         .set("LLM_BASE_URL", &model.url)
@@ -335,7 +336,7 @@ async fn the_models_words_come_as_deltas_diffs_and_usage_to_a_client_that_asks()
             "file_editor",
             json!({"command": "create", "path": "/workspace/a.txt", "file_text": "one\n"}),
         ),
-        _ => Turn::Say("I wrote one line for you.".into()),
+        _ => ModelTurn::Say("I wrote one line for you.".into()),
     })
     .await;
     let host = Host::with_defaults()
@@ -373,7 +374,7 @@ async fn a_picture_that_the_provider_refuses_does_not_end_the_session_and_is_not
     let model = Model::start(|number, seen| match number {
         // Any request with a picture in it is wrong.
         _ if seen.body.contains("data:image/png;base64,") => {
-            Turn::Refuse(400, "Could not process image.".into())
+            ModelTurn::Refuse(400, "Could not process image.".into())
         }
         0 => call(
             "terminal",
@@ -464,7 +465,7 @@ fn holding(folder: &std::path::Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
 async fn calls_that_are_written_slightly_wrong_are_shown_logged_and_run_as_they_are_meant() {
     let odd = |name: &str, arguments: &str| {
         let call = vec![(name.to_owned(), arguments.to_owned())];
-        Turn::Odd(String::new(), call, "tool_calls")
+        ModelTurn::Odd(String::new(), call, "tool_calls")
     };
     let model = Model::start(move |number, _| match number {
         0 => odd("functions.terminal", "{}{\"command\": \"echo one\"}"),
@@ -485,7 +486,7 @@ async fn calls_that_are_written_slightly_wrong_are_shown_logged_and_run_as_they_
             "finish",
             "```json\n{\"message\": \"Done.\", \"success\": \"true\"}\n```",
         ),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let host = Host::with_defaults()

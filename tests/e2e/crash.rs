@@ -2,7 +2,7 @@
 //! and nothing happens twice.
 
 use lucid_tests::{
-    Host, Model, Socket, Turn, call, eventually, is_completed, kinds, process_with, seq,
+    Host, Model, ModelTurn, Socket, call, eventually, is_completed, kinds, process_with, seq,
     stop_within_a_guest,
 };
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
     let model = Model::start(move |number, _| match number {
         0 => call("terminal", json!({"command": command})),
         1 => call("finish", json!({"message": "It was cut off."})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let mut host = Host::with_defaults()
@@ -121,7 +121,7 @@ async fn a_command_that_a_crash_cut_off_is_reported_lost_and_never_run_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_goes_on_after_a_crash_in_the_middle_of_a_model_call() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Hang("I am thinking about ".into()),
+        0 => ModelTurn::Hang("I am thinking about ".into()),
         1 => call("terminal", json!({"command": "echo after the crash"})),
         _ => call("finish", json!({"message": "All done."})),
     })

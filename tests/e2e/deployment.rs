@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use lucid_tests::registry::{Registry, answer};
+use lucid_tests::registry::{TestRegistry, answer};
 use lucid_tests::{
-    Host, HostBuilder, Model, Socket, Turn, claims_token, command, counting, eventually, text_of,
+    Host, HostBuilder, Model, ModelTurn, Socket, claims_token, command, counting, eventually,
+    text_of,
 };
 use serde_json::json;
 
@@ -24,7 +25,7 @@ fn with(manifest: &str) -> HostBuilder {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_manifest_says_reaches_the_agent_and_the_models_server() {
-    let model = Model::start(|_, _| Turn::Say("Done.".to_owned())).await;
+    let model = Model::start(|_, _| ModelTurn::Say("Done.".to_owned())).await;
     let folder = tempfile::tempdir().unwrap();
     let manifest = written(
         folder.path(),
@@ -197,7 +198,7 @@ fn a_manifest_is_checked_before_it_is_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_from_a_registry_is_run_and_goes_on_when_the_registry_is_gone() {
-    let registry = Registry::start().await;
+    let registry = TestRegistry::start().await;
     registry.push("stable", &counting(1, "good"));
     registry.instead(|asked| {
         // `robot:hunter2`

@@ -1,8 +1,8 @@
 //! Sessions in containers of a real Docker engine, over the running host.
 
 use futures::future::join_all;
-use lucid_tests::docker::{self, Site};
-use lucid_tests::{Host, Model, Socket, Turn, call, event, eventually, kinds};
+use lucid_tests::docker::{self, ContainerNames};
+use lucid_tests::{Host, Model, ModelTurn, Socket, call, event, eventually, kinds};
 use serde_json::{Value, json};
 
 /// A session of the mock, played to its end, whose command really ran.
@@ -26,7 +26,7 @@ async fn a_session_works_in_a_container_of_its_own_and_takes_it_along() {
     let Some(engine) = docker::engine().await else {
         return;
     };
-    let (host, containers) = Site::new(engine).await.start();
+    let (host, containers) = ContainerNames::new(engine).await.start();
     let about = host.send("GET", "/", &[], None).await.ok();
     assert_eq!(about["sandbox"], "docker", "{about}");
     let (mut socket, session) = played(&host, "alice", "Say hello").await;
@@ -55,7 +55,7 @@ async fn fifty_sessions_at_once_each_run_their_commands_and_leave_no_container()
     let Some(engine) = docker::engine().await else {
         return;
     };
-    let (mut host, containers) = Site::new(engine)
+    let (mut host, containers) = ContainerNames::new(engine)
         .await
         .set("SANDBOX_POOL_SIZE", "2")
         .start();
@@ -91,7 +91,7 @@ async fn after_a_kill_of_the_host_its_containers_go_on_with_their_sessions_and_o
     let Some(engine) = docker::engine().await else {
         return;
     };
-    let (mut host, containers) = Site::new(engine)
+    let (mut host, containers) = ContainerNames::new(engine)
         .await
         .set("SANDBOX_POOL_SIZE", "1")
         .start();
@@ -126,8 +126,8 @@ async fn two_hosts_on_one_engine_leave_each_others_containers_alone() {
     let Some(engine) = docker::engine().await else {
         return;
     };
-    let (mut one, of_one) = Site::new(engine).await.start();
-    let (mut other, of_other) = Site::new(engine).await.start();
+    let (mut one, of_one) = ContainerNames::new(engine).await.start();
+    let (mut other, of_other) = ContainerNames::new(engine).await.start();
     let (_one, _) = played(&one, "alice", "Here").await;
     let (_other, _) = played(&other, "alice", "There").await;
     let theirs = engine.until_named(&of_other.prefix, 1).await;
@@ -150,10 +150,10 @@ async fn a_container_that_is_killed_is_replaced_over_the_same_files_and_the_user
     let model = Model::start(move |number, _| match number {
         0 => run("echo kept >file && echo written"),
         2 => run("cat file"),
-        _ => Turn::Say("That is that.".into()),
+        _ => ModelTurn::Say("That is that.".into()),
     })
     .await;
-    let (host, containers) = Site::new(engine)
+    let (host, containers) = ContainerNames::new(engine)
         .await
         .set("LLM_API_KEY", "sk-a-key-of-this-test-alone")
         .set("LLM_BASE_URL", &model.url)
@@ -190,7 +190,7 @@ async fn a_container_that_outlived_its_host_is_listened_to_again_before_any_comm
     let Some(engine) = docker::engine().await else {
         return;
     };
-    let (mut host, containers) = Site::new(engine).await.start();
+    let (mut host, containers) = ContainerNames::new(engine).await.start();
     let (socket, session) = played(&host, "alice", "Stay").await;
     let container = engine.until_named(&containers.prefix, 1).await.remove(0);
     host.crash();
@@ -217,10 +217,10 @@ async fn a_command_that_runs_out_of_memory_is_an_event_and_the_session_goes_on()
     let model = Model::start(move |number, _| match number {
         0 => run("python3 -c 'bytearray(300 << 20)'"),
         1 => run("echo well"),
-        _ => Turn::Say("That is that.".into()),
+        _ => ModelTurn::Say("That is that.".into()),
     })
     .await;
-    let (host, _containers) = Site::new(engine)
+    let (host, _containers) = ContainerNames::new(engine)
         .await
         .set("LLM_API_KEY", "sk-a-key-of-this-test-alone")
         .set("LLM_BASE_URL", &model.url)
@@ -255,7 +255,7 @@ async fn a_host_in_a_container_gives_the_engine_the_outer_path() {
     let outer = tempfile::tempdir().unwrap();
     let link = outer.path().join("outer");
     std::os::unix::fs::symlink(inner.path(), &link).unwrap();
-    let (host, containers) = Site::new(engine)
+    let (host, containers) = ContainerNames::new(engine)
         .await
         .set("WORKSPACE_BASE_PATH", inner.path().to_str().unwrap())
         .set("HOST_WORKSPACE_PATH", link.to_str().unwrap())
@@ -289,7 +289,7 @@ async fn an_engine_that_comes_late_is_used_for_new_sessions_and_one_that_goes_is
         .expect("an engine on a Unix socket");
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("docker.sock");
-    let (host, containers) = Site::new(engine)
+    let (host, containers) = ContainerNames::new(engine)
         .await
         .set("SANDBOX_BACKEND", "auto")
         .set("DOCKER_HOST", format!("unix://{}", socket.display()))

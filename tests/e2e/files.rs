@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lucid_tests::{
-    Host, Model, Socket, Turn, call, event, eventually, find, is_completed, seq, token, within,
+    Host, Model, ModelTurn, Socket, call, event, eventually, find, is_completed, seq, token, within,
 };
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ async fn what_a_background_process_writes_is_shown_after_the_task_at_most_twice_
     let command = format!("nohup sh -c '{script}' >/dev/null 2>&1 &");
     let model = Model::start(move |number, _| match number {
         0 => call("terminal", json!({"command": command})),
-        _ => Turn::Say("It goes on by itself.".into()),
+        _ => ModelTurn::Say("It goes on by itself.".into()),
     })
     .await;
     let host = Host::with_defaults()
@@ -396,7 +396,7 @@ async fn a_full_workspace_is_said_once_refuses_the_editor_and_is_cleaned_up_by_t
         3 => run("echo still"),
         4 => run("rm big"),
         5 => write("after.py"),
-        _ => Turn::Say("done".into()),
+        _ => ModelTurn::Say("done".into()),
     })
     .await;
     let host = Host::with_defaults()
@@ -462,7 +462,7 @@ async fn a_process_that_fills_the_disk_is_ended_and_its_session_cleans_up() {
     let model = Model::start(move |number, _| match number {
         0 => run(fill),
         2 => run("rm big; ls"),
-        _ => Turn::Say("So it is.".into()),
+        _ => ModelTurn::Say("So it is.".into()),
     })
     .await;
     let host = Host::with_defaults()

@@ -1,6 +1,6 @@
 //! What a frontend relies on that names no features, and sends text as JavaScript has it.
 
-use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, call, event, kinds, seq, token};
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, event, kinds, seq, token};
 use serde_json::{Value, json};
 
 /// A host whose mock waits long between its steps, so that a test comes before the next one.
@@ -40,7 +40,7 @@ async fn the_session_of_the_first_frame_is_there_after_a_crash_right_behind_it()
 }
 
 /// A body as `JSON.stringify` writes one that holds half a character.
-async fn post(host: &Host, method: &str, path: &str, body: &str) -> lucid_tests::Answer {
+async fn post(host: &Host, method: &str, path: &str, body: &str) -> lucid_tests::HttpAnswer {
     let bearer = format!("Bearer {}", token("alice"));
     let headers = [("authorization", bearer.as_str())];
     host.send(method, path, &headers, Some(body.to_owned()))
@@ -133,14 +133,14 @@ fn times(frames: &[Value], text: &str) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_agent_says_last_is_shown_once_and_the_task_ends_with_a_short_sentence() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Say("It adds now, and the test passes.".to_owned()),
+        0 => ModelTurn::Say("It adds now, and the test passes.".to_owned()),
         1 => call("finish", json!({"message": "It multiplies now."})),
-        2 => Turn::Say(format!(
+        2 => ModelTurn::Say(format!(
             "A long report.\n{}",
             "Another line of it.\n".repeat(30)
         )),
         // The text and the call say the same, as models like to.
-        _ => Turn::Odd(
+        _ => ModelTurn::Odd(
             "All is well.".to_owned(),
             vec![(
                 "finish".to_owned(),
@@ -179,7 +179,7 @@ async fn what_the_agent_says_last_is_shown_once_and_the_task_ends_with_a_short_s
 #[tokio::test(flavor = "multi_thread")]
 async fn the_base_url_serves_the_providers_that_a_frontend_names() {
     const KEY: &str = "sk-the-tests-own-key-0123456789";
-    let model = Model::start(|_, _| Turn::Say("Here I am.".to_owned())).await;
+    let model = Model::start(|_, _| ModelTurn::Say("Here I am.".to_owned())).await;
     // One whose price the adapter knows, so that a limit of dollars can be kept.
     let priced = Host::with_defaults().start().get("alice", "/").await.ok()["llm_model"].clone();
     let priced = priced.as_str().unwrap();
@@ -255,7 +255,7 @@ async fn the_base_url_serves_the_providers_that_a_frontend_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_the_base_url_serves_goes_on_after_a_restart() {
-    let model = Model::start(|_, _| Turn::Say("Here I am.".to_owned())).await;
+    let model = Model::start(|_, _| ModelTurn::Say("Here I am.".to_owned())).await;
     let mut host = with(&model).set("LLM_MODEL", "qwen").start();
     let first = json!({"task": "Stay", "modelProvider": "google"});
     let mut socket = Socket::open(&host, "alice", first).await;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lucid_tests::docker::{self, Containers, Site};
+use lucid_tests::docker::{self, ContainerNames, Containers};
 use lucid_tests::{
-    GitServer, Host, HostBuilder, Model, Socket, Turn, call, calls, eventually, repository,
+    GitServer, Host, HostBuilder, Model, ModelTurn, Socket, call, calls, eventually, repository,
 };
 use serde_json::{Value, json};
 
@@ -85,7 +85,7 @@ async fn from_a_container_too_the_work_is_pushed_and_the_token_is_found_nowhere(
         return;
     };
     pushed_and_searched(async |model| {
-        let site = Site::new(engine).await;
+        let site = ContainerNames::new(engine).await;
         let site = site.set("LLM_API_KEY", KEY).set("LLM_BASE_URL", &model.url);
         let (host, containers) = site.start();
         (host, Some(containers))
@@ -226,7 +226,7 @@ async fn what_cannot_be_cloned_ends_the_session_with_one_sentence() {
         repository(&[("noise", &noise.repeat(3))]).path(),
     );
     let missing = format!("{}/team/none", git.url);
-    let model = Model::start(|_, _| Turn::Say("Never asked.".into())).await;
+    let model = Model::start(|_, _| ModelTurn::Say("Never asked.".into())).await;
     let host = settings(Host::with_defaults(), &model)
         .set("GIT_SIZE_LIMIT", "1m")
         .start();

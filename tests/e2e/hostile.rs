@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use lucid::builtin::{MOCK, OPENAI};
 use lucid_session::AvailableModels;
-use lucid_tests::{HOSTILE, Host, Model, Socket, Turn, guest_memories, within};
+use lucid_tests::{HOSTILE, Host, Model, ModelTurn, Socket, guest_memories, within};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Command, Context, Input, Start, Transition, UserMessage};
 use lucid_types::wit::types::{Content, Message, Role};
 use lucid_wasm::{
-    CallError, Called, Engine, EngineOptions, Limits, LlmPlugin, LoadError, PolicyPlugin,
+    CallError, CallOutcome, Engine, EngineOptions, LlmPlugin, LoadError, PluginLimits, PolicyPlugin,
 };
 use serde_json::json;
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> PluginLimits {
+    PluginLimits {
         fuel: 500_000_000,
         memory_bytes: 32 << 20,
         output_bytes: 1 << 20,
@@ -55,7 +55,7 @@ fn context() -> Context {
     }
 }
 
-async fn step(policy: &PolicyPlugin, task: &str) -> Called<Transition> {
+async fn step(policy: &PolicyPlugin, task: &str) -> CallOutcome<Transition> {
     policy.step(&context(), None, &[started(task)]).await
 }
 
@@ -120,7 +120,7 @@ async fn both() -> (PolicyPlugin, PolicyPlugin) {
     let hostile = PolicyPlugin::load(&engine, "hostile", HOSTILE, &limits())
         .await
         .unwrap();
-    let mock = PolicyPlugin::load(&engine, "mock", MOCK, &Limits::default())
+    let mock = PolicyPlugin::load(&engine, "mock", MOCK, &PluginLimits::default())
         .await
         .unwrap();
     (hostile, mock)
@@ -172,7 +172,7 @@ async fn a_guest_that_loops_for_ever_runs_out_of_fuel() {
 async fn a_guest_that_loops_for_ever_on_plenty_of_fuel_meets_the_clock() {
     let (_, mock) = both().await;
     let engine = Engine::new(EngineOptions::default()).unwrap();
-    let limits = Limits {
+    let limits = PluginLimits {
         fuel: u64::MAX / 2,
         wall: Duration::from_millis(300),
         ..limits()
@@ -223,9 +223,9 @@ async fn a_guest_that_returns_a_gigabyte_of_commands_is_stopped_long_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_returns_more_than_it_may_is_cut_off() {
     let engine = Engine::new(EngineOptions::default()).unwrap();
-    let limits = Limits {
+    let limits = PluginLimits {
         output_bytes: 64 << 10,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     // The mock repeats what it is told.
     let mock = PolicyPlugin::load(&engine, "mock", MOCK, &limits)
@@ -310,7 +310,7 @@ async fn a_guest_that_wants_the_network_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_adapters_request_has_a_path_and_no_credential() {
     let engine = Engine::new(EngineOptions::default()).unwrap();
-    let openai = LlmPlugin::load(&engine, "openai", OPENAI, &Limits::default())
+    let openai = LlmPlugin::load(&engine, "openai", OPENAI, &PluginLimits::default())
         .await
         .unwrap();
     let request = CompletionRequest {
@@ -352,7 +352,7 @@ async fn the_api_key_is_in_no_guests_memory() {
     let key = format!("sk-{}", uuid::Uuid::new_v4().simple());
     let marker = format!("marker-{}", uuid::Uuid::new_v4().simple());
     let said = marker.clone();
-    let model = Model::start(move |_, _| Turn::Hang(said.clone())).await;
+    let model = Model::start(move |_, _| ModelTurn::Hang(said.clone())).await;
     let host = Host::with_defaults()
         .set("LLM_API_KEY", &key)
         .set("LLM_BASE_URL", &model.url)

@@ -9,7 +9,7 @@ use serde_json::json;
 
 const SESSIONS: &str = "/api/v1/sessions";
 
-async fn get(host: &Host, token: &str) -> lucid_tests::Answer {
+async fn get(host: &Host, token: &str) -> lucid_tests::HttpAnswer {
     let bearer = format!("Bearer {token}");
     host.send("GET", SESSIONS, &[("authorization", &bearer)], None)
         .await

@@ -6,7 +6,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use axum::Router;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use lucid_tests::{Host, Model, Socket, Turn, call, command, eventually, guest_memories, text_of};
+use lucid_tests::{
+    Host, Model, ModelTurn, Socket, call, command, eventually, guest_memories, text_of,
+};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
 
@@ -101,15 +103,15 @@ async fn a_key_that_a_provider_echoes_is_found_nowhere() {
     let model = Model::start(move |number, request| {
         // As it came, whatever the header is called.
         match number {
-            usize::MAX => Turn::Say("fine".into()),
+            usize::MAX => ModelTurn::Say("fine".into()),
             0 => call(
                 "terminal",
                 json!({"command": format!("echo '{}'", echoes(request_key(request)).join("' '"))}),
             ),
-            1 => Turn::Say(said.clone()),
-            2 => Turn::Refuse(400, format!("Wrong: {said}")),
-            3 => Turn::Refuse(401, format!("Incorrect API key provided: {said}")),
-            _ => Turn::Refuse(403, said.clone()),
+            1 => ModelTurn::Say(said.clone()),
+            2 => ModelTurn::Refuse(400, format!("Wrong: {said}")),
+            3 => ModelTurn::Refuse(401, format!("Incorrect API key provided: {said}")),
+            _ => ModelTurn::Refuse(403, said.clone()),
         }
     })
     .await;
@@ -175,7 +177,7 @@ async fn a_key_that_a_provider_echoes_is_found_nowhere() {
 }
 
 /// The key that came with a request.
-fn request_key(request: &lucid_tests::Seen) -> &str {
+fn request_key(request: &lucid_tests::ModelRequestSeen) -> &str {
     let header = request.headers["authorization"].to_str().unwrap();
     header.strip_prefix("Bearer ").unwrap()
 }
@@ -185,7 +187,7 @@ async fn an_echoed_key_is_in_no_guests_memory() {
     let key = key();
     let marker = format!("marker-{}", uuid::Uuid::new_v4().simple());
     let said = format!("{marker} {}", echoes(&key).join(" "));
-    let model = Model::start(move |_, _| Turn::Hang(said.clone())).await;
+    let model = Model::start(move |_, _| ModelTurn::Hang(said.clone())).await;
     let host = Host::with_defaults()
         .set("LLM_API_KEY", &key)
         .set("LLM_BASE_URL", &model.url)
@@ -337,7 +339,7 @@ async fn a_host_that_dies_of_a_signal_leaves_no_memory_behind() {
     }
 
     for signal in [Signal::ABORT, Signal::SEGV] {
-        let model = Model::start(|_, _| Turn::Hang("Let me see".into())).await;
+        let model = Model::start(|_, _| ModelTurn::Hang("Let me see".into())).await;
         let mut host = Host::with_defaults()
             .set("LLM_API_KEY", &key)
             .set("LLM_BASE_URL", &model.url)

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use lucid_tests::{
-    DEADLINE, HOSTILE, Host, Model, Socket, TOOLING, Template, Turn, binary, call, command,
+    DEADLINE, HOSTILE, Host, Model, ModelTurn, Socket, TOOLING, Template, binary, call, command,
     counting, event, text_of,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -128,10 +128,10 @@ fn plugin(folder: &Path, arguments: &[&str]) -> (i32, String) {
 async fn the_guide_leads_from_an_empty_folder_to_an_agent_of_ones_own() {
     let folder = tempfile::tempdir().unwrap();
     let model = Model::start(|number, _| match number {
-        0 => Turn::Say("Hello from the reviewer.".into()),
+        0 => ModelTurn::Say("Hello from the reviewer.".into()),
         1 => call("remember", json!({"note": "the answer is 42"})),
         2 => call("terminal", json!({"command": "echo $((40 + 2))"})),
-        _ => Turn::Say("It is 42.".into()),
+        _ => ModelTurn::Say("It is 42.".into()),
     })
     .await;
 

@@ -11,7 +11,7 @@ use std::process::Command;
 use lucid_session::AvailableModels;
 use lucid_tests::{Host, Socket, Template, event, kinds};
 use lucid_types::wit::policy::{Context, Input, Start, Transition};
-use lucid_wasm::{Called, Engine, EngineOptions, Limits, PolicyPlugin};
+use lucid_wasm::{CallOutcome, Engine, EngineOptions, PluginLimits, PolicyPlugin};
 use serde_json::{Value, json};
 
 /// Leaves these tests out, where npm and PyPI cannot be reached.
@@ -113,12 +113,12 @@ fn engine(built: &Template) -> Engine {
 
 async fn load(engine: &Engine, built: &Template) -> PolicyPlugin {
     let wasm = std::fs::read(&built.component).unwrap();
-    PolicyPlugin::load(engine, "greeter", &wasm, &Limits::default())
+    PolicyPlugin::load(engine, "greeter", &wasm, &PluginLimits::default())
         .await
         .unwrap()
 }
 
-async fn begin(plugin: &PolicyPlugin, now_ms: u64) -> Called<Transition> {
+async fn begin(plugin: &PolicyPlugin, now_ms: u64) -> CallOutcome<Transition> {
     let models = AvailableModels::only("");
     let context = Context {
         session: "0198c0de-0000-7000-8000-000000000000".into(),
@@ -156,7 +156,7 @@ async fn the_same_step_twice(built: &Template) {
     let after = begin(&load(&second, built).await, 1_700_000_000_000).await;
     assert_eq!(before.figures.fuel, after.figures.fuel);
     assert_eq!(before.result, after.result);
-    let (figures, limits) = (before.figures, Limits::default());
+    let (figures, limits) = (before.figures, PluginLimits::default());
     eprintln!("{}: {figures:?}", built.component.display());
     assert!(
         figures.memory_bytes < limits.memory_bytes as u64 / 2,
@@ -164,8 +164,9 @@ async fn the_same_step_twice(built: &Template) {
     );
     assert!(figures.fuel < limits.fuel / 20, "{figures:?}");
 
-    let told =
-        |called: &Called<Transition>| format!("{:?}", called.result.as_ref().unwrap().commands);
+    let told = |called: &CallOutcome<Transition>| {
+        format!("{:?}", called.result.as_ref().unwrap().commands)
+    };
     assert!(
         told(&before).contains("2023-11-14T22:13:20"),
         "{}",

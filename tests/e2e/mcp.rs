@@ -4,7 +4,9 @@ use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use lucid_tests::{Host, HostBuilder, Model, Seen, Socket, Turn, call, calls, eventually, within};
+use lucid_tests::{
+    Host, HostBuilder, Model, ModelRequestSeen, ModelTurn, Socket, call, calls, eventually, within,
+};
 use serde_json::{Value, json};
 
 const SERVER: &str = include_str!("mcp/server.py");
@@ -46,7 +48,7 @@ fn task() -> Value {
 }
 
 /// The names of the tools that a model was told of.
-fn told(seen: &Seen) -> Vec<String> {
+fn told(seen: &ModelRequestSeen) -> Vec<String> {
     let body = seen.json();
     let tools = body["tools"].as_array().cloned().unwrap_or_default();
     let name = |tool: &Value| tool["function"]["name"].as_str().unwrap().to_owned();
@@ -54,7 +56,7 @@ fn told(seen: &Seen) -> Vec<String> {
 }
 
 /// The tool for whose schema OpenAI would refuse the request.
-fn unfit(seen: &Seen) -> Option<String> {
+fn unfit(seen: &ModelRequestSeen) -> Option<String> {
     let body = seen.json();
     let tools = body["tools"].as_array().cloned().unwrap_or_default();
     let wrong = |tool: &&Value| {
@@ -133,15 +135,15 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
     let model = Model::start(|number, seen| {
         // The host asks first whether the key is good.
         if number == usize::MAX {
-            Turn::Say(String::new())
+            ModelTurn::Say(String::new())
         } else if let Some(tool) = unfit(seen) {
-            Turn::Refuse(400, format!("Invalid schema for function {tool}"))
+            ModelTurn::Refuse(400, format!("Invalid schema for function {tool}"))
         } else if seen.messages("tool").is_empty() {
             let dotted = told(seen)
                 .into_iter()
                 .find(|name| name.starts_with("box__dotted"));
             let dotted = dotted.expect("a name that models do not take is made one");
-            Turn::Call(
+            ModelTurn::Call(
                 [
                     ("box__echo", json!({"text": "a\u{1b}[2Jb"})),
                     ("box__count", json!({})),

@@ -1,13 +1,13 @@
 //! Model servers as they are, and not as the API's documentation has them: what they want back, which roles
 //! they take, errors that come with a success, and calls that come as text.
 
-use lucid_tests::{Host, Model, Seen, Socket, Turn, call};
+use lucid_tests::{Host, Model, ModelRequestSeen, ModelTurn, Socket, call};
 use serde_json::{Value, json};
 
 const EVENTS: &str = "text/event-stream";
 
 /// A stream of chunks with these deltas, as they are: some hold half a character.
-fn stream(deltas: &[&str], reason: &str) -> Turn {
+fn stream(deltas: &[&str], reason: &str) -> ModelTurn {
     let chunk = |delta: &str, reason: &str| {
         format!(
             r#"data: {{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{{"index":0,"delta":{delta},"finish_reason":{reason}}}]}}"#
@@ -16,7 +16,7 @@ fn stream(deltas: &[&str], reason: &str) -> Turn {
     let mut body: String = deltas.iter().map(|delta| chunk(delta, "null")).collect();
     body += &chunk("{}", &format!("\"{reason}\""));
     body += "data: [DONE]\n\n";
-    Turn::Body(EVENTS, body)
+    ModelTurn::Body(EVENTS, body)
 }
 
 fn host(model: &Model, key: &str) -> Host {
@@ -32,7 +32,7 @@ async fn session(host: &Host, user: &str, task: &str) -> Socket {
     Socket::open(host, user, first).await
 }
 
-fn roles(seen: &Seen) -> Vec<String> {
+fn roles(seen: &ModelRequestSeen) -> Vec<String> {
     let body = seen.json();
     let all = body["messages"].as_array().cloned().unwrap_or_default();
     all.iter()
@@ -41,7 +41,7 @@ fn roles(seen: &Seen) -> Vec<String> {
 }
 
 /// Whether a strict server would refuse the order.
-fn is_out_of_order(seen: &Seen) -> bool {
+fn is_out_of_order(seen: &ModelRequestSeen) -> bool {
     roles(seen)
         .windows(2)
         .any(|two| two[0] == "tool" && two[1] == "user")
@@ -62,7 +62,7 @@ async fn a_session_goes_through_with_a_server_that_has_ways_of_its_own() {
     let own = id.clone();
     let model = Model::start(move |number, seen| {
         if is_out_of_order(seen) {
-            return Turn::Refuse(400, "Unexpected role 'user' after role 'tool'".into());
+            return ModelTurn::Refuse(400, "Unexpected role 'user' after role 'tool'".into());
         }
         match number {
             0 => stream(
@@ -84,16 +84,16 @@ async fn a_session_goes_through_with_a_server_that_has_ways_of_its_own() {
                 ],
                 "stop",
             ),
-            2 => Turn::Say("<tool_call>\n{\"name\": \"nobody\", \"arguments\": {}}\n</tool_call>".into()),
+            2 => ModelTurn::Say("<tool_call>\n{\"name\": \"nobody\", \"arguments\": {}}\n</tool_call>".into()),
             // Behind a tool's answer and a note, so that the roles are tried.
             3 => call("terminal", json!({"command": "echo three"})),
             4 => call("finish", json!({"message": "Done."})),
-            5 => Turn::Refuse(400, "Unexpected role 'user' after role 'tool'".into()),
-            6 => Turn::Body(
+            5 => ModelTurn::Refuse(400, "Unexpected role 'user' after role 'tool'".into()),
+            6 => ModelTurn::Body(
                 EVENTS,
                 "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"I\"}}]}\n\n{\"object\":\"error\",\"message\":\"The server had a hiccup.\",\"code\":500}\n".into(),
             ),
-            _ => Turn::Say("That was all.".into()),
+            _ => ModelTurn::Say("That was all.".into()),
         }
     })
     .await;
@@ -147,16 +147,16 @@ async fn a_session_goes_through_with_a_server_that_has_ways_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_within_a_success_is_that_error_and_a_short_key_is_no_word_of_it() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Body(
+        0 => ModelTurn::Body(
             "text/html",
             "<html><head><title>Welcome to the captive portal</title></head></html>".into(),
         ),
-        1 => Turn::Body(
+        1 => ModelTurn::Body(
             "application/json",
             r#"{"detail":[{"loc":["body","tools",0],"msg":"The tools are out of order"}],"code":400}"#.into(),
         ),
-        2 => Turn::Refuse(400, "This model's maximum context length is 8192 tokens; the key was x.".into()),
-        _ => Turn::Body(
+        2 => ModelTurn::Refuse(400, "This model's maximum context length is 8192 tokens; the key was x.".into()),
+        _ => ModelTurn::Body(
             EVENTS,
             "event: error\ndata: {\"code\":400,\"message\":\"prompt is too long: 9 > 8\"}\n\n".into(),
         ),

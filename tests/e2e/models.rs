@@ -1,7 +1,7 @@
 //! Model providers and models over the running host: which is asked with which key, what it costs, what
 //! a budget ends, and what becomes of an answer that breaks off.
 
-use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, call, eventually};
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, eventually};
 use serde_json::{Value, json};
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
@@ -15,7 +15,7 @@ fn with(model: &Model) -> HostBuilder {
 }
 
 async fn says(text: &'static str) -> Model {
-    Model::start(move |_, _| Turn::Say(text.to_owned())).await
+    Model::start(move |_, _| ModelTurn::Say(text.to_owned())).await
 }
 
 /// Of all frames of a kind.
@@ -157,7 +157,7 @@ async fn a_model_is_chosen_within_what_the_deployment_offers() {
 async fn what_calls_used_is_shown_summed_and_outlives_the_session() {
     let model = Model::start(|number, _| match number % 2 {
         0 => call("terminal", json!({"command": "echo hello"})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     // A model that the adapter knows has a price, wherever it runs.
@@ -308,9 +308,9 @@ async fn a_session_that_used_up_its_money_ends_its_task_politely() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_provider_is_asked_again() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Later(429, "0".into()),
-        1 => Turn::Later(503, "Wed, 21 Oct 2015 07:28:00 GMT".into()),
-        _ => Turn::Say("At last.".into()),
+        0 => ModelTurn::Later(429, "0".into()),
+        1 => ModelTurn::Later(503, "Wed, 21 Oct 2015 07:28:00 GMT".into()),
+        _ => ModelTurn::Say("At last.".into()),
     })
     .await;
     let host = with(&model).start();
@@ -330,9 +330,9 @@ async fn a_busy_provider_is_asked_again() {
 async fn an_answer_that_breaks_off_is_asked_for_again_and_nothing_is_double() {
     const WORDS: &str = "The whole answer, word for word.";
     let model = Model::start(|number, _| match number {
-        0 => Turn::Break("The whole ".into()),
-        1 => Turn::Break("The whole answer, word ".into()),
-        _ => Turn::Say(WORDS.into()),
+        0 => ModelTurn::Break("The whole ".into()),
+        1 => ModelTurn::Break("The whole answer, word ".into()),
+        _ => ModelTurn::Say(WORDS.into()),
     })
     .await;
     let host = with(&model).start();
@@ -371,7 +371,7 @@ async fn an_answer_that_breaks_off_is_asked_for_again_and_nothing_is_double() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_stopped_drops_its_request_at_once() {
-    let model = Model::start(|_, _| Turn::Hang("I think ".into())).await;
+    let model = Model::start(|_, _| ModelTurn::Hang("I think ".into())).await;
     let host = with(&model).start();
     let first = json!({"task": "Think", "features": ["deltas"]});
     let mut socket = Socket::open(&host, "alice", first).await;
@@ -395,7 +395,7 @@ async fn a_picture_reaches_a_model_that_sees_and_goes_with_its_session() {
             json!({"command": format!("echo {PIXEL} | base64 -d > dot.png")}),
         ),
         1 => call("file_editor", json!({"command": "view", "path": "dot.png"})),
-        _ => Turn::Say("A dot.".into()),
+        _ => ModelTurn::Say("A dot.".into()),
     })
     .await;
     let known = Host::with_defaults().start().get("alice", "/").await.ok()["llm_model"].clone();
@@ -433,7 +433,7 @@ async fn a_picture_reaches_a_model_that_sees_and_goes_with_its_session() {
             json!({"command": format!("echo {PIXEL} | base64 -d > dot.png")}),
         ),
         1 => call("file_editor", json!({"command": "view", "path": "dot.png"})),
-        _ => Turn::Say("I cannot see.".into()),
+        _ => ModelTurn::Say("I cannot see.".into()),
     })
     .await;
     let host = with(&model).set("LLM_MODEL", "blind").start();
@@ -453,8 +453,8 @@ async fn a_picture_reaches_a_model_that_sees_and_goes_with_its_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_on_this_machine_is_used_by_its_address_alone_however_that_was_pasted() {
     let model = Model::start(|_, request| match request.uri.starts_with("/v1/") {
-        true => Turn::Say("Hello.".into()),
-        false => Turn::Refuse(404, "Not found".into()),
+        true => ModelTurn::Say("Hello.".into()),
+        false => ModelTurn::Refuse(404, "Not found".into()),
     })
     .await;
     let bare = model.url.strip_suffix("/v1").unwrap();

@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-use lucid_tests::{Host, Model, Turn, command, eventually, text_of, with_compiled_plugins};
+use lucid_tests::{Host, Model, ModelTurn, command, eventually, text_of, with_compiled_plugins};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -104,7 +104,7 @@ async fn times_and_sizes_are_taken_as_they_are_usually_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_cannot_be_asked_is_not_shown_as_if_it_could() {
-    let model = Model::start(|_, _| Turn::Say("Done.".to_owned())).await;
+    let model = Model::start(|_, _| ModelTurn::Say("Done.".to_owned())).await;
     for arguments in ["check", "doctor"] {
         let run = async |url: Option<&str>| {
             let folder = folder();
@@ -135,7 +135,7 @@ async fn a_model_that_cannot_be_asked_is_not_shown_as_if_it_could() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_nobody_has_is_answered_with_those_that_there_are_once_and_for_the_operator() {
-    let model = Model::start(|_, _| Turn::Say("Done.".to_owned())).await;
+    let model = Model::start(|_, _| ModelTurn::Say("Done.".to_owned())).await;
     let run = async |arguments: &[&str], variables: &[(&str, &str)]| {
         let folder = folder();
         let mut all = vec!["run", "A task"];
@@ -177,7 +177,8 @@ async fn a_name_that_nobody_has_is_answered_with_those_that_there_are_once_and_f
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_a_task_is_shown_once_and_without_what_a_client_says_of_itself() {
-    let model = Model::start(|_, _| Turn::Refuse(400, "This model is on holiday.".into())).await;
+    let model =
+        Model::start(|_, _| ModelTurn::Refuse(400, "This model is on holiday.".into())).await;
     for (url, says) in [
         (model.url.as_str(), "This model is on holiday."),
         (

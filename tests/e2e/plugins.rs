@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use futures::future::join_all;
 use lucid_tests::{
-    Answer, DEADLINE, HOSTILE, Host, HostBuilder, JWT_SECRET, Socket, binary, claims_token,
+    DEADLINE, HOSTILE, Host, HostBuilder, HttpAnswer, JWT_SECRET, Socket, binary, claims_token,
     command, counting, eventually, expired_token, text_of, token, with_compiled_plugins,
 };
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ policy = "counting"
         self.host.folder().join("storage/.lucid/data/plugins")
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> HttpAnswer {
         let bearer = format!("Bearer {}", admin());
         let headers = [("authorization", &*bearer)];
         let path = format!("{PLUGINS}{path}");
@@ -111,20 +111,20 @@ policy = "counting"
         meant
     }
 
-    async fn activate(&self, kind: &str, name: &str, digest: &str) -> Answer {
+    async fn activate(&self, kind: &str, name: &str, digest: &str) -> HttpAnswer {
         let path = format!("/{kind}/{name}/activate");
         self.ask("POST", &path, Some(json!({ "digest": digest })))
             .await
     }
 
     /// The same under a name that nobody has.
-    async fn add(&self, kind: &str, name: &str, digest: &str) -> Answer {
+    async fn add(&self, kind: &str, name: &str, digest: &str) -> HttpAnswer {
         let path = format!("/{kind}/{name}/activate");
         let body = json!({ "digest": digest, "new": true });
         self.ask("POST", &path, Some(body)).await
     }
 
-    async fn roll_back(&self, kind: &str, name: &str) -> Answer {
+    async fn roll_back(&self, kind: &str, name: &str) -> HttpAnswer {
         self.ask("POST", &format!("/{kind}/{name}/rollback"), None)
             .await
     }

@@ -2,7 +2,7 @@
 //! of its routes with a scripted model behind it.
 
 use lucid_tests::{
-    GitServer, Host, LiteLlm, Model, Socket, Turn, call, calls, event, kinds, repository,
+    GitServer, Host, LiteLlm, Model, ModelTurn, Socket, call, calls, event, kinds, repository,
 };
 use serde_json::json;
 
@@ -35,7 +35,7 @@ async fn model() -> Model {
         ]),
         2 => call("terminal", json!({"command": RUN})),
         3 => call("finish", json!({"message": "add() adds now."})),
-        _ => Turn::Say("That was all.".into()),
+        _ => ModelTurn::Say("That was all.".into()),
     })
     .await
 }

@@ -2,7 +2,8 @@
 //! never see each other's things.
 
 use lucid_tests::{
-    Host, Model, Socket, Turn, claims_token, eventually, expired_token, find, foreign_token, token,
+    Host, Model, ModelTurn, Socket, claims_token, eventually, expired_token, find, foreign_token,
+    token,
 };
 use serde_json::{Value, json};
 
@@ -314,7 +315,8 @@ async fn a_session_that_cannot_be_made_is_refused_before_anything_is_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_the_provider_refuses_is_401() {
-    let model = Model::start(|_, _| Turn::Refuse(401, "Incorrect API key provided.".into())).await;
+    let model =
+        Model::start(|_, _| ModelTurn::Refuse(401, "Incorrect API key provided.".into())).await;
     let host = Host::with_defaults()
         .set("LLM_API_KEY", "sk-revoked")
         .set("LLM_BASE_URL", &model.url)

@@ -3,7 +3,7 @@
 
 use futures::future::join_all;
 use lucid_tests::{
-    Answer, HOSTILE, Host, JWT_SECRET, Socket, claims_token, command, counting, eventually,
+    HOSTILE, Host, HttpAnswer, JWT_SECRET, Socket, claims_token, command, counting, eventually,
     is_completed, text_of, token,
 };
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ impl Ground {
         }
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> HttpAnswer {
         let bearer = format!("Bearer {}", admin());
         let headers = [("authorization", &*bearer)];
         let path = format!("{PLUGINS}{path}");
@@ -65,7 +65,7 @@ impl Ground {
         meant
     }
 
-    async fn begin_shadow(&self, name: &str, body: Value) -> Answer {
+    async fn begin_shadow(&self, name: &str, body: Value) -> HttpAnswer {
         let path = format!("/policy/{name}/shadow");
         self.ask("POST", &path, Some(body)).await
     }
@@ -117,7 +117,7 @@ impl Ground {
         )
     }
 
-    async fn activate(&self, name: &str, build: &str, share: Option<u32>) -> Answer {
+    async fn activate(&self, name: &str, build: &str, share: Option<u32>) -> HttpAnswer {
         let path = format!("/policy/{name}/activate");
         let mut body = json!({"digest": build});
         if name != "counting" {
@@ -129,7 +129,7 @@ impl Ground {
         self.ask("POST", &path, Some(body)).await
     }
 
-    async fn roll_back(&self) -> Answer {
+    async fn roll_back(&self) -> HttpAnswer {
         self.ask("POST", "/policy/counting/rollback", None).await
     }
 

@@ -1,6 +1,6 @@
 //! What the database keeps of sessions and chats, and what goes from it.
 
-use lucid_tests::{Host, Model, Socket, Turn, call, event, eventually};
+use lucid_tests::{Host, Model, ModelTurn, Socket, call, event, eventually};
 use serde_json::json;
 
 fn database(host: &Host) -> rusqlite::Connection {
@@ -90,7 +90,7 @@ async fn what_a_tool_printed_is_stored_once_and_told_whole_everywhere() {
             "terminal",
             json!({"command": "seq 1 4000; printf 'stored-%s\\n' once"}),
         ),
-        _ => Turn::Say("done".into()),
+        _ => ModelTurn::Say("done".into()),
     })
     .await;
     let host = Host::with_defaults()

@@ -8,8 +8,8 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use lucid_tests::{
-    Host, HostBuilder, Model, Socket, TOOLING, Turn, call, calls, claims_token, command, counting,
-    event, eventually, guest_memories, text_of, tooling,
+    Host, HostBuilder, Model, ModelTurn, Socket, TOOLING, call, calls, claims_token, command,
+    counting, event, eventually, guest_memories, text_of, tooling,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -173,7 +173,7 @@ async fn a_call_runs_commands_and_asks_a_server_with_a_key_that_only_the_server_
             ("house__both", json!({"name": "one"})),
         ]),
         2 => call("terminal", json!({"command": "cat found.txt"})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let files = Files::new(&model, &server, "policies = [\"coder\"]");
@@ -325,7 +325,7 @@ async fn a_component_that_misbehaves_harms_its_own_call_and_nothing_else() {
     ];
     let server = Server::start().await;
     let model = Model::start(|number, _| match number {
-        0 => Turn::Call(
+        0 => ModelTurn::Call(
             BAD.iter()
                 .map(|(tool, _)| (format!("house__{tool}"), json!({})))
                 .collect(),
@@ -339,7 +339,7 @@ async fn a_component_that_misbehaves_harms_its_own_call_and_nothing_else() {
             ("other__lines", json!({"name": "x"})),
             ("house__lines", json!({"name": "asleep"})),
         ]),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let limits = "time = 2\nlimits = { fuel = 100_000_000, memory = \"32m\", output = \"4m\" }";
@@ -394,7 +394,7 @@ async fn a_component_that_misbehaves_harms_its_own_call_and_nothing_else() {
 /// Says what the tool `build` answered, and the next time again.
 async fn telling() -> Model {
     Model::start(|_, request| match request.messages("tool").last() {
-        Some(said) => Turn::Say(said.clone()),
+        Some(said) => ModelTurn::Say(said.clone()),
         None => call("house__build", json!({})),
     })
     .await

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::wait::{eventually, within};
 
-pub use site::{Containers, Site};
+pub use site::{ContainerNames, Containers};
 
 /// Tells the tests that an engine must be there.
 const REQUIRED: &str = "LUCID_DOCKER";
@@ -28,7 +28,7 @@ const REQUIRED: &str = "LUCID_DOCKER";
 ///
 /// # Panics
 /// If none answers though `LUCID_DOCKER=required`.
-pub async fn engine() -> Option<Engine> {
+pub async fn engine() -> Option<TestEngine> {
     static FOUND: OnceCell<Result<(), String>> = OnceCell::const_new();
     let found = FOUND
         .get_or_init(async || {
@@ -41,7 +41,7 @@ pub async fn engine() -> Option<Engine> {
         })
         .await;
     let Err(why) = found else {
-        return Some(Engine { _private: () });
+        return Some(TestEngine { _private: () });
     };
     match std::env::var(REQUIRED).as_deref() {
         Ok("required") => panic!("no Docker engine answers, but {REQUIRED}=required: {why}"),
@@ -61,11 +61,11 @@ pub async fn engine() -> Option<Engine> {
 
 /// An engine that answered.
 #[derive(Debug, Clone, Copy)]
-pub struct Engine {
+pub struct TestEngine {
     _private: (),
 }
 
-impl Engine {
+impl TestEngine {
     /// A small image with `busybox`, `bash`, `git` and `python3`, whose user is root. Built from this
     /// machine's own programs when the engine does not have it yet.
     pub async fn image(&self) -> String {
@@ -105,21 +105,21 @@ impl Engine {
     }
 
     /// The containers with this label (`key=value`, or `key` alone), running or not.
-    pub async fn containers(&self, label: &str) -> Vec<Container> {
+    pub async fn containers(&self, label: &str) -> Vec<TestContainer> {
         self.those_with(&format!("label={label}")).await
     }
 
     /// The containers whose name begins with this, running or not.
-    pub async fn named(&self, prefix: &str) -> Vec<Container> {
+    pub async fn named(&self, prefix: &str) -> Vec<TestContainer> {
         self.those_with(&by_name(prefix)).await
     }
 
-    async fn those_with(&self, filter: &str) -> Vec<Container> {
+    async fn those_with(&self, filter: &str) -> Vec<TestContainer> {
         let ids = self
             .docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", filter])
             .await;
         ids.lines()
-            .map(|id| Container {
+            .map(|id| TestContainer {
                 engine: *self,
                 id: id.to_owned(),
             })
@@ -127,7 +127,7 @@ impl Engine {
     }
 
     /// Waits until that many containers have the label.
-    pub async fn until_count(&self, label: &str, count: usize) -> Vec<Container> {
+    pub async fn until_count(&self, label: &str, count: usize) -> Vec<TestContainer> {
         eventually(
             &format!("{count} containers with the label {label}"),
             async || {
@@ -139,7 +139,7 @@ impl Engine {
     }
 
     /// Waits until that many containers have a name that begins with this.
-    pub async fn until_named(&self, prefix: &str, count: usize) -> Vec<Container> {
+    pub async fn until_named(&self, prefix: &str, count: usize) -> Vec<TestContainer> {
         eventually(
             &format!("{count} containers whose name begins with {prefix}"),
             async || {
@@ -152,7 +152,7 @@ impl Engine {
 
     /// Starts a container of the test's own in the test image, without a network: `options` go before
     /// the image and `command` after it. It is removed when what is given back is dropped.
-    pub async fn start(&self, options: &[&str], command: &[&str]) -> Started {
+    pub async fn start(&self, options: &[&str], command: &[&str]) -> StartedContainer {
         let label = format!("lucid.test={}", Uuid::new_v4());
         let image = self.image().await;
         let mut arguments = vec!["run", "--detach", "--network=none", "--label", &label];
@@ -160,11 +160,11 @@ impl Engine {
         arguments.push(&image);
         arguments.extend(command);
         let sweep = self.sweep(&label);
-        let container = Container {
+        let container = TestContainer {
             engine: *self,
             id: self.docker(&arguments).await,
         };
-        Started {
+        StartedContainer {
             container,
             _sweep: sweep,
         }
@@ -199,13 +199,13 @@ impl Engine {
 
 /// A container, which may be gone.
 #[derive(Debug, Clone)]
-pub struct Container {
-    engine: Engine,
+pub struct TestContainer {
+    engine: TestEngine,
     /// The whole id.
     pub id: String,
 }
 
-impl Container {
+impl TestContainer {
     /// What `docker inspect` shows, or `None` when the container is gone.
     pub async fn inspect(&self) -> Option<Value> {
         let output = self
@@ -264,15 +264,15 @@ impl Container {
 
 /// A container that a test started, gone when this is dropped.
 #[derive(Debug)]
-pub struct Started {
-    container: Container,
+pub struct StartedContainer {
+    container: TestContainer,
     _sweep: Sweep,
 }
 
-impl std::ops::Deref for Started {
-    type Target = Container;
+impl std::ops::Deref for StartedContainer {
+    type Target = TestContainer;
 
-    fn deref(&self) -> &Container {
+    fn deref(&self) -> &TestContainer {
         &self.container
     }
 }
@@ -424,7 +424,7 @@ mod tests {
     async fn a_started_container_is_gone_with_its_test_and_no_other() {
         let Some(engine) = engine().await else { return };
         let other = engine.start(&[], LAST).await;
-        let kept: Container = {
+        let kept: TestContainer = {
             let started = engine.start(&[], LAST).await;
             started.container.clone()
         };
@@ -435,6 +435,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "would remove the containers of others")]
     fn a_sweep_needs_a_value() {
-        Engine { _private: () }.sweep("lucid.managed=");
+        TestEngine { _private: () }.sweep("lucid.managed=");
     }
 }

@@ -114,7 +114,7 @@ pub struct Host {
 
 /// What the host answered.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpAnswer {
     /// The status code.
     pub status: u16,
     /// `Content-Type`.
@@ -127,7 +127,7 @@ pub struct Answer {
     pub headers: HeaderMap,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// All of a response.
     pub(crate) async fn read(response: reqwest::Response) -> Self {
         let status = response.status().as_u16();
@@ -298,7 +298,13 @@ impl Host {
     }
 
     /// A REST call for a user.
-    pub async fn call(&self, user: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    pub async fn call(
+        &self,
+        user: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> HttpAnswer {
         let bearer = format!("Bearer {}", token(user));
         self.send(
             method,
@@ -310,17 +316,17 @@ impl Host {
     }
 
     /// GET for a user.
-    pub async fn get(&self, user: &str, path: &str) -> Answer {
+    pub async fn get(&self, user: &str, path: &str) -> HttpAnswer {
         self.call(user, "GET", path, None).await
     }
 
     /// POST for a user.
-    pub async fn post(&self, user: &str, path: &str, body: Value) -> Answer {
+    pub async fn post(&self, user: &str, path: &str, body: Value) -> HttpAnswer {
         self.call(user, "POST", path, Some(&body)).await
     }
 
     /// DELETE for a user.
-    pub async fn delete(&self, user: &str, path: &str) -> Answer {
+    pub async fn delete(&self, user: &str, path: &str) -> HttpAnswer {
         self.call(user, "DELETE", path, None).await
     }
 
@@ -331,7 +337,7 @@ impl Host {
         path: &str,
         headers: &[(&str, &str)],
         body: Option<String>,
-    ) -> Answer {
+    ) -> HttpAnswer {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self
             .client
@@ -353,7 +359,7 @@ impl Host {
             .send()
             .await
             .unwrap_or_else(|e| panic!("{path} was not answered: {e:?}"));
-        Answer::read(response).await
+        HttpAnswer::read(response).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Hosts with each kind of sandbox that this machine has.
 
-use crate::docker::{self, Containers, Site};
+use crate::docker::{self, ContainerNames, Containers};
 use crate::host::{Host, HostBuilder};
 
 /// A host that is not started yet, and what its sandboxes are.
@@ -23,7 +23,7 @@ pub async fn hosts_of_each_kind() -> Vec<HostOfKind> {
         })
         .into();
     if let Some(engine) = docker::engine().await {
-        let (host, containers) = Site::new(engine).await.into_parts();
+        let (host, containers) = ContainerNames::new(engine).await.into_parts();
         hosts.push(HostOfKind {
             kind: "docker",
             host,

@@ -34,18 +34,20 @@ mod wait;
 
 pub use disk::SmallDisk;
 pub use git::{GitRequest, GitServer, git, repository};
-pub use host::{Answer, Host, HostBuilder, binary, command, find, text_of, with_compiled_plugins};
+pub use host::{
+    Host, HostBuilder, HttpAnswer, binary, command, find, text_of, with_compiled_plugins,
+};
 pub use identity::{IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey};
 pub use kinds::{HostOfKind, hosts_of_each_kind};
 pub use languages::Template;
 pub use litellm::LiteLlm;
-pub use model::{Model, Seen, Turn, call, calls};
+pub use model::{Model, ModelRequestSeen, ModelTurn, call, calls};
 pub use process::{guest_memories, own_memory, process_with, stop_within_a_guest};
 pub use provider::GitApi;
 pub use recorder::{RecordedRequest, RecordedRequests, record_requests};
 pub use schemathesis::schemathesis;
 pub use socket::{Socket, event, is_completed, kinds, seq};
-pub use supabase::{Passed, Supabase, anon_key, service_key};
+pub use supabase::{GatewayRequest, TestSupabase, anon_key, service_key};
 pub use token::{
     JWT_SECRET, claims_token, expired_token, foreign_token, hs256_token, hs256_token_with, now,
     token, token_for,

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::wait::within;
 
 /// What the model does when it is asked.
-pub enum Turn {
+pub enum ModelTurn {
     /// Says something and ends its turn.
     Say(String),
     /// Calls tools, all in one turn: name and arguments.
@@ -36,13 +36,13 @@ pub enum Turn {
 }
 
 /// One tool call.
-pub fn call(tool: &str, arguments: Value) -> Turn {
-    Turn::Call(vec![(tool.to_owned(), arguments)])
+pub fn call(tool: &str, arguments: Value) -> ModelTurn {
+    ModelTurn::Call(vec![(tool.to_owned(), arguments)])
 }
 
 /// Several tool calls in one turn.
-pub fn calls<const N: usize>(all: [(&str, Value); N]) -> Turn {
-    Turn::Call(
+pub fn calls<const N: usize>(all: [(&str, Value); N]) -> ModelTurn {
+    ModelTurn::Call(
         all.map(|(tool, arguments)| (tool.to_owned(), arguments))
             .into(),
     )
@@ -50,7 +50,7 @@ pub fn calls<const N: usize>(all: [(&str, Value); N]) -> Turn {
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ModelRequestSeen {
     /// Path and query.
     pub uri: String,
     /// All headers.
@@ -59,7 +59,7 @@ pub struct Seen {
     pub body: String,
 }
 
-impl Seen {
+impl ModelRequestSeen {
     /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_default()
@@ -84,7 +84,7 @@ impl Seen {
 pub struct Model {
     /// For `LLM_BASE_URL`.
     pub url: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<ModelRequestSeen>>>,
     count: watch::Receiver<usize>,
     gone: watch::Receiver<usize>,
     breaking: Arc<Notify>,
@@ -105,7 +105,9 @@ impl Drop for Waiting {
 
 impl Model {
     /// Starts it. The script is asked with the number of the completion, from 0, and the request.
-    pub async fn start(script: impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static) -> Self {
+    pub async fn start(
+        script: impl Fn(usize, &ModelRequestSeen) -> ModelTurn + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self::start_on(listener, script)
     }
@@ -113,7 +115,7 @@ impl Model {
     /// The same, where somebody has chosen the port.
     pub fn start_on(
         listener: TcpListener,
-        script: impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static,
+        script: impl Fn(usize, &ModelRequestSeen) -> ModelTurn + Send + Sync + 'static,
     ) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (counted, count) = watch::channel(0);
@@ -123,7 +125,7 @@ impl Model {
         let all = seen.clone();
         let asked = Mutex::new(0);
         let answer = Arc::new(move |uri: Uri, headers: HeaderMap, body: Bytes| {
-            let request = Seen {
+            let request = ModelRequestSeen {
                 uri: uri.to_string(),
                 headers,
                 body: String::from_utf8_lossy(&body).into_owned(),
@@ -132,7 +134,7 @@ impl Model {
             if !uri.path().ends_with("/chat/completions") {
                 // What else a host may ask, such as whether a key is good.
                 return match script(usize::MAX, &request) {
-                    Turn::Refuse(status, message) => refusal(status, &message),
+                    ModelTurn::Refuse(status, message) => refusal(status, &message),
                     _ => json_response(
                         200,
                         &json!({"object": "list", "data": [{"id": "scripted", "object": "model"}]}),
@@ -145,19 +147,19 @@ impl Model {
                 *asked - 1
             };
             let response = match script(number, &request) {
-                Turn::Refuse(status, message) => refusal(status, &message),
-                Turn::Later(status, after) => {
+                ModelTurn::Refuse(status, message) => refusal(status, &message),
+                ModelTurn::Later(status, after) => {
                     let mut response = refusal(status, "Not now.");
                     let headers = response.headers_mut();
                     headers.insert("retry-after", after.parse().unwrap());
                     response
                 }
-                Turn::Silence => {
+                ModelTurn::Silence => {
                     let mut response = Response::new(Body::empty());
                     response.extensions_mut().insert(Never);
                     response
                 }
-                Turn::Body(kind, body) => in_pieces(kind, &body),
+                ModelTurn::Body(kind, body) => in_pieces(kind, &body),
                 turn => streamed(number, turn, &leaving, breaking.clone()),
             };
             counted.send_replace(number + 1);
@@ -212,12 +214,12 @@ impl Model {
     }
 
     /// Every request, probes of a key too.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<ModelRequestSeen> {
         self.seen.lock().unwrap().clone()
     }
 
     /// The requests for completions.
-    pub fn completions(&self) -> Vec<Seen> {
+    pub fn completions(&self) -> Vec<ModelRequestSeen> {
         self.seen()
             .into_iter()
             .filter(|seen| seen.uri.contains("/chat/completions"))
@@ -270,7 +272,7 @@ fn called(number: usize, index: usize, tool: &str, arguments: &str) -> Vec<Value
 /// The answer as server-sent events, in pieces that fall where they may.
 fn streamed(
     number: usize,
-    turn: Turn,
+    turn: ModelTurn,
     leaving: &watch::Sender<usize>,
     breaking: Arc<Notify>,
 ) -> Response<Body> {
@@ -283,13 +285,13 @@ fn streamed(
     let mut text = chunk(json!({"role": "assistant", "content": ""}), None);
     let (mut hangs, mut breaks) = (false, false);
     let reason = match turn {
-        Turn::Say(said) => {
+        ModelTurn::Say(said) => {
             for word in said.split_inclusive(' ') {
                 text += &chunk(json!({"content": word}), None);
             }
             "stop"
         }
-        Turn::Call(all) => {
+        ModelTurn::Call(all) => {
             for (index, (tool, arguments)) in all.iter().enumerate() {
                 for delta in called(number, index, tool, &arguments.to_string()) {
                     text += &chunk(delta, None);
@@ -297,7 +299,7 @@ fn streamed(
             }
             "tool_calls"
         }
-        Turn::Odd(said, all, reason) => {
+        ModelTurn::Odd(said, all, reason) => {
             if !said.is_empty() {
                 text += &chunk(json!({"content": said}), None);
             }
@@ -308,17 +310,17 @@ fn streamed(
             }
             reason
         }
-        Turn::Hang(said) => {
+        ModelTurn::Hang(said) => {
             text += &chunk(json!({"content": said}), None);
             hangs = true;
             ""
         }
-        Turn::Break(said) => {
+        ModelTurn::Break(said) => {
             text += &chunk(json!({"content": said}), None);
             breaks = true;
             ""
         }
-        Turn::Refuse(..) | Turn::Later(..) | Turn::Silence | Turn::Body(..) => {
+        ModelTurn::Refuse(..) | ModelTurn::Later(..) | ModelTurn::Silence | ModelTurn::Body(..) => {
             unreachable!("it is not streamed in chunks")
         }
     };

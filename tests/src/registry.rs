@@ -15,7 +15,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct RegistryRequest {
     /// The path alone.
     pub path: String,
     /// What follows the `?`, or nothing.
@@ -24,18 +24,18 @@ pub struct Asked {
     pub authorization: Option<String>,
 }
 
-type Instead = Box<dyn Fn(&Asked) -> Option<Response<Body>> + Send + Sync>;
+type Instead = Box<dyn Fn(&RegistryRequest) -> Option<Response<Body>> + Send + Sync>;
 
 #[derive(Default)]
 struct Kept {
     /// Manifests by tag and digest, components by digest, with their media types.
     files: HashMap<String, (&'static str, Vec<u8>)>,
-    asked: Vec<Asked>,
+    asked: Vec<RegistryRequest>,
     instead: Option<Instead>,
 }
 
 /// The running registry. It is gone when this is dropped.
-pub struct Registry {
+pub struct TestRegistry {
     /// `127.0.0.1:…`
     pub address: String,
     kept: Arc<Mutex<Kept>>,
@@ -56,7 +56,7 @@ pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Body>) -> R
     response.body(body.into()).unwrap()
 }
 
-impl Registry {
+impl TestRegistry {
     /// An empty one.
     pub async fn start() -> Self {
         let kept = Arc::new(Mutex::new(Kept::default()));
@@ -115,13 +115,13 @@ impl Registry {
     /// From here on what this gives is answered, where it gives something.
     pub fn instead(
         &self,
-        instead: impl Fn(&Asked) -> Option<Response<Body>> + Send + Sync + 'static,
+        instead: impl Fn(&RegistryRequest) -> Option<Response<Body>> + Send + Sync + 'static,
     ) {
         self.kept.lock().unwrap().instead = Some(Box::new(instead));
     }
 
     /// All that was asked since this was asked last.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<RegistryRequest> {
         std::mem::take(&mut self.kept.lock().unwrap().asked)
     }
 
@@ -132,7 +132,7 @@ impl Registry {
     }
 }
 
-impl Drop for Registry {
+impl Drop for TestRegistry {
     fn drop(&mut self) {
         self.serving.abort();
     }
@@ -141,7 +141,7 @@ impl Drop for Registry {
 impl Kept {
     fn answer(&mut self, uri: &Uri, headers: &HeaderMap) -> Response<Body> {
         let authorization = headers.get("authorization");
-        let asked = Asked {
+        let asked = RegistryRequest {
             path: uri.path().to_owned(),
             query: uri.query().unwrap_or_default().to_owned(),
             authorization: authorization.map(|value| value.to_str().unwrap().to_owned()),

@@ -12,11 +12,11 @@ mod rest;
 
 use serde_json::{Value, json};
 
-use self::gateway::Gateway;
-pub use self::gateway::Passed;
+pub use self::gateway::GatewayRequest;
+use self::gateway::SupabaseGateway;
 use self::postgres::Postgres;
 use self::rest::PostgRest;
-use crate::host::{Answer, HostBuilder};
+use crate::host::{HostBuilder, HttpAnswer};
 use crate::token::claims_token;
 
 /// Far enough in the future for every test.
@@ -33,15 +33,15 @@ pub fn service_key() -> String {
 }
 
 /// A running Supabase.
-pub struct Supabase {
+pub struct TestSupabase {
     // Dropped in this order.
-    gateway: Gateway,
+    gateway: SupabaseGateway,
     rest: Option<PostgRest>,
     postgres: Postgres,
     client: reqwest::Client,
 }
 
-impl Supabase {
+impl TestSupabase {
     /// Starts all of it, with the migrations run. None, said aloud, where this machine lacks a part;
     /// with `CI=true` that fails the test.
     pub async fn start() -> Option<Self> {
@@ -73,7 +73,7 @@ impl Supabase {
         }
         let postgres = postgres();
         let mut supabase = Self {
-            gateway: Gateway::start().await,
+            gateway: SupabaseGateway::start().await,
             rest: None,
             postgres,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
@@ -159,7 +159,7 @@ impl Supabase {
     }
 
     /// What came through the gateway so far.
-    pub fn passed(&self) -> Vec<Passed> {
+    pub fn passed(&self) -> Vec<GatewayRequest> {
         self.gateway.passed()
     }
 
@@ -170,14 +170,19 @@ impl Supabase {
         method: &str,
         path: &str,
         body: Option<&Value>,
-    ) -> Answer {
+    ) -> HttpAnswer {
         let key = anon_key();
         self.ask_with(&key, token.unwrap_or(&key), method, path, body)
             .await
     }
 
     /// A request as a server sends it, with the service key.
-    pub async fn ask_as_service(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    pub async fn ask_as_service(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> HttpAnswer {
         let key = service_key();
         self.ask_with(&key, &key, method, path, body).await
     }
@@ -189,7 +194,7 @@ impl Supabase {
         method: &str,
         path: &str,
         body: Option<&Value>,
-    ) -> Answer {
+    ) -> HttpAnswer {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self
             .client
@@ -200,6 +205,6 @@ impl Supabase {
         if let Some(body) = body {
             request = request.json(body);
         }
-        Answer::read(request.send().await.unwrap()).await
+        HttpAnswer::read(request.send().await.unwrap()).await
     }
 }

@@ -51,7 +51,7 @@ const LONGEST_NAME: usize = 200;
 
 /// Which file is asked for.
 #[derive(Debug, Deserialize, IntoParams)]
-pub(super) struct FileQuery {
+pub(super) struct DownloadQuery {
     /// The session (not the chat).
     session_id: String,
     /// From the workspace's root, with or without the leading `/workspace`, and as the list of files has
@@ -61,9 +61,9 @@ pub(super) struct FileQuery {
 
 /// Download a file
 ///
-/// Its bytes as they are. One range can be asked for; with `If-Range`, of the file it was.
+/// Its bytes as they are. One range can be asked for; with `If-ByteRange`, of the file it was.
 #[utoipa::path(
-    get, path = "/api/v1/files/download", tag = "files", params(FileQuery),
+    get, path = "/api/v1/files/download", tag = "files", params(DownloadQuery),
     responses(
         (status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The range of it", body = Vec<u8>, content_type = "application/octet-stream"),
@@ -80,7 +80,7 @@ pub(super) struct FileQuery {
 pub(super) async fn file(
     State(api): State<Api>,
     Authenticated(who): Authenticated,
-    Query(query): Query<FileQuery>,
+    Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
@@ -109,14 +109,14 @@ pub(super) async fn file(
         .get(header::IF_RANGE)
         .is_none_or(|known| *known == tag);
     let range = headers.get(header::RANGE).filter(|_| same);
-    let (status, first, count) = match range.map(|range| Range::read(range, length)) {
-        None | Some(Range::All) => (StatusCode::OK, 0, length),
-        Some(Range::Part(first, last)) => {
+    let (status, first, count) = match range.map(|range| ByteRange::read(range, length)) {
+        None | Some(ByteRange::All) => (StatusCode::OK, 0, length),
+        Some(ByteRange::Part(first, last)) => {
             let shown = value(&format!("bytes {first}-{last}/{length}"));
             response.insert(header::CONTENT_RANGE, shown);
             (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
         }
-        Some(Range::None) => {
+        Some(ByteRange::None) => {
             let sentence =
                 format!("{shown} is {length} bytes; the range that was asked for is not in it.");
             let mut response =
@@ -190,7 +190,7 @@ pub(super) async fn archive(
 
 /// Sends an archive to its end, or logs why not. Blocks.
 fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session: &str) {
-    let mut pipe = Pipe {
+    let mut pipe = ChunkWriter {
         sender,
         piece: Vec::with_capacity(PIECE),
         waited: Duration::ZERO,
@@ -207,7 +207,7 @@ fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session:
 }
 
 /// A writer that sends chunks to the client.
-struct Pipe {
+struct ChunkWriter {
     sender: mpsc::Sender<io::Result<Bytes>>,
     piece: Vec<u8>,
     /// How long the client has been waited for.
@@ -217,7 +217,7 @@ struct Pipe {
     broken: bool,
 }
 
-impl Pipe {
+impl ChunkWriter {
     fn send(&mut self) -> io::Result<()> {
         if self.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -245,7 +245,7 @@ impl Pipe {
     }
 }
 
-impl Write for Pipe {
+impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.piece.len() >= PIECE {
             self.send()?;
@@ -266,11 +266,11 @@ impl Write for Pipe {
 
 /// The users whose archives are being made.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Archives(Arc<Mutex<HashSet<UserId>>>);
+pub(super) struct ArchiveSlots(Arc<Mutex<HashSet<UserId>>>);
 
-impl Archives {
+impl ArchiveSlots {
     /// Reserves a slot: one for each user, and a few in all.
-    fn turn(&self, user: &UserId) -> Result<Turn, Problem> {
+    fn turn(&self, user: &UserId) -> Result<ArchiveSlot, Problem> {
         let mut making = self.0.lock();
         if making.contains(user) {
             return Err(Problem::too_many(
@@ -283,19 +283,19 @@ impl Archives {
             ));
         }
         making.insert(user.clone());
-        Ok(Turn {
+        Ok(ArchiveSlot {
             archives: self.clone(),
             user: user.clone(),
         })
     }
 }
 
-struct Turn {
-    archives: Archives,
+struct ArchiveSlot {
+    archives: ArchiveSlots,
     user: UserId,
 }
 
-impl Drop for Turn {
+impl Drop for ArchiveSlot {
     fn drop(&mut self) {
         let mut making = self.archives.0.lock();
         making.remove(&self.user);
@@ -304,7 +304,7 @@ impl Drop for Turn {
 
 /// The requested bytes of a file.
 #[derive(Debug, PartialEq, Eq)]
-enum Range {
+enum ByteRange {
     /// All: the request has no range that this server understands.
     All,
     /// From the first to the last byte, inclusive.
@@ -313,7 +313,7 @@ enum Range {
     None,
 }
 
-impl Range {
+impl ByteRange {
     fn read(value: &HeaderValue, length: u64) -> Self {
         let header = value.to_str().unwrap_or_default();
         // Several ranges would need a multipart response; a server may ignore them.
@@ -451,31 +451,39 @@ mod tests {
     #[test]
     fn a_range_is_within_the_file_or_none() {
         for (asked, length, expected) in [
-            ("bytes=0-9", 100, Range::Part(0, 9)),
-            ("bytes=90-", 100, Range::Part(90, 99)),
-            ("bytes=-10", 100, Range::Part(90, 99)),
-            ("bytes=-1000", 100, Range::Part(0, 99)),
-            ("bytes=50-1000", 100, Range::Part(50, 99)),
-            ("bytes=0-99999999999999999999999", 100, Range::Part(0, 99)),
-            ("bytes=100-", 100, Range::None),
-            ("bytes=99999999999999999999999-", 100, Range::None),
-            ("bytes=-0", 100, Range::None),
-            ("bytes=0-", 0, Range::None),
-            ("bytes=-5", 0, Range::None),
-            ("bytes=9-3", 100, Range::All),
-            ("bytes=0-1,5-6", 100, Range::All),
-            ("bytes=a-b", 100, Range::All),
-            ("bytes=-", 100, Range::All),
-            ("lines=0-1", 100, Range::All),
+            ("bytes=0-9", 100, ByteRange::Part(0, 9)),
+            ("bytes=90-", 100, ByteRange::Part(90, 99)),
+            ("bytes=-10", 100, ByteRange::Part(90, 99)),
+            ("bytes=-1000", 100, ByteRange::Part(0, 99)),
+            ("bytes=50-1000", 100, ByteRange::Part(50, 99)),
+            (
+                "bytes=0-99999999999999999999999",
+                100,
+                ByteRange::Part(0, 99),
+            ),
+            ("bytes=100-", 100, ByteRange::None),
+            ("bytes=99999999999999999999999-", 100, ByteRange::None),
+            ("bytes=-0", 100, ByteRange::None),
+            ("bytes=0-", 0, ByteRange::None),
+            ("bytes=-5", 0, ByteRange::None),
+            ("bytes=9-3", 100, ByteRange::All),
+            ("bytes=0-1,5-6", 100, ByteRange::All),
+            ("bytes=a-b", 100, ByteRange::All),
+            ("bytes=-", 100, ByteRange::All),
+            ("lines=0-1", 100, ByteRange::All),
         ] {
             let value = HeaderValue::from_static(asked);
-            assert_eq!(Range::read(&value, length), expected, "{asked} of {length}");
+            assert_eq!(
+                ByteRange::read(&value, length),
+                expected,
+                "{asked} of {length}"
+            );
         }
     }
 
     #[test]
     fn a_user_has_one_archive_at_a_time_and_all_have_a_few() {
-        let archives = Archives::default();
+        let archives = ArchiveSlots::default();
         let user = |number: usize| UserId::from(format!("u{number}").as_str());
         let mut turns: Vec<_> = (0..MOST_ARCHIVES)
             .map(|number| archives.turn(&user(number)).ok().unwrap())

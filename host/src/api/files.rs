@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::problem::{Json, Problem, Query};
 use crate::api::identity::Authenticated;
-use lucid_sandbox::workspace::{Node, Workspace, WorkspaceError};
+use lucid_sandbox::workspace::{TreeNode, Workspace, WorkspaceError};
 use lucid_types::plural;
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
@@ -37,10 +37,10 @@ pub(super) struct TreeView {
     /// hex digits in place of each byte that does not fit (`caf` + U+FFFD + `e9.txt`), and U+FFFD itself
     /// is written so by its three bytes. Such a path can be asked for as it is listed.
     #[schema(value_type = Vec<NodeView>, example = json!([{"name": "a.py", "type": "file", "path": "/a.py"}]))]
-    tree: Vec<Node>,
+    tree: Vec<TreeNode>,
 }
 
-/// How a [`Node`] is written.
+/// How a [`TreeNode`] is written.
 #[derive(ToSchema)]
 #[schema(no_recursion)]
 #[expect(dead_code, reason = "it only describes")]

@@ -14,8 +14,8 @@ use super::Api;
 use super::problem::{Json, Path, Problem};
 use super::session_request::{unless_blank, unless_empty};
 use crate::api::identity::Authenticated;
-use crate::git_providers::SiteError;
-use crate::git_providers::accounts::{AccountError, AccountView, WantedChange};
+use crate::git_providers::GitInstanceError;
+use crate::git_providers::accounts::{AccountError, AccountView, PullRequestRequest};
 use lucid_types::repository_url::pasted_repository;
 use lucid_types::secret::Secret;
 use lucid_types::text::cut;
@@ -144,7 +144,7 @@ impl From<Repository> for RepositoryView {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = NewChange)]
-pub(super) struct OpenChange {
+pub(super) struct PullRequestBody {
     /// The repository, as git knows it.
     #[schema(example = "https://github.com/team/project.git")]
     repo_url: String,
@@ -300,7 +300,7 @@ pub(super) async fn repositories(
 ///
 /// Where an open one of the same branches is there, that is the answer.
 #[utoipa::path(
-    post, path = "/api/v1/integrations/{provider}/pr", tag = "integrations", request_body = OpenChange,
+    post, path = "/api/v1/integrations/{provider}/pr", tag = "integrations", request_body = PullRequestBody,
     params(("provider" = String, Path, description = "The git provider")),
     responses(
         (status = 200, body = ChangeView),
@@ -317,7 +317,7 @@ pub(super) async fn open_change(
     State(api): State<Api>,
     Authenticated(who): Authenticated,
     Path(provider): Path<String>,
-    Json(wanted): Json<OpenChange>,
+    Json(wanted): Json<PullRequestBody>,
 ) -> Result<Json<ChangeView>, Problem> {
     let provider = provider.to_ascii_lowercase();
     let title = unless_blank(Some(wanted.title));
@@ -329,7 +329,7 @@ pub(super) async fn open_change(
     };
     let base = unless_blank(wanted.base_branch).unwrap_or_else(|| "main".to_owned());
     let own = unless_blank(wanted.gitlab_url);
-    let change = WantedChange {
+    let change = PullRequestRequest {
         repository: pasted_repository(&wanted.repo_url),
         head,
         base: Some(base),
@@ -356,8 +356,8 @@ impl From<AccountError> for Problem {
     fn from(error: AccountError) -> Self {
         let detail = error.to_string();
         match error {
-            AccountError::Site(SiteError::Unknown { .. }) => Self::bad_request(detail),
-            AccountError::Site(SiteError::Address(_))
+            AccountError::Site(GitInstanceError::Unknown { .. }) => Self::bad_request(detail),
+            AccountError::Site(GitInstanceError::Address(_))
             | AccountError::Token(_)
             | AccountError::OtherServer(_) => Self::unprocessable(detail),
             AccountError::NotSaved(_) => Self::not_found(detail),

@@ -43,7 +43,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use self::description::Description;
-use self::downloads::Archives;
+use self::downloads::ArchiveSlots;
 use self::plugins::shadow;
 pub use self::plugins::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LimitsView,
@@ -51,11 +51,11 @@ pub use self::plugins::{
     TakenBackView,
 };
 use self::problem::Problem;
-pub use self::root::{About, PluginView};
+pub use self::root::{DeploymentInfo, PluginView};
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
 use crate::deployment::manager::DeploymentManager;
-use crate::deployment::rollout::shadow::Shadows;
+use crate::deployment::rollout::shadow::ShadowRuns;
 use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::Accounts;
 use lucid_session::Sessions;
@@ -67,10 +67,10 @@ const LARGEST_BODY: usize = 1024 * 1024;
 /// The state shared by all routes. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
-    parts: Arc<Parts>,
+    parts: Arc<ApiState>,
 }
 
-struct Parts {
+struct ApiState {
     auth: Arc<Authenticator>,
     sessions: Sessions,
     workspaces: Workspaces,
@@ -79,9 +79,9 @@ struct Parts {
     generations: DeploymentManager,
     /// Allows one upload at a time.
     uploads: Semaphore,
-    shadows: Shadows,
-    about: Box<dyn Fn() -> About + Send + Sync>,
-    archives: Archives,
+    shadows: ShadowRuns,
+    about: Box<dyn Fn() -> DeploymentInfo + Send + Sync>,
+    archives: ArchiveSlots,
     stop: CancellationToken,
     sockets: TaskTracker,
 }
@@ -95,9 +95,9 @@ impl Api {
         chats: Chats,
         accounts: Accounts,
         generations: DeploymentManager,
-        about: impl Fn() -> About + Send + Sync + 'static,
+        about: impl Fn() -> DeploymentInfo + Send + Sync + 'static,
     ) -> Self {
-        let parts = Parts {
+        let parts = ApiState {
             auth,
             sessions,
             workspaces,
@@ -105,9 +105,9 @@ impl Api {
             accounts,
             generations,
             uploads: Semaphore::new(1),
-            shadows: Shadows::default(),
+            shadows: ShadowRuns::default(),
             about: Box::new(about),
-            archives: Archives::default(),
+            archives: ArchiveSlots::default(),
             stop: CancellationToken::new(),
             sockets: TaskTracker::new(),
         };

@@ -128,7 +128,7 @@ impl Problem {
     /// 500: an error of our own. The cause is logged, with its sources, and the client gets a plain
     /// sentence.
     pub fn internal(cause: &(dyn Error + 'static)) -> Self {
-        tracing::error!(cause = %Chain(cause), "a request failed");
+        tracing::error!(cause = %ErrorChain(cause), "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "Something went wrong on the server. The log says what.",
@@ -322,9 +322,9 @@ fn reason(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-struct Chain<'a>(&'a (dyn Error + 'static));
+struct ErrorChain<'a>(&'a (dyn Error + 'static));
 
-impl fmt::Display for Chain<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
         let mut below = self.0.source();
@@ -519,7 +519,7 @@ mod tests {
     fn the_causes_of_an_error_are_told_in_one_line() {
         let outer = std::io::Error::other(crate::auth::AuthError::Required);
         assert!(
-            Chain(&outer)
+            ErrorChain(&outer)
                 .to_string()
                 .starts_with("Authentication required")
         );

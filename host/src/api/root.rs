@@ -13,7 +13,7 @@ use super::problem::Json;
 
 /// The parts of a deployment that clients may know about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct About {
+pub struct DeploymentInfo {
     /// The model of the default provider. Empty if there is none.
     pub llm_model: String,
     /// The policy of a session that names none.
@@ -84,8 +84,8 @@ pub(super) struct ServiceView {
     plugins: Vec<PluginView>,
 }
 
-impl From<About> for ServiceView {
-    fn from(about: About) -> Self {
+impl From<DeploymentInfo> for ServiceView {
+    fn from(about: DeploymentInfo) -> Self {
         Self {
             service: "Lucid AI Engine",
             version: env!("CARGO_PKG_VERSION"),
@@ -134,11 +134,11 @@ mod tests {
 
     #[test]
     fn an_old_client_finds_every_member_it_knows() {
-        let about = About {
+        let about = DeploymentInfo {
             real_agent: true,
             sandbox: "landlock".into(),
             active_sessions: 3,
-            ..About::default()
+            ..DeploymentInfo::default()
         };
         let value = serde_json::to_value(ServiceView::from(about)).unwrap();
         assert_eq!(value["service"], "Lucid AI Engine");

@@ -16,8 +16,8 @@ use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::Workspace;
 use lucid_session::{
-    CloseReason, CreateError, Details, DetailsError, LookupError, SessionId, Summary,
-    WorkspaceLookupError, dollars,
+    CloseReason, CreateError, LookupError, SessionDetails, SessionDetailsError, SessionId,
+    SessionSummary, WorkspaceLookupError, dollars,
 };
 use lucid_types::identity::Identity;
 use lucid_types::log::Totals;
@@ -100,8 +100,8 @@ pub(super) struct SessionView {
     created_at: String,
 }
 
-impl From<Summary> for SessionView {
-    fn from(summary: Summary) -> Self {
+impl From<SessionSummary> for SessionView {
+    fn from(summary: SessionSummary) -> Self {
         Self {
             session_id: summary.session_id.to_string(),
             user_id: summary.user_id.to_string(),
@@ -193,8 +193,8 @@ pub(super) struct DetailsView {
     updated_at: String,
 }
 
-impl From<Details> for DetailsView {
-    fn from(details: Details) -> Self {
+impl From<SessionDetails> for DetailsView {
+    fn from(details: SessionDetails) -> Self {
         Self {
             session_id: details.session_id.to_string(),
             user_id: details.user_id.to_string(),
@@ -240,11 +240,11 @@ pub(super) async fn get(
     let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
     match api.parts.sessions.details(&parsed, &who.user).await {
         Ok(details) => Ok(Json(details.into())),
-        Err(DetailsError::Lookup(LookupError::NotFound)) => Err(no_session(&id)),
-        Err(DetailsError::Lookup(LookupError::NotYours)) => {
+        Err(SessionDetailsError::Lookup(LookupError::NotFound)) => Err(no_session(&id)),
+        Err(SessionDetailsError::Lookup(LookupError::NotYours)) => {
             Err(Problem::forbidden("Not authorized to see this session."))
         }
-        Err(DetailsError::Log(cause)) => Err(Problem::log(&cause)),
+        Err(SessionDetailsError::Log(cause)) => Err(Problem::log(&cause)),
     }
 }
 
@@ -350,7 +350,7 @@ impl Api {
         id: &str,
         who: &Identity,
         not_yours: &str,
-    ) -> Result<std::sync::Arc<lucid_session::Session>, Problem> {
+    ) -> Result<std::sync::Arc<lucid_session::SessionHandle>, Problem> {
         let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
         self.parts
             .sessions
@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_list_shows_the_first_80_characters_of_a_task() {
-        let summary = Summary {
+        let summary = SessionSummary {
             session_id: "0198c0de-0000-7000-8000-000000000000".parse().unwrap(),
             user_id: "u1".into(),
             task: "é".repeat(200),

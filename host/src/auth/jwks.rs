@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
 use super::AuthError;
-use super::keys::{Found, KeySet, KeySetError};
+use super::keys::{KeyLookup, KeySet, KeySetError};
 use lucid_net::fetch::{Document, DocumentError, DocumentLimits};
 use lucid_types::plural;
 
@@ -29,7 +29,7 @@ const LARGEST: usize = 256 * 1024;
 
 /// The timing of fetches.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct FetchPacing {
     /// The timeout of a fetch.
     pub(super) fetch: Duration,
     /// The interval between fetches when no key is missing.
@@ -42,7 +42,7 @@ pub(super) struct Pace {
     pub(super) stale: Duration,
 }
 
-impl Default for Pace {
+impl Default for FetchPacing {
     fn default() -> Self {
         Self {
             fetch: Duration::from_secs(10),
@@ -54,7 +54,7 @@ impl Default for Pace {
     }
 }
 
-impl Pace {
+impl FetchPacing {
     /// The delays after one failure and the next, without end.
     fn retries(&self) -> ExponentialBackoff {
         ExponentialBuilder::default()
@@ -78,7 +78,7 @@ pub enum JwksError {
 
 /// The cached keys and the state of fetching.
 #[derive(Clone, Default)]
-struct Known {
+struct JwksCache {
     /// The last set that was fetched, and when.
     keys: Option<(Arc<KeySet>, Instant)>,
     /// Whether the last fetch failed.
@@ -94,15 +94,15 @@ pub struct Jwks {
     document: Document,
     /// Whether tokens are verified with a shared secret as well, so that there may well be no keys.
     beside_secret: bool,
-    pace: Pace,
-    known: watch::Sender<Known>,
+    pace: FetchPacing,
+    known: watch::Sender<JwksCache>,
     /// The number of the fetch that a caller waits for.
     wanted: watch::Sender<u64>,
 }
 
 /// The result of inspecting the keys, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct JwksStatus {
     /// The number of keys that tokens can be verified with.
     pub usable: usize,
     /// The reasons why other keys cannot be used.
@@ -113,10 +113,10 @@ impl Jwks {
     /// For the keys at a URL that the operator configured. Nothing is fetched before
     /// [`Jwks::follow`].
     pub fn new(url: Url) -> Result<Self, JwksError> {
-        Self::with_pace(url, Pace::default())
+        Self::with_pace(url, FetchPacing::default())
     }
 
-    pub(super) fn with_pace(url: Url, pace: Pace) -> Result<Self, JwksError> {
+    pub(super) fn with_pace(url: Url, pace: FetchPacing) -> Result<Self, JwksError> {
         let limits = DocumentLimits {
             time: pace.fetch,
             size: LARGEST,
@@ -146,9 +146,9 @@ impl Jwks {
     }
 
     /// Fetches the keys once and describes them.
-    pub async fn look(&self) -> Result<Look, JwksError> {
+    pub async fn look(&self) -> Result<JwksStatus, JwksError> {
         let keys = self.fetch().await?;
-        Ok(Look {
+        Ok(JwksStatus {
             usable: keys.len(),
             unused: keys.unused,
         })
@@ -256,9 +256,9 @@ impl Jwks {
         let mut changes = self.known.subscribe();
         let known = changes.borrow_and_update().clone();
         match self.found(&known, algorithm, id) {
-            Some(Found::Key(key)) => return Ok(key.clone()),
-            Some(Found::Ambiguous) => return Err(AuthError::InvalidToken),
-            Some(Found::Unknown) | None => {}
+            Some(KeyLookup::Key(key)) => return Ok(key.clone()),
+            Some(KeyLookup::Ambiguous) => return Err(AuthError::InvalidToken),
+            Some(KeyLookup::Unknown) | None => {}
         }
         let rests = known.rest.is_some_and(|until| Instant::now() < until);
         if !rests {
@@ -274,10 +274,10 @@ impl Jwks {
         }
         let known = self.known.borrow().clone();
         match self.found(&known, algorithm, id) {
-            Some(Found::Key(key)) => Ok(key.clone()),
+            Some(KeyLookup::Key(key)) => Ok(key.clone()),
             // The key may be newer than the last successful fetch.
-            Some(Found::Unknown) if known.failed => Err(AuthError::NoKeys),
-            Some(Found::Unknown | Found::Ambiguous) => Err(AuthError::InvalidToken),
+            Some(KeyLookup::Unknown) if known.failed => Err(AuthError::NoKeys),
+            Some(KeyLookup::Unknown | KeyLookup::Ambiguous) => Err(AuthError::InvalidToken),
             None => Err(AuthError::NoKeys),
         }
     }
@@ -285,10 +285,10 @@ impl Jwks {
     /// `None` if there are no keys, or none that are fresh enough.
     fn found<'a>(
         &self,
-        known: &'a Known,
+        known: &'a JwksCache,
         algorithm: Algorithm,
         id: Option<&str>,
-    ) -> Option<Found<'a>> {
+    ) -> Option<KeyLookup<'a>> {
         let (keys, fetched) = known.keys.as_ref()?;
         (fetched.elapsed() < self.pace.stale).then(|| keys.find(algorithm, id))
     }

@@ -43,7 +43,7 @@ struct Key {
 }
 
 /// The key that a token refers to.
-pub(super) enum Found<'a> {
+pub(super) enum KeyLookup<'a> {
     /// This one.
     Key(&'a DecodingKey),
     /// None of these. A newer document may have it.
@@ -98,14 +98,14 @@ impl KeySet {
 
     /// The key for a token with this algorithm and key id. Without an id the only key of the
     /// algorithm is meant.
-    pub(super) fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Found<'_> {
+    pub(super) fn find(&self, algorithm: Algorithm, id: Option<&str>) -> KeyLookup<'_> {
         let fits =
             |key: &&Key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id);
         let mut found = self.keys.iter().filter(fits);
         match (found.next(), found.next()) {
-            (None, _) => Found::Unknown,
-            (Some(key), None) => Found::Key(&key.decoding),
-            (Some(_), Some(_)) => Found::Ambiguous,
+            (None, _) => KeyLookup::Unknown,
+            (Some(key), None) => KeyLookup::Key(&key.decoding),
+            (Some(_), Some(_)) => KeyLookup::Ambiguous,
         }
     }
 }

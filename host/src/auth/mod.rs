@@ -27,10 +27,10 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::jwks::{Jwks, JwksError, Look};
+pub use self::jwks::{Jwks, JwksError, JwksStatus};
 pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
-use self::tokens::Shared;
+use self::tokens::SharedSecret;
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 pub use lucid_types::user::UserId;
@@ -62,15 +62,15 @@ pub enum AuthError {
 }
 
 /// A callback for authenticated callers.
-type Listener = Box<dyn Fn(&Identity) + Send + Sync>;
+type AuthCallback = Box<dyn Fn(&Identity) + Send + Sync>;
 
 /// Authenticates callers.
 pub struct Authenticator {
-    shared: Option<Shared>,
+    shared: Option<SharedSecret>,
     jwks: Option<Arc<Jwks>>,
     pub(crate) internal_key: Option<Secret>,
     /// Called for everybody who presents a valid token.
-    seen: Option<Listener>,
+    seen: Option<AuthCallback>,
 }
 
 impl fmt::Debug for Authenticator {
@@ -88,7 +88,7 @@ impl Authenticator {
     pub fn new(jwt_secret: Option<&Secret>, internal_key: Option<Secret>) -> Self {
         tokens::prepare();
         Self {
-            shared: jwt_secret.map(Shared::new),
+            shared: jwt_secret.map(SharedSecret::new),
             jwks: None,
             // An empty key would match an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
@@ -124,8 +124,8 @@ impl Authenticator {
     pub async fn token(&self, token: &str) -> Result<Identity, AuthError> {
         let head = tokens::head(token)?;
         let who = match (head.algorithm, &self.shared, &self.jwks) {
-            (Shared::ALGORITHM, Some(shared), _) => {
-                tokens::check(token, Shared::ALGORITHM, &shared.decoding)
+            (SharedSecret::ALGORITHM, Some(shared), _) => {
+                tokens::check(token, SharedSecret::ALGORITHM, &shared.decoding)
             }
             (algorithm @ (Algorithm::RS256 | Algorithm::ES256), _, Some(jwks)) => {
                 let key = jwks.find(algorithm, head.key_id.as_deref()).await?;
@@ -150,7 +150,7 @@ impl Authenticator {
         self.shared()?.issue(user, ttl, true)
     }
 
-    fn shared(&self) -> Result<&Shared, IssueError> {
+    fn shared(&self) -> Result<&SharedSecret, IssueError> {
         self.shared.as_ref().ok_or(IssueError::NoSecret)
     }
 }

@@ -44,13 +44,13 @@ pub enum IssueError {
 }
 
 /// The parts of a token's header that select the key.
-pub(super) struct Head {
+pub(super) struct TokenHeader {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
 }
 
 /// Parses a token's header. Nothing in it is verified.
-pub(super) fn head(token: &str) -> Result<Head, AuthError> {
+pub(super) fn head(token: &str) -> Result<TokenHeader, AuthError> {
     if token.len() > LONGEST_TOKEN {
         return Err(AuthError::InvalidToken);
     }
@@ -66,7 +66,7 @@ pub(super) fn head(token: &str) -> Result<Head, AuthError> {
     {
         return Err(AuthError::InvalidToken);
     }
-    Ok(Head {
+    Ok(TokenHeader {
         algorithm: header.alg,
         key_id: header.kid,
     })
@@ -110,12 +110,12 @@ pub(super) fn prepare() {
 }
 
 /// Verifies and signs tokens with one shared secret.
-pub(super) struct Shared {
+pub(super) struct SharedSecret {
     pub(super) decoding: DecodingKey,
     encoding: EncodingKey,
 }
 
-impl Shared {
+impl SharedSecret {
     pub(super) const ALGORITHM: Algorithm = Algorithm::HS256;
 
     pub(super) fn new(secret: &Secret) -> Self {

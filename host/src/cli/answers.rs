@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 
 /// The pending answers.
 #[derive(Debug, Default)]
-pub(super) struct Answers {
+pub(super) struct PendingAnswers {
     /// Created with the first question.
     lines: Option<mpsc::Receiver<String>>,
 }
 
-impl Answers {
+impl PendingAnswers {
     /// Whether a person types the answers.
     pub(super) fn are_typed() -> bool {
         std::io::stdin().is_terminal()
@@ -56,7 +56,7 @@ fn lines() -> mpsc::Receiver<String> {
                 if sender.is_closed() {
                     return;
                 }
-                Answers::prompt();
+                PendingAnswers::prompt();
             } else if sender.blocking_send(text.to_owned()).is_err() {
                 return;
             }

@@ -11,18 +11,18 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
-use super::render::{Screen, clean, colours};
-use crate::auth::{Jwks, Look};
+use super::render::{FrameRenderer, clean, colours};
+use crate::auth::{Jwks, JwksStatus};
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
-use crate::server::{self, Folders, StartError};
+use crate::server::{self, DataDirs, StartError};
 use lucid_sandbox::docker::Transport;
-use lucid_sandbox::{Kind, Sandboxes};
+use lucid_sandbox::{BackendKind, Sandboxes};
 use lucid_store::blobs::Blobs;
 use lucid_store::{Store, StoreError, Supabase};
 
 /// The status of a finding.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
+enum CheckStatus {
     /// It works.
     Good,
     /// It is missing, but something else replaces it or nobody needs it.
@@ -31,22 +31,22 @@ enum Mark {
     Bad,
 }
 
-struct Report {
-    screen: Screen,
+struct DoctorReport {
+    screen: FrameRenderer,
     bad: bool,
 }
 
-impl Report {
+impl DoctorReport {
     fn title(&self, text: &str) {
         outln!("{}", self.screen.paint(text, Style::new().bold()));
     }
 
-    fn line(&mut self, mark: Mark, text: &str) {
-        self.bad |= mark == Mark::Bad;
+    fn line(&mut self, mark: CheckStatus, text: &str) {
+        self.bad |= mark == CheckStatus::Bad;
         let (sign, style) = match mark {
-            Mark::Good => ("ok", Style::new().green()),
-            Mark::Note => ("--", Style::new().yellow()),
-            Mark::Bad => ("!!", Style::new().red()),
+            CheckStatus::Good => ("ok", Style::new().green()),
+            CheckStatus::Note => ("--", Style::new().yellow()),
+            CheckStatus::Bad => ("!!", Style::new().red()),
         };
         let text = clean(text).trim_end().replace('\n', "\n      ");
         outln!("  {}  {text}", self.screen.paint(sign, style));
@@ -55,15 +55,15 @@ impl Report {
 
 /// Checks everything, in the order in which a start needs it.
 pub(super) async fn doctor(config: Config) -> ExitCode {
-    let mut report = Report {
-        screen: Screen::new(colours(std::io::stdout().is_terminal())),
+    let mut report = DoctorReport {
+        screen: FrameRenderer::new(colours(std::io::stdout().is_terminal())),
         bad: false,
     };
     settings(&mut report, &config);
     tokens(&mut report, &config).await;
     store(&mut report, &config);
     chats(&mut report, &config).await;
-    let folders = Folders::below(&config.workspace_base_path);
+    let folders = DataDirs::below(&config.workspace_base_path);
     sandboxes(&mut report, &config, &folders).await;
     let usable = plugins(&mut report, &config, &folders).await;
     keys(&mut report, &config, usable);
@@ -75,12 +75,15 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn settings(report: &mut Report, config: &Config) {
+fn settings(report: &mut DoctorReport, config: &Config) {
     report.title("Settings");
-    report.line(Mark::Good, &token_ways(config));
-    report.line(Mark::Good, &format!("listens on {}", config.address()));
+    report.line(CheckStatus::Good, &token_ways(config));
+    report.line(
+        CheckStatus::Good,
+        &format!("listens on {}", config.address()),
+    );
     for warning in config.notes() {
-        report.line(Mark::Note, &warning);
+        report.line(CheckStatus::Note, &warning);
     }
 }
 
@@ -101,7 +104,7 @@ pub(super) fn token_ways(config: &Config) -> String {
 }
 
 /// Checks the identity provider's keys, as they are now.
-async fn tokens(report: &mut Report, config: &Config) {
+async fn tokens(report: &mut DoctorReport, config: &Config) {
     let Some(url) = &config.jwks_url else {
         return;
     };
@@ -109,52 +112,52 @@ async fn tokens(report: &mut Report, config: &Config) {
     let look = look.await;
     for reason in look.iter().flat_map(|look| &look.unused) {
         report.line(
-            Mark::Note,
+            CheckStatus::Note,
             &format!("the identity provider has {reason}; it is not used"),
         );
     }
     match look {
-        Ok(Look { usable: 0, .. }) if config.jwt_secret.is_some() => report.line(
-            Mark::Note,
+        Ok(JwksStatus { usable: 0, .. }) if config.jwt_secret.is_some() => report.line(
+            CheckStatus::Note,
             "The identity provider has no keys that can be used, so tokens are checked with SUPABASE_JWT_SECRET alone.",
         ),
-        Ok(Look { usable: 0, .. }) => report.line(
-            Mark::Note,
+        Ok(JwksStatus { usable: 0, .. }) => report.line(
+            CheckStatus::Note,
             "The identity provider has no keys that can be used, so no token is taken: let it sign with RS256 or ES256, or set SUPABASE_JWT_SECRET.",
         ),
-        Ok(Look { usable, .. }) => report.line(
-            Mark::Good,
+        Ok(JwksStatus { usable, .. }) => report.line(
+            CheckStatus::Good,
             &format!("the identity provider publishes its keys; those that can be used: {usable}"),
         ),
         Err(error) => report.line(
-            Mark::Note,
+            CheckStatus::Note,
             &format!("The identity provider's keys cannot be fetched: {error}.\nThe server starts all the same, tries again, and answers tokens that are signed with one with 503 until they are there."),
         ),
     }
 }
 
-fn store(report: &mut Report, config: &Config) {
+fn store(report: &mut DoctorReport, config: &Config) {
     report.title("Store");
     if let Err(error) = config.keys() {
-        report.line(Mark::Bad, &error.to_string());
+        report.line(CheckStatus::Bad, &error.to_string());
         return;
     }
-    let folders = Folders::below(&config.workspace_base_path);
+    let folders = DataDirs::below(&config.workspace_base_path);
     match server::open_store(&folders) {
-        Ok(store) => report.line(Mark::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
+        Ok(store) => report.line(CheckStatus::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
         // In use, so it works.
         Err(StartError::Store(StoreError::InUse(folder))) => {
-            report.line(Mark::Good, &format!("in {}, in use by a lucid that runs now", folder.display()));
+            report.line(CheckStatus::Good, &format!("in {}, in use by a lucid that runs now", folder.display()));
         }
         Err(error) => report.line(
-            Mark::Bad,
+            CheckStatus::Bad,
             &format!("{error}\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one."),
         ),
     }
 }
 
 /// Checks the chat store, if it is not the local one.
-async fn chats(report: &mut Report, config: &Config) {
+async fn chats(report: &mut DoctorReport, config: &Config) {
     let Some(settings) = &config.supabase else {
         return;
     };
@@ -164,21 +167,21 @@ async fn chats(report: &mut Report, config: &Config) {
         Err(error) => Err(error),
     };
     match found {
-        Ok(()) => report.line(Mark::Good, &format!("chats go to Supabase at {url}")),
+        Ok(()) => report.line(CheckStatus::Good, &format!("chats go to Supabase at {url}")),
         Err(error) => report.line(
-            Mark::Bad,
+            CheckStatus::Bad,
             &format!("chats go to Supabase at {url}: {error}"),
         ),
     }
     if settings.service_key.is_none() {
         report.line(
-            Mark::Note,
+            CheckStatus::Note,
             "SUPABASE_SERVICE_KEY is not set: chats of users whose token expired wait for their next request",
         );
     }
 }
 
-async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
+async fn sandboxes(report: &mut DoctorReport, config: &Config, folders: &DataDirs) {
     report.title("Sandbox");
     let found: Sandboxes = match server::find_sandboxes(config, folders).await {
         Ok(found) => found,
@@ -192,7 +195,7 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
                     "\nSet SANDBOX_BACKEND to auto, to use whatever works here."
                 }
             };
-            report.line(Mark::Bad, &format!("{error}{advice}"));
+            report.line(CheckStatus::Bad, &format!("{error}{advice}"));
             return;
         }
     };
@@ -201,28 +204,31 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
     for finding in &findings {
         match (&finding.problem, refused) {
             (None, _) if finding.kind == found.kind() => {
-                report.line(Mark::Good, &format!("{} works, and is used", finding.kind));
+                report.line(
+                    CheckStatus::Good,
+                    &format!("{} works, and is used", finding.kind),
+                );
                 if found.transport() == Some(Transport::Exec) {
                     report.line(
-                        Mark::Note,
+                        CheckStatus::Note,
                         "its containers cannot reach this server's sockets, so commands go through `docker exec`: slower, and without git. Where this server runs in a container itself, set HOST_WORKSPACE_PATH.",
                     );
                 }
             }
-            (None, _) => report.line(Mark::Good, &format!("{} works", finding.kind)),
+            (None, _) => report.line(CheckStatus::Good, &format!("{} works", finding.kind)),
             (Some(problem), _) => report.line(
-                Mark::Note,
+                CheckStatus::Note,
                 &format!("{}: {problem}\n{}", finding.kind, advice(finding.kind)),
             ),
         }
     }
     // The reason why it is not another kind is reported above.
     if !refused && let Some(remark) = found.remark() {
-        report.line(Mark::Note, &remark);
+        report.line(CheckStatus::Note, &remark);
     }
     if config.sandbox_backend == SandboxBackend::None {
         report.line(
-            Mark::Note,
+            CheckStatus::Note,
             "SANDBOX_BACKEND is none: no commands are run, and the mock only shows its script.",
         );
     } else if refused && findings.iter().any(|finding| finding.problem.is_none()) {
@@ -230,41 +236,41 @@ async fn sandboxes(report: &mut Report, config: &Config, folders: &Folders) {
         // select it.
         let reason = found.refusal().unwrap_or_default();
         report.line(
-            Mark::Bad,
+            CheckStatus::Bad,
             &format!("There is nothing to run commands in. {reason}"),
         );
     } else if refused {
         report.line(
-            Mark::Bad,
+            CheckStatus::Bad,
             "There is nothing to run commands in. Put one of the above right; until then only the mock runs, and it only shows its script.",
         );
     }
     if config.sandbox_network == SandboxNetwork::None {
         report.line(
-            Mark::Good,
+            CheckStatus::Good,
             "SANDBOX_NETWORK is none: commands have no network",
         );
     }
     // Containers have their own.
-    if found.kind() != Kind::Docker && !installed("git") {
+    if found.kind() != BackendKind::Docker && !installed("git") {
         report.line(
-            Mark::Note,
+            CheckStatus::Note,
             "git is not installed, so no repository can be cloned: apt-get install git",
         );
     }
 }
 
 /// How to make a kind of sandbox work.
-fn advice(kind: Kind) -> &'static str {
+fn advice(kind: BackendKind) -> &'static str {
     match kind {
-        Kind::Docker => "With it every session has a container of its own.",
-        Kind::Bubblewrap => {
+        BackendKind::Docker => "With it every session has a container of its own.",
+        BackendKind::Bubblewrap => {
             "Install it (apt-get install bubblewrap). In a container it needs user namespaces: see --security-opt, or use Landlock."
         }
-        Kind::Landlock => {
+        BackendKind::Landlock => {
             "It needs a Linux kernel from 5.13 on with landlock in the list of /sys/kernel/security/lsm."
         }
-        Kind::Local | Kind::None => "",
+        BackendKind::Local | BackendKind::None => "",
     }
 }
 
@@ -274,19 +280,19 @@ fn installed(program: &str) -> bool {
 }
 
 /// Reports the loaded plugins, and whether a model can be called.
-async fn plugins(report: &mut Report, config: &Config, folders: &Folders) -> bool {
+async fn plugins(report: &mut DoctorReport, config: &Config, folders: &DataDirs) -> bool {
     report.title("Plugins");
     // No model is called, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(server::deploy(config, folders, blobs)).await {
         Ok(deployed) => deployed,
         Err(error) => {
-            report.line(Mark::Bad, &error.to_string());
+            report.line(CheckStatus::Bad, &error.to_string());
             return false;
         }
     };
     if let Some(path) = &deployed.manifest.path {
-        report.line(Mark::Good, &format!("as {} says", path.display()));
+        report.line(CheckStatus::Good, &format!("as {} says", path.display()));
     }
     for plugin in deployed.plugins.list() {
         let digest = plugin.digest.get(..12).unwrap_or(&plugin.digest);
@@ -296,32 +302,39 @@ async fn plugins(report: &mut Report, config: &Config, folders: &Folders) -> boo
             plugin.name,
             plugin.version,
         );
-        report.line(Mark::Good, &line);
+        report.line(CheckStatus::Good, &line);
     }
     for warning in &deployed.warnings {
-        report.line(Mark::Note, warning);
+        report.line(CheckStatus::Note, warning);
     }
     let (gets, asks) = deployed.defaults_in_words();
     match deployed.default_answers().await {
-        Ok(()) => report.line(if asks { Mark::Good } else { Mark::Note }, &gets),
+        Ok(()) => report.line(
+            if asks {
+                CheckStatus::Good
+            } else {
+                CheckStatus::Note
+            },
+            &gets,
+        ),
         Err(why) => report.line(
-            Mark::Note,
+            CheckStatus::Note,
             &format!("{gets}; but it cannot be asked at the moment: {why}"),
         ),
     }
     let providers = deployed.providers();
     for provider in &providers {
         let mark = if provider.is_usable {
-            Mark::Good
+            CheckStatus::Good
         } else {
-            Mark::Note
+            CheckStatus::Note
         };
         report.line(mark, &format!("provider {provider}"));
     }
     providers.iter().any(|provider| provider.is_usable)
 }
 
-fn keys(report: &mut Report, config: &Config, usable: bool) {
+fn keys(report: &mut DoctorReport, config: &Config, usable: bool) {
     report.title("Keys");
     let models = &config.models;
     let own = models.providers.iter();
@@ -334,15 +347,15 @@ fn keys(report: &mut Report, config: &Config, usable: bool) {
     ];
     for (name, there) in own.chain(others) {
         let (mark, word) = if there {
-            (Mark::Good, "set")
+            (CheckStatus::Good, "set")
         } else {
-            (Mark::Note, "not set")
+            (CheckStatus::Note, "not set")
         };
         report.line(mark, &format!("{name} is {word}"));
     }
     if !usable {
         report.line(
-            Mark::Note,
+            CheckStatus::Note,
             "No model can be asked: set ANTHROPIC_API_KEY, GOOGLE_API_KEY or OPENAI_API_KEY, or LLM_BASE_URL (and LLM_API_KEY) for a compatible server. Until then the mock agent plays its script.",
         );
     }

@@ -56,11 +56,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use self::report::{Level, say};
+use self::report::{Severity, say};
 use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::manifest::{self, Problems};
-use crate::server::Resume;
+use crate::manifest::{self, ManifestProblems};
+use crate::server::ResumeMode;
 use lucid_types::user::UserId;
 use lucid_wasm::LOG_TARGET;
 
@@ -109,11 +109,11 @@ struct ServeArgs {
 }
 
 impl ServeArgs {
-    fn resume(&self) -> Resume {
+    fn resume(&self) -> ResumeMode {
         match (self.resume, self.no_resume) {
-            (true, _) => Resume::All,
-            (false, true) => Resume::None,
-            (false, false) => Resume::Usual,
+            (true, _) => ResumeMode::All,
+            (false, true) => ResumeMode::None,
+            (false, false) => ResumeMode::Usual,
         }
     }
 }
@@ -280,7 +280,7 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error @ IssueError::User) => {
-            say(Level::Error, &format!("--user cannot be used: {error}."));
+            say(Severity::Error, &format!("--user cannot be used: {error}."));
             ExitCode::from(WRONG)
         }
         Err(error) => failed(&format!("There is no token: {error}.")),
@@ -289,21 +289,21 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
 
 /// Prints a configuration error, one line for the operator.
 fn wrong(error: &ConfigError) -> ExitCode {
-    say(Level::Error, &error.to_string());
+    say(Severity::Error, &error.to_string());
     ExitCode::from(WRONG)
 }
 
 /// Prints a deployment's problems, a line each.
-fn wrong_manifest(problems: &Problems) -> ExitCode {
+fn wrong_manifest(problems: &ManifestProblems) -> ExitCode {
     for problem in problems.iter() {
-        say(Level::Error, &problem.to_string());
+        say(Severity::Error, &problem.to_string());
     }
     ExitCode::from(WRONG)
 }
 
 /// Prints a failure, one line.
 fn failed(sentence: &str) -> ExitCode {
-    say(Level::Error, sentence);
+    say(Severity::Error, sentence);
     ExitCode::FAILURE
 }
 

@@ -25,9 +25,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{WRONG, failed, wrong};
-use crate::cli::report::{Level, is_json, say};
+use crate::cli::report::{Severity, is_json, say};
 use crate::config::Config;
-use lucid_wasm::{Engine, EngineError, EngineOptions, Kind};
+use lucid_wasm::{Engine, EngineError, EngineOptions, PluginKind};
 
 /// What a plugin's author does.
 #[derive(Debug, Args)]
@@ -119,7 +119,7 @@ enum KindArg {
     Git,
 }
 
-impl From<KindArg> for Kind {
+impl From<KindArg> for PluginKind {
     fn from(kind: KindArg) -> Self {
         match kind {
             KindArg::Policy => Self::Policy,
@@ -229,6 +229,6 @@ fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
 
 /// Prints why a command was refused.
 fn refused(sentence: &str) -> ExitCode {
-    say(Level::Error, sentence);
+    say(Severity::Error, sentence);
     ExitCode::from(WRONG)
 }

@@ -41,7 +41,7 @@ pub(super) fn one_line(text: &str) -> String {
 
 /// The progress that a frame reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum FrameProgress {
     /// Unchanged.
     Same,
     /// Something that takes time is in progress, as the text says.
@@ -54,20 +54,20 @@ pub(super) enum Progress {
 
 /// A rendered frame.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(super) struct RenderedFrame {
     /// Lines to print, possibly none.
     pub(super) text: String,
     /// The progress of the work.
-    pub(super) progress: Progress,
+    pub(super) progress: FrameProgress,
 }
 
 /// Renders frames as text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Screen {
+pub(super) struct FrameRenderer {
     colour: bool,
 }
 
-impl Screen {
+impl FrameRenderer {
     /// With or without colours.
     pub(super) fn new(colour: bool) -> Self {
         Self { colour }
@@ -89,60 +89,60 @@ impl Screen {
     }
 
     /// Renders a frame.
-    pub(super) fn show(self, frame: &Value) -> Shown {
+    pub(super) fn show(self, frame: &Value) -> RenderedFrame {
         match text(frame, "type") {
             "agent_event" => self.event(frame),
             "status" => self.status(frame),
-            "error" => Shown {
+            "error" => RenderedFrame {
                 text: self.entry("error", Style::new().red(), text(frame, "message")),
-                progress: Progress::Failed,
+                progress: FrameProgress::Failed,
             },
-            _ => quiet(Progress::Same),
+            _ => quiet(FrameProgress::Same),
         }
     }
 
-    fn status(self, frame: &Value) -> Shown {
+    fn status(self, frame: &Value) -> RenderedFrame {
         let message = text(frame, "message");
         match text(frame, "status") {
-            "completed" => Shown {
+            "completed" => RenderedFrame {
                 text: self.entry("done", Style::new().green(), message),
-                progress: Progress::Done,
+                progress: FrameProgress::Done,
             },
-            "failed" => Shown {
+            "failed" => RenderedFrame {
                 text: self.entry("failed", Style::new().red(), message),
-                progress: Progress::Failed,
+                progress: FrameProgress::Failed,
             },
-            "initializing" => quiet(Progress::Busy("preparing".to_owned())),
+            "initializing" => quiet(FrameProgress::Busy("preparing".to_owned())),
             "ready" | "mock_mode" => {
                 let text = self.entry("ready", Style::new().dimmed(), message);
-                Shown {
+                RenderedFrame {
                     text,
-                    progress: Progress::Busy("working".to_owned()),
+                    progress: FrameProgress::Busy("working".to_owned()),
                 }
             }
-            _ => Shown {
+            _ => RenderedFrame {
                 text: self.entry("status", Style::new().dimmed(), message),
-                progress: Progress::Same,
+                progress: FrameProgress::Same,
             },
         }
     }
 
-    fn event(self, frame: &Value) -> Shown {
+    fn event(self, frame: &Value) -> RenderedFrame {
         let (event, kind, content) = (
             text(frame, "event"),
             text(frame, "eventType"),
             text(frame, "content"),
         );
-        let thinking = || Progress::Busy("thinking".to_owned());
+        let thinking = || FrameProgress::Busy("thinking".to_owned());
         let cyan = Style::new().cyan();
         if event == "task_start" {
-            return Shown {
+            return RenderedFrame {
                 text: self.entry("task", Style::new().bold(), content),
                 progress: thinking(),
             };
         }
         if event == "error" || kind == "AgentErrorObservation" {
-            return Shown {
+            return RenderedFrame {
                 text: self.entry("error", Style::new().red(), content),
                 progress: thinking(),
             };
@@ -156,7 +156,7 @@ impl Screen {
                     .filter(|text| !text.is_empty())
                     .collect::<Vec<_>>()
                     .join("\n");
-                Shown {
+                RenderedFrame {
                     text: self.entry("think", Style::new().magenta(), &said),
                     progress: thinking(),
                 }
@@ -166,9 +166,9 @@ impl Screen {
                     .filter(|text| !text.is_empty())
                     .unwrap_or(content);
                 let shown = self.entry("run", cyan, &format!("$ {command}"));
-                Shown {
+                RenderedFrame {
                     text: shown,
-                    progress: Progress::Busy(format!("$ {}", brief(command))),
+                    progress: FrameProgress::Busy(format!("$ {}", brief(command))),
                 }
             }
             "CmdOutputObservation" => {
@@ -183,7 +183,7 @@ impl Screen {
                         Style::new().red(),
                     ));
                 }
-                Shown {
+                RenderedFrame {
                     text: lines.join("\n"),
                     progress: thinking(),
                 }
@@ -199,9 +199,9 @@ impl Screen {
                     .unwrap_or(content);
                 let mut lines = vec![self.entry(label, cyan, path)];
                 lines.extend(self.diff(text(frame, "diff")));
-                Shown {
+                RenderedFrame {
                     text: lines.join("\n"),
-                    progress: Progress::Busy(format!("{label} {}", brief(path))),
+                    progress: FrameProgress::Busy(format!("{label} {}", brief(path))),
                 }
             }
             "FileWriteObservation" | "FileEditObservation" | "FileReadObservation" => {
@@ -209,17 +209,17 @@ impl Screen {
                 if lines.is_empty() && kind != "FileReadObservation" {
                     lines = self.block(content);
                 }
-                Shown {
+                RenderedFrame {
                     text: lines.join("\n"),
                     progress: thinking(),
                 }
             }
-            "ModelStateMessage" => Shown {
+            "ModelStateMessage" => RenderedFrame {
                 text: self.entry("model", Style::new().yellow(), content),
-                progress: Progress::Same,
+                progress: FrameProgress::Same,
             },
-            _ if event == "state" || content.is_empty() => quiet(Progress::Same),
-            _ => Shown {
+            _ if event == "state" || content.is_empty() => quiet(FrameProgress::Same),
+            _ => RenderedFrame {
                 text: self.entry("says", Style::new().blue(), content),
                 progress: thinking(),
             },
@@ -253,8 +253,8 @@ impl Screen {
     }
 }
 
-fn quiet(progress: Progress) -> Shown {
-    Shown {
+fn quiet(progress: FrameProgress) -> RenderedFrame {
+    RenderedFrame {
         text: String::new(),
         progress,
     }
@@ -287,8 +287,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn plain(frame: &Value) -> Shown {
-        Screen::new(false).show(frame)
+    fn plain(frame: &Value) -> RenderedFrame {
+        FrameRenderer::new(false).show(frame)
     }
 
     fn event(kind: &str, rest: &Value) -> Value {
@@ -320,7 +320,7 @@ mod tests {
                 "{kind}: {:?}",
                 shown.text
             );
-            if let Progress::Busy(what) = shown.progress {
+            if let FrameProgress::Busy(what) = shown.progress {
                 assert!(!what.chars().any(char::is_control));
             }
         }
@@ -333,7 +333,7 @@ mod tests {
             &json!({"content": "pytest -q", "command": "pytest -q"}),
         ));
         assert_eq!(run.text, "    run  $ pytest -q");
-        assert_eq!(run.progress, Progress::Busy("$ pytest -q".to_owned()));
+        assert_eq!(run.progress, FrameProgress::Busy("$ pytest -q".to_owned()));
         let output = plain(&event(
             "CmdOutputObservation",
             &json!({"content": "1 failed\n", "exitCode": 1}),
@@ -360,15 +360,15 @@ mod tests {
     #[test]
     fn completed_is_success_and_an_error_is_failure() {
         let done = json!({"type": "status", "status": "completed", "message": "All good"});
-        assert_eq!(plain(&done).progress, Progress::Done);
+        assert_eq!(plain(&done).progress, FrameProgress::Done);
         assert_eq!(
             plain(&json!({"type": "error", "message": "no"})).progress,
-            Progress::Failed
+            FrameProgress::Failed
         );
         let tried = json!({"type": "agent_event", "event": "error", "eventType": "AgentErrorObservation", "content": "no"});
         assert_ne!(
             plain(&tried).progress,
-            Progress::Failed,
+            FrameProgress::Failed,
             "an agent may get over an error of its own"
         );
     }
@@ -376,8 +376,18 @@ mod tests {
     #[test]
     fn without_colours_there_is_no_escape_and_with_them_there_is() {
         let frame = event("ThinkAction", &json!({"content": "hm"}));
-        assert!(!Screen::new(false).show(&frame).text.contains('\u{1b}'));
-        assert!(Screen::new(true).show(&frame).text.contains('\u{1b}'));
+        assert!(
+            !FrameRenderer::new(false)
+                .show(&frame)
+                .text
+                .contains('\u{1b}')
+        );
+        assert!(
+            FrameRenderer::new(true)
+                .show(&frame)
+                .text
+                .contains('\u{1b}')
+        );
         assert!(!colours(false));
     }
 
@@ -389,7 +399,7 @@ mod tests {
             json!({"type": "file_tree", "tree": []}),
             json!({"type": "later"}),
         ] {
-            assert_eq!(plain(&frame), quiet(Progress::Same));
+            assert_eq!(plain(&frame), quiet(FrameProgress::Same));
         }
     }
 }

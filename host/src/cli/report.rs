@@ -27,13 +27,13 @@ static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
 
 /// The severity of a line.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Level {
+pub(super) enum Severity {
     Error,
     Warn,
     Info,
 }
 
-impl Level {
+impl Severity {
     fn name(self) -> &'static str {
         match self {
             Self::Error => "ERROR",
@@ -56,7 +56,7 @@ pub(super) fn is_json() -> bool {
 }
 
 /// Prints a sentence to stderr.
-pub(super) fn say(level: Level, sentence: &str) {
+pub(super) fn say(level: Severity, sentence: &str) {
     let sentence = one_line(sentence);
     if is_json() {
         errln!("{}", line(level, &sentence));
@@ -69,7 +69,7 @@ pub(super) fn say(level: Level, sentence: &str) {
 /// continues if it cannot be printed.
 pub(super) fn announce(sentence: &str) {
     let printed = if is_json() {
-        writeln!(io::stdout(), "{}", line(Level::Info, sentence))
+        writeln!(io::stdout(), "{}", line(Severity::Info, sentence))
     } else {
         writeln!(io::stdout(), "{sentence}")
     };
@@ -105,7 +105,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && is_json() {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
-        say(Level::Error, text);
+        say(Severity::Error, text);
         return ExitCode::from(WRONG);
     }
     // The reader may be gone.
@@ -118,7 +118,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
 }
 
 /// Formats a line like the log.
-fn line(level: Level, sentence: &str) -> String {
+fn line(level: Severity, sentence: &str) -> String {
     json!({
         "timestamp": Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true),
         "level": level.name(),
@@ -135,7 +135,7 @@ fn panicked(panic: &PanicHookInfo<'_>) -> String {
         "panicked at {}: {text}",
         place.as_deref().unwrap_or("an unknown place")
     );
-    line(Level::Error, &one_line(&sentence))
+    line(Severity::Error, &one_line(&sentence))
 }
 
 #[cfg(test)]

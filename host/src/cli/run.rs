@@ -19,13 +19,13 @@ use owo_colors::Style;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::answers::Answers;
-use super::render::{Progress, Screen, colours};
+use super::answers::PendingAnswers;
+use super::render::{FrameProgress, FrameRenderer, colours};
 use super::serve::LOCAL_USER;
 use super::{RunArgs, UNANSWERED, failed, interrupted, wrong, wrong_manifest};
 use crate::config::Config;
-use crate::server::{self, App, Keep, StartError};
-use lucid_session::{Batch, NewSession, Session};
+use crate::server::{self, App, StartError, WorkspaceRetention};
+use lucid_session::{NewSession, SessionHandle, SubscriptionItem};
 
 /// The error of a task that ended with an unanswered question.
 const NO_ANSWER: &str = "The agent asked something, and standard input has no answer: run this in a terminal and type it, or pipe in a line for each answer.";
@@ -47,7 +47,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     // From here on there is something to clean up.
     let mut stop = Box::pin(interrupted());
     let started = tokio::select! {
-        started = Box::pin(App::start_in(config, &storage, Keep::Workspaces)) => started,
+        started = Box::pin(App::start_in(config, &storage, WorkspaceRetention::Workspaces)) => started,
         _ = &mut stop => return failed("Stopped before the task began."),
     };
     let app = match started {
@@ -77,14 +77,14 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         Ok(session) => session,
         Err(error) => return failed(&error.to_operator()),
     };
-    let mut view = View::new();
+    let mut view = TerminalView::new();
     let _attached = session.attach();
     app.sessions().start(&session);
     let outcome = tokio::select! {
         outcome = watch(&session, &mut view) => outcome,
         _ = &mut stop => {
             view.line(&view.screen.entry("stopped", Style::new().yellow(), "as you asked"));
-            Outcome::Failed
+            TaskOutcome::Failed
         }
     };
     view.end();
@@ -108,9 +108,9 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
         view.line(&view.screen.entry("files", Style::new().dimmed(), &path));
     }
     match outcome {
-        Outcome::Succeeded => ExitCode::SUCCESS,
-        Outcome::Failed => ExitCode::FAILURE,
-        Outcome::Unanswered => {
+        TaskOutcome::Succeeded => ExitCode::SUCCESS,
+        TaskOutcome::Failed => ExitCode::FAILURE,
+        TaskOutcome::Unanswered => {
             failed(NO_ANSWER);
             ExitCode::from(UNANSWERED)
         }
@@ -130,7 +130,7 @@ fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
 
 /// The outcome of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum TaskOutcome {
     Succeeded,
     Failed,
     /// It waits for an answer, and there is none.
@@ -138,10 +138,10 @@ enum Outcome {
 }
 
 /// Shows frames until the task is over, and passes on the user's answers.
-async fn watch(session: &Arc<Session>, view: &mut View) -> Outcome {
+async fn watch(session: &Arc<SessionHandle>, view: &mut TerminalView) -> TaskOutcome {
     let mut subscription = session.subscribe(0);
     let mut questions = session.questions();
-    let mut answers = Answers::default();
+    let mut answers = PendingAnswers::default();
     let mut answered = 0;
     loop {
         let question = *questions.borrow_and_update();
@@ -154,37 +154,37 @@ async fn watch(session: &Arc<Session>, view: &mut View) -> Outcome {
             _ = questions.changed(), if !asks => continue,
             answer = answers.next(), if asks => {
                 let Some(answer) = answer else {
-                    return Outcome::Unanswered;
+                    return TaskOutcome::Unanswered;
                 };
                 answered = question;
                 view.answered(&answer);
                 if let Err(error) = session.message(answer).await {
                     view.line(&view.screen.entry("error", Style::new().red(), &error.to_string()));
-                    return Outcome::Failed;
+                    return TaskOutcome::Failed;
                 }
                 continue;
             }
         };
         let frames = match batch {
-            Batch::Frames(frames) => frames,
-            Batch::Notice(frame) => vec![(0, frame)],
-            Batch::Delta(_) | Batch::Gap(..) => continue,
-            Batch::Ended(_) => return Outcome::Failed,
+            SubscriptionItem::Frames(frames) => frames,
+            SubscriptionItem::Notice(frame) => vec![(0, frame)],
+            SubscriptionItem::Delta(_) | SubscriptionItem::Gap(..) => continue,
+            SubscriptionItem::Ended(_) => return TaskOutcome::Failed,
         };
         for (_, frame) in frames {
             let frame = serde_json::from_str(&frame).unwrap_or(Value::Null);
             match view.frame(&frame) {
-                Progress::Done => return Outcome::Succeeded,
-                Progress::Failed => return Outcome::Failed,
-                Progress::Same | Progress::Busy(_) => {}
+                FrameProgress::Done => return TaskOutcome::Succeeded,
+                FrameProgress::Failed => return TaskOutcome::Failed,
+                FrameProgress::Same | FrameProgress::Busy(_) => {}
             }
         }
     }
 }
 
 /// The terminal: permanent lines, and the current activity below them.
-struct View {
-    screen: Screen,
+struct TerminalView {
+    screen: FrameRenderer,
     spinner: Option<ProgressBar>,
     /// The last error, in the words that were shown.
     last_error: Option<String>,
@@ -192,10 +192,10 @@ struct View {
     asks: bool,
 }
 
-impl View {
+impl TerminalView {
     fn new() -> Self {
         Self {
-            screen: Screen::new(colours(std::io::stdout().is_terminal())),
+            screen: FrameRenderer::new(colours(std::io::stdout().is_terminal())),
             spinner: spinner(),
             last_error: None,
             asks: false,
@@ -209,7 +209,7 @@ impl View {
         }
         if asks {
             self.end();
-            Answers::prompt();
+            PendingAnswers::prompt();
         } else {
             self.spinner = spinner();
         }
@@ -217,17 +217,17 @@ impl View {
 
     /// Shows an answer that was not typed here.
     fn answered(&self, answer: &str) {
-        if !Answers::are_typed() {
+        if !PendingAnswers::are_typed() {
             self.line(&self.screen.entry("answer", Style::new().bold(), answer));
         }
     }
 
-    fn frame(&mut self, frame: &Value) -> Progress {
+    fn frame(&mut self, frame: &Value) -> FrameProgress {
         let shown = self.screen.show(frame);
         if !shown.text.is_empty() && !self.is_said(frame) {
             self.line(&shown.text);
         }
-        if let (Some(spinner), Progress::Busy(what)) = (&self.spinner, &shown.progress) {
+        if let (Some(spinner), FrameProgress::Busy(what)) = (&self.spinner, &shown.progress) {
             spinner.reset_elapsed();
             spinner.set_message(what.clone());
         }

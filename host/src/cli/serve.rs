@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::report::announce;
 use super::{DAY, failed, interrupted, wrong, wrong_manifest};
 use crate::config::Config;
-use crate::server::{App, Resume, StartError};
+use crate::server::{App, ResumeMode, StartError};
 use lucid_types::user::UserId;
 
 /// Which part of the time for a shutdown requests that are under way may take.
@@ -31,7 +31,7 @@ const START_PAUSE: Duration = Duration::from_secs(1);
 pub(super) const LOCAL_USER: &str = "local";
 
 /// Serves until it is told to stop.
-pub(super) async fn serve(config: Config, resume: Resume) -> ExitCode {
+pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     for warning in config.notes() {
         tracing::warn!("{warning}");
     }

@@ -75,7 +75,7 @@ pub enum PluginLogLevel {
 }
 
 /// The names that a setting accepts, and their values. A type beside its parser would repeat them.
-pub(super) trait Choice: Sized + Copy + 'static {
+pub(super) trait NamedValues: Sized + Copy + 'static {
     const ALLOWED: &'static str;
     const NAMES: &'static [(&'static str, Self)];
 
@@ -97,7 +97,7 @@ pub(super) trait Choice: Sized + Copy + 'static {
     }
 }
 
-impl Choice for DefaultPolicy {
+impl NamedValues for DefaultPolicy {
     const ALLOWED: &'static str = "auto, coder or mock";
     const NAMES: &'static [(&'static str, Self)] = &[
         ("auto", Self::Auto),
@@ -106,7 +106,7 @@ impl Choice for DefaultPolicy {
     ];
 }
 
-impl Choice for SandboxBackend {
+impl NamedValues for SandboxBackend {
     const ALLOWED: &'static str = "auto, docker, bubblewrap, landlock, local or none";
     const NAMES: &'static [(&'static str, Self)] = &[
         ("auto", Self::Auto),
@@ -118,17 +118,17 @@ impl Choice for SandboxBackend {
     ];
 }
 
-impl Choice for SandboxNetwork {
+impl NamedValues for SandboxNetwork {
     const ALLOWED: &'static str = "none or host";
     const NAMES: &'static [(&'static str, Self)] = &[("none", Self::None), ("host", Self::Host)];
 }
 
-impl Choice for LogFormat {
+impl NamedValues for LogFormat {
     const ALLOWED: &'static str = "text or json";
     const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }
 
-impl Choice for PluginLogLevel {
+impl NamedValues for PluginLogLevel {
     const ALLOWED: &'static str = "off, error, warn, info or debug";
     const NAMES: &'static [(&'static str, Self)] = &[
         ("off", Self::Off),
@@ -139,7 +139,7 @@ impl Choice for PluginLogLevel {
     ];
 }
 
-impl Choice for bool {
+impl NamedValues for bool {
     const ALLOWED: &'static str = "true or false";
     const NAMES: &'static [(&'static str, Self)] = &[
         ("true", true),

@@ -9,7 +9,7 @@
 use url::Url;
 
 use super::ConfigError;
-use super::parse::{Values, shown};
+use super::parse::{SettingValues, shown};
 use lucid_net::fetch::Document;
 
 /// The path below a Supabase project's URL. A project that still signs with its shared secret alone
@@ -17,7 +17,7 @@ use lucid_net::fetch::Document;
 const OF_A_PROJECT: [&str; 4] = ["auth", "v1", ".well-known", "jwks.json"];
 
 /// `SUPABASE_JWKS_URL`, or the project's.
-pub(super) fn jwks_url(values: &Values) -> Result<Option<Url>, ConfigError> {
+pub(super) fn jwks_url(values: &SettingValues) -> Result<Option<Url>, ConfigError> {
     let project = values.base_url("SUPABASE_URL")?.and_then(|mut url| {
         // An http URL always has a path.
         url.path_segments_mut()

@@ -41,11 +41,11 @@ pub use self::known::SETTINGS;
 use self::known::known;
 pub(crate) use self::known::{is_host_secret, is_variable};
 pub use self::models::{ModelSettings, ProviderSettings};
-use self::parse::Values;
+use self::parse::SettingValues;
 pub(crate) use self::parse::{is_model, size, time};
 use self::secret_file::secret_file;
 pub use self::variables::Variables;
-use lucid_sandbox::git::Branches;
+use lucid_sandbox::git::BranchPolicy;
 use lucid_store::SupabaseSettings;
 use lucid_types::secret::Secret;
 use secrecy::zeroize::Zeroizing;
@@ -143,7 +143,7 @@ pub struct Config {
     /// the same owner, with the same token.
     pub git_allow_owner: bool,
     /// `GIT_PUSH_BRANCHES` (`lucid/*`): the branches that git in a session may push to.
-    pub git_push_branches: Branches,
+    pub git_push_branches: BranchPolicy,
     /// `MOCK_STEP_DELAY_SECONDS` (1.5).
     pub mock_step_delay: Duration,
     /// `LOG_FORMAT` (`text`).
@@ -164,7 +164,7 @@ pub struct Config {
 
 /// The keys of a running server, from the settings or from files of this machine.
 #[derive(Debug, Clone)]
-pub struct Keys {
+pub struct ServerKeys {
     /// The key that tokens are signed and verified with. `None` if only the identity provider signs
     /// them.
     pub jwt: Option<Secret>,
@@ -203,7 +203,7 @@ impl Config {
         misspelt.sort_unstable();
         misspelt.dedup();
         let settings = pairs.into_iter().filter(|(name, _)| known(name));
-        let config = Self::check(&Values::new(settings))?;
+        let config = Self::check(&SettingValues::new(settings))?;
         Ok(Self {
             variables,
             misspelt,
@@ -240,7 +240,7 @@ impl Config {
             let mut found = pairs.into_iter().rev().filter(|(known, _)| known == name);
             found.next().map(|(_, value)| value)
         });
-        let values = Values::new(value.map(|value| (name.to_owned(), value)).into_iter());
+        let values = SettingValues::new(value.map(|value| (name.to_owned(), value)).into_iter());
         values
             .choice(name, LogFormat::Text)
             .unwrap_or(LogFormat::Text)
@@ -253,7 +253,7 @@ impl Config {
 
     /// The keys for tokens and for encryption. A key without a setting is in a file below
     /// `WORKSPACE_BASE_PATH`, created at first use and readable by this user only.
-    pub fn keys(&self) -> Result<Keys, ConfigError> {
+    pub fn keys(&self) -> Result<ServerKeys, ConfigError> {
         let jwt = match &self.jwt_secret {
             Some(secret) => Some(secret.clone()),
             None if self.local => {
@@ -270,7 +270,7 @@ impl Config {
             // secrets could no longer be read.
             (None, _) => secret_file(&self.workspace_base_path.join("seal-secret"))?,
         };
-        Ok(Keys { jwt, seal })
+        Ok(ServerKeys { jwt, seal })
     }
 
     fn merge(

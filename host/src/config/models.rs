@@ -11,7 +11,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::ConfigError;
-use super::parse::{Values, is_model, seconds};
+use super::parse::{SettingValues, is_model, seconds};
 use lucid_types::secret::Secret;
 
 /// The settings of one provider under its own name.
@@ -81,7 +81,10 @@ const PROVIDERS: [[&str; 4]; 3] = [
 ];
 
 impl ModelSettings {
-    pub(super) fn check(values: &Values, warnings: &mut Vec<String>) -> Result<Self, ConfigError> {
+    pub(super) fn check(
+        values: &SettingValues,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, ConfigError> {
         let newer = values.provider("DEFAULT_MODEL_PROVIDER")?;
         let older = values.provider("DEFAULT_PROVIDER")?;
         if let (Some(newer), Some(older)) = (&newer, &older)

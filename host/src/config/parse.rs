@@ -12,14 +12,14 @@ use std::time::Duration;
 use url::Url;
 
 use super::ConfigError;
-use super::enums::{AllowedOrigins, Choice};
+use super::enums::{AllowedOrigins, NamedValues};
 use lucid_net::egress::pasted;
 use lucid_types::secret::Secret;
 
 /// The values that are set, by name. None is empty.
-pub(super) struct Values(HashMap<String, String>);
+pub(super) struct SettingValues(HashMap<String, String>);
 
-impl Values {
+impl SettingValues {
     pub(super) fn new(values: impl Iterator<Item = (String, String)>) -> Self {
         Self(
             values
@@ -65,7 +65,7 @@ impl Values {
         Ok(self.optional(name, allowed, read)?.unwrap_or(default))
     }
 
-    pub(super) fn choice<T: Choice>(
+    pub(super) fn choice<T: NamedValues>(
         &self,
         name: &'static str,
         default: T,

@@ -5,13 +5,13 @@
 //! - A project stores chats only if both its URL and its anon key are known. A key that has no
 //!   effect is a warning.
 
-use super::parse::Values;
+use super::parse::SettingValues;
 use super::{ConfigError, Secret};
 use lucid_store::SupabaseSettings;
 
 /// Reads the location of the chat store, if it is not the local database.
 pub(super) fn check(
-    values: &Values,
+    values: &SettingValues,
     warnings: &mut Vec<String>,
 ) -> Result<Option<SupabaseSettings>, ConfigError> {
     let url = values.base_url("SUPABASE_URL")?;
@@ -52,7 +52,7 @@ pub(super) fn check(
 }
 
 /// The service key, under Lucid's name for it or under Supabase's.
-fn service_key(values: &Values) -> Result<Option<Secret>, ConfigError> {
+fn service_key(values: &SettingValues) -> Result<Option<Secret>, ConfigError> {
     match values.header_secret("SUPABASE_SERVICE_KEY")? {
         Some(key) => Ok(Some(key)),
         None => values.header_secret("SUPABASE_SERVICE_ROLE_KEY"),

@@ -10,17 +10,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::enums::{
-    AllowedOrigins, Choice, DefaultPolicy, LogFormat, PluginLogLevel, SandboxBackend,
+    AllowedOrigins, DefaultPolicy, LogFormat, NamedValues, PluginLogLevel, SandboxBackend,
     SandboxNetwork,
 };
 use super::jwks::jwks_url;
 use super::models::ModelSettings;
 use super::parse::{
-    Values, container_name, count, dollars, image, ip, mount_path, number, origins, seconds, shown,
-    size, unprintable,
+    SettingValues, container_name, count, dollars, image, ip, mount_path, number, origins, seconds,
+    shown, size, unprintable,
 };
 use super::{Config, ConfigError, Variables, supabase};
-use lucid_sandbox::git::Branches;
+use lucid_sandbox::git::BranchPolicy;
 use lucid_types::secret::Secret;
 
 const DAY: f64 = 86_400.0;
@@ -28,7 +28,7 @@ const MIB: u64 = 1024 * 1024;
 
 impl Config {
     /// Validates all values.
-    pub(super) fn check(values: &Values) -> Result<Self, ConfigError> {
+    pub(super) fn check(values: &SettingValues) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
         let jwt_secret = values.raw("SUPABASE_JWT_SECRET").map(Secret::from);
         let encryption_key = values.raw("ENCRYPTION_KEY").map(Secret::from);
@@ -238,9 +238,9 @@ impl Config {
             git_allow_owner: values.choice("GIT_ALLOW_OWNER", false)?,
             git_push_branches: values.parsed(
                 "GIT_PUSH_BRANCHES",
-                Branches::default(),
+                BranchPolicy::default(),
                 "a comma-separated list of branches, * at the end of one for all that begin so, such as lucid/*,feature/*; or * for every branch",
-                Branches::parse,
+                BranchPolicy::parse,
             )?,
             mock_step_delay: values.parsed(
                 "MOCK_STEP_DELAY_SECONDS",

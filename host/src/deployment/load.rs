@@ -19,18 +19,19 @@ use url::Url;
 
 use crate::builtin;
 use crate::manifest::loaded::{
-    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools,
+    LoadedGit, LoadedPlugins, LoadedPolicy, LoadedProvider, LoadedSecondBuild, LoadedTools,
 };
 use crate::manifest::model::{
-    GitEntry, Located, Manifest, PluginEntry, ProviderEntry, Settings, Source, ToolsEntry,
+    ComponentSource, GitEntry, Located, Manifest, PluginEntry, PluginSettings, ProviderEntry,
+    ToolsEntry,
 };
-use crate::manifest::overrides::{Role, Upload};
-use crate::manifest::problem::{At, Problem, Problems};
-use crate::manifest::settings_schema::Schema;
-use lucid_net::oci::{Brought, Reference};
+use crate::manifest::overrides::{SecondBuildRole, UploadOverride};
+use crate::manifest::problem::{ManifestProblem, ManifestProblems, SourcePosition};
+use crate::manifest::settings_schema::SettingsSchema;
+use lucid_net::oci::{FetchResults, Reference};
 use lucid_session::SEPARATOR;
 use lucid_types::digest::sha256_hex;
-use lucid_wasm::{Engine, EngineOptions, Kind, Plugin, Plugins, TypedPlugin, World};
+use lucid_wasm::{Engine, EngineOptions, Plugin, PluginKind, Plugins, TypedPlugin, World};
 
 /// How many components are compiled at once. A single one uses all processors only part of the
 /// time.
@@ -49,9 +50,9 @@ pub(crate) async fn load(
     manifest: &Manifest,
     engine: &Engine,
     known: &Plugins,
-    only: Option<(Kind, &str)>,
-) -> Result<Loaded, Problems> {
-    let from = From {
+    only: Option<(PluginKind, &str)>,
+) -> Result<LoadedPlugins, ManifestProblems> {
+    let from = LoadContext {
         manifest,
         engine,
         known,
@@ -111,8 +112,8 @@ pub(crate) async fn load(
         .map(|(name, entry)| git(from, name, entry).boxed());
     let git = gathered(tasks.collect(), &mut wrong).await;
 
-    Problems::unless_none(wrong)?;
-    Ok(Loaded {
+    ManifestProblems::unless_none(wrong)?;
+    Ok(LoadedPlugins {
         policies,
         providers,
         tools,
@@ -122,23 +123,23 @@ pub(crate) async fn load(
 
 /// The inputs from which plugins are made.
 #[derive(Clone, Copy)]
-struct From<'a> {
+struct LoadContext<'a> {
     manifest: &'a Manifest,
     engine: &'a Engine,
     /// The plugins that are loaded already.
     known: &'a Plugins,
     /// The only plugin that is loaded anew, if not all are.
-    only: Option<(Kind, &'a str)>,
+    only: Option<(PluginKind, &'a str)>,
 }
 
-impl<'a> From<'a> {
+impl<'a> LoadContext<'a> {
     /// Whether the loaded plugin is kept without looking at its file.
-    fn keeps(&self, kind: Kind, name: &str) -> bool {
+    fn keeps(&self, kind: PluginKind, name: &str) -> bool {
         self.only.is_some_and(|only| only != (kind, name))
     }
 
-    fn blame(&self, kind: Kind, name: &'a str, entry: &'a PluginEntry) -> Blame<'a> {
-        Blame {
+    fn blame(&self, kind: PluginKind, name: &'a str, entry: &'a PluginEntry) -> ProblemSite<'a> {
+        ProblemSite {
             file: self.manifest.path.as_deref(),
             kind,
             name,
@@ -150,8 +151,8 @@ impl<'a> From<'a> {
 }
 
 async fn gathered<'a, T>(
-    tasks: Vec<BoxFuture<'a, Result<T, Vec<Problem>>>>,
-    wrong: &mut Vec<Problem>,
+    tasks: Vec<BoxFuture<'a, Result<T, Vec<ManifestProblem>>>>,
+    wrong: &mut Vec<ManifestProblem>,
 ) -> Vec<T> {
     let mut tasks = stream::iter(tasks).buffered(AT_ONCE);
     let mut all = Vec::new();
@@ -165,11 +166,11 @@ async fn gathered<'a, T>(
 }
 
 async fn policy(
-    from: From<'_>,
+    from: LoadContext<'_>,
     name: &str,
     entry: &PluginEntry,
-) -> Result<LoadedPolicy, Vec<Problem>> {
-    let blame = from.blame(Kind::Policy, name, entry);
+) -> Result<LoadedPolicy, Vec<ManifestProblem>> {
+    let blame = from.blame(PluginKind::Policy, name, entry);
     let plugin = build(
         from,
         &blame,
@@ -184,9 +185,9 @@ async fn policy(
             None,
         ),
         // A candidate was asked for. The previous build is only a fallback.
-        Err((Role::Candidate { .. }, problems)) => return Err(problems),
-        Err((Role::Before, problems)) => {
-            let why: Vec<String> = problems.iter().map(Problem::to_string).collect();
+        Err((SecondBuildRole::Candidate { .. }, problems)) => return Err(problems),
+        Err((SecondBuildRole::Before, problems)) => {
+            let why: Vec<String> = problems.iter().map(ManifestProblem::to_string).collect();
             let warning = format!(
                 "The active build of the policy `{name}` is on probation, and the one before it cannot be loaded, so nothing steps in where it fails: {}.",
                 why.join("; ")
@@ -205,21 +206,21 @@ async fn policy(
 
 /// The second build of a policy, if there is one.
 async fn beside(
-    from: From<'_>,
+    from: LoadContext<'_>,
     name: &str,
     entry: &PluginEntry,
-) -> Result<Option<LoadedBeside>, (Role, Vec<Problem>)> {
+) -> Result<Option<LoadedSecondBuild>, (SecondBuildRole, Vec<ManifestProblem>)> {
     let Some(beside) = from.manifest.beside(name) else {
         return Ok(None);
     };
-    let blame = Blame {
+    let blame = ProblemSite {
         upload: beside.upload.as_ref(),
-        ..from.blame(Kind::Policy, name, entry)
+        ..from.blame(PluginKind::Policy, name, entry)
     };
     let there = from.known.beside(name);
     let builds = from.known.builds(name);
     let plugin = build(from, &blame, builtin::POLICIES, there, builds).await;
-    Ok(Some(LoadedBeside {
+    Ok(Some(LoadedSecondBuild {
         plugin: plugin.map_err(|problems| (beside.role, problems))?,
         role: beside.role,
         probation: beside.upload.as_ref().and_then(|upload| upload.probation),
@@ -230,12 +231,12 @@ async fn beside(
 /// The plugin of an entry, with settings that fit it. `there` is the one in its place at present; a component that is
 /// among the `known` ones is not loaded again.
 async fn build<'a, W: World>(
-    from: From<'_>,
-    blame: &Blame<'_>,
+    from: LoadContext<'_>,
+    blame: &ProblemSite<'_>,
     builtin: &'static [(&'static str, &'static [u8])],
     there: Option<&'a TypedPlugin<W>>,
     mut known: impl Iterator<Item = &'a TypedPlugin<W>>,
-) -> Result<TypedPlugin<W>, Vec<Problem>> {
+) -> Result<TypedPlugin<W>, Vec<ManifestProblem>> {
     let (name, limits) = (blame.name, blame.entry.limits.limits());
     let stays = there.filter(|there| from.keeps(W::KIND, name) && there.limits() == &limits);
     let plugin = match stays {
@@ -256,12 +257,12 @@ async fn build<'a, W: World>(
 }
 
 async fn provider(
-    from: From<'_>,
+    from: LoadContext<'_>,
     name: &str,
     plugin: &PluginEntry,
     entry: Option<Arc<ProviderEntry>>,
-) -> Result<LoadedProvider, Vec<Problem>> {
-    let blame = from.blame(Kind::Llm, name, plugin);
+) -> Result<LoadedProvider, Vec<ManifestProblem>> {
+    let blame = from.blame(PluginKind::Llm, name, plugin);
     let known = from.known.llm(name);
     let loaded = build(from, &blame, builtin::PROVIDERS, known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
@@ -281,12 +282,12 @@ async fn provider(
 }
 
 async fn tools(
-    from: From<'_>,
+    from: LoadContext<'_>,
     name: &str,
     entry: &ToolsEntry,
-) -> Result<LoadedTools, Vec<Problem>> {
+) -> Result<LoadedTools, Vec<ManifestProblem>> {
     let ToolsEntry { plugin, .. } = entry;
-    let blame = from.blame(Kind::Tools, name, plugin);
+    let blame = from.blame(PluginKind::Tools, name, plugin);
     let known = from.known.tools(name);
     let loaded = build(from, &blame, &[], known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
@@ -315,9 +316,13 @@ async fn tools(
     })
 }
 
-async fn git(from: From<'_>, name: &str, entry: &GitEntry) -> Result<LoadedGit, Vec<Problem>> {
+async fn git(
+    from: LoadContext<'_>,
+    name: &str,
+    entry: &GitEntry,
+) -> Result<LoadedGit, Vec<ManifestProblem>> {
     let GitEntry { plugin, .. } = entry;
-    let blame = from.blame(Kind::Git, name, plugin);
+    let blame = from.blame(PluginKind::Git, name, plugin);
     let known = from.known.git(name);
     let loaded = build(from, &blame, builtin::GIT, known, known.into_iter()).await?;
     let url = |url: &Option<Located<Url>>| url.as_ref().map(|url| url.value.clone());
@@ -331,59 +336,59 @@ async fn git(from: From<'_>, name: &str, entry: &GitEntry) -> Result<LoadedGit, 
 }
 
 /// The plugin to blame for a problem, and its position.
-struct Blame<'a> {
+struct ProblemSite<'a> {
     file: Option<&'a Path>,
-    kind: Kind,
+    kind: PluginKind,
     name: &'a str,
     entry: &'a PluginEntry,
     /// The upload that replaces the entry's component.
-    upload: Option<&'a Upload>,
+    upload: Option<&'a UploadOverride>,
     /// The components fetched from registries.
-    brought: &'a Brought,
+    brought: &'a FetchResults,
 }
 
-impl Blame<'_> {
+impl ProblemSite<'_> {
     /// The built-in component it is, if it is one.
     fn builtin(&self) -> Option<&'static str> {
         match self.entry.component.value {
-            Source::Builtin(name) if self.upload.is_none() => Some(name),
+            ComponentSource::Builtin(name) if self.upload.is_none() => Some(name),
             _ => None,
         }
     }
 
-    fn component_is(&self, why: String) -> Vec<Problem> {
+    fn component_is(&self, why: String) -> Vec<ManifestProblem> {
         vec![match self.upload {
             Some(upload) => self.upload_is(upload, &why),
-            None => Problem::at(self.file, self.entry.component.at, why),
+            None => ManifestProblem::at(self.file, self.entry.component.at, why),
         }]
     }
 
-    fn settings_are(&self, at: At, why: String) -> Vec<Problem> {
+    fn settings_are(&self, at: SourcePosition, why: String) -> Vec<ManifestProblem> {
         vec![match self.upload {
             // It is not in the manifest if it exists by an upload alone.
             Some(upload) if upload.added => self.upload_is(upload, &why),
             Some(_) => {
                 let why = format!("the uploaded build of `{}`: {why}", self.name);
-                Problem::at(self.file, at, why)
+                ManifestProblem::at(self.file, at, why)
             }
-            None => Problem::at(self.file, at, why),
+            None => ManifestProblem::at(self.file, at, why),
         }]
     }
 
     /// A problem of an upload.
-    fn upload_is(&self, upload: &Upload, why: &str) -> Problem {
+    fn upload_is(&self, upload: &UploadOverride, why: &str) -> ManifestProblem {
         let Self { kind, name, .. } = self;
         let what = format!(
             "the uploaded build of the {kind} plugin `{name}` cannot be used: {why}. Where it is the active one, `lucid plugin rollback {kind} {name}` goes back to the one before"
         );
-        Problem::of_file(&upload.file, what)
+        ManifestProblem::of_file(&upload.file, what)
     }
 
     /// The component's bytes, with the digest verified.
     async fn component(
         &self,
         builtins: &'static [(&'static str, &'static [u8])],
-    ) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
+    ) -> Result<Cow<'static, [u8]>, Vec<ManifestProblem>> {
         if let Some(upload) = self.upload {
             let wasm = self.file_at(&upload.file).await?;
             let found = sha256_hex(&wasm);
@@ -395,19 +400,19 @@ impl Blame<'_> {
             return Ok(wasm);
         }
         let wasm = match &self.entry.component.value {
-            Source::Builtin(name) => {
+            ComponentSource::Builtin(name) => {
                 let found = builtins.iter().find(|(known, _)| known == name);
                 let found = found.map(|(_, wasm)| Cow::Borrowed(*wasm));
                 found.ok_or_else(|| self.component_is(format!("there is no built-in `{name}`")))?
             }
-            Source::File(path) => self.file_at(path).await?,
-            Source::Registry(reference) => self.brought(reference).await?,
+            ComponentSource::File(path) => self.file_at(path).await?,
+            ComponentSource::Registry(reference) => self.brought(reference).await?,
         };
         if let Some(stated) = &self.entry.digest {
             let found = sha256_hex(&wasm);
             if found != stated.value.hex {
                 let name = self.name;
-                return Err(vec![Problem::at(
+                return Err(vec![ManifestProblem::at(
                     self.file,
                     stated.at,
                     format!(
@@ -420,7 +425,10 @@ impl Blame<'_> {
     }
 
     /// The component from a registry, read from the disk.
-    async fn brought(&self, reference: &Reference) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
+    async fn brought(
+        &self,
+        reference: &Reference,
+    ) -> Result<Cow<'static, [u8]>, Vec<ManifestProblem>> {
         let fetched = match self.brought.by_reference.get(reference) {
             Some(Ok(fetched)) => fetched,
             Some(Err(why)) => {
@@ -445,7 +453,7 @@ impl Blame<'_> {
         Ok(wasm)
     }
 
-    async fn file_at(&self, path: &Path) -> Result<Cow<'static, [u8]>, Vec<Problem>> {
+    async fn file_at(&self, path: &Path) -> Result<Cow<'static, [u8]>, Vec<ManifestProblem>> {
         let asked = path.to_owned();
         let read = tokio::task::spawn_blocking(move || read(&asked)).await;
         let read = read.unwrap_or_else(|_| Err(std::io::Error::other("reading it broke off")));
@@ -457,13 +465,13 @@ impl Blame<'_> {
 
     /// Validates settings. Compiling a schema takes a while, so it has a thread of its own, and a
     /// panic there is blamed on the schema.
-    async fn check_settings(&self, schema: Option<String>) -> Result<(), Vec<Problem>> {
+    async fn check_settings(&self, schema: Option<String>) -> Result<(), Vec<ManifestProblem>> {
         let Some(text) = schema else {
             return Ok(());
         };
-        let settings: Settings = self.entry.settings.clone();
+        let settings: PluginSettings = self.entry.settings.clone();
         let checked = tokio::task::spawn_blocking(move || {
-            Schema::new(&text).map(|schema| schema.check(&settings))
+            SettingsSchema::new(&text).map(|schema| schema.check(&settings))
         });
         let name = self.name;
         let wrong = match checked.await {

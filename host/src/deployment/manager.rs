@@ -26,18 +26,24 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::rollout::probation::{ProbationDecision, Probations, Verdict};
+use super::rollout::probation::{ProbationDecision, ProbationVerdict, Probations};
 use super::snapshot::DeploymentSnapshot;
 use super::uploads::{
-    Activation, AutoRollback, Candidate, Label, Record, UploadStore, UploadStoreError, Writer,
+    Activation, Activations, AutoRollback, Candidate, UploadMetadata, UploadStore,
+    UploadStoreError, UploadStoreLock,
 };
-use super::watch::Watch;
+use super::watch::FileWatcher;
 use crate::config::Config;
-use crate::manifest::{Manifest, Problem, Problems, Uploads, instead, is_name};
-use lucid_net::oci::{Components, Tags};
+use crate::manifest::{
+    Manifest, ManifestProblem, ManifestProblems, UploadOverrides, instead, is_name,
+};
+use lucid_net::oci::{ComponentStore, TagResolution};
 use lucid_session::{Deployment, Generation};
 use lucid_store::blobs::Blobs;
-use lucid_wasm::{AnyError, AnyPlugin, Doing, Engine, Kind, Limits, Plugin, Plugins, PolicyPlugin};
+use lucid_wasm::{
+    ActivityKind, AnyPlugin, AnyPluginError, Engine, Plugin, PluginKind, PluginLimits, Plugins,
+    PolicyPlugin,
+};
 
 /// The generations of this server's deployment. A clone is a handle of the same.
 #[derive(Clone)]
@@ -48,7 +54,7 @@ struct Inner {
     engine: Engine,
     blobs: Blobs,
     depot: UploadStore,
-    components: Components,
+    components: ComponentStore,
     published: watch::Sender<Arc<Generation>>,
     now: Mutex<DeploymentStatus>,
     /// Held while a generation is loaded.
@@ -69,12 +75,12 @@ pub struct DeploymentStatus {
     pub since: SystemTime,
     /// The problems of the last load and its time. `None` if the current deployment was loaded
     /// last.
-    pub refused: Option<(SystemTime, Arc<Problems>)>,
+    pub refused: Option<(SystemTime, Arc<ManifestProblems>)>,
 }
 
 /// A change of one plugin's build.
 #[derive(Debug, Clone)]
-pub enum Change {
+pub enum BuildChange {
     /// Activate this build, which was uploaded before.
     Activate {
         /// Its digest, in lower-case hex.
@@ -115,14 +121,14 @@ pub enum Change {
 
 /// An error that leaves the build unchanged.
 #[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
+pub enum BuildChangeError {
     /// The deployment has no such plugin.
     #[error(
         "There is no {kind} plugin `{name}`; {there}. A provider needs an entry in the manifest, which says where it is asked and with which key"
     )]
     NoSuchPlugin {
         /// Its kind.
-        kind: Kind,
+        kind: PluginKind,
         /// The requested name.
         name: String,
         /// The name probably meant, and the available ones.
@@ -132,7 +138,7 @@ pub enum ChangeError {
     #[error("There is no {kind} plugin `{name}`; {there}")]
     Nobody {
         /// Its kind.
-        kind: Kind,
+        kind: PluginKind,
         /// The requested name.
         name: String,
         /// The name probably meant, and the available ones.
@@ -180,13 +186,13 @@ pub enum ChangeError {
     )]
     NothingActive {
         /// Its kind.
-        kind: Kind,
+        kind: PluginKind,
         /// Its name.
         name: String,
     },
     /// The deployment could not be loaded with it. The reasons are kept as the last error too.
     #[error("The deployment stays as it is: {}", shown(.0))]
-    Refused(Arc<Problems>),
+    Refused(Arc<ManifestProblems>),
     /// It could not be recorded, so it did not take effect.
     #[error("The deployment stays as it is: {0}")]
     Depot(#[from] UploadStoreError),
@@ -200,7 +206,7 @@ pub enum ChangeError {
 pub enum UploadError {
     /// It is not a plugin, or not one that this host runs.
     #[error("The component was not kept: {0}")]
-    NotLetIn(#[from] AnyError),
+    NotLetIn(#[from] AnyPluginError),
     /// It cannot be written.
     #[error("The component was not kept: {0}")]
     Depot(#[from] UploadStoreError),
@@ -209,16 +215,16 @@ pub enum UploadError {
     Interrupted,
 }
 
-impl ChangeError {
+impl BuildChangeError {
     /// The error for a name that the deployment does not have.
-    pub(super) fn nobody(plugins: &Plugins, kind: Kind, name: &str) -> Self {
+    pub(super) fn nobody(plugins: &Plugins, kind: PluginKind, name: &str) -> Self {
         let (name, there) = (name.to_owned(), there(plugins, kind, name));
         Self::Nobody { kind, name, there }
     }
 }
 
 /// The name probably meant by an unknown one, and the available ones.
-fn there(plugins: &Plugins, kind: Kind, name: &str) -> String {
+fn there(plugins: &Plugins, kind: PluginKind, name: &str) -> String {
     let list = plugins.list();
     let of_kind: Vec<&str> = list
         .iter()
@@ -228,8 +234,8 @@ fn there(plugins: &Plugins, kind: Kind, name: &str) -> String {
     instead(name, of_kind.iter().copied())
 }
 
-fn shown(problems: &Problems) -> String {
-    let all: Vec<String> = problems.iter().map(Problem::to_string).collect();
+fn shown(problems: &ManifestProblems) -> String {
+    let all: Vec<String> = problems.iter().map(ManifestProblem::to_string).collect();
     all.join("; ")
 }
 
@@ -240,15 +246,15 @@ impl DeploymentManager {
         engine: Engine,
         blobs: Blobs,
         depot: UploadStore,
-        components: Components,
-    ) -> Result<Self, Problems> {
+        components: ComponentStore,
+    ) -> Result<Self, ManifestProblems> {
         let manifest = Manifest::find(config)?;
         let manifest = manifest
-            .bring(&components, &config.variables, Tags::Anew)
+            .bring(&components, &config.variables, TagResolution::Anew)
             .await?;
-        let record = depot.record().map_err(Problem::from)?;
+        let record = depot.record().map_err(ManifestProblem::from)?;
         let uploads = depot.uploads(&record);
-        let has_uploads = uploads != Uploads::default();
+        let has_uploads = uploads != UploadOverrides::default();
         let (trials, rulings) = Probations::new();
         let whole = Arc::new(manifest.with(uploads));
         let made =
@@ -300,8 +306,8 @@ impl DeploymentManager {
 
     /// Reloads the manifest, the files and the registries' tags, and returns the number of the
     /// generation that is current from then on: a new one if something changed.
-    pub async fn reload(&self) -> Result<u64, Arc<Problems>> {
-        let found = self.manifest(Tags::Anew).await;
+    pub async fn reload(&self) -> Result<u64, Arc<ManifestProblems>> {
+        let found = self.manifest(TagResolution::Anew).await;
         self.load(found).await
     }
 
@@ -311,12 +317,12 @@ impl DeploymentManager {
         AbortOnDropHandle::new(tokio::spawn(async move {
             // Nothing else is written to its own folder. The one above it has the log.
             generations.0.depot.prepare();
-            let mut watch = Watch::new();
+            let mut watch = FileWatcher::new();
             let own = Manifest::place(&generations.0.config);
             loop {
                 // Another process may roll back.
                 watch.begin([own.clone(), generations.0.depot.record_file()]);
-                let found = generations.manifest(Tags::AsKnown).await;
+                let found = generations.manifest(TagResolution::AsKnown).await;
                 // A manifest that cannot be read may still name the previous files.
                 let named = match &found {
                     Ok(manifest) => manifest.files(),
@@ -347,11 +353,11 @@ impl DeploymentManager {
         let (digest, since) = (ruling.digest.clone(), ruling.since);
         let why = ruling.why.clone();
         let change = match ruling.verdict {
-            Verdict::Open => return,
-            Verdict::Settled => Change::Settle { digest, since, why },
-            Verdict::TakenBack => Change::TakeBack { digest, since, why },
+            ProbationVerdict::Open => return,
+            ProbationVerdict::Settled => BuildChange::Settle { digest, since, why },
+            ProbationVerdict::TakenBack => BuildChange::TakeBack { digest, since, why },
         };
-        if let Err(error) = self.change(Kind::Policy, &ruling.name, change).await {
+        if let Err(error) = self.change(PluginKind::Policy, &ruling.name, change).await {
             tracing::error!(
                 name = ruling.name,
                 digest = ruling.digest,
@@ -381,7 +387,7 @@ impl DeploymentManager {
         let limits = self.now().deployed.manifest.widest_limits();
         let loaded = AnyPlugin::load(&self.0.engine, "uploaded", wasm.as_ref(), &limits);
         let plugin = Box::pin(loaded).await?;
-        let label = Label {
+        let label = UploadMetadata {
             kind: plugin.kind().to_string(),
             name: plugin.own_name().to_owned(),
             version: plugin.version().to_owned(),
@@ -400,24 +406,24 @@ impl DeploymentManager {
     /// completion even if the caller no longer waits.
     pub(crate) async fn change(
         &self,
-        kind: Kind,
+        kind: PluginKind,
         name: &str,
-        change: Change,
-    ) -> Result<u64, ChangeError> {
+        change: BuildChange,
+    ) -> Result<u64, BuildChangeError> {
         if !is_name(name) || name == "auto" {
-            return Err(ChangeError::NoName);
+            return Err(BuildChangeError::NoName);
         }
         let (this, name) = (self.clone(), name.to_owned());
         let changed = tokio::spawn(async move { this.make_change(kind, &name, change).await });
-        changed.await.unwrap_or(Err(ChangeError::Interrupted))
+        changed.await.unwrap_or(Err(BuildChangeError::Interrupted))
     }
 
     async fn make_change(
         &self,
-        kind: Kind,
+        kind: PluginKind,
         name: &str,
-        change: Change,
-    ) -> Result<u64, ChangeError> {
+        change: BuildChange,
+    ) -> Result<u64, BuildChangeError> {
         let Inner {
             config,
             engine,
@@ -427,7 +433,7 @@ impl DeploymentManager {
             ..
         } = &*self.0;
         let turn = self.0.turn.lock().await;
-        let _work = engine.works().begin(name, Doing::Loading);
+        let _work = engine.works().begin(name, ActivityKind::Loading);
         let writer = self.writer().await?;
         let mut record = depot.record()?;
         let before = self.now();
@@ -435,7 +441,7 @@ impl DeploymentManager {
         // corrected that.
         let manifest = &before.deployed.manifest;
         let (back, what, by) = match change {
-            Change::Activate {
+            BuildChange::Activate {
                 digest,
                 by,
                 share,
@@ -443,16 +449,16 @@ impl DeploymentManager {
             } => {
                 let known = manifest.names(kind, name);
                 let plugins = &before.deployed.plugins;
-                if !known && kind != Kind::Policy {
+                if !known && kind != PluginKind::Policy {
                     let (name, there) = (name.to_owned(), there(plugins, kind, name));
-                    return Err(ChangeError::NoSuchPlugin { kind, name, there });
+                    return Err(BuildChangeError::NoSuchPlugin { kind, name, there });
                 }
                 if !known && !new && plugins.policy(name).is_none() {
                     let (name, there) = (name.to_owned(), there(plugins, kind, name));
-                    return Err(ChangeError::NotNew { name, there });
+                    return Err(BuildChangeError::NotNew { name, there });
                 }
                 if !depot.has(&digest) {
-                    return Err(ChangeError::NotUploaded(digest));
+                    return Err(BuildChangeError::NotUploaded(digest));
                 }
                 let active = before.deployed.plugins.policy(name);
                 let build = Activation {
@@ -460,7 +466,7 @@ impl DeploymentManager {
                     by: by.clone(),
                     at: Utc::now(),
                     // If there is a build to return to.
-                    probation: kind == Kind::Policy && active.is_some(),
+                    probation: kind == PluginKind::Policy && active.is_some(),
                 };
                 match share {
                     None => {
@@ -478,7 +484,7 @@ impl DeploymentManager {
                     }
                 }
             }
-            Change::RollBack { by } => {
+            BuildChange::RollBack { by } => {
                 let Some(taken) = record.roll_back(kind, name, &by, Utc::now()) else {
                     let plugins = &before.deployed.plugins;
                     if !plugins
@@ -486,15 +492,15 @@ impl DeploymentManager {
                         .iter()
                         .any(|one| one.kind == kind && one.name == name)
                     {
-                        return Err(ChangeError::nobody(plugins, kind, name));
+                        return Err(BuildChangeError::nobody(plugins, kind, name));
                     }
                     let name = name.to_owned();
-                    return Err(ChangeError::NothingActive { kind, name });
+                    return Err(BuildChangeError::NothingActive { kind, name });
                 };
                 let what = format!("rolled back (sha256:{})", taken.build().digest);
                 (true, what, by)
             }
-            Change::TakeBack { digest, since, why } => {
+            BuildChange::TakeBack { digest, since, why } => {
                 let what = format!("taken back by itself (sha256:{digest}): {why}");
                 let at = Utc::now();
                 let taken = AutoRollback { digest, at, why };
@@ -503,7 +509,7 @@ impl DeploymentManager {
                 }
                 (true, what, String::new())
             }
-            Change::Settle { digest, since, why } => {
+            BuildChange::Settle { digest, since, why } => {
                 if !record.settle(name, &digest, since) {
                     return Ok(before.number);
                 }
@@ -535,7 +541,7 @@ impl DeploymentManager {
                 }
                 Err(problems) => {
                     let problems = wrong.unwrap_or(problems);
-                    return Err(ChangeError::Refused(self.refuse(&before, problems)));
+                    return Err(BuildChangeError::Refused(self.refuse(&before, problems)));
                 }
             }
         };
@@ -544,7 +550,7 @@ impl DeploymentManager {
             drop(writer);
             written
         });
-        writer.await.map_err(|_| ChangeError::Interrupted)??;
+        writer.await.map_err(|_| BuildChangeError::Interrupted)??;
         if back {
             tracing::warn!(%kind, name, digest, by, "a plugin's build was {what}");
         } else {
@@ -557,21 +563,21 @@ impl DeploymentManager {
         }
         // Earlier problems may persist, and a registry may be slow.
         drop(turn);
-        let found = self.manifest(Tags::AsKnown).await;
+        let found = self.manifest(TagResolution::AsKnown).await;
         Ok(self.load(found).await.unwrap_or(number))
     }
 
-    async fn writer(&self) -> Result<Writer, ChangeError> {
+    async fn writer(&self) -> Result<UploadStoreLock, BuildChangeError> {
         let depot = self.0.depot.clone();
         let locked = tokio::task::spawn_blocking(move || depot.lock()).await;
-        Ok(locked.map_err(|_| ChangeError::Interrupted)??)
+        Ok(locked.map_err(|_| BuildChangeError::Interrupted)??)
     }
 
     /// The current manifest file, with its components from registries fetched. Not called while the
     /// turn is held, since a registry may be slow.
-    async fn manifest(&self, tags: Tags) -> Result<Arc<Manifest>, Problems> {
+    async fn manifest(&self, tags: TagResolution) -> Result<Arc<Manifest>, ManifestProblems> {
         let works = self.0.engine.works();
-        let _work = works.begin("the manifest's components", Doing::Fetching);
+        let _work = works.begin("the manifest's components", ActivityKind::Fetching);
         let config = self.0.config.clone();
         let found = tokio::task::spawn_blocking(move || Manifest::find(&config)).await;
         match found {
@@ -585,15 +591,18 @@ impl DeploymentManager {
         }
     }
 
-    async fn load(&self, found: Result<Arc<Manifest>, Problems>) -> Result<u64, Arc<Problems>> {
+    async fn load(
+        &self,
+        found: Result<Arc<Manifest>, ManifestProblems>,
+    ) -> Result<u64, Arc<ManifestProblems>> {
         let _turn = self.0.turn.lock().await;
         self.load_in_turn(found).await
     }
 
     async fn load_in_turn(
         &self,
-        found: Result<Arc<Manifest>, Problems>,
-    ) -> Result<u64, Arc<Problems>> {
+        found: Result<Arc<Manifest>, ManifestProblems>,
+    ) -> Result<u64, Arc<ManifestProblems>> {
         let Inner {
             config,
             engine,
@@ -602,24 +611,27 @@ impl DeploymentManager {
             trials,
             ..
         } = &*self.0;
-        let _work = engine.works().begin("the deployment", Doing::Loading);
+        let _work = engine
+            .works()
+            .begin("the deployment", ActivityKind::Loading);
         let before = self.now();
         let known = Some(&*before.deployed);
         let found = found.and_then(|manifest| match &before.deployed.manifest.path {
             // Without the manifest there would be other providers, under the same names.
-            Some(path) if manifest.path.is_none() => Err(Problems::from(Problem::of_file(
+            Some(path) if manifest.path.is_none() => Err(ManifestProblems::from(ManifestProblem::of_file(
                 path,
                 "the manifest is gone: put it back, or start the server again to run without one",
             ))),
             _ => Ok(manifest),
         });
         let active = depot.record().map(|record| depot.uploads(&record));
-        let found = found.and_then(|manifest| Ok((manifest, active.map_err(Problem::from)?)));
+        let found =
+            found.and_then(|manifest| Ok((manifest, active.map_err(ManifestProblem::from)?)));
         let (manifest, active) = match found {
             Ok(found) => found,
             Err(problems) => return Err(self.refuse(&before, problems)),
         };
-        let make = async |uploads: Uploads| {
+        let make = async |uploads: UploadOverrides| {
             let manifest = Arc::new(manifest.with(uploads));
             let made = DeploymentSnapshot::new(
                 manifest,
@@ -651,7 +663,7 @@ impl DeploymentManager {
         &self,
         before: DeploymentStatus,
         deployed: DeploymentSnapshot,
-        refused: Option<(SystemTime, Arc<Problems>)>,
+        refused: Option<(SystemTime, Arc<ManifestProblems>)>,
     ) -> u64 {
         let mut now = DeploymentStatus { refused, ..before };
         if !now.deployed.is_like(&deployed) {
@@ -683,7 +695,11 @@ impl DeploymentManager {
         number
     }
 
-    fn refuse(&self, before: &DeploymentStatus, problems: Problems) -> Arc<Problems> {
+    fn refuse(
+        &self,
+        before: &DeploymentStatus,
+        problems: ManifestProblems,
+    ) -> Arc<ManifestProblems> {
         let known = before.refused.as_ref();
         let problems = match known.filter(|(_, known)| **known == problems) {
             Some((_, known)) => known.clone(),
@@ -705,21 +721,23 @@ impl DeploymentManager {
 
 /// Whether a build of a plugin can have a share beside the active one.
 fn shareable(
-    kind: Kind,
+    kind: PluginKind,
     name: &str,
     share: u8,
     active: Option<&PolicyPlugin>,
     digest: &str,
-) -> Result<u8, ChangeError> {
-    if kind != Kind::Policy {
-        return Err(ChangeError::NoShare);
+) -> Result<u8, BuildChangeError> {
+    if kind != PluginKind::Policy {
+        return Err(BuildChangeError::NoShare);
     }
     if !(1..=99).contains(&share) {
-        return Err(ChangeError::WrongShare);
+        return Err(BuildChangeError::WrongShare);
     }
     match active {
-        None => Err(ChangeError::NothingBeside(name.to_owned())),
-        Some(active) if active.digest() == digest => Err(ChangeError::IsActive(name.to_owned())),
+        None => Err(BuildChangeError::NothingBeside(name.to_owned())),
+        Some(active) if active.digest() == digest => {
+            Err(BuildChangeError::IsActive(name.to_owned()))
+        }
         Some(_) => Ok(share),
     }
 }
@@ -729,10 +747,10 @@ fn shareable(
 async fn fall_back(
     manifest: &Manifest,
     depot: &UploadStore,
-    record: &Record,
+    record: &Activations,
     (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Probations),
 ) -> Option<DeploymentSnapshot> {
-    let make = async |uploads: Uploads, known: Option<&DeploymentSnapshot>, only| {
+    let make = async |uploads: UploadOverrides, known: Option<&DeploymentSnapshot>, only| {
         let manifest = Arc::new(manifest.with(uploads));
         let made =
             DeploymentSnapshot::new(manifest, config, engine, blobs.clone(), known, only, trials);
@@ -742,7 +760,7 @@ async fn fall_back(
         loads(engine, kind, &depot.file(&build.digest), &build.digest).await
     };
     // As configured, without the builds that are themselves broken.
-    let mut whole = Uploads::default();
+    let mut whole = UploadOverrides::default();
     for (kind, name, builds) in record.all() {
         let candidate = record.candidate(kind, name).map(|one| &one.build);
         let active = builds.first();
@@ -765,7 +783,7 @@ async fn fall_back(
         return Some(left);
     }
     // Some do not fit the manifest: add them one at a time.
-    let mut left = make(Uploads::default(), None, None).await?;
+    let mut left = make(UploadOverrides::default(), None, None).await?;
     for (kind, name, builds) in record.all() {
         let mut uploads = left.manifest.uploads.clone();
         depot.place(record, kind, name, &mut uploads);
@@ -784,14 +802,14 @@ async fn fall_back(
 }
 
 /// Whether an uploaded build is unmodified, and still a plugin of that kind.
-async fn loads(engine: &Engine, kind: Kind, file: &Path, digest: &str) -> bool {
+async fn loads(engine: &Engine, kind: PluginKind, file: &Path, digest: &str) -> bool {
     let file = file.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let Ok(Ok(wasm)) = read else {
         return false;
     };
     // The manifest's limits apply when it is loaded for good.
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let loaded = Box::pin(AnyPlugin::load(engine, "uploaded", &wasm, &limits)).await;
     loaded.is_ok_and(|plugin| plugin.kind() == kind && plugin.digest() == digest)
 }

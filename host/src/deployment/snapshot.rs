@@ -12,13 +12,15 @@ use super::rollout::policies::PolicyRegistry;
 use super::rollout::probation::Probations;
 use crate::config::Config;
 use crate::git_providers::GitProviders;
-use crate::manifest::{At, Loaded, LoadedGit, Manifest, Problem, Problems};
-use crate::models::{Providers, ReachError, Standing};
+use crate::manifest::{
+    LoadedGit, LoadedPlugins, Manifest, ManifestProblem, ManifestProblems, SourcePosition,
+};
+use crate::models::{ProviderCheckError, ProviderReadiness, Providers};
 use crate::toolsets::component::ToolComponents;
 use crate::toolsets::{Toolsets, mcp};
 use lucid_session::Policies;
 use lucid_store::blobs::Blobs;
-use lucid_wasm::{Engine, Kind, Plugins};
+use lucid_wasm::{Engine, PluginKind, Plugins};
 
 /// A deployment, ready for sessions.
 pub(crate) struct DeploymentSnapshot {
@@ -46,13 +48,13 @@ impl DeploymentSnapshot {
         engine: &Engine,
         blobs: Blobs,
         before: Option<&Self>,
-        only: Option<(Kind, &str)>,
+        only: Option<(PluginKind, &str)>,
         trials: &Probations,
-    ) -> Result<Self, Problems> {
+    ) -> Result<Self, ManifestProblems> {
         let none = Plugins::default();
         let known = before.map_or(&none, |before| &before.plugins);
         let loaded = load(&manifest, engine, known, only).await?;
-        let Loaded {
+        let LoadedPlugins {
             policies,
             providers,
             tools,
@@ -109,7 +111,7 @@ impl DeploymentSnapshot {
     }
 
     /// The status of each model provider, the default first.
-    pub(crate) fn providers(&self) -> Vec<Standing> {
+    pub(crate) fn providers(&self) -> Vec<ProviderReadiness> {
         self.providers.standings()
     }
 
@@ -126,7 +128,7 @@ impl DeploymentSnapshot {
     }
 
     /// Checks that the default provider responds. The error says why not.
-    pub(crate) async fn default_answers(&self) -> Result<(), ReachError> {
+    pub(crate) async fn default_answers(&self) -> Result<(), ProviderCheckError> {
         self.providers.default_answers().await
     }
 
@@ -153,7 +155,7 @@ fn git_providers(
     manifest: &Manifest,
     config: &Config,
     before: Option<&GitProviders>,
-) -> Result<GitProviders, Problems> {
+) -> Result<GitProviders, ManifestProblems> {
     let made = GitProviders::new(loaded, config.allow_private_repositories, before);
     let wrong = match made {
         Ok(git) => return Ok(git),
@@ -161,10 +163,10 @@ fn git_providers(
     };
     let problem = |(name, why): (String, String)| {
         let at = manifest.git.get(&name);
-        let at = at.map_or(At::default(), |entry| entry.plugin.at);
+        let at = at.map_or(SourcePosition::default(), |entry| entry.plugin.at);
         let what = format!("the git provider `{name}` cannot be used: {why}");
-        Problem::at(manifest.path.as_deref(), at, what)
+        ManifestProblem::at(manifest.path.as_deref(), at, what)
     };
-    Problems::unless_none(wrong.into_iter().map(problem).collect())?;
-    Err(Problem::plain("no git provider can be asked").into())
+    ManifestProblems::unless_none(wrong.into_iter().map(problem).collect())?;
+    Err(ManifestProblem::plain("no git provider can be asked").into())
 }

@@ -36,7 +36,7 @@ const UNTOLD: Duration = Duration::from_secs(5);
 
 /// A fingerprint of a file's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileFingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -44,7 +44,7 @@ struct Stamp {
     times: [i64; 4],
 }
 
-impl Stamp {
+impl FileFingerprint {
     /// `None` if the file does not exist.
     fn of(path: &Path) -> Option<Self> {
         let found: Metadata = path.metadata().ok()?;
@@ -64,18 +64,18 @@ impl Stamp {
 
 /// Watches some files.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct FileWatcher {
     /// `None` if the system has none available.
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
-    files: BTreeMap<PathBuf, Option<Stamp>>,
+    files: BTreeMap<PathBuf, Option<FileFingerprint>>,
     stirred: Arc<Notify>,
     /// Files that were written to and not closed since, by name alone: a folder may have several
     /// paths.
     open: Arc<Mutex<HashSet<OsString>>>,
 }
 
-impl Watch {
+impl FileWatcher {
     /// A watch of nothing.
     pub(crate) fn new() -> Self {
         let (stirred, open) = (Arc::new(Notify::new()), Arc::default());
@@ -110,7 +110,7 @@ impl Watch {
     /// recorded state.
     pub(crate) fn also(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         for file in files {
-            let stamp = Stamp::of(&file);
+            let stamp = FileFingerprint::of(&file);
             self.files.entry(file).or_insert(stamp);
         }
         let wanted: BTreeSet<PathBuf> = self
@@ -180,7 +180,9 @@ impl Watch {
         let files = self.files.clone();
         // A file system may be slow.
         let looked = tokio::task::spawn_blocking(move || {
-            files.iter().any(|(path, seen)| Stamp::of(path) != *seen)
+            files
+                .iter()
+                .any(|(path, seen)| FileFingerprint::of(path) != *seen)
         });
         looked.await.unwrap_or(true)
     }
@@ -208,7 +210,7 @@ fn only_looks(event: &notify::Event, open: &Mutex<HashSet<OsString>>) -> bool {
     matches!(event.kind, EventKind::Access(_)) && !closed
 }
 
-impl Default for Watch {
+impl Default for FileWatcher {
     fn default() -> Self {
         Self::new()
     }
@@ -252,7 +254,7 @@ mod tests {
 
     struct Ground {
         folder: tempfile::TempDir,
-        watch: Watch,
+        watch: FileWatcher,
     }
 
     impl Ground {
@@ -263,7 +265,7 @@ mod tests {
             }
             Self {
                 folder,
-                watch: Watch::new(),
+                watch: FileWatcher::new(),
             }
         }
 

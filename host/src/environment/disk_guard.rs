@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 
 use super::SessionEnvironment;
 use super::factory::blocking;
-use lucid_sandbox::Kind;
-use lucid_sandbox::workspace::Excess;
+use lucid_sandbox::BackendKind;
+use lucid_sandbox::workspace::QuotaCheck;
 
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ impl OpenEnvironments {
     }
 
     /// The kind of sandbox that a session has now.
-    pub(super) fn kind_of(&self, session: &str) -> Option<Kind> {
+    pub(super) fn kind_of(&self, session: &str) -> Option<BackendKind> {
         let room = self.all().into_iter().find(|room| room.is_of(session))?;
         room.kind()
     }
@@ -46,15 +46,15 @@ impl OpenEnvironments {
     }
 
     /// A handle that keeps none of them.
-    pub(super) fn downgrade(&self) -> WeakOpen {
-        WeakOpen(Arc::downgrade(&self.0))
+    pub(super) fn downgrade(&self) -> WeakOpenEnvironments {
+        WeakOpenEnvironments(Arc::downgrade(&self.0))
     }
 }
 
 /// The places that are open, as one sees them that lives no longer than they do.
-pub(super) struct WeakOpen(Weak<Mutex<Vec<Weak<SessionEnvironment>>>>);
+pub(super) struct WeakOpenEnvironments(Weak<Mutex<Vec<Weak<SessionEnvironment>>>>);
 
-impl WeakOpen {
+impl WeakOpenEnvironments {
     /// The places, while somebody else holds them.
     pub(super) fn upgrade(&self) -> Option<OpenEnvironments> {
         self.0.upgrade().map(OpenEnvironments)
@@ -66,7 +66,7 @@ pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
     let base = base.to_owned();
     let rooms = Arc::downgrade(&open.0);
     tokio::spawn(async move {
-        let mut disk = Disk::new(disk_limit);
+        let mut disk = DiskState::new(disk_limit);
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(rooms) = rooms.upgrade() else {
@@ -82,7 +82,7 @@ pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
 }
 
 /// What is known of the disk.
-struct Disk {
+struct DiskState {
     fall: u64,
     /// What was free when workspaces were last counted, or more since then.
     free: Option<u64>,
@@ -90,7 +90,7 @@ struct Disk {
     unsure: bool,
 }
 
-impl Disk {
+impl DiskState {
     fn new(disk_limit: u64) -> Self {
         Self {
             fall: FALL.min(disk_limit / 8),
@@ -122,9 +122,9 @@ async fn end_what_is_too_large(open: &OpenEnvironments) -> bool {
         let (workspace, quota) = room.files();
         let counted = blocking(move || Ok(quota.excess(&workspace))).await;
         match counted {
-            Ok(Excess::Within) => {}
-            Ok(Excess::Over(sentence)) => room.end_box(&sentence).await,
-            Ok(Excess::NotKnown) | Err(_) => sure = false,
+            Ok(QuotaCheck::Within) => {}
+            Ok(QuotaCheck::Over(sentence)) => room.end_box(&sentence).await,
+            Ok(QuotaCheck::NotKnown) | Err(_) => sure = false,
         }
     }
     sure
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn workspaces_are_counted_only_when_the_free_space_fell() {
         let gib = 1 << 30;
-        let mut disk = Disk::new(10 * gib);
+        let mut disk = DiskState::new(10 * gib);
         assert!(!disk.is_to_be_counted(100 * gib), "nothing is known yet");
         assert!(!disk.is_to_be_counted(100 * gib - FALL + 1));
         assert!(disk.is_to_be_counted(100 * gib - FALL));
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn where_workspaces_may_take_little_a_small_fall_counts() {
-        let mut disk = Disk::new(8 << 20);
+        let mut disk = DiskState::new(8 << 20);
         disk.is_to_be_counted(1 << 40);
         assert!(disk.is_to_be_counted((1 << 40) - (1 << 20)));
     }

@@ -14,28 +14,28 @@ use futures::{FutureExt, TryFutureExt};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use lucid_sandbox::git::{self, Gateway, Login};
-use lucid_sandbox::tools::{ToolBox, describe_call};
+use lucid_sandbox::git::{self, GitCredentials, GitGateway};
+use lucid_sandbox::tools::{SandboxTools, describe_call};
 use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError};
-use lucid_sandbox::{Sandboxes, Spec};
+use lucid_sandbox::{SandboxSpec, Sandboxes};
 use lucid_session::{
     Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, EventDraft,
 };
 use lucid_store::blobs::Blobs;
-use lucid_types::disk_reserve::Reserve;
+use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::repository_url::repository_url;
 use lucid_types::wit::types::ToolCall;
 
 use super::disk_guard::OpenEnvironments;
-use super::tree_watch::Files;
+use super::tree_watch::TreeTracker;
 use super::workspaces::Workspaces;
-use super::{Notices, RunningSandbox, SessionEnvironment, Shared};
+use super::{NoticeSender, RunningSandbox, SessionEnvironment, SharedEnvironment};
 
 /// Said of containers that commands reach by `docker exec` only.
 const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
 
 /// The user name that goes with a token for a repository's URL.
-pub(super) type GitUser = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+pub(super) type GitUserName = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// What all places have in common.
 #[derive(Clone)]
@@ -49,9 +49,9 @@ pub(crate) struct EnvironmentFactory {
     /// For git.
     pub(crate) client: reqwest::Client,
     /// What git may do.
-    pub(crate) git: git::Rules,
+    pub(crate) git: git::GitRules,
     /// The user name that goes with a token, where the repository's provider is known.
-    pub(crate) git_user: GitUser,
+    pub(crate) git_user: GitUserName,
     /// Workspaces outlive their sessions.
     pub(crate) keep: bool,
     /// Notices what changes in workspaces; none where this machine does not let it.
@@ -59,9 +59,9 @@ pub(crate) struct EnvironmentFactory {
     /// What a workspace may take of the disk, in bytes.
     pub(crate) disk_limit: u64,
     /// What of their disk no workspace may take: nothing if the log is on another.
-    pub(crate) quota_reserve: Reserve,
+    pub(crate) quota_reserve: DiskReserve,
     /// The log's reserve. Its size decides on every disk when files that nobody works on go.
-    pub(crate) reserve: Reserve,
+    pub(crate) reserve: DiskReserve,
     /// The places that are open.
     pub(crate) rooms: OpenEnvironments,
 }
@@ -104,7 +104,7 @@ impl EnvironmentFactory {
             .map(|url| git::reach(url, self.git.allow_owner))
             .transpose();
         let reach = reach.map_err(|error| EnvironmentError::of(&error))?;
-        let wanted = Spec {
+        let wanted = SandboxSpec {
             session: &spec.session,
             workspace: workspace.host_path(),
             repository: reach.as_deref(),
@@ -121,13 +121,13 @@ impl EnvironmentFactory {
             None => None,
             Some(url) => {
                 let login = spec.git_token.as_ref().map(|token| {
-                    let usual = Login::from(SecretString::from(token.expose().to_owned()));
+                    let usual = GitCredentials::from(SecretString::from(token.expose().to_owned()));
                     match (self.git_user)(url) {
-                        Some(user) => Login { user, ..usual },
+                        Some(user) => GitCredentials { user, ..usual },
                         None => usual,
                     }
                 });
-                let opened = Gateway::start(
+                let opened = GitGateway::start(
                     sandbox.runtime_dir(),
                     url,
                     login,
@@ -138,7 +138,7 @@ impl EnvironmentFactory {
             }
         };
         Ok(RunningSandbox {
-            tools: ToolBox::new(sandbox, workspace),
+            tools: SandboxTools::new(sandbox, workspace),
             gateway,
         })
     }
@@ -148,7 +148,7 @@ impl EnvironmentFactory {
         &self,
         spec: &EnvironmentSpec,
         workspace: Arc<Workspace>,
-        notices: &Notices,
+        notices: &NoticeSender,
     ) -> Result<RunningSandbox, EnvironmentError> {
         let opened = self.open(spec, workspace).await?;
         let sandbox = opened.tools.sandbox();
@@ -185,13 +185,13 @@ impl EnvironmentFactory {
         spec: EnvironmentSpec,
         workspace: Arc<Workspace>,
     ) -> Result<Arc<dyn Environment>, EnvironmentError> {
-        let (notices, noticed) = Notices::new();
+        let (notices, noticed) = NoticeSender::new();
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
         let sandbox = opened.tools.sandbox().clone();
         let quota = Quota::new(self.disk_limit).with_reserve(self.quota_reserve.clone());
-        let files = Files::new(workspace.clone(), self.watcher.as_ref(), quota);
+        let files = TreeTracker::new(workspace.clone(), self.watcher.as_ref(), quota);
         let rooms = self.rooms.clone();
         let room = SessionEnvironment {
             ground: self,
@@ -207,7 +207,7 @@ impl EnvironmentFactory {
         };
         let room = Arc::new(room);
         rooms.add(&room);
-        Ok(Arc::new(Shared(room)))
+        Ok(Arc::new(SharedEnvironment(room)))
     }
 }
 

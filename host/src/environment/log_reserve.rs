@@ -16,9 +16,9 @@ use futures::future::join_all;
 
 use super::SessionEnvironment;
 use super::disk_guard::OpenEnvironments;
-use lucid_sandbox::Processes;
+use lucid_sandbox::ProcessTable;
 use lucid_store::Store;
-use lucid_types::disk_reserve::Reserve;
+use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::transient::Transient;
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at
@@ -30,10 +30,10 @@ const PROBE: Duration = Duration::from_secs(1);
 const FILLED: &str = "The server's disk is nearly full, and what ran here went on filling it.";
 
 /// Looks after the reserve for as long as somebody else holds `open`.
-pub(crate) fn watch(reserve: Reserve, store: Store, open: &OpenEnvironments) {
+pub(crate) fn watch(reserve: DiskReserve, store: Store, open: &OpenEnvironments) {
     let open = open.downgrade();
     tokio::spawn(async move {
-        let mut guard = Guard {
+        let mut guard = LogReserve {
             reserve,
             store,
             sizes: HashMap::new(),
@@ -52,19 +52,19 @@ pub(crate) fn watch(reserve: Reserve, store: Store, open: &OpenEnvironments) {
 }
 
 /// What each session takes in bytes; none where that cannot be counted.
-type Sizes = HashMap<String, Option<u64>>;
+type SessionSizes = HashMap<String, Option<u64>>;
 
-struct Guard {
-    reserve: Reserve,
+struct LogReserve {
+    reserve: DiskReserve,
     store: Store,
     /// At the last count.
-    sizes: Sizes,
+    sizes: SessionSizes,
     /// What was free then.
     counted_at: Option<u64>,
     probed: Instant,
 }
 
-impl Guard {
+impl LogReserve {
     /// Looks once, does what is to be done, and says when to look again.
     async fn turn(&mut self, open: &OpenEnvironments) -> Duration {
         let failure = self.store.health().failure();
@@ -107,7 +107,7 @@ impl Guard {
 
     /// Counts all workspaces, and ends the sandboxes of those that grew while the disk is short.
     async fn count(&mut self, open: &OpenEnvironments) {
-        let Ok(processes) = tokio::task::spawn_blocking(Processes::now).await else {
+        let Ok(processes) = tokio::task::spawn_blocking(ProcessTable::now).await else {
             return;
         };
         let processes = Arc::new(processes);
@@ -134,7 +134,7 @@ impl Guard {
 
 /// The sessions that filled the disk between two counts: those that were seen to grow; only where there are
 /// none of them, those that cannot be counted, which are not taken for small.
-fn at_fault<'a>(before: &Sizes, now: &'a Sizes) -> HashSet<&'a str> {
+fn at_fault<'a>(before: &SessionSizes, now: &'a SessionSizes) -> HashSet<&'a str> {
     let of = |is: fn(Option<u64>, Option<u64>) -> bool| -> HashSet<&'a str> {
         let known = now.iter().filter(|(session, now)| {
             before
@@ -157,7 +157,7 @@ fn at_fault<'a>(before: &Sizes, now: &'a Sizes) -> HashSet<&'a str> {
 /// What a session takes of the disk; none where it cannot be told.
 async fn count(
     room: Arc<SessionEnvironment>,
-    processes: Arc<Processes>,
+    processes: Arc<ProcessTable>,
 ) -> (Arc<SessionEnvironment>, Option<u64>) {
     let ((workspace, _), sandbox) = (room.files(), room.sandbox());
     let counted = tokio::task::spawn_blocking(move || {
@@ -174,7 +174,7 @@ async fn count(
 mod tests {
     use super::*;
 
-    fn sizes(of: &[(&str, Option<u64>)]) -> Sizes {
+    fn sizes(of: &[(&str, Option<u64>)]) -> SessionSizes {
         let sizes = of.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes));
         sizes.collect()
     }

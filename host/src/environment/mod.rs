@@ -21,20 +21,20 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc};
 
-use self::tree_watch::Files;
+use self::tree_watch::TreeTracker;
 
 use self::factory::{EnvironmentFactory, blocking};
-use lucid_sandbox::git::{self, Gateway};
-use lucid_sandbox::tools::{self, ToolBox, ToolOutcome, describe_call};
+use lucid_sandbox::git::{self, GitGateway};
+use lucid_sandbox::tools::{self, SandboxTools, ToolOutcome, describe_call};
 use lucid_sandbox::workspace::{Quota, Workspace};
-use lucid_sandbox::{Kind, Sandbox, SandboxError};
+use lucid_sandbox::{BackendKind, Sandbox, SandboxError};
 use lucid_session::{
     DeltaKind, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, EventDraft, OutputSink,
     ToolResultWithEvent,
 };
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, LimitHit, Process};
 use lucid_types::sentence::sentence;
-use lucid_types::unicode::Pieces;
+use lucid_types::unicode::Utf8Decoder;
 use lucid_types::wit::types::{BlobRef, Error, ToolCall, ToolDefinition, ToolResult};
 
 /// The time limit of a command for which neither its call nor the policy sets one.
@@ -42,21 +42,21 @@ const COMMAND_TIME: Duration = Duration::from_secs(120);
 
 /// A running sandbox, and what belongs to it.
 pub(super) struct RunningSandbox {
-    pub(super) tools: ToolBox,
+    pub(super) tools: SandboxTools,
     /// Closes when dropped.
-    pub(super) gateway: Option<Gateway>,
+    pub(super) gateway: Option<GitGateway>,
 }
 
 /// A channel for what the user should know about an environment. There are few, since each concerns
 /// one sandbox.
 #[derive(Clone)]
-pub(super) struct Notices {
+pub(super) struct NoticeSender {
     sender: mpsc::UnboundedSender<String>,
     /// Whether the session closed the environment: its end is then not reported.
     closed: Arc<AtomicBool>,
 }
 
-impl Notices {
+impl NoticeSender {
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let closed = Arc::default();
@@ -79,7 +79,7 @@ pub(super) struct SessionEnvironment {
     pub(super) ground: EnvironmentFactory,
     pub(super) spec: EnvironmentSpec,
     pub(super) workspace: Arc<Workspace>,
-    pub(super) files: Arc<Files>,
+    pub(super) files: Arc<TreeTracker>,
     /// The workspace's path, as commands see it.
     pub(super) root: String,
     /// What a model has to know about the clone in the workspace.
@@ -87,7 +87,7 @@ pub(super) struct SessionEnvironment {
     /// The current sandbox, for code that must not wait for one being created. `None` once the
     /// environment was closed.
     pub(super) sandbox: parking_lot::Mutex<Option<Sandbox>>,
-    pub(super) notices: Notices,
+    pub(super) notices: NoticeSender,
     pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
     /// `None` once it was closed.
     pub(super) opened: Mutex<Option<RunningSandbox>>,
@@ -123,7 +123,7 @@ impl SessionEnvironment {
     }
 
     /// The kind of its sandbox.
-    pub(super) fn kind(&self) -> Option<Kind> {
+    pub(super) fn kind(&self) -> Option<BackendKind> {
         self.sandbox().map(|sandbox| sandbox.kind())
     }
 
@@ -132,7 +132,7 @@ impl SessionEnvironment {
     }
 
     /// The tools, in a new sandbox if the old one died.
-    async fn tools(&self) -> Result<ToolBox, ToolsError> {
+    async fn tools(&self) -> Result<SandboxTools, ToolsError> {
         let mut opened = self.opened.lock().await;
         let present = opened.as_ref().ok_or(ToolsError::Closed)?;
         if !present.tools.sandbox().is_alive() {
@@ -162,7 +162,7 @@ impl SessionEnvironment {
         let timeout = timeout_ms.map_or(COMMAND_TIME, |ms| {
             COMMAND_TIME.min(Duration::from_millis(ms.into()))
         });
-        let mut pieces = Pieces::default();
+        let mut pieces = Utf8Decoder::default();
         let show = |bytes: &[u8]| {
             let text = pieces.push(bytes);
             if !text.is_empty() {
@@ -281,9 +281,9 @@ impl From<ToolsError> for SandboxError {
 }
 
 /// The engine's handle of an environment. Work in progress holds it too.
-pub(super) struct Shared(pub(super) Arc<SessionEnvironment>);
+pub(super) struct SharedEnvironment(pub(super) Arc<SessionEnvironment>);
 
-impl Environment for Shared {
+impl Environment for SharedEnvironment {
     fn root(&self) -> String {
         self.0.root.clone()
     }
@@ -325,7 +325,7 @@ impl Environment for Shared {
     }
 
     fn definitions(&self) -> Vec<ToolDefinition> {
-        let definition = |tool: tools::Definition| ToolDefinition {
+        let definition = |tool: tools::SandboxToolDefinition| ToolDefinition {
             name: tool.name.to_owned(),
             description: tool.description.to_owned(),
             input_schema: tool.input_schema.to_string(),

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::factory::blocking;
 use lucid_sandbox::tools::ToolOutcome;
-use lucid_sandbox::workspace::{Quota, Watched, Watcher, Workspace};
+use lucid_sandbox::workspace::{Quota, WatchedWorkspace, Watcher, Workspace};
 
 /// The minimum pause between two trees.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -25,16 +25,16 @@ const REST: u32 = 9;
 const LOG_RATE: usize = 64 * 1024;
 
 /// The files of one session.
-pub(crate) struct Files {
+pub(crate) struct TreeTracker {
     workspace: Arc<Workspace>,
     quota: Arc<Quota>,
     /// `None` if this machine does not let the host watch folders.
-    watched: Option<Watched>,
-    pace: Mutex<Pace>,
+    watched: Option<WatchedWorkspace>,
+    pace: Mutex<CountPacing>,
 }
 
 #[derive(Default)]
-struct Pace {
+struct CountPacing {
     /// The digest of the last tree.
     digest: Option<[u8; 32]>,
     /// When the tree last changed. At first never.
@@ -43,7 +43,7 @@ struct Pace {
     next: Option<Instant>,
 }
 
-impl Files {
+impl TreeTracker {
     /// The files of a workspace with a disk quota.
     pub(super) fn new(workspace: Arc<Workspace>, watcher: Option<&Watcher>, quota: Quota) -> Self {
         Self {
@@ -106,7 +106,10 @@ impl Files {
 
     /// Whether a tree was shown just now, and the next change will be noticed anyway.
     pub(super) fn tree_can_wait(&self) -> bool {
-        let noticed = self.watched.as_ref().is_some_and(Watched::is_complete);
+        let noticed = self
+            .watched
+            .as_ref()
+            .is_some_and(WatchedWorkspace::is_complete);
         let pace = self.pace.lock();
         noticed
             && pace.changed_at.is_some()
@@ -147,10 +150,10 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn files(watcher: Option<&Watcher>, limit: u64) -> (tempfile::TempDir, Arc<Files>) {
+    fn files(watcher: Option<&Watcher>, limit: u64) -> (tempfile::TempDir, Arc<TreeTracker>) {
         let base = tempfile::tempdir().unwrap();
         let workspace = Workspace::create(base.path(), "user", "session").unwrap();
-        let files = Files::new(Arc::new(workspace), watcher, Quota::new(limit));
+        let files = TreeTracker::new(Arc::new(workspace), watcher, Quota::new(limit));
         (base, Arc::new(files))
     }
 

@@ -9,14 +9,14 @@
 use std::sync::Arc;
 
 use super::token_cipher;
-use crate::git_providers::{GitProviders, Site, SiteError};
+use crate::git_providers::{GitInstance, GitInstanceError, GitProviders};
 use lucid_store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::wit::git::{Change, NewChange, Repository};
 use lucid_types::wit::types::{Error, ErrorKind};
 
-pub use super::token_cipher::{Cipher, Sealed, Unopened};
+pub use super::token_cipher::{DecryptionError, EncryptedToken, TokenCipher};
 
 /// The separator between a token's scopes and the address of a self-hosted server, in their column.
 const SEPARATOR: &str = "||";
@@ -28,7 +28,7 @@ const OWN_SERVERS: &str = "gitlab";
 pub enum AccountError {
     /// The provider, or the server's address, is invalid.
     #[error("{0}")]
-    Site(#[from] SiteError),
+    Site(#[from] GitInstanceError),
     /// The token was validated and refused.
     #[error("Token validation failed: {0}")]
     Token(String),
@@ -40,7 +40,7 @@ pub enum AccountError {
     Provider(Error),
     /// The row cannot be decrypted.
     #[error(transparent)]
-    Unopened(#[from] Unopened),
+    Unopened(#[from] DecryptionError),
     /// The account is for a server other than the requested one.
     #[error("{0}")]
     OtherServer(String),
@@ -51,7 +51,7 @@ pub enum AccountError {
 
 /// A pull request that a user wants to open.
 #[derive(Debug, Clone)]
-pub struct WantedChange {
+pub struct PullRequestRequest {
     /// The repository's URL, as git uses it.
     pub repository: String,
     /// The branch with the changes.
@@ -66,7 +66,7 @@ pub struct WantedChange {
     pub draft: bool,
 }
 
-impl WantedChange {
+impl PullRequestRequest {
     fn on(self, repository: String) -> NewChange {
         NewChange {
             repository,
@@ -96,7 +96,7 @@ pub struct AccountView {
 #[derive(Clone)]
 pub struct Accounts {
     rows: Arc<dyn Integrations>,
-    cipher: Cipher,
+    cipher: TokenCipher,
     providers: Arc<dyn Fn() -> Arc<GitProviders> + Send + Sync>,
 }
 
@@ -104,7 +104,7 @@ impl Accounts {
     /// Accounts over these rows. `providers` returns those of the current deployment.
     pub fn new(
         rows: Arc<dyn Integrations>,
-        cipher: Cipher,
+        cipher: TokenCipher,
         providers: impl Fn() -> Arc<GitProviders> + Send + Sync + 'static,
     ) -> Self {
         Self {
@@ -189,7 +189,7 @@ impl Accounts {
         who: &Identity,
         provider: &str,
         own: Option<&str>,
-        wanted: WantedChange,
+        wanted: PullRequestRequest,
     ) -> Result<Change, AccountError> {
         let (site, token) = self.account(who, provider).await?;
         if let Some(own) = own.filter(|_| provider == OWN_SERVERS) {
@@ -218,7 +218,7 @@ impl Accounts {
         &self,
         who: &Identity,
         token: Option<&Secret>,
-        wanted: WantedChange,
+        wanted: PullRequestRequest,
     ) -> Result<Change, AccountError> {
         let providers = (self.providers)();
         let at_deployment = providers.of_repository(&wanted.repository);
@@ -257,7 +257,7 @@ impl Accounts {
         &self,
         who: &Identity,
         provider: &str,
-    ) -> Result<(Site, Secret), AccountError> {
+    ) -> Result<(GitInstance, Secret), AccountError> {
         // An unknown provider is reported before a missing token.
         (self.providers)().site(provider, None)?;
         let row = self.rows.get(who, &provider.to_ascii_uppercase()).await?;
@@ -265,10 +265,14 @@ impl Accounts {
         self.opened(provider, &row)
     }
 
-    fn opened(&self, provider: &str, row: &Integration) -> Result<(Site, Secret), AccountError> {
+    fn opened(
+        &self,
+        provider: &str,
+        row: &Integration,
+    ) -> Result<(GitInstance, Secret), AccountError> {
         let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
         let site = (self.providers)().site(provider, own)?;
-        let token = self.cipher.open(&Sealed {
+        let token = self.cipher.open(&EncryptedToken {
             token: row.access_token_encrypted.clone(),
             iv: row.iv.clone(),
         });

@@ -8,13 +8,13 @@
 
 use url::Url;
 
-use lucid_net::egress::{EgressError, Endpoint, Injection, PastedError, server};
+use lucid_net::egress::{BaseUrlError, EgressError, Endpoint, KeyInjection, server};
 use lucid_types::repository_url::pasted_repository;
 use lucid_types::wit::git::Descriptor;
 
 /// Why a server cannot be asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SiteError {
+pub enum GitInstanceError {
     /// The deployment has no such provider.
     #[error("Unsupported provider '{given}'. There {}: {}.", if .known.len() == 1 { "is" } else { "are" }, .known.join(", "))]
     Unknown {
@@ -30,7 +30,7 @@ pub enum SiteError {
 
 /// Why a provider of the deployment has no place.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PlaceError {
+pub(super) enum GitEndpointError {
     /// The integration names an invalid URL.
     #[error("it names an address of its own that is none: report it to its author")]
     OwnAddress(#[source] url::ParseError),
@@ -44,20 +44,20 @@ pub(super) enum PlaceError {
 
 /// Where a provider is.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct GitEndpoint {
     pub(super) web: Url,
     pub(super) api: Endpoint,
 }
 
-impl Place {
+impl GitEndpoint {
     /// Where the deployment has it; what it leaves open, the integration says.
     pub(super) fn of(
         descriptor: &Descriptor,
         api: Option<Url>,
         web: Option<Url>,
         is_builtin: bool,
-    ) -> Result<Self, PlaceError> {
-        let usual = |text: &str| Url::parse(text).map_err(PlaceError::OwnAddress);
+    ) -> Result<Self, GitEndpointError> {
+        let usual = |text: &str| Url::parse(text).map_err(GitEndpointError::OwnAddress);
         let injection = injection(descriptor)?;
         let stated = api.is_some() || web.is_some();
         let (api, web) = match (api, web) {
@@ -80,7 +80,7 @@ impl Place {
                 // A server's own address, as a browser shows it.
                 None if is_web(&api) => (api_of(&api, descriptor), api),
                 None => {
-                    return Err(PlaceError::NoWebUrl(descriptor.api_path.clone()));
+                    return Err(GitEndpointError::NoWebUrl(descriptor.api_path.clone()));
                 }
             },
         };
@@ -101,15 +101,15 @@ impl Place {
         descriptor: &Descriptor,
         address: &str,
         private: bool,
-    ) -> Result<Self, SiteError> {
-        let refused = |why: &str| SiteError::Address(why.to_owned());
+    ) -> Result<Self, GitInstanceError> {
+        let refused = |why: &str| GitInstanceError::Address(why.to_owned());
         let web = match server(address) {
             // An SSH remote of it.
-            Err(PastedError::NoUrl) => server(&pasted_repository(address)).map(root),
+            Err(BaseUrlError::NoUrl) => server(&pasted_repository(address)).map(root),
             read => read,
         };
         let web = web.map_err(|why| match why {
-            PastedError::NoUrl => refused("give one like https://gitlab.example.com"),
+            BaseUrlError::NoUrl => refused("give one like https://gitlab.example.com"),
             why => refused(&why.to_string()),
         })?;
         let web = above_pages(web_of(&web, descriptor).unwrap_or(web));
@@ -178,8 +178,8 @@ fn root(mut url: Url) -> Url {
     url
 }
 
-fn injection(descriptor: &Descriptor) -> Result<Injection, EgressError> {
-    Injection::of(&descriptor.key.clone().into())
+fn injection(descriptor: &Descriptor) -> Result<KeyInjection, EgressError> {
+    KeyInjection::of(&descriptor.key.clone().into())
 }
 
 fn api_of(web: &Url, descriptor: &Descriptor) -> Url {

@@ -23,8 +23,8 @@ use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use url::Url;
 
-pub use self::instance::SiteError;
-use self::instance::{Place, path_below};
+pub use self::instance::GitInstanceError;
+use self::instance::{GitEndpoint, path_below};
 use crate::manifest::LoadedGit;
 use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint};
 use lucid_types::repository_url::repository_url;
@@ -39,7 +39,7 @@ const AT_ONCE: usize = 16;
 
 /// The git providers of a deployment. Immutable.
 pub struct GitProviders {
-    all: BTreeMap<String, Arc<Served>>,
+    all: BTreeMap<String, Arc<GitProvider>>,
     egress: Egress,
     /// The egress for servers that users name.
     open: Egress,
@@ -50,18 +50,18 @@ pub struct GitProviders {
 }
 
 /// A provider of this deployment.
-struct Served {
+struct GitProvider {
     plugin: GitPlugin,
     /// The deployment's settings for it, as JSON.
     settings: String,
-    place: Place,
+    place: GitEndpoint,
 }
 
 /// One server of a provider, ready for operations.
 #[derive(Clone)]
-pub struct Site {
-    served: Arc<Served>,
-    place: Place,
+pub struct GitInstance {
+    served: Arc<GitProvider>,
+    place: GitEndpoint,
     /// Whether a user named it.
     own: bool,
     egress: Egress,
@@ -88,14 +88,14 @@ impl GitProviders {
                 wrong.push((name, why.to_owned()));
                 continue;
             }
-            match Place::of(
+            match GitEndpoint::of(
                 one.plugin.descriptor(),
                 one.base_url,
                 one.web_url,
                 one.builtin,
             ) {
                 Ok(place) => {
-                    let served = Served {
+                    let served = GitProvider {
                         plugin: one.plugin,
                         settings: one.settings,
                         place,
@@ -139,15 +139,18 @@ impl GitProviders {
     }
 
     /// The provider of a name, at the deployment's server, or at the user's own.
-    pub fn site(&self, name: &str, own: Option<&str>) -> Result<Site, SiteError> {
-        let served = self.all.get(name).ok_or_else(|| SiteError::Unknown {
-            given: name.chars().take(64).collect(),
-            known: self.names().map(str::to_owned).collect(),
-        })?;
+    pub fn site(&self, name: &str, own: Option<&str>) -> Result<GitInstance, GitInstanceError> {
+        let served = self
+            .all
+            .get(name)
+            .ok_or_else(|| GitInstanceError::Unknown {
+                given: name.chars().take(64).collect(),
+                known: self.names().map(str::to_owned).collect(),
+            })?;
         let Some(own) = own else {
             return Ok(self.at(served, served.place.clone(), false));
         };
-        let place = Place::own(served.plugin.descriptor(), own, self.private)?;
+        let place = GitEndpoint::own(served.plugin.descriptor(), own, self.private)?;
         if place.is_at(&served.place) {
             return Ok(self.at(served, served.place.clone(), false));
         }
@@ -155,7 +158,7 @@ impl GitProviders {
     }
 
     /// The deployment's server that hosts a repository.
-    pub fn of_repository(&self, url: &str) -> Option<Site> {
+    pub fn of_repository(&self, url: &str) -> Option<GitInstance> {
         let served = self.all.values();
         let mut found: Vec<_> = served
             .filter(|served| path_below(&served.place.web, url).is_some())
@@ -172,8 +175,8 @@ impl GitProviders {
         Some(site.served.plugin.descriptor().git_user.clone())
     }
 
-    fn at(&self, served: &Arc<Served>, place: Place, own: bool) -> Site {
-        Site {
+    fn at(&self, served: &Arc<GitProvider>, place: GitEndpoint, own: bool) -> GitInstance {
+        GitInstance {
             served: served.clone(),
             place,
             own,
@@ -183,7 +186,7 @@ impl GitProviders {
     }
 }
 
-impl Site {
+impl GitInstance {
     /// The provider's name in this deployment.
     pub fn provider(&self) -> &str {
         self.served.plugin.name()

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use secrecy::SecretString;
 use url::Url;
 
-use super::Site;
+use super::GitInstance;
 use lucid_net::egress::{EgressError, Redactor, retry_after_ms};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::git::{
@@ -40,7 +40,7 @@ const PAGE: u32 = 100;
 const MOST_PAGES: usize = 200;
 const LARGEST_PAGE: usize = 1_000;
 
-pub(super) async fn account(site: &Site, token: &SecretString) -> Result<Account, Error> {
+pub(super) async fn account(site: &GitInstance, token: &SecretString) -> Result<Account, Error> {
     match operation(site, token, &Operation::CurrentUser).await? {
         Reply::Account(account) => fit_account(account),
         _ => Err(other_reply(site)),
@@ -48,7 +48,7 @@ pub(super) async fn account(site: &Site, token: &SecretString) -> Result<Account
 }
 
 pub(super) async fn repositories(
-    site: &Site,
+    site: &GitInstance,
     token: &SecretString,
 ) -> Result<Vec<Repository>, Error> {
     let all = async {
@@ -84,7 +84,7 @@ pub(super) async fn repositories(
 }
 
 pub(super) async fn open_change(
-    site: &Site,
+    site: &GitInstance,
     token: &SecretString,
     change: NewChange,
 ) -> Result<Change, Error> {
@@ -95,7 +95,7 @@ pub(super) async fn open_change(
 }
 
 async fn operation(
-    site: &Site,
+    site: &GitInstance,
     token: &SecretString,
     operation: &Operation,
 ) -> Result<Reply, Error> {
@@ -115,7 +115,11 @@ async fn operation(
     done
 }
 
-async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Result<Reply, Error> {
+async fn steps(
+    site: &GitInstance,
+    token: &SecretString,
+    operation: &Operation,
+) -> Result<Reply, Error> {
     let (plugin, settings) = (&site.served.plugin, &site.served.settings);
     let (mut state, mut answer) = (None, None);
     let mut pauses_left = ALL_PAUSES;
@@ -140,7 +144,7 @@ async fn steps(site: &Site, token: &SecretString, operation: &Operation) -> Resu
 
 /// Sends a request, and repeats it if the provider asks for a short pause first.
 async fn exchange(
-    site: &Site,
+    site: &GitInstance,
     token: &SecretString,
     request: &HttpRequest,
     pauses_left: &mut Duration,
@@ -230,21 +234,21 @@ fn web_address(text: &str) -> Result<String, Error> {
         .ok_or_else(|| Error::upstream("The git provider gave an address that is none of the web."))
 }
 
-fn other_reply(site: &Site) -> Error {
+fn other_reply(site: &GitInstance) -> Error {
     Error::internal(format!(
         "The integration `{}` answered something else than it was asked; report it to its author.",
         site.provider()
     ))
 }
 
-fn endless(site: &Site) -> Error {
+fn endless(site: &GitInstance) -> Error {
     Error::upstream(format!(
         "{} does not come to an end with its answer.",
         site.host()
     ))
 }
 
-fn too_slow(site: &Site, limit: Duration) -> Error {
+fn too_slow(site: &GitInstance, limit: Duration) -> Error {
     Error::new(
         ErrorKind::Deadline,
         format!(

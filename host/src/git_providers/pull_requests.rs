@@ -9,8 +9,8 @@
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use super::accounts::{AccountError, Accounts, WantedChange};
-use lucid_session::{Changes, NewPullRequest, OpenedPullRequest};
+use super::accounts::{AccountError, Accounts, PullRequestRequest};
+use lucid_session::{NewPullRequest, OpenedPullRequest, PullRequests};
 use lucid_store::{ChatStoreError, Outbox};
 use lucid_types::identity::Identity;
 use lucid_types::user::UserId;
@@ -22,7 +22,7 @@ pub(crate) struct PullRequestOpener {
     pub(crate) outbox: Option<Outbox>,
 }
 
-impl Changes for PullRequestOpener {
+impl PullRequests for PullRequestOpener {
     fn open(
         &self,
         request: NewPullRequest,
@@ -36,7 +36,7 @@ impl Changes for PullRequestOpener {
                 session: None,
                 admin: false,
             };
-            let wanted = WantedChange {
+            let wanted = PullRequestRequest {
                 repository: request.repository,
                 head: request.branch,
                 base: request.base,

@@ -14,7 +14,7 @@ use super::*;
 use crate::builtin;
 use lucid_types::wit::git::Descriptor;
 use lucid_types::wit::types::ErrorKind;
-use lucid_wasm::{Engine, EngineOptions, Limits};
+use lucid_wasm::{Engine, EngineOptions, PluginLimits};
 
 const TOKEN: &str = "ghp_0123456789abcdefghij";
 
@@ -91,7 +91,7 @@ async fn loaded(urls: &[(&str, Option<&str>)]) -> Vec<LoadedGit> {
             .iter()
             .find(|(known, _)| known == name)
             .unwrap();
-        let limits = Limits::default();
+        let limits = PluginLimits::default();
         let plugin = GitPlugin::load(&engine, name, wasm, &limits).await.unwrap();
         loaded.push(LoadedGit {
             plugin,
@@ -160,7 +160,7 @@ async fn a_component_that_is_not_built_in_does_not_choose_the_address_behind_the
     descriptor.default_web_url = "https://evil.example".to_owned();
     let place = |descriptor: &Descriptor| {
         let api = Url::parse(&descriptor.default_base_url).unwrap();
-        Place::of(descriptor, Some(api), None, false)
+        GitEndpoint::of(descriptor, Some(api), None, false)
     };
     let wrong = place(&descriptor).unwrap_err().to_string();
     assert!(wrong.contains("`web_url` must say"), "{wrong}");
@@ -428,7 +428,7 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
         assert!(
             matches!(
                 all.site("gitlab", Some(address)),
-                Err(SiteError::Address(_))
+                Err(GitInstanceError::Address(_))
             ),
             "{address} was taken"
         );
@@ -461,7 +461,7 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
     );
     assert!(matches!(
         all.site("gitea", None),
-        Err(SiteError::Unknown { .. })
+        Err(GitInstanceError::Unknown { .. })
     ));
     // A name that resolves to a private address is rejected when it is resolved.
     let local = all.site("gitlab", Some("https://localhost:1")).unwrap();
@@ -534,9 +534,9 @@ async fn misbehaving(act: &str, server: &Server) -> GitProviders {
         streams: 2,
         ..EngineOptions::default()
     });
-    let limits = Limits {
+    let limits = PluginLimits {
         fuel: 100_000_000,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let wasm = lucid_tests::EXCHANGING;
     let plugin = GitPlugin::load(&engine.unwrap(), "evil", wasm, &limits).await;

@@ -28,11 +28,11 @@ const LONGEST: usize = 4_096;
 #[error(
     "The saved token cannot be opened: ENCRYPTION_KEY is not the one it was saved with, or its row was changed. Connect the account again, or put the old key back"
 )]
-pub struct Unopened;
+pub struct DecryptionError;
 
 /// An encrypted token as stored in its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sealed {
+pub struct EncryptedToken {
     /// `access_token_encrypted`, in lower-case hex.
     pub token: String,
     /// `iv`, in lower-case hex.
@@ -41,17 +41,17 @@ pub struct Sealed {
 
 /// Encrypts and decrypts git tokens.
 #[derive(Clone)]
-pub struct Cipher {
+pub struct TokenCipher {
     key: Zeroizing<[u8; 32]>,
 }
 
-impl std::fmt::Debug for Cipher {
+impl std::fmt::Debug for TokenCipher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Cipher([secret])")
     }
 }
 
-impl Cipher {
+impl TokenCipher {
     /// Creates a cipher from the text of ENCRYPTION_KEY.
     pub fn new(key: &Secret) -> Self {
         let key = Sha256::digest(key.expose().as_bytes()).into();
@@ -61,35 +61,35 @@ impl Cipher {
     }
 
     /// Encrypts a token under a fresh IV.
-    pub fn seal(&self, token: &Secret) -> Sealed {
+    pub fn seal(&self, token: &Secret) -> EncryptedToken {
         let mut iv = [0; BLOCK];
         rand::rng().fill(&mut iv);
         let cipher = cbc::Encryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
         let sealed = cipher.encrypt_padded_vec_mut::<Pkcs7>(token.expose().as_bytes());
-        Sealed {
+        EncryptedToken {
             token: hex::encode(sealed),
             iv: hex::encode(iv),
         }
     }
 
     /// Decrypts a row's token.
-    pub fn open(&self, sealed: &Sealed) -> Result<Secret, Unopened> {
+    pub fn open(&self, sealed: &EncryptedToken) -> Result<Secret, DecryptionError> {
         if sealed.token.len() > 2 * (LONGEST + BLOCK) {
-            return Err(Unopened);
+            return Err(DecryptionError);
         }
         let mut iv = [0; BLOCK];
-        hex::decode_to_slice(&sealed.iv, &mut iv).map_err(|_| Unopened)?;
-        let body = hex::decode(&sealed.token).map_err(|_| Unopened)?;
+        hex::decode_to_slice(&sealed.iv, &mut iv).map_err(|_| DecryptionError)?;
+        let body = hex::decode(&sealed.token).map_err(|_| DecryptionError)?;
         let cipher = cbc::Decryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
         let plain = cipher
             .decrypt_padded_vec_mut::<Pkcs7>(&body)
             .map(Zeroizing::new)
-            .map_err(|_| Unopened)?;
+            .map_err(|_| DecryptionError)?;
         // Another key yields noise, and one time in 256 its end looks like padding.
         if !is_token(&plain) {
-            return Err(Unopened);
+            return Err(DecryptionError);
         }
-        let text = std::str::from_utf8(&plain).map_err(|_| Unopened)?;
+        let text = std::str::from_utf8(&plain).map_err(|_| DecryptionError)?;
         Ok(Secret::new(text))
     }
 }
@@ -117,15 +117,15 @@ mod tests {
         access_token_encrypted: String,
     }
 
-    fn node() -> Vec<(Cipher, Row)> {
+    fn node() -> Vec<(TokenCipher, Row)> {
         let rows: Vec<Row> = serde_json::from_str(NODE).unwrap();
         assert!(rows.len() > 3, "there are no rows to try");
-        let with_key = |row: Row| (Cipher::new(&Secret::new(row.key.clone())), row);
+        let with_key = |row: Row| (TokenCipher::new(&Secret::new(row.key.clone())), row);
         rows.into_iter().map(with_key).collect()
     }
 
-    fn sealed(row: &Row) -> Sealed {
-        Sealed {
+    fn sealed(row: &Row) -> EncryptedToken {
+        EncryptedToken {
             token: row.access_token_encrypted.clone(),
             iv: row.iv.clone(),
         }
@@ -135,7 +135,7 @@ mod tests {
     fn a_row_that_node_wrote_opens_here() {
         for (cipher, row) in node() {
             assert_eq!(cipher.open(&sealed(&row)).unwrap().expose(), row.token);
-            let upper = Sealed {
+            let upper = EncryptedToken {
                 token: row.access_token_encrypted.to_uppercase(),
                 iv: row.iv.to_uppercase(),
             };
@@ -158,14 +158,14 @@ mod tests {
         let (_, row) = node().into_iter().next().unwrap();
         let sealed = sealed(&row);
         for n in 0..2_000 {
-            let other = Cipher::new(&Secret::new(format!("another key {n}")));
-            assert_eq!(other.open(&sealed).unwrap_err(), Unopened, "key {n}");
+            let other = TokenCipher::new(&Secret::new(format!("another key {n}")));
+            assert_eq!(other.open(&sealed).unwrap_err(), DecryptionError, "key {n}");
         }
     }
 
     #[test]
     fn no_two_rows_of_a_token_are_alike_and_none_holds_it() {
-        let cipher = Cipher::new(&Secret::new("k"));
+        let cipher = TokenCipher::new(&Secret::new("k"));
         let token = Secret::new("ghp_0123456789");
         let (one, two) = (cipher.seal(&token), cipher.seal(&token));
         assert_ne!(one, two);
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_none_do_not_open() {
-        let cipher = Cipher::new(&Secret::new("k"));
+        let cipher = TokenCipher::new(&Secret::new("k"));
         let good = cipher.seal(&Secret::new("ghp_0123456789"));
         for (token, iv) in [
             ("", good.iv.as_str()),
@@ -189,14 +189,14 @@ mod tests {
             (&"00".repeat(1 << 20), &good.iv),
         ] {
             let (token, iv) = (token.to_owned(), iv.to_owned());
-            assert!(cipher.open(&Sealed { token, iv }).is_err());
+            assert!(cipher.open(&EncryptedToken { token, iv }).is_err());
         }
     }
 
     proptest! {
         #[test]
         fn what_is_sealed_opens_to_the_same(key in ".{0,40}", token in "[!-~]{1,200}") {
-            let cipher = Cipher::new(&Secret::new(key));
+            let cipher = TokenCipher::new(&Secret::new(key));
             let token = Secret::new(token);
             let opened = cipher.open(&cipher.seal(&token)).unwrap();
             prop_assert_eq!(opened.expose(), token.expose());
@@ -204,7 +204,7 @@ mod tests {
 
         #[test]
         fn any_row_at_all_is_read_without_a_panic(token in "\\PC{0,80}", iv in "\\PC{0,40}") {
-            let _ = Cipher::new(&Secret::new("k")).open(&Sealed { token, iv });
+            let _ = TokenCipher::new(&Secret::new("k")).open(&EncryptedToken { token, iv });
         }
     }
 }

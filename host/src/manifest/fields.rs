@@ -14,44 +14,44 @@ use serde_json::{Map, Number, Value};
 use toml::Spanned;
 use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
-use super::model::{Located, Settings};
-use super::problem::{At, Lines, Problem, Problems, instead};
+use super::model::{Located, PluginSettings};
+use super::problem::{LineIndex, ManifestProblem, ManifestProblems, SourcePosition, instead};
 use crate::config::time;
 
 /// A key with its span.
-pub(super) type Key<'i> = Spanned<std::borrow::Cow<'i, str>>;
+pub(super) type SpannedKey<'i> = Spanned<std::borrow::Cow<'i, str>>;
 /// A value with its span.
-pub(super) type Item<'i> = Spanned<DeValue<'i>>;
+pub(super) type SpannedValue<'i> = Spanned<DeValue<'i>>;
 
 /// The maximum size of a plugin's settings as JSON, in bytes: they are in the log of each session.
 const LARGEST_SETTINGS: usize = 64 << 10;
 
 /// Reads one manifest, and collects its problems.
-pub(super) struct Reader<'a> {
+pub(super) struct ManifestReader<'a> {
     pub(super) file: &'a Path,
-    lines: Lines<'a>,
-    problems: Vec<Problem>,
+    lines: LineIndex<'a>,
+    problems: Vec<ManifestProblem>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ManifestReader<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
         Self {
             file,
-            lines: Lines::new(text),
+            lines: LineIndex::new(text),
             problems: Vec::new(),
         }
     }
 
     /// Fails if there was any problem.
-    pub(super) fn finish(self) -> Result<(), Problems> {
-        Problems::unless_none(self.problems)
+    pub(super) fn finish(self) -> Result<(), ManifestProblems> {
+        ManifestProblems::unless_none(self.problems)
     }
 
     pub(super) fn is_fine(&self) -> bool {
         self.problems.is_empty()
     }
 
-    pub(super) fn at(&self, span: &Range<usize>) -> At {
+    pub(super) fn at(&self, span: &Range<usize>) -> SourcePosition {
         self.lines.at(span)
     }
 
@@ -60,12 +60,13 @@ impl<'a> Reader<'a> {
         self.say_at(at, what);
     }
 
-    pub(super) fn say_at(&mut self, at: At, what: impl AsRef<str>) {
-        self.problems.push(Problem::at(Some(self.file), at, what));
+    pub(super) fn say_at(&mut self, at: SourcePosition, what: impl AsRef<str>) {
+        self.problems
+            .push(ManifestProblem::at(Some(self.file), at, what));
     }
 
     /// Reports a value of the wrong type.
-    fn must_be(&mut self, item: &Item<'_>, name: &str, what: &str) {
+    fn must_be(&mut self, item: &SpannedValue<'_>, name: &str, what: &str) {
         let kind = kind(item.get_ref());
         self.say(
             &item.span(),
@@ -76,7 +77,7 @@ impl<'a> Reader<'a> {
     /// Reads a table with no other fields than these.
     pub(super) fn table<'d, 'i>(
         &mut self,
-        item: &'d Item<'i>,
+        item: &'d SpannedValue<'i>,
         name: &str,
         fields: &[&'static str],
     ) -> Option<&'d DeTable<'i>> {
@@ -88,7 +89,7 @@ impl<'a> Reader<'a> {
     /// Reads a table whose fields are names.
     pub(super) fn any_table<'d, 'i>(
         &mut self,
-        item: &'d Item<'i>,
+        item: &'d SpannedValue<'i>,
         name: &str,
     ) -> Option<&'d DeTable<'i>> {
         if let DeValue::Table(table) = item.get_ref() {
@@ -117,7 +118,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn text<'d>(&mut self, item: &'d Item<'_>, name: &str) -> Option<Located<&'d str>> {
+    pub(super) fn text<'d>(
+        &mut self,
+        item: &'d SpannedValue<'_>,
+        name: &str,
+    ) -> Option<Located<&'d str>> {
         if let DeValue::String(text) = item.get_ref() {
             let at = self.at(&item.span());
             return Some(Located { value: text, at });
@@ -129,7 +134,7 @@ impl<'a> Reader<'a> {
     /// Reads a text that passes a test. `what` ends the sentence for one that does not.
     pub(super) fn fitting<'d>(
         &mut self,
-        item: &'d Item<'_>,
+        item: &'d SpannedValue<'_>,
         name: &str,
         what: &str,
         fits: impl FnOnce(&str) -> bool,
@@ -145,7 +150,7 @@ impl<'a> Reader<'a> {
     /// Reads a list of texts that pass a test.
     pub(super) fn texts(
         &mut self,
-        item: &Item<'_>,
+        item: &SpannedValue<'_>,
         name: &str,
         what: &str,
         fits: impl Fn(&str) -> bool,
@@ -158,7 +163,7 @@ impl<'a> Reader<'a> {
     /// [`Self::texts`], each with its position.
     pub(super) fn located_texts<'d>(
         &mut self,
-        item: &'d Item<'_>,
+        item: &'d SpannedValue<'_>,
         name: &str,
         what: &str,
         fits: impl Fn(&str) -> bool,
@@ -180,7 +185,7 @@ impl<'a> Reader<'a> {
         texts.into_iter().collect()
     }
 
-    pub(super) fn boolean(&mut self, item: &Item<'_>, name: &str) -> Option<bool> {
+    pub(super) fn boolean(&mut self, item: &SpannedValue<'_>, name: &str) -> Option<bool> {
         if let DeValue::Boolean(yes) = item.get_ref() {
             return Some(*yes);
         }
@@ -191,7 +196,7 @@ impl<'a> Reader<'a> {
     /// Reads an integer within bounds, or a size such as `64m` where one is accepted.
     pub(super) fn amount(
         &mut self,
-        item: &Item<'_>,
+        item: &SpannedValue<'_>,
         name: &str,
         within: &std::ops::RangeInclusive<u64>,
         read: Option<fn(&str) -> Option<u64>>,
@@ -222,7 +227,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a number that need not be an integer.
-    pub(super) fn number(&mut self, item: &Item<'_>, name: &str) -> Option<f64> {
+    pub(super) fn number(&mut self, item: &SpannedValue<'_>, name: &str) -> Option<f64> {
         match item.get_ref() {
             DeValue::Float(number) => float(number),
             // The precision lost beyond 15 digits does not matter for a price or a time.
@@ -245,7 +250,7 @@ impl<'a> Reader<'a> {
     /// Reads a duration within bounds: a number of seconds, or a text such as `"5m"`.
     pub(super) fn seconds(
         &mut self,
-        item: &Item<'_>,
+        item: &SpannedValue<'_>,
         name: &str,
         least: f64,
         most: f64,
@@ -275,10 +280,10 @@ impl<'a> Reader<'a> {
     /// Reads a plugin's settings and converts them to JSON.
     pub(super) fn settings(
         &mut self,
-        key: &Key<'_>,
-        item: &Item<'_>,
+        key: &SpannedKey<'_>,
+        item: &SpannedValue<'_>,
         name: &str,
-    ) -> Option<Settings> {
+    ) -> Option<PluginSettings> {
         let table = self.any_table(item, name)?;
         let mut places = BTreeMap::new();
         let values = self.object(table, "", &mut places)?;
@@ -291,14 +296,14 @@ impl<'a> Reader<'a> {
             );
             return None;
         }
-        Some(Settings { values, at, places })
+        Some(PluginSettings { values, at, places })
     }
 
     pub(super) fn object(
         &mut self,
         table: &DeTable<'_>,
         pointer: &str,
-        places: &mut BTreeMap<String, At>,
+        places: &mut BTreeMap<String, SourcePosition>,
     ) -> Option<Map<String, Value>> {
         let mut all = Some(Map::new());
         for (key, item) in table {
@@ -318,9 +323,9 @@ impl<'a> Reader<'a> {
     /// Converts a value to JSON. The recursion ends, since the parser limits the nesting depth.
     fn json(
         &mut self,
-        item: &Item<'_>,
+        item: &SpannedValue<'_>,
         pointer: &str,
-        places: &mut BTreeMap<String, At>,
+        places: &mut BTreeMap<String, SourcePosition>,
     ) -> Option<Value> {
         let value = match item.get_ref() {
             DeValue::String(text) => Some(Value::from(text.as_ref())),
@@ -358,7 +363,7 @@ impl<'a> Reader<'a> {
 pub(super) fn field<'d, 'i>(
     table: &'d DeTable<'i>,
     name: &str,
-) -> Option<(&'d Key<'i>, &'d Item<'i>)> {
+) -> Option<(&'d SpannedKey<'i>, &'d SpannedValue<'i>)> {
     table.get_key_value(name)
 }
 

@@ -6,14 +6,14 @@ use chrono::{DateTime, Utc};
 use url::Url;
 
 use super::model::{ProviderEntry, ToolsEntry};
-use super::overrides::Role;
+use super::overrides::SecondBuildRole;
 use lucid_types::wit::llm::ModelInfo;
 use lucid_types::wit::types::ToolDefinition;
 use lucid_wasm::{GitPlugin, LlmPlugin, PolicyPlugin, ToolsPlugin};
 
 /// The loaded plugins of a manifest, by name.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedPlugins {
     /// The policies.
     pub policies: Vec<LoadedPolicy>,
     /// The model providers.
@@ -34,18 +34,18 @@ pub struct LoadedPolicy {
     /// The built-in component it is, if it is one.
     pub builtin: Option<&'static str>,
     /// A second build of it.
-    pub beside: Option<LoadedBeside>,
+    pub beside: Option<LoadedSecondBuild>,
     /// A warning for the operator. A sentence.
     pub warning: Option<String>,
 }
 
 /// A second build of a policy, which is given the same.
 #[derive(Debug)]
-pub struct LoadedBeside {
+pub struct LoadedSecondBuild {
     /// The component.
     pub plugin: PolicyPlugin,
     /// Its purpose.
-    pub role: Role,
+    pub role: SecondBuildRole,
     /// The start of its probation, if it is on probation.
     pub probation: Option<DateTime<Utc>>,
     /// The built-in component it is, if it is one.

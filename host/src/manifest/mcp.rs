@@ -13,11 +13,11 @@ use std::time::Duration;
 use toml::de::DeTable;
 use url::Url;
 
-use super::fields::{Item, Key, Reader, field};
+use super::fields::{ManifestReader, SpannedKey, SpannedValue, field};
 use super::model::Located;
 use super::plugins::{address, key_place, policies, stated_key};
-use super::problem::At;
-use lucid_net::egress::Injection;
+use super::problem::SourcePosition;
+use lucid_net::egress::KeyInjection;
 
 pub(super) const MCP: &[&str] = &[
     "command",
@@ -41,9 +41,9 @@ const LONGEST: usize = 32 << 10;
 #[derive(Debug, Clone, PartialEq)]
 pub struct McpEntry {
     /// The position of its table.
-    pub at: At,
+    pub at: SourcePosition,
     /// How it is reached.
-    pub way: McpWay,
+    pub way: McpTransport,
     /// `tools`.
     pub tools: AllowedTools,
     /// `time`: the time limit of one call.
@@ -56,7 +56,7 @@ pub struct McpEntry {
 
 /// How an MCP server is reached.
 #[derive(Debug, Clone, PartialEq)]
-pub enum McpWay {
+pub enum McpTransport {
     /// A program in each session's sandbox.
     Program {
         /// `command`: the program and its arguments.
@@ -71,7 +71,7 @@ pub enum McpWay {
         /// `key`: the variable that holds the key.
         key: Option<Located<String>>,
         /// `key_place`. The default is a bearer token.
-        key_place: Option<Injection>,
+        key_place: Option<KeyInjection>,
     },
 }
 
@@ -96,9 +96,9 @@ impl AllowedTools {
 
 /// Reads one entry.
 pub(super) fn server(
-    reader: &mut Reader<'_>,
-    key: &Key<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    key: &SpannedKey<'_>,
+    item: &SpannedValue<'_>,
     root: &DeTable<'_>,
 ) -> Option<McpEntry> {
     let of = format!("mcp.{}", key.get_ref());
@@ -122,8 +122,13 @@ pub(super) fn server(
     })
 }
 
-fn way(reader: &mut Reader<'_>, table: &DeTable<'_>, of: &str, at: At) -> Option<McpWay> {
-    let useless = |reader: &mut Reader<'_>, names: &[&str], with: &str| {
+fn way(
+    reader: &mut ManifestReader<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+    at: SourcePosition,
+) -> Option<McpTransport> {
+    let useless = |reader: &mut ManifestReader<'_>, names: &[&str], with: &str| {
         for name in names {
             if let Some((key, _)) = field(table, name) {
                 let what = format!("`{of}.{name}` is of no use without `{with}`: leave it out");
@@ -138,7 +143,7 @@ fn way(reader: &mut Reader<'_>, table: &DeTable<'_>, of: &str, at: At) -> Option
             let plain = |text: &str| is_plain(text) && !text.is_empty();
             let command = reader.texts(item, &format!("{of}.command"), what, plain);
             let env = field(table, "env").map(|(_, item)| env(reader, item, of));
-            Some(McpWay::Program {
+            Some(McpTransport::Program {
                 command: command?,
                 env: env.unwrap_or_default(),
             })
@@ -151,7 +156,7 @@ fn way(reader: &mut Reader<'_>, table: &DeTable<'_>, of: &str, at: At) -> Option
                 useless(reader, &["key_place"], "key");
             }
             let place = field(table, "key_place").and_then(|(_, item)| key_place(reader, item, of));
-            Some(McpWay::Http {
+            Some(McpTransport::Http {
                 url: url?,
                 key: key.flatten(),
                 key_place: place,
@@ -176,7 +181,11 @@ fn is_plain(text: &str) -> bool {
     text.chars().count() <= LONGEST && !text.contains('\0')
 }
 
-fn env(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> BTreeMap<String, String> {
+fn env(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> BTreeMap<String, String> {
     let of = format!("{of}.env");
     let mut all = BTreeMap::new();
     let Some(table) = reader.any_table(item, &of) else {
@@ -204,7 +213,12 @@ fn env(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> BTreeMap<String, S
     all
 }
 
-fn tools(reader: &mut Reader<'_>, table: &DeTable<'_>, of: &str, at: At) -> Option<AllowedTools> {
+fn tools(
+    reader: &mut ManifestReader<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+    at: SourcePosition,
+) -> Option<AllowedTools> {
     let Some((_, item)) = field(table, "tools") else {
         let what = format!(
             "`{of}` has no `tools`: name those that agents may call, or say `tools = [\"*\"]` for all that the server lists, whatever that will be"

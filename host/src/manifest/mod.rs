@@ -33,18 +33,18 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 pub use self::loaded::{
-    Loaded, LoadedBeside, LoadedGit, LoadedPolicy, LoadedProvider, LoadedTools,
+    LoadedGit, LoadedPlugins, LoadedPolicy, LoadedProvider, LoadedSecondBuild, LoadedTools,
 };
-pub use self::mcp::{AllowedTools, McpEntry, McpWay};
+pub use self::mcp::{AllowedTools, McpEntry, McpTransport};
 pub use self::model::{
-    Assignment, Bounds, Digest, GitEntry, KeyVariable, Located, Manifest, PluginEntry, PriceOf,
-    ProviderEntry, Settings, Source, ToolsEntry,
+    ComponentDigest, ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, Manifest,
+    ModelPrices, PluginEntry, PluginSettings, PolicyAssignment, ProviderEntry, ToolsEntry,
 };
-pub use self::overrides::{Beside, Role, Upload, Uploads};
+pub use self::overrides::{SecondBuild, SecondBuildRole, UploadOverride, UploadOverrides};
 pub(crate) use self::problem::instead;
-pub use self::problem::{At, Problem, Problems};
+pub use self::problem::{ManifestProblem, ManifestProblems, SourcePosition};
 pub(crate) use self::read::{is_name, is_source_name};
-pub use self::registries::{Login, RegistryEntry};
+pub use self::registries::{RegistryCredentials, RegistryEntry};
 pub(crate) use self::settings_schema::settings_fit;
 use crate::config::Config;
 
@@ -61,7 +61,7 @@ const LARGEST: u64 = 1 << 20;
 impl Manifest {
     /// Reads the manifest that `LUCID_MANIFEST` names, or `./lucid.toml` if it exists, or returns
     /// an empty one, which stands for the built-in plugins and the environment.
-    pub fn find(config: &Config) -> Result<Self, Problems> {
+    pub fn find(config: &Config) -> Result<Self, ManifestProblems> {
         if let Some(path) = &config.manifest {
             return Self::read(path);
         }
@@ -80,8 +80,8 @@ impl Manifest {
     }
 
     /// Reads a manifest from a file.
-    pub fn read(path: &Path) -> Result<Self, Problems> {
-        let wrong = |what: String| Problems::from(Problem::of_file(path, what));
+    pub fn read(path: &Path) -> Result<Self, ManifestProblems> {
+        let wrong = |what: String| ManifestProblems::from(ManifestProblem::of_file(path, what));
         let text =
             text(path).map_err(|why| wrong(format!("the manifest cannot be read: {why}")))?;
         if text.trim().is_empty() {
@@ -95,7 +95,7 @@ impl Manifest {
 
     /// Parses a manifest's text. Paths in it are relative to the folder of `path`, which is not
     /// opened.
-    pub fn parse(path: &Path, text: &str) -> Result<Self, Problems> {
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ManifestProblems> {
         read::manifest(path, text)
     }
 }

@@ -13,14 +13,14 @@ use std::time::Duration;
 use url::Url;
 
 use super::mcp::McpEntry;
-use super::overrides::Uploads;
-use super::problem::At;
+use super::overrides::UploadOverrides;
+use super::problem::SourcePosition;
 use super::registries::RegistryEntry;
 use crate::builtin;
-use lucid_net::egress::Injection;
-use lucid_net::oci::{Brought, Reference, Registry};
+use lucid_net::egress::KeyInjection;
+use lucid_net::oci::{FetchResults, Reference, RegistryHost};
 use lucid_types::wit::llm::Prices;
-use lucid_wasm::Limits;
+use lucid_wasm::PluginLimits;
 
 /// A value and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Located<T> {
     /// The value.
     pub value: T,
     /// Its position.
-    pub at: At,
+    pub at: SourcePosition,
 }
 
 /// A deployment, as described by its manifest. The default one is empty.
@@ -51,33 +51,33 @@ pub struct Manifest {
     /// `provider` of `[defaults]`.
     pub default_provider: Option<Located<String>>,
     /// `[[assign]]`, in order.
-    pub assignments: Vec<Assignment>,
+    pub assignments: Vec<PolicyAssignment>,
     /// `[registries.HOST]`.
-    pub registries: BTreeMap<Registry, RegistryEntry>,
+    pub registries: BTreeMap<RegistryHost, RegistryEntry>,
     /// The components fetched from registries, and the failures. Empty after reading.
-    pub brought: Brought,
+    pub brought: FetchResults,
     /// The uploads that replace components. Empty after reading.
-    pub uploads: Uploads,
+    pub uploads: UploadOverrides,
 }
 
 /// A component and what it is given.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PluginEntry {
     /// The position of its table.
-    pub at: At,
+    pub at: SourcePosition,
     /// `component`.
-    pub component: Located<Source>,
+    pub component: Located<ComponentSource>,
     /// `digest`.
-    pub digest: Option<Located<Digest>>,
+    pub digest: Option<Located<ComponentDigest>>,
     /// `settings`.
-    pub settings: Settings,
+    pub settings: PluginSettings,
     /// `limits`.
-    pub limits: Bounds,
+    pub limits: LimitOverrides,
 }
 
 /// The origin of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum ComponentSource {
     /// `builtin:NAME`, embedded in this binary.
     Builtin(&'static str),
     /// A file. A relative path is resolved against the manifest's folder.
@@ -88,25 +88,25 @@ pub enum Source {
 
 /// The SHA-256 of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Digest {
+pub struct ComponentDigest {
     /// Lower-case hex.
     pub hex: String,
 }
 
 /// A plugin's settings.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Settings {
+pub struct PluginSettings {
     /// The configured values.
     pub values: serde_json::Map<String, serde_json::Value>,
     /// The position of the table.
-    pub at: At,
+    pub at: SourcePosition,
     /// The position of each value in it, by JSON pointer.
-    pub places: BTreeMap<String, At>,
+    pub places: BTreeMap<String, SourcePosition>,
 }
 
 /// The configured limits of a call, in place of the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Bounds {
+pub struct LimitOverrides {
     /// `fuel`.
     pub fuel: Option<u64>,
     /// `memory`, in bytes.
@@ -117,11 +117,11 @@ pub struct Bounds {
     pub time: Option<Duration>,
 }
 
-impl Bounds {
+impl LimitOverrides {
     /// The resulting limits of one call.
-    pub fn limits(self) -> Limits {
-        let usual = Limits::default();
-        Limits {
+    pub fn limits(self) -> PluginLimits {
+        let usual = PluginLimits::default();
+        PluginLimits {
             fuel: self.fuel.unwrap_or(usual.fuel),
             memory_bytes: self.memory.unwrap_or(usual.memory_bytes),
             output_bytes: self.output.unwrap_or(usual.output_bytes),
@@ -140,7 +140,7 @@ pub struct ProviderEntry {
     /// `key`, or the default variable of the provider.
     pub key: KeyVariable,
     /// `key_place`, if it is not the adapter's own.
-    pub key_place: Option<Injection>,
+    pub key_place: Option<KeyInjection>,
     /// `models`: the models that may be chosen. `None` leaves this to the environment or the
     /// adapter.
     pub models: Option<Vec<String>>,
@@ -149,7 +149,7 @@ pub struct ProviderEntry {
     /// `small_model`: a cheaper model, for summaries and the like.
     pub small_model: Option<String>,
     /// `prices`.
-    pub prices: PriceOf,
+    pub prices: ModelPrices,
     /// `silence`: how long its server may send nothing, before its response and during it.
     pub silence: Option<Duration>,
 }
@@ -165,7 +165,7 @@ pub struct ToolsEntry {
     /// `key`: the variable that holds one. There is no fallback.
     pub key: Option<Located<String>>,
     /// `key_place`, if it is not the component's own.
-    pub key_place: Option<Injection>,
+    pub key_place: Option<KeyInjection>,
     /// `time`: the time limit of one tool call, all its commands and requests together.
     pub time: Option<Duration>,
     /// `policies`: the policies whose sessions have the tools. `None` for all.
@@ -189,14 +189,14 @@ pub struct KeyVariable {
     /// Its name. Empty if no key is needed.
     pub name: String,
     /// The position of `key`. `None` for the default variable, with `LLM_API_KEY` as a fallback.
-    pub stated: Option<At>,
+    pub stated: Option<SourcePosition>,
     /// False for `key = false`: the server needs no key, and none is sent except a user's own.
     pub is_needed: bool,
 }
 
 /// Model prices, in millionths of a US dollar per million tokens.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct PriceOf {
+pub struct ModelPrices {
     /// Prices by model name.
     pub by_model: BTreeMap<String, Prices>,
     /// `"*"`: the price of all models without one from elsewhere.
@@ -205,7 +205,7 @@ pub struct PriceOf {
 
 /// A policy for users and projects that name none.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Assignment {
+pub struct PolicyAssignment {
     /// The policy.
     pub policy: Located<String>,
     /// Users by their ids, as in their tokens (`sub`).
@@ -227,8 +227,8 @@ impl Manifest {
     pub fn files(&self) -> Vec<PathBuf> {
         self.entries()
             .filter_map(|plugin| match &plugin.component.value {
-                Source::Builtin(_) | Source::Registry(_) => None,
-                Source::File(path) => Some(path.clone()),
+                ComponentSource::Builtin(_) | ComponentSource::Registry(_) => None,
+                ComponentSource::File(path) => Some(path.clone()),
             })
             .collect()
     }
@@ -272,18 +272,18 @@ impl Manifest {
 impl PluginEntry {
     /// A built-in plugin as it is without a manifest.
     pub(crate) fn builtin(name: &'static str) -> Self {
-        Self::plain(Source::Builtin(name))
+        Self::plain(ComponentSource::Builtin(name))
     }
 
     /// A component with nothing configured.
-    pub(super) fn plain(value: Source) -> Self {
-        let at = At::default();
+    pub(super) fn plain(value: ComponentSource) -> Self {
+        let at = SourcePosition::default();
         Self {
             at,
             component: Located { value, at },
             digest: None,
-            settings: Settings::default(),
-            limits: Bounds::default(),
+            settings: PluginSettings::default(),
+            limits: LimitOverrides::default(),
         }
     }
 }

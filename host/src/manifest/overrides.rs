@@ -16,27 +16,27 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
-use super::model::{Digest, Manifest, PluginEntry, Source};
+use super::model::{ComponentDigest, ComponentSource, Manifest, PluginEntry};
 use crate::builtin;
-use lucid_wasm::{Kind, Limits};
+use lucid_wasm::{PluginKind, PluginLimits};
 
 /// The uploads of a deployment, by the name of the plugin that they replace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Uploads {
-    policies: BTreeMap<String, Upload>,
-    providers: BTreeMap<String, Upload>,
-    tools: BTreeMap<String, Upload>,
-    beside: BTreeMap<String, Beside>,
-    git: BTreeMap<String, Upload>,
+pub struct UploadOverrides {
+    policies: BTreeMap<String, UploadOverride>,
+    providers: BTreeMap<String, UploadOverride>,
+    tools: BTreeMap<String, UploadOverride>,
+    beside: BTreeMap<String, SecondBuild>,
+    git: BTreeMap<String, UploadOverride>,
 }
 
 /// A component that was uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upload {
+pub struct UploadOverride {
     /// The path of the file.
     pub file: PathBuf,
     /// The expected digest.
-    pub digest: Digest,
+    pub digest: ComponentDigest,
     /// Whether it exists even if the manifest has no such name. Only policies can.
     pub added: bool,
     /// The start of its probation. `None` if it is on none. Only policies can be.
@@ -45,16 +45,16 @@ pub struct Upload {
 
 /// A second build of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beside {
+pub struct SecondBuild {
     /// Its purpose.
-    pub role: Role,
+    pub role: SecondBuildRole,
     /// The build. `None` for the manifest's own component.
-    pub upload: Option<Upload>,
+    pub upload: Option<UploadOverride>,
 }
 
 /// The purpose of a second build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum SecondBuildRole {
     /// A percentage of new sessions, 1 to 99, get it and keep it.
     Candidate {
         /// The percentage.
@@ -65,24 +65,24 @@ pub enum Role {
     Before,
 }
 
-impl Uploads {
+impl UploadOverrides {
     /// The uploads of one kind.
-    pub fn of(&self, kind: Kind) -> &BTreeMap<String, Upload> {
+    pub fn of(&self, kind: PluginKind) -> &BTreeMap<String, UploadOverride> {
         match kind {
-            Kind::Policy => &self.policies,
-            Kind::Llm => &self.providers,
-            Kind::Tools => &self.tools,
-            Kind::Git => &self.git,
+            PluginKind::Policy => &self.policies,
+            PluginKind::Llm => &self.providers,
+            PluginKind::Tools => &self.tools,
+            PluginKind::Git => &self.git,
         }
     }
 
     /// Replaces or removes an upload.
-    pub fn set(&mut self, kind: Kind, name: &str, upload: Option<Upload>) {
+    pub fn set(&mut self, kind: PluginKind, name: &str, upload: Option<UploadOverride>) {
         let of_kind = match kind {
-            Kind::Policy => &mut self.policies,
-            Kind::Llm => &mut self.providers,
-            Kind::Tools => &mut self.tools,
-            Kind::Git => &mut self.git,
+            PluginKind::Policy => &mut self.policies,
+            PluginKind::Llm => &mut self.providers,
+            PluginKind::Tools => &mut self.tools,
+            PluginKind::Git => &mut self.git,
         };
         match upload {
             Some(upload) => of_kind.insert(name.to_owned(), upload),
@@ -91,7 +91,7 @@ impl Uploads {
     }
 
     /// Replaces or removes a policy's second build.
-    pub fn set_beside(&mut self, name: &str, beside: Option<Beside>) {
+    pub fn set_beside(&mut self, name: &str, beside: Option<SecondBuild>) {
         match beside {
             Some(beside) => self.beside.insert(name.to_owned(), beside),
             None => self.beside.remove(name),
@@ -99,8 +99,8 @@ impl Uploads {
     }
 
     /// All active uploads.
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Upload)> {
-        let all = Kind::ALL.iter().copied();
+    pub fn iter(&self) -> impl Iterator<Item = (PluginKind, &str, &UploadOverride)> {
+        let all = PluginKind::ALL.iter().copied();
         all.flat_map(|kind| {
             let of_kind = self.of(kind).iter();
             of_kind.map(move |(name, upload)| (kind, name.as_str(), upload))
@@ -111,7 +111,7 @@ impl Uploads {
 impl Manifest {
     /// A copy with these uploads and no others.
     #[must_use]
-    pub fn with(&self, uploads: Uploads) -> Self {
+    pub fn with(&self, uploads: UploadOverrides) -> Self {
         Self {
             uploads,
             ..self.clone()
@@ -119,45 +119,45 @@ impl Manifest {
     }
 
     /// Whether the manifest itself, or this binary if there is none, has a plugin of this name.
-    pub fn names(&self, kind: Kind, name: &str) -> bool {
+    pub fn names(&self, kind: PluginKind, name: &str) -> bool {
         match kind {
-            Kind::Policy => self.policy_names().contains(&name),
-            Kind::Llm => self.provider_names().contains(&name),
-            Kind::Tools => self.tools.contains_key(name),
-            Kind::Git => self.git_names().contains(&name),
+            PluginKind::Policy => self.policy_names().contains(&name),
+            PluginKind::Llm => self.provider_names().contains(&name),
+            PluginKind::Tools => self.tools.contains_key(name),
+            PluginKind::Git => self.git_names().contains(&name),
         }
     }
 
     /// The upload that replaces a plugin.
-    pub fn upload(&self, kind: Kind, name: &str) -> Option<&Upload> {
+    pub fn upload(&self, kind: PluginKind, name: &str) -> Option<&UploadOverride> {
         self.uploads.of(kind).get(name)
     }
 
     /// The second build of a policy.
-    pub fn beside(&self, name: &str) -> Option<&Beside> {
+    pub fn beside(&self, name: &str) -> Option<&SecondBuild> {
         self.uploads.beside.get(name)
     }
 
     /// The entry of the manifest, or of this binary, for a name.
-    pub fn entry(&self, kind: Kind, name: &str) -> Option<PluginEntry> {
+    pub fn entry(&self, kind: PluginKind, name: &str) -> Option<PluginEntry> {
         let (stated, none, builtins) = match kind {
-            Kind::Policy => (
+            PluginKind::Policy => (
                 self.policies.get(name),
                 self.policies.is_empty(),
                 builtin::POLICIES,
             ),
-            Kind::Llm => (
+            PluginKind::Llm => (
                 self.providers.get(name).map(|provider| &provider.plugin),
                 self.providers.is_empty(),
                 builtin::PROVIDERS,
             ),
-            Kind::Git => (
+            PluginKind::Git => (
                 self.git.get(name).map(|git| &git.plugin),
                 self.git.is_empty(),
                 builtin::GIT,
             ),
             // No tool component is built in, so there is none without the manifest.
-            Kind::Tools => return self.tools.get(name).map(|tools| tools.plugin.clone()),
+            PluginKind::Tools => return self.tools.get(name).map(|tools| tools.plugin.clone()),
         };
         let known = || builtins.iter().find(|(known, _)| none && *known == name);
         let built_in = || known().map(|(name, _)| PluginEntry::builtin(name));
@@ -166,29 +166,30 @@ impl Manifest {
 
     /// The widest limits of any plugin of a kind here: whether an upload fits its own limits is
     /// checked when it is activated.
-    pub fn widest_limits(&self) -> Limits {
-        self.entries()
-            .map(|entry| entry.limits.limits())
-            .fold(Limits::default(), |widest, one| Limits {
+    pub fn widest_limits(&self) -> PluginLimits {
+        self.entries().map(|entry| entry.limits.limits()).fold(
+            PluginLimits::default(),
+            |widest, one| PluginLimits {
                 fuel: widest.fuel.max(one.fuel),
                 memory_bytes: widest.memory_bytes.max(one.memory_bytes),
                 output_bytes: widest.output_bytes.max(one.output_bytes),
                 wall: widest.wall.max(one.wall),
-            })
+            },
+        )
     }
 
     /// All policies with their entries, including those that were only uploaded.
     pub(crate) fn all_policies(&self) -> Vec<(String, PluginEntry)> {
         let names = self.policy_names();
         let stated = names.iter().filter_map(|name| {
-            let entry = self.entry(Kind::Policy, name)?;
+            let entry = self.entry(PluginKind::Policy, name)?;
             Some(((*name).to_owned(), entry))
         });
         let uploads = self.uploads.policies.iter();
         let added =
             uploads.filter(|(name, upload)| upload.added && !names.contains(&name.as_str()));
         let added = added.map(|(name, upload)| {
-            let source = Source::File(upload.file.clone());
+            let source = ComponentSource::File(upload.file.clone());
             (name.clone(), PluginEntry::plain(source))
         });
         stated.chain(added).collect()
@@ -203,9 +204,9 @@ impl Manifest {
         let active = idle.map(|(kind, name, _)| (kind, name, "active"));
         let candidates = self.uploads.beside.keys().map(String::as_str);
         let candidates = candidates.filter(|name| {
-            self.upload(Kind::Policy, name).is_none() && !self.names(Kind::Policy, name)
+            self.upload(PluginKind::Policy, name).is_none() && !self.names(PluginKind::Policy, name)
         });
-        let all = active.chain(candidates.map(|name| (Kind::Policy, name, "a candidate")));
+        let all = active.chain(candidates.map(|name| (PluginKind::Policy, name, "a candidate")));
         all.map(|(kind, name, what)| {
             format!(
                 "An uploaded build is {what} for the {kind} plugin `{name}`, which the manifest no longer has: `lucid plugin rollback {kind} {name}` takes it back."

@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use url::Url;
 
-use super::fields::{Item, Key, Reader, field};
+use super::fields::{ManifestReader, SpannedKey, SpannedValue, field};
 use super::model::{
-    Bounds, Digest, GitEntry, KeyVariable, Located, PluginEntry, PriceOf, ProviderEntry, Source,
-    ToolsEntry,
+    ComponentDigest, ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, ModelPrices,
+    PluginEntry, ProviderEntry, ToolsEntry,
 };
 use super::problem::instead;
 use super::read::one_of;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
-use lucid_net::egress::{Endpoint, Injection, PastedError, pasted, without_query};
+use lucid_net::egress::{BaseUrlError, Endpoint, KeyInjection, pasted, without_query};
 use lucid_net::oci::{Reference, ReferenceError, SCHEME};
 use lucid_types::wit::llm::{KeyPlace, Prices};
 
@@ -76,8 +76,8 @@ const DEAREST: f64 = 1_000_000.0;
 const MODEL: &str = "a model's name, at most 200 characters and none of them a space";
 
 pub(super) fn plugin(
-    reader: &mut Reader<'_>,
-    key: &Key<'_>,
+    reader: &mut ManifestReader<'_>,
+    key: &SpannedKey<'_>,
     table: &DeTable<'_>,
     of: &str,
     builtins: &'static [(&'static str, &'static [u8])],
@@ -116,12 +116,12 @@ pub(super) fn plugin(
 }
 
 fn component(
-    reader: &mut Reader<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
     of: &str,
     builtins: &'static [(&'static str, &'static [u8])],
     kind: &str,
-) -> Option<Located<Source>> {
+) -> Option<Located<ComponentSource>> {
     let text = reader.text(item, &format!("{of}.component"))?;
     let value = match source(reader.file, text.value, builtins, kind) {
         Ok(value) => value,
@@ -135,7 +135,7 @@ fn component(
 
 /// Why a `component` is none.
 #[derive(Debug, thiserror::Error)]
-enum SourceError {
+enum ComponentSourceError {
     /// No such component is built in.
     #[error("there is no built-in {kind} `{name}`; {instead}")]
     NoBuiltin {
@@ -159,12 +159,12 @@ fn source(
     text: &str,
     builtins: &'static [(&'static str, &'static [u8])],
     kind: &str,
-) -> Result<Source, SourceError> {
+) -> Result<ComponentSource, ComponentSourceError> {
     if let Some(name) = text.strip_prefix("builtin:") {
         let names = builtins.iter().map(|(known, _)| *known);
         return match builtins.iter().find(|(known, _)| *known == name) {
-            Some((known, _)) => Ok(Source::Builtin(known)),
-            None => Err(SourceError::NoBuiltin {
+            Some((known, _)) => Ok(ComponentSource::Builtin(known)),
+            None => Err(ComponentSourceError::NoBuiltin {
                 kind: kind.to_owned(),
                 name: name.to_owned(),
                 instead: instead(name, names),
@@ -172,24 +172,28 @@ fn source(
         };
     }
     if let Some(rest) = text.strip_prefix(SCHEME) {
-        return Ok(Source::Registry(Reference::parse(rest)?));
+        return Ok(ComponentSource::Registry(Reference::parse(rest)?));
     }
     if text.is_empty() || text.contains("://") || text.contains(char::is_control) {
-        return Err(SourceError::Other);
+        return Err(ComponentSourceError::Other);
     }
     let folder = manifest.parent().unwrap_or(Path::new(""));
-    Ok(Source::File(folder.join(PathBuf::from(text))))
+    Ok(ComponentSource::File(folder.join(PathBuf::from(text))))
 }
 
-fn digest(text: &str) -> Option<Digest> {
+fn digest(text: &str) -> Option<ComponentDigest> {
     let hex = text.strip_prefix("sha256:")?;
     let fits = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    fits.then(|| Digest {
+    fits.then(|| ComponentDigest {
         hex: hex.to_ascii_lowercase(),
     })
 }
 
-fn limits(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Bounds> {
+fn limits(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> Option<LimitOverrides> {
     let name = |field: &str| format!("{of}.limits.{field}");
     let table = reader.table(item, &format!("{of}.limits"), LIMITS)?;
     let mut amount = |field_name: &str, within, read: Option<fn(&str) -> Option<u64>>| {
@@ -201,7 +205,7 @@ fn limits(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Bounds> 
     let output = amount("output", &OUTPUT, Some(size));
     let time = field(table, "time")
         .and_then(|(_, item)| reader.seconds(item, &name("time"), TIME[0], TIME[1]));
-    Some(Bounds {
+    Some(LimitOverrides {
         fuel,
         memory: memory.and_then(|bytes| usize::try_from(bytes).ok()),
         output: output.and_then(|bytes| usize::try_from(bytes).ok()),
@@ -210,9 +214,9 @@ fn limits(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Bounds> 
 }
 
 pub(super) fn provider(
-    reader: &mut Reader<'_>,
-    key: &Key<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    key: &SpannedKey<'_>,
+    item: &SpannedValue<'_>,
 ) -> Option<ProviderEntry> {
     let name = key.get_ref().as_ref();
     let of = format!("providers.{name}");
@@ -260,9 +264,9 @@ pub(super) fn provider(
 /// Reads a tool component's entry. The address of its requests and the key are up to the
 /// deployment.
 pub(super) fn tools(
-    reader: &mut Reader<'_>,
-    key: &Key<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    key: &SpannedKey<'_>,
+    item: &SpannedValue<'_>,
     root: &DeTable<'_>,
 ) -> Option<ToolsEntry> {
     let name = key.get_ref().as_ref();
@@ -305,7 +309,7 @@ pub(super) fn tools(
 
 /// Reads the list of policies whose sessions have the tools, if there is one.
 pub(super) fn policies(
-    reader: &mut Reader<'_>,
+    reader: &mut ManifestReader<'_>,
     table: &DeTable<'_>,
     of: &str,
     root: &DeTable<'_>,
@@ -322,20 +326,28 @@ pub(super) fn policies(
     known.into_iter().map(owned).collect()
 }
 
-fn base_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
+fn base_url(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> Option<Located<Url>> {
     address(reader, item, &format!("{of}.base_url"))
 }
 
 /// A model provider's URL, as people paste it.
-fn pasted_url(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Located<Url>> {
+fn pasted_url(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> Option<Located<Url>> {
     read_url(reader, item, &format!("{of}.base_url"), pasted)
 }
 
 fn read_url(
-    reader: &mut Reader<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
     name: &str,
-    read: fn(&str) -> Result<Url, PastedError>,
+    read: fn(&str) -> Result<Url, BaseUrlError>,
 ) -> Option<Located<Url>> {
     let text = reader.text(item, name)?;
     match read(text.value) {
@@ -343,7 +355,7 @@ fn read_url(
         Err(why) => {
             // The value is not repeated: it may contain a key.
             let what = match why {
-                PastedError::NoUrl => format!(
+                BaseUrlError::NoUrl => format!(
                     "`{name}` must begin with http:// or https:// and a host's name, such as \"https://api.example.com/v1\""
                 ),
                 other => format!("`{name}` cannot be used: {other}"),
@@ -355,8 +367,8 @@ fn read_url(
 }
 
 /// A URL that requests may be sent to.
-fn usable(reader: &mut Reader<'_>, url: Located<Url>) -> Option<Located<Url>> {
-    if let Err(why) = Endpoint::new(url.value.clone(), Injection::Bearer) {
+fn usable(reader: &mut ManifestReader<'_>, url: Located<Url>) -> Option<Located<Url>> {
+    if let Err(why) = Endpoint::new(url.value.clone(), KeyInjection::Bearer) {
         reader.say_at(url.at, why.to_string());
         return None;
     }
@@ -364,7 +376,11 @@ fn usable(reader: &mut Reader<'_>, url: Located<Url>) -> Option<Located<Url>> {
 }
 
 /// Reads a git provider's entry.
-pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Option<GitEntry> {
+pub(super) fn git(
+    reader: &mut ManifestReader<'_>,
+    key: &SpannedKey<'_>,
+    item: &SpannedValue<'_>,
+) -> Option<GitEntry> {
     let of = format!("git.{}", key.get_ref());
     let table = reader.table(item, &of, GIT)?;
     let entry = plugin(reader, key, table, &of, builtin::GIT, "git provider");
@@ -380,8 +396,8 @@ pub(super) fn git(reader: &mut Reader<'_>, key: &Key<'_>, item: &Item<'_>) -> Op
 
 /// A URL that requests go to.
 pub(super) fn address(
-    reader: &mut Reader<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
     name: &str,
 ) -> Option<Located<Url>> {
     read_url(reader, item, name, without_query)
@@ -389,11 +405,11 @@ pub(super) fn address(
 
 /// The variable that holds the key.
 fn key_variable(
-    reader: &mut Reader<'_>,
+    reader: &mut ManifestReader<'_>,
     table: &DeTable<'_>,
     name: &str,
     of: &str,
-    entry: &Key<'_>,
+    entry: &SpannedKey<'_>,
 ) -> Option<KeyVariable> {
     let Some((_, item)) = field(table, "key") else {
         let usual = format!("{}_API_KEY", name.to_ascii_uppercase().replace('-', "_"));
@@ -427,8 +443,8 @@ fn key_variable(
 
 /// The variable that `key` names.
 pub(super) fn stated_key(
-    reader: &mut Reader<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
     of: &str,
 ) -> Option<Located<String>> {
     // The value is not repeated: it may be the key itself.
@@ -447,12 +463,16 @@ pub(super) fn stated_key(
     Some(Located { value, at })
 }
 
-pub(super) fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<Injection> {
+pub(super) fn key_place(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> Option<KeyInjection> {
     let name = format!("{of}.key_place");
     let what = "\"bearer\", or { header = \"NAME\" } for a header that holds the key alone";
     if let DeValue::String(text) = item.get_ref() {
         if text == "bearer" {
-            return Some(Injection::Bearer);
+            return Some(KeyInjection::Bearer);
         }
         reader.say(&item.span(), format!("`{name}` must be {what}"));
         return None;
@@ -463,7 +483,7 @@ pub(super) fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> O
         return None;
     };
     let text = reader.text(item, &format!("{name}.header"))?;
-    match Injection::of(&KeyPlace::Header(text.value.to_owned())) {
+    match KeyInjection::of(&KeyPlace::Header(text.value.to_owned())) {
         Ok(place) => Some(place),
         Err(_) => {
             reader.say_at(
@@ -475,10 +495,14 @@ pub(super) fn key_place(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> O
     }
 }
 
-fn prices(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<PriceOf> {
+fn prices(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> Option<ModelPrices> {
     let name = format!("{of}.prices");
     let table = reader.any_table(item, &name)?;
-    let mut all = PriceOf::default();
+    let mut all = ModelPrices::default();
     for (key, item) in table {
         let model = key.get_ref().as_ref();
         if !matches!(item.get_ref(), DeValue::Table(_)) {
@@ -535,7 +559,7 @@ fn prices(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<PriceOf>
 }
 
 /// Converts dollars per million tokens to millionths of a dollar.
-fn price(reader: &mut Reader<'_>, item: &Item<'_>, name: &str) -> Option<u64> {
+fn price(reader: &mut ManifestReader<'_>, item: &SpannedValue<'_>, name: &str) -> Option<u64> {
     let dollars = reader.number(item, name)?;
     if !(0.0..=DEAREST).contains(&dollars) {
         reader.say(

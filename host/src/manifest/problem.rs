@@ -4,7 +4,7 @@
 //!
 //! - Each problem is one line that begins with its position in the format compilers use, so that
 //!   editors can jump to it.
-//! - [`Problems`] holds at least one.
+//! - [`ManifestProblems`] holds at least one.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,7 +17,7 @@ const LONGEST: usize = 1_000;
 
 /// A position in a manifest, both from 1. The column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, serde::Serialize)]
-pub struct At {
+pub struct SourcePosition {
     /// The line.
     pub line: usize,
     /// The column.
@@ -26,16 +26,16 @@ pub struct At {
 
 /// One problem of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Problem {
+pub struct ManifestProblem {
     /// The manifest's path, as it was given. `None` if no manifest is to blame.
     pub file: Option<String>,
     /// The position in it. `None` if the file as a whole is meant.
-    pub at: Option<At>,
+    pub at: Option<SourcePosition>,
     /// What is wrong and what to do, without a full stop.
     pub what: String,
 }
 
-impl Problem {
+impl ManifestProblem {
     /// A problem of the environment, or of this binary.
     pub fn plain(what: impl AsRef<str>) -> Self {
         Self::new(None, None, what.as_ref())
@@ -47,11 +47,11 @@ impl Problem {
     }
 
     /// A problem at a position in a file, or of no file if `file` is `None`.
-    pub fn at(file: Option<&Path>, at: At, what: impl AsRef<str>) -> Self {
+    pub fn at(file: Option<&Path>, at: SourcePosition, what: impl AsRef<str>) -> Self {
         Self::new(file.map(shown), file.map(|_| at), what.as_ref())
     }
 
-    fn new(file: Option<String>, at: Option<At>, what: &str) -> Self {
+    fn new(file: Option<String>, at: Option<SourcePosition>, what: &str) -> Self {
         let what = clean(what, LONGEST);
         Self { file, at, what }
     }
@@ -61,11 +61,11 @@ fn shown(file: &Path) -> String {
     clean(&file.display().to_string(), 300)
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ManifestProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
             write!(f, "{file}:")?;
-            if let Some(At { line, column }) = self.at {
+            if let Some(SourcePosition { line, column }) = self.at {
                 write!(f, "{line}:{column}:")?;
             }
             f.write_str(" ")?;
@@ -76,11 +76,11 @@ impl fmt::Display for Problem {
 
 /// All problems, in the order of the file. A line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(Vec<Problem>);
+pub struct ManifestProblems(Vec<ManifestProblem>);
 
-impl Problems {
+impl ManifestProblems {
     /// Succeeds if there is no problem. Only as many are kept as a person reads at once.
-    pub fn unless_none(mut all: Vec<Problem>) -> Result<(), Self> {
+    pub fn unless_none(mut all: Vec<ManifestProblem>) -> Result<(), Self> {
         if all.is_empty() {
             return Ok(());
         }
@@ -91,20 +91,20 @@ impl Problems {
     }
 
     /// Iterates over the problems.
-    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+    pub fn iter(&self) -> impl Iterator<Item = &ManifestProblem> {
         self.0.iter()
     }
 }
 
-impl From<Problem> for Problems {
-    fn from(problem: Problem) -> Self {
+impl From<ManifestProblem> for ManifestProblems {
+    fn from(problem: ManifestProblem) -> Self {
         Self(vec![problem])
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for ManifestProblems {}
 
-impl fmt::Display for Problems {
+impl fmt::Display for ManifestProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, problem) in self.0.iter().enumerate() {
             if number > 0 {
@@ -117,13 +117,13 @@ impl fmt::Display for Problems {
 }
 
 /// Converts byte offsets in a text to lines and columns.
-pub(super) struct Lines<'a> {
+pub(super) struct LineIndex<'a> {
     text: &'a str,
     /// The offset of each line.
     starts: Vec<usize>,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> LineIndex<'a> {
     pub(super) fn new(text: &'a str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let starts = std::iter::once(0)
@@ -133,14 +133,14 @@ impl<'a> Lines<'a> {
     }
 
     /// The position of a span's beginning.
-    pub(super) fn at(&self, span: &Range<usize>) -> At {
+    pub(super) fn at(&self, span: &Range<usize>) -> SourcePosition {
         let byte = span.start.min(self.text.len());
         let line = self.starts.partition_point(|start| *start <= byte).max(1);
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
         let before = self.text.as_bytes().get(start..byte).unwrap_or_default();
         // Counts bytes that do not continue a character.
         let column = 1 + before.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
-        At { line, column }
+        SourcePosition { line, column }
     }
 }
 

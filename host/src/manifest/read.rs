@@ -10,11 +10,11 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::fields::{Item, Key, Reader, field};
+use super::fields::{ManifestReader, SpannedKey, SpannedValue, field};
 use super::mcp::server;
-use super::model::{Assignment, Located, Manifest};
+use super::model::{Located, Manifest, PolicyAssignment};
 use super::plugins::{PLUGIN, git, plugin, provider, tools};
-use super::problem::{Problems, instead};
+use super::problem::{ManifestProblems, instead};
 use super::registries::registries;
 use crate::builtin;
 use lucid_session::SEPARATOR;
@@ -38,8 +38,8 @@ const NAME: &str =
 const ID: &str = "an id of 1 to 255 characters";
 
 /// Reads a manifest.
-pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
-    let mut reader = Reader::new(path, text);
+pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, ManifestProblems> {
+    let mut reader = ManifestReader::new(path, text);
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
@@ -119,10 +119,10 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, Problems> {
 
 /// Reads the entries of a table of plugins.
 fn named<'d, 'i>(
-    reader: &mut Reader<'_>,
+    reader: &mut ManifestReader<'_>,
     root: &'d DeTable<'i>,
     kind: &str,
-) -> Vec<(&'d Key<'i>, &'d Item<'i>)> {
+) -> Vec<(&'d SpannedKey<'i>, &'d SpannedValue<'i>)> {
     let Some((_, item)) = field(root, kind) else {
         return Vec::new();
     };
@@ -150,10 +150,10 @@ fn named<'d, 'i>(
 
 /// Reads the entries of a table of tool sources.
 fn sources<'d, 'i>(
-    reader: &mut Reader<'_>,
+    reader: &mut ManifestReader<'_>,
     root: &'d DeTable<'i>,
     kind: &str,
-) -> Vec<(&'d Key<'i>, &'d Item<'i>)> {
+) -> Vec<(&'d SpannedKey<'i>, &'d SpannedValue<'i>)> {
     let all = named(reader, root, kind);
     for (key, _) in &all {
         let name = key.get_ref().as_ref();
@@ -190,7 +190,12 @@ pub(crate) fn is_source_name(name: &str) -> bool {
         && !name.ends_with('_')
 }
 
-fn defaults(reader: &mut Reader<'_>, item: &Item<'_>, root: &DeTable<'_>, manifest: &mut Manifest) {
+fn defaults(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    root: &DeTable<'_>,
+    manifest: &mut Manifest,
+) {
     let Some(table) = reader.table(item, "defaults", DEFAULTS) else {
         return;
     };
@@ -214,8 +219,8 @@ fn defaults(reader: &mut Reader<'_>, item: &Item<'_>, root: &DeTable<'_>, manife
 }
 
 fn assignments(
-    reader: &mut Reader<'_>,
-    item: &Item<'_>,
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
     root: &DeTable<'_>,
     manifest: &mut Manifest,
 ) {
@@ -249,7 +254,7 @@ fn assignments(
         if let Some(text) = reader.text(policy, "assign.policy")
             && let Some(policy) = one_of(reader, &text, root, "policies", builtin::POLICIES)
         {
-            manifest.assignments.push(Assignment {
+            manifest.assignments.push(PolicyAssignment {
                 policy,
                 users: users.unwrap_or_default(),
                 projects: projects.unwrap_or_default(),
@@ -261,7 +266,7 @@ fn assignments(
 /// Reads a name of the deployment's: one in the manifest, or a built-in one if the manifest has
 /// none of that kind. An entry counts even if it has other problems, which are reported there.
 pub(super) fn one_of(
-    reader: &mut Reader<'_>,
+    reader: &mut ManifestReader<'_>,
     text: &Located<&str>,
     root: &DeTable<'_>,
     kind: &str,

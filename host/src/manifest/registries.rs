@@ -10,11 +10,13 @@ use std::collections::BTreeMap;
 
 use toml::de::DeTable;
 
-use super::fields::{Item, Key, Reader, field};
-use super::model::{KeyVariable, Located, Manifest, PluginEntry, Source};
-use super::problem::{At, Problem, Problems};
+use super::fields::{ManifestReader, SpannedKey, SpannedValue, field};
+use super::model::{ComponentSource, KeyVariable, Located, Manifest, PluginEntry};
+use super::problem::{ManifestProblem, ManifestProblems, SourcePosition};
 use crate::config::{Variables, is_host_secret, is_variable};
-use lucid_net::oci::{Access, Components, Registry, Tags, Wanted};
+use lucid_net::oci::{
+    ComponentRequest, ComponentStore, RegistryAccess, RegistryHost, TagResolution,
+};
 
 pub(super) const REGISTRY: &[&str] = &["user", "password", "plain_http"];
 
@@ -22,16 +24,16 @@ pub(super) const REGISTRY: &[&str] = &["user", "password", "plain_http"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryEntry {
     /// The position of its table.
-    pub at: At,
+    pub at: SourcePosition,
     /// `user` and `password`.
-    pub login: Option<Login>,
+    pub login: Option<RegistryCredentials>,
     /// `plain_http`.
     pub plain_http: Option<bool>,
 }
 
 /// Credentials for a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Login {
+pub struct RegistryCredentials {
     /// `user`.
     pub user: String,
     /// `password`: the variable that holds it.
@@ -40,16 +42,16 @@ pub struct Login {
 
 /// Reads `[registries]`.
 pub(super) fn registries(
-    reader: &mut Reader<'_>,
-    item: &Item<'_>,
-) -> BTreeMap<Registry, RegistryEntry> {
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+) -> BTreeMap<RegistryHost, RegistryEntry> {
     let mut all = BTreeMap::new();
     let Some(table) = reader.any_table(item, "registries") else {
         return all;
     };
     for (key, item) in table {
         let name = key.get_ref().as_ref();
-        let registry = match Registry::parse(name) {
+        let registry = match RegistryHost::parse(name) {
             Ok(registry) => registry,
             Err(why) => {
                 reader.say(
@@ -71,7 +73,12 @@ pub(super) fn registries(
     all
 }
 
-fn entry(reader: &mut Reader<'_>, key: &Key<'_>, table: &DeTable<'_>, of: &str) -> RegistryEntry {
+fn entry(
+    reader: &mut ManifestReader<'_>,
+    key: &SpannedKey<'_>,
+    table: &DeTable<'_>,
+    of: &str,
+) -> RegistryEntry {
     let plain = |user: &str| {
         (1..=255).contains(&user.len()) && !user.contains(|c: char| c == ':' || c.is_control())
     };
@@ -88,7 +95,7 @@ fn entry(reader: &mut Reader<'_>, key: &Key<'_>, table: &DeTable<'_>, of: &str) 
         (None, None) => None,
         (Some(user), Some(password)) => user
             .zip(password)
-            .map(|(user, password)| Login { user, password }),
+            .map(|(user, password)| RegistryCredentials { user, password }),
         _ => {
             reader.say_at(
                 at,
@@ -106,7 +113,11 @@ fn entry(reader: &mut Reader<'_>, key: &Key<'_>, table: &DeTable<'_>, of: &str) 
     }
 }
 
-fn password(reader: &mut Reader<'_>, item: &Item<'_>, of: &str) -> Option<KeyVariable> {
+fn password(
+    reader: &mut ManifestReader<'_>,
+    item: &SpannedValue<'_>,
+    of: &str,
+) -> Option<KeyVariable> {
     // The value is not repeated: it may be the password itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the password itself never stands in a manifest";
     let Located { value, at } =
@@ -128,10 +139,10 @@ impl Manifest {
     /// or with the reasons why they are missing. Takes as long as the registries take.
     pub async fn bring(
         self,
-        components: &Components,
+        components: &ComponentStore,
         variables: &Variables,
-        tags: Tags,
-    ) -> Result<Self, Problems> {
+        tags: TagResolution,
+    ) -> Result<Self, ManifestProblems> {
         let wanted = self.references();
         let (access, unset) = self.access(variables)?;
         let mut brought = components.bring(&wanted, access, tags).await;
@@ -139,17 +150,17 @@ impl Manifest {
         Ok(Self { brought, ..self })
     }
 
-    fn references(&self) -> Vec<Wanted> {
+    fn references(&self) -> Vec<ComponentRequest> {
         self.entries()
             .filter_map(
                 |PluginEntry {
                      component, digest, ..
                  }| match &component.value {
-                    Source::Registry(reference) => Some(Wanted {
+                    ComponentSource::Registry(reference) => Some(ComponentRequest {
                         reference: reference.clone(),
                         component: digest.as_ref().map(|digest| digest.value.hex.clone()),
                     }),
-                    Source::Builtin(_) | Source::File(_) => None,
+                    ComponentSource::Builtin(_) | ComponentSource::File(_) => None,
                 },
             )
             .collect()
@@ -159,21 +170,21 @@ impl Manifest {
     fn access(
         &self,
         variables: &Variables,
-    ) -> Result<(BTreeMap<Registry, Access>, Vec<String>), Problems> {
+    ) -> Result<(BTreeMap<RegistryHost, RegistryAccess>, Vec<String>), ManifestProblems> {
         let (mut all, mut unset, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (registry, entry) in &self.registries {
-            let mut access = Access {
+            let mut access = RegistryAccess {
                 login: None,
                 plain_http: entry.plain_http,
             };
-            if let Some(Login { user, password }) = &entry.login {
+            if let Some(RegistryCredentials { user, password }) = &entry.login {
                 match variables.key(&password.name) {
                     Ok(Some(secret)) => access.login = Some((user.clone(), secret)),
                     Ok(None) => unset.push(format!(
                         "{} is not set, which holds the password for the registry {registry}: it is asked as anybody may.",
                         password.name
                     )),
-                    Err(why) => wrong.push(Problem::at(
+                    Err(why) => wrong.push(ManifestProblem::at(
                         self.path.as_deref(),
                         password.stated.unwrap_or(entry.at),
                         why.to_string(),
@@ -182,7 +193,7 @@ impl Manifest {
             }
             all.insert(registry.clone(), access);
         }
-        Problems::unless_none(wrong)?;
+        ManifestProblems::unless_none(wrong)?;
         Ok((all, unset))
     }
 }

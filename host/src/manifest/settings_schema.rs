@@ -11,8 +11,8 @@ use jsonschema::error::ValidationErrorKind;
 use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Value};
 
-use super::model::Settings;
-use super::problem::{At, instead};
+use super::model::PluginSettings;
+use super::problem::{SourcePosition, instead};
 
 /// The maximum size of a schema in bytes.
 const LARGEST: usize = 64 << 10;
@@ -27,7 +27,7 @@ const FORBIDDEN: &[&str] = &["$id", "id", "$dynamicRef", "$recursiveRef"];
 
 /// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SchemaError {
+pub(crate) enum SettingsSchemaError {
     /// It is too large.
     #[error("it has {0} bytes, and {LARGEST} are allowed")]
     TooLarge(usize),
@@ -55,7 +55,7 @@ pub(crate) enum SchemaError {
 pub(crate) enum SettingsError {
     /// The plugin's schema cannot be used.
     #[error("its schema cannot be used: {0}")]
-    Schema(#[from] SchemaError),
+    Schema(#[from] SettingsSchemaError),
     /// The schema does not accept them, for these reasons.
     #[error("the plugin {}", .0.join("; it "))]
     Refused(Vec<String>),
@@ -63,17 +63,17 @@ pub(crate) enum SettingsError {
 
 /// A schema that can be used.
 #[derive(Debug)]
-pub(crate) struct Schema {
+pub(crate) struct SettingsSchema {
     validator: Validator,
     /// The field names at its top level.
     names: Vec<String>,
 }
 
-impl Schema {
+impl SettingsSchema {
     /// Compiles a schema.
-    pub(crate) fn new(text: &str) -> Result<Self, SchemaError> {
+    pub(crate) fn new(text: &str) -> Result<Self, SettingsSchemaError> {
         if text.len() > LARGEST {
-            return Err(SchemaError::TooLarge(text.len()));
+            return Err(SettingsSchemaError::TooLarge(text.len()));
         }
         let schema: Value = serde_json::from_str(text)?;
         let mut left = MOST;
@@ -97,7 +97,7 @@ impl Schema {
     }
 
     /// The problems of some settings, with their positions.
-    pub(crate) fn check(&self, settings: &Settings) -> Vec<(At, String)> {
+    pub(crate) fn check(&self, settings: &PluginSettings) -> Vec<(SourcePosition, String)> {
         let values = Value::Object(settings.values.clone());
         let errors = self.validator.iter_errors(&values);
         errors
@@ -107,10 +107,10 @@ impl Schema {
 
     fn said(
         &self,
-        settings: &Settings,
+        settings: &PluginSettings,
         values: &Value,
         error: &ValidationError<'_>,
-    ) -> Vec<(At, String)> {
+    ) -> Vec<(SourcePosition, String)> {
         let pointer = error.instance_path().as_str();
         let place = |pointer: &str| settings.places.get(pointer).copied();
         let at = place(pointer).unwrap_or(settings.at);
@@ -166,10 +166,10 @@ impl Schema {
 /// Checks that a plugin's schema can be used and accepts these settings, for a plugin's author, so
 /// without positions.
 pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<(), SettingsError> {
-    let schema = Schema::new(schema)?;
-    let settings = Settings {
+    let schema = SettingsSchema::new(schema)?;
+    let settings = PluginSettings {
         values: values.clone(),
-        ..Settings::default()
+        ..PluginSettings::default()
     };
     let wrong = schema.check(&settings).into_iter().map(|(_, why)| why);
     let wrong: Vec<String> = wrong.collect();
@@ -180,11 +180,16 @@ pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<
 }
 
 /// Visits a schema as a validation would, following references.
-fn bounded(root: &Value, value: &Value, depth: usize, left: &mut usize) -> Result<(), SchemaError> {
+fn bounded(
+    root: &Value,
+    value: &Value,
+    depth: usize,
+    left: &mut usize,
+) -> Result<(), SettingsSchemaError> {
     if depth > DEEPEST {
-        return Err(SchemaError::TooComplex);
+        return Err(SettingsSchemaError::TooComplex);
     }
-    *left = left.checked_sub(1).ok_or(SchemaError::TooComplex)?;
+    *left = left.checked_sub(1).ok_or(SettingsSchemaError::TooComplex)?;
     match value {
         Value::Array(all) => all
             .iter()
@@ -204,16 +209,16 @@ fn refers(
     fields: &Map<String, Value>,
     depth: usize,
     left: &mut usize,
-) -> Result<(), SchemaError> {
+) -> Result<(), SettingsSchemaError> {
     for name in FORBIDDEN {
         if fields.get(*name).is_some_and(Value::is_string) {
-            return Err(SchemaError::Keyword(name));
+            return Err(SettingsSchemaError::Keyword(name));
         }
     }
     let Some(Value::String(reference)) = fields.get("$ref") else {
         return Ok(());
     };
-    let outside = || SchemaError::Outside(reference.clone());
+    let outside = || SettingsSchemaError::Outside(reference.clone());
     let pointer = reference.strip_prefix('#').ok_or_else(outside)?;
     // An escape could hide where the reference points.
     if pointer.contains('%') {
@@ -229,18 +234,18 @@ mod tests {
 
     use super::*;
 
-    fn settings(values: Value) -> Settings {
+    fn settings(values: Value) -> PluginSettings {
         let Value::Object(values) = values else {
             panic!("settings are an object")
         };
-        Settings {
+        PluginSettings {
             values,
-            ..Settings::default()
+            ..PluginSettings::default()
         }
     }
 
     fn said(schema: &Value, values: Value) -> Vec<String> {
-        let schema = Schema::new(&schema.to_string()).unwrap();
+        let schema = SettingsSchema::new(&schema.to_string()).unwrap();
         let wrong = schema.check(&settings(values));
         wrong.into_iter().map(|(_, what)| what).collect()
     }
@@ -312,7 +317,7 @@ mod tests {
             "[".repeat(10_000),
         ] {
             let shown: String = hostile.chars().take(80).collect();
-            assert!(Schema::new(&hostile).is_err(), "taken: {shown}");
+            assert!(SettingsSchema::new(&hostile).is_err(), "taken: {shown}");
         }
     }
 

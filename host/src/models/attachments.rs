@@ -51,7 +51,7 @@ pub(super) async fn place(
         if size > MOST {
             return Err(too_much(&format!("have more than {MOST} bytes")));
         }
-        pieces.push(Piece { marker, bytes });
+        pieces.push(InlinedFile { marker, bytes });
     }
     let body = std::mem::take(&mut encoded.request.body);
     // The body can have tens of megabytes, which would block everything else on this thread.
@@ -66,14 +66,14 @@ pub(super) async fn place(
 }
 
 /// A file, and the text that it replaces.
-struct Piece {
+struct InlinedFile {
     marker: String,
     bytes: Vec<u8>,
 }
 
 /// The body with each marker replaced by its file in base64. `None` if a marker does not occur
 /// exactly once, or overlaps another one.
-fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
+fn placed(body: &[u8], pieces: &[InlinedFile]) -> Option<Vec<u8>> {
     let mut markers = pieces.iter().map(|piece| piece.marker.len());
     if markers.any(|length| length == 0 || length > LONGEST_MARKER) {
         return None;
@@ -90,7 +90,7 @@ fn placed(body: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
     let found: Option<Vec<_>> = found.into_iter().collect();
     let mut places: Vec<_> = found?.into_iter().zip(pieces).collect();
     places.sort_by_key(|(range, _)| range.start);
-    let long = |piece: &Piece| piece.bytes.len().div_ceil(3) * 4;
+    let long = |piece: &InlinedFile| piece.bytes.len().div_ceil(3) * 4;
     let more: usize = pieces.iter().map(long).sum();
     let mut placed = Vec::with_capacity(body.len() + more);
     let mut from = 0;
@@ -248,10 +248,10 @@ mod tests {
             body in "[ab]{0,12}",
             markers in prop::collection::vec("[ab]{1,4}", 0..4),
         ) {
-            let pieces: Vec<Piece> = markers
+            let pieces: Vec<InlinedFile> = markers
                 .iter()
                 .enumerate()
-                .map(|(number, marker)| Piece { marker: marker.clone(), bytes: vec![7; number] })
+                .map(|(number, marker)| InlinedFile { marker: marker.clone(), bytes: vec![7; number] })
                 .collect();
             let got = placed(body.as_bytes(), &pieces);
             let found: Vec<Vec<_>> = markers.iter().map(|marker| places(&body, marker)).collect();
@@ -276,9 +276,9 @@ mod tests {
             // One marker is a prefix of another, except for its terminator.
             let marker = |number: usize| format!("<{number}>");
             let body: String = (0..40).map(|number| format!("-{}", marker(number))).collect();
-            let pieces: Vec<Piece> = order
+            let pieces: Vec<InlinedFile> = order
                 .iter()
-                .map(|number| Piece { marker: marker(*number), bytes: vec![*number as u8] })
+                .map(|number| InlinedFile { marker: marker(*number), bytes: vec![*number as u8] })
                 .collect();
             let expected: String =
                 (0..40_u8).map(|number| format!("-{}", STANDARD.encode([number]))).collect();

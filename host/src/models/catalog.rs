@@ -8,7 +8,7 @@
 //! - Nothing is claimed about an unknown model, least of all a price.
 
 use crate::config::{ModelSettings, ProviderSettings};
-use crate::manifest::{PriceOf, ProviderEntry};
+use crate::manifest::{ModelPrices, ProviderEntry};
 use lucid_session::AvailableModels;
 use lucid_types::wit::llm::{Descriptor, ModelInfo, Prices};
 use lucid_types::wit::policy::ModelOffer;
@@ -21,7 +21,7 @@ const NAMED: usize = 20;
 
 /// The models of one provider.
 #[derive(Debug)]
-pub(super) struct Choice {
+pub(super) struct ModelCatalog {
     provider: String,
     /// `None` if the list allows none of this provider's models.
     default: Option<String>,
@@ -29,13 +29,13 @@ pub(super) struct Choice {
     /// Whether the operator named the small model.
     small_stated: bool,
     known: Vec<ModelInfo>,
-    allowed: Allowed,
+    allowed: AllowedModels,
     /// The operator's prices.
-    prices: PriceOf,
+    prices: ModelPrices,
 }
 
 #[derive(Debug)]
-enum Allowed {
+enum AllowedModels {
     /// A server of the operator's own, whose models are unknown here.
     Any,
     /// The models the adapter knows.
@@ -45,7 +45,7 @@ enum Allowed {
 }
 
 /// The inputs from which a provider's choice is made.
-pub(super) struct Basis<'a> {
+pub(super) struct CatalogSources<'a> {
     /// The deployment's name for the provider.
     pub(super) name: &'a str,
     pub(super) descriptor: &'a Descriptor,
@@ -65,9 +65,9 @@ pub(super) struct Basis<'a> {
     pub(super) elsewhere: bool,
 }
 
-impl Choice {
-    pub(super) fn new(basis: &Basis<'_>) -> Self {
-        let Basis {
+impl ModelCatalog {
+    pub(super) fn new(basis: &CatalogSources<'_>) -> Self {
+        let CatalogSources {
             descriptor,
             settings,
             entry,
@@ -81,7 +81,7 @@ impl Choice {
             small_stated: small.is_some(),
             small: small.unwrap_or_else(|| descriptor.small_model.clone()),
             known: basis.known.to_vec(),
-            allowed: Allowed::Known,
+            allowed: AllowedModels::Known,
             prices: entry.map(|entry| entry.prices.clone()).unwrap_or_default(),
         };
         let typed = settings.typed_model.as_ref().filter(|_| basis.is_default);
@@ -95,18 +95,18 @@ impl Choice {
             entry.and_then(|entry| entry.models.clone()),
             &settings.allowed,
         ) {
-            (Some(list), _) => Allowed::Listed(list),
+            (Some(list), _) => AllowedModels::Listed(list),
             (None, Some(list)) => {
                 let others = |name: &str| {
                     settings.of(name).is_some() || basis.others.iter().any(|other| other == name)
                 };
-                Allowed::Listed(choice.listed(list, elsewhere, others))
+                AllowedModels::Listed(choice.listed(list, elsewhere, others))
             }
-            (None, None) if elsewhere => Allowed::Any,
-            (None, None) => Allowed::Known,
+            (None, None) if elsewhere => AllowedModels::Any,
+            (None, None) => AllowedModels::Known,
         };
         let first = match &choice.allowed {
-            Allowed::Listed(list) if !list.contains(&descriptor.default_model) => {
+            AllowedModels::Listed(list) if !list.contains(&descriptor.default_model) => {
                 list.first().cloned()
             }
             _ => Some(descriptor.default_model.clone()),
@@ -145,18 +145,18 @@ impl Choice {
         self.default() == Some(model)
             || (self.small_stated && model == self.small)
             || match &self.allowed {
-                Allowed::Any => true,
-                Allowed::Known => self.info(model).is_some() || model == self.small,
-                Allowed::Listed(list) => list.iter().any(|listed| listed == model),
+                AllowedModels::Any => true,
+                AllowedModels::Known => self.info(model).is_some() || model == self.small,
+                AllowedModels::Listed(list) => list.iter().any(|listed| listed == model),
             }
     }
 
     /// The names of all models known to be available, the default first.
     pub(super) fn names(&self) -> Vec<String> {
         let others: Vec<&str> = match &self.allowed {
-            Allowed::Any => Vec::new(),
-            Allowed::Known => self.known.iter().map(|info| info.id.as_str()).collect(),
-            Allowed::Listed(list) => list.iter().map(String::as_str).collect(),
+            AllowedModels::Any => Vec::new(),
+            AllowedModels::Known => self.known.iter().map(|info| info.id.as_str()).collect(),
+            AllowedModels::Listed(list) => list.iter().map(String::as_str).collect(),
         };
         let mut names: Vec<String> = Vec::new();
         for name in self.default().into_iter().chain(others) {
@@ -187,7 +187,7 @@ impl Choice {
         // On the operator's own server it is unknown whether the adapter's cheap model is
         // available.
         let small = match self.allowed {
-            Allowed::Any if !self.small_stated => model,
+            AllowedModels::Any if !self.small_stated => model,
             _ if priced && !self.is_priced(&self.small) => model,
             _ if self.allows(&self.small) => &self.small,
             _ => model,
@@ -311,8 +311,8 @@ mod tests {
         vec![model("large", 3_000_000), model("small", 1_000_000)]
     }
 
-    fn choice(settings: &ModelSettings, elsewhere: bool) -> Choice {
-        Choice::new(&Basis {
+    fn choice(settings: &ModelSettings, elsewhere: bool) -> ModelCatalog {
+        ModelCatalog::new(&CatalogSources {
             name: "anthropic",
             descriptor: &descriptor(),
             known: &known(),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     /// A choice made from a manifest entry that contradicts the environment.
-    fn stated(fields: &str, elsewhere: bool) -> Choice {
+    fn stated(fields: &str, elsewhere: bool) -> ModelCatalog {
         let text = format!("[providers.anthropic]\ncomponent = \"builtin:anthropic\"\n{fields}");
         let manifest = Manifest::parse(Path::new("lucid.toml"), &text).unwrap();
         let own = ProviderSettings {
@@ -335,7 +335,7 @@ mod tests {
             model: Some("of-the-environment".into()),
             ..ProviderSettings::default()
         };
-        Choice::new(&Basis {
+        ModelCatalog::new(&CatalogSources {
             name: "anthropic",
             descriptor: &descriptor(),
             known: &known(),

@@ -17,14 +17,14 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 
 use super::attachments::place;
-use super::image_filter::{Pictures, blames_request};
-use super::leaked_calls::{self, Watch};
-use super::provenance::Origin;
-use super::quirks::{Learned, is_about_form};
+use super::image_filter::{ImageFilter, blames_request};
+use super::leaked_calls::{self, LeakWatcher};
+use super::provenance::ResponseOrigin;
+use super::quirks::{LearnedQuirks, is_about_form};
 use super::retry::Retries;
 use super::{argument_repair, tool_names};
 use lucid_net::egress::{
-    Answer, Egress, Endpoint, Redactor, Refusal, StreamRedactor, retry_after_ms,
+    Egress, EgressResponse, Endpoint, ErrorResponse, Redactor, StreamRedactor, retry_after_ms,
 };
 use lucid_store::blobs::SessionBlobs;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
@@ -35,11 +35,11 @@ use lucid_wasm::{CallUsage, LlmPlugin, Plugin};
 const BATCH: usize = 64;
 
 /// Notifies users that the provider is down, or responds again. Resolves when that is logged.
-pub type Notify<'a> = &'a (dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync);
+pub type OutageNotifier<'a> = &'a (dyn Fn(String) -> BoxFuture<'static, ()> + Send + Sync);
 
 /// The destination of a model call, and its settings.
 #[derive(Clone, Copy)]
-pub struct Target<'a> {
+pub struct CallTarget<'a> {
     /// The egress that sends it.
     pub egress: &'a Egress,
     /// The provider's endpoint.
@@ -53,7 +53,7 @@ pub struct Target<'a> {
     /// How long transient failures are retried.
     pub patience: Duration,
     /// Receives the announcements of an outage.
-    pub notify: Notify<'a>,
+    pub notify: OutageNotifier<'a>,
 }
 
 /// A part of a response, shown to viewers before it is complete.
@@ -67,7 +67,7 @@ pub enum StreamEvent<'a> {
 
 /// A model's response, and what it cost.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Completed {
+pub struct CompletedCall {
     /// The response. Its usage is that of the last try only and tells how long the prompt was.
     pub completion: Completion,
     /// Tokens of all tries together.
@@ -80,7 +80,7 @@ pub struct Completed {
 
 /// A model call that failed.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Failed {
+pub struct FailedCall {
     /// The error of the last try.
     pub error: Error,
     /// Tokens of tries that broke off, as far as they were reported: they are billed.
@@ -92,10 +92,10 @@ pub struct Failed {
 /// Calls a model, and streams its response as it arrives.
 pub async fn complete(
     llm: &LlmPlugin,
-    target: Target<'_>,
+    target: CallTarget<'_>,
     request: &CompletionRequest,
     show: impl FnMut(StreamEvent<'_>) + Send,
-) -> Result<Completed, Failed> {
+) -> Result<CompletedCall, FailedCall> {
     let sent = tool_names::send(request);
     let mut call = Call {
         llm,
@@ -131,7 +131,7 @@ pub async fn complete(
         Err(mut error) => {
             error.message = blanker.text(&error.message).into_owned();
             error.code = error.code.map(|code| blanker.text(&code).into_owned());
-            Err(Failed {
+            Err(FailedCall {
                 error,
                 wasted: call.wasted.map(Box::new),
                 tries: call.tries,
@@ -142,7 +142,7 @@ pub async fn complete(
 
 struct Call<'a, F> {
     llm: &'a LlmPlugin,
-    target: Target<'a>,
+    target: CallTarget<'a>,
     request: &'a CompletionRequest,
     show: F,
     shown: bool,
@@ -152,13 +152,13 @@ struct Call<'a, F> {
     figures: CallUsage,
     retries: Retries,
     /// What the adapter's servers turned out to require.
-    learned: Arc<Learned>,
+    learned: Arc<LearnedQuirks>,
 }
 
 impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
-    async fn run(&mut self) -> Result<Completed, Error> {
-        let Target { endpoint, .. } = self.target;
-        let origin = Origin::new(self.llm.name(), endpoint, &self.request.model);
+    async fn run(&mut self) -> Result<CompletedCall, Error> {
+        let CallTarget { endpoint, .. } = self.target;
+        let origin = ResponseOrigin::new(self.llm.name(), endpoint, &self.request.model);
         let request = origin.own(self.request);
         let mut completed = self.with_pictures(&origin, &request).await?;
         origin.mark(&mut completed.completion.message);
@@ -167,11 +167,11 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
 
     async fn with_pictures(
         &mut self,
-        origin: &Origin,
+        origin: &ResponseOrigin,
         request: &CompletionRequest,
-    ) -> Result<Completed, Error> {
-        let Target { files, .. } = self.target;
-        let pictures = Pictures::of(request, self.llm.name(), files).await;
+    ) -> Result<CompletedCall, Error> {
+        let CallTarget { files, .. } = self.target;
+        let pictures = ImageFilter::of(request, self.llm.name(), files).await;
         let sent = pictures.request();
         let error = match self.in_its_form(origin, &sent).await {
             Ok(completed) => {
@@ -199,9 +199,9 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     /// asks for it.
     async fn in_its_form(
         &mut self,
-        origin: &Origin,
+        origin: &ResponseOrigin,
         request: &CompletionRequest,
-    ) -> Result<Completed, Error> {
+    ) -> Result<CompletedCall, Error> {
         let known = self.learned.of(origin);
         let mut quirks = known;
         loop {
@@ -228,7 +228,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     }
 
     /// Retries until there is a response, or an error that is not transient.
-    async fn answered(&mut self, request: &CompletionRequest) -> Result<Completed, Error> {
+    async fn answered(&mut self, request: &CompletionRequest) -> Result<CompletedCall, Error> {
         let encoded = self.llm.encode(self.target.settings, request).await;
         self.figures += encoded.figures;
         let encoded = place(encoded.result?, request, self.target.files).await?;
@@ -241,7 +241,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
                     if let Some(wasted) = &self.wasted {
                         add(&mut spent, wasted);
                     }
-                    return Ok(Completed {
+                    return Ok(CompletedCall {
                         completion,
                         spent,
                         figures: self.figures,
@@ -282,7 +282,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     }
 
     async fn once(&mut self, encoded: &Encoded) -> Result<Completion, Error> {
-        let Target {
+        let CallTarget {
             egress,
             endpoint,
             key,
@@ -292,15 +292,15 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
             .send(endpoint, key, &encoded.request, encoded.framing)
             .await?;
         let frames = match answer {
-            Answer::Frames(frames) => frames,
-            Answer::Refused(refusal) => return Err(self.refused(&refusal).await),
+            EgressResponse::Frames(frames) => frames,
+            EgressResponse::Refused(refusal) => return Err(self.refused(&refusal).await),
         };
         let decoder = self.llm.decoder(&self.request.model).await;
         self.figures += decoder.figures;
         let mut decoder = decoder.result?;
         let mut told = None;
         let mut showing = StreamRedactor::new(Redactor::new(key));
-        let mut watch = Watch::default();
+        let mut watch = LeakWatcher::default();
         let mut batches = frames.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
             let mut broken = None;
@@ -353,7 +353,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     }
 
     /// Shows what arrived, except for text that may be a call.
-    fn show(&mut self, delta: Delta, watch: &mut Watch) {
+    fn show(&mut self, delta: Delta, watch: &mut LeakWatcher) {
         let delta = match delta {
             Delta::Text(text) => match watch.next(&text) {
                 shown if shown.is_empty() && !text.is_empty() => return,
@@ -381,7 +381,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     }
 
     /// Classifies a refusal. If the adapter gives no time for a retry, the provider's header does.
-    async fn refused(&mut self, refusal: &Refusal) -> Error {
+    async fn refused(&mut self, refusal: &ErrorResponse) -> Error {
         let classified = self
             .llm
             .classify(refusal.status, &refusal.headers, &refusal.body)

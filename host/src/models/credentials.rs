@@ -14,7 +14,7 @@ use url::Url;
 use super::sendable;
 use crate::config::{Config, ConfigError};
 use crate::manifest::LoadedProvider;
-use lucid_net::egress::{EgressError, Endpoint, Injection, is_loopback, places};
+use lucid_net::egress::{EgressError, Endpoint, KeyInjection, is_loopback, places};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::KeyPlace;
 use lucid_wasm::Plugin;
@@ -26,7 +26,7 @@ const ANY_KEY: &str = "LLM_API_KEY";
 
 /// An error that makes a provider unusable.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SiteError {
+pub(super) enum ProviderEndpointError {
     /// The adapter names an invalid URL.
     #[error("the adapter of `{0}` has a base URL that cannot be read; report it to its author")]
     BaseUrl(String),
@@ -70,15 +70,18 @@ pub(super) struct ProviderEndpoint {
 }
 
 impl ProviderEndpoint {
-    pub(super) fn new(provider: &LoadedProvider, config: &Config) -> Result<Self, SiteError> {
+    pub(super) fn new(
+        provider: &LoadedProvider,
+        config: &Config,
+    ) -> Result<Self, ProviderEndpointError> {
         let name = provider.plugin.name();
         let descriptor = provider.plugin.descriptor();
         let entry = provider.entry.as_deref();
         let settings = &config.models;
         let own = settings.of(name);
-        let unusable = |cause| SiteError::Egress(name.to_owned(), cause);
+        let unusable = |cause| ProviderEndpointError::Egress(name.to_owned(), cause);
         let usual = Url::parse(&descriptor.default_base_url)
-            .map_err(|_| SiteError::BaseUrl(name.to_owned()))?;
+            .map_err(|_| ProviderEndpointError::BaseUrl(name.to_owned()))?;
 
         let stated = entry.and_then(|entry| entry.base_url.as_ref());
         let stated = stated.map(|url| url.value.clone());
@@ -89,7 +92,7 @@ impl ProviderEndpoint {
         let has_address = from_manifest || by_own.is_some();
         let url = stated.or(by_own).or(general);
         if url.is_none() && !provider.builtin {
-            return Err(SiteError::OwnAddress {
+            return Err(ProviderEndpointError::OwnAddress {
                 name: name.to_owned(),
                 address: usual.origin().ascii_serialization(),
             });
@@ -174,15 +177,15 @@ impl ProviderEndpoint {
 
 /// The placement of a key where nothing else is configured: Azure expects one in a header of its
 /// own.
-fn key_place(place: &KeyPlace, url: Option<&Url>) -> Result<Injection, EgressError> {
+fn key_place(place: &KeyPlace, url: Option<&Url>) -> Result<KeyInjection, EgressError> {
     let azure = |url: &Url| {
         url.domain()
             .is_some_and(|name| name.ends_with(".azure.com"))
     };
     if matches!(place, KeyPlace::Bearer) && url.is_some_and(azure) {
-        return Injection::of(&KeyPlace::Header("api-key".to_owned()));
+        return KeyInjection::of(&KeyPlace::Header("api-key".to_owned()));
     }
-    Injection::of(place)
+    KeyInjection::of(place)
 }
 
 fn from_variable(key: Option<&Secret>, variable: &str) -> Option<(Secret, String)> {

@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use lucid_store::blobs::{SessionBlobs, Verdict, Verdicts};
+use lucid_store::blobs::{ImageVerdict, ImageVerdicts, SessionBlobs};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind};
 
@@ -18,15 +18,15 @@ use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind};
 const LEFT_OUT: &str = "[A picture that the provider refused was left out.]";
 
 /// The images of one request, and the verdicts on them.
-pub(super) struct Pictures<'a> {
+pub(super) struct ImageFilter<'a> {
     request: &'a CompletionRequest,
     files: Option<&'a SessionBlobs>,
     /// The model that the verdicts are about.
     model: String,
-    known: Verdicts,
+    known: ImageVerdicts,
 }
 
-impl<'a> Pictures<'a> {
+impl<'a> ImageFilter<'a> {
     /// The images of a request to a provider.
     pub(super) async fn of(
         request: &'a CompletionRequest,
@@ -35,7 +35,7 @@ impl<'a> Pictures<'a> {
     ) -> Self {
         let known = match files {
             Some(files) if !named(request).is_empty() => files.verdicts().await,
-            _ => Verdicts::default(),
+            _ => ImageVerdicts::default(),
         };
         Self {
             request,
@@ -45,14 +45,14 @@ impl<'a> Pictures<'a> {
         }
     }
 
-    fn was(&self, verdict: Verdict, digest: &str) -> bool {
+    fn was(&self, verdict: ImageVerdict, digest: &str) -> bool {
         self.known.is(verdict, &self.model, digest)
     }
 
     /// The digests of the images that are sent.
     fn sent(&self) -> BTreeSet<&'a str> {
         let mut sent = named(self.request);
-        sent.retain(|digest| !self.was(Verdict::Refused, digest));
+        sent.retain(|digest| !self.was(ImageVerdict::Refused, digest));
         sent
     }
 
@@ -62,7 +62,7 @@ impl<'a> Pictures<'a> {
             return Cow::Borrowed(self.request);
         }
         Cow::Owned(without(self.request, |digest| {
-            self.was(Verdict::Refused, digest)
+            self.was(ImageVerdict::Refused, digest)
         }))
     }
 
@@ -74,21 +74,21 @@ impl<'a> Pictures<'a> {
     /// Records that the provider accepted what was sent.
     pub(super) async fn taken(&self) {
         let mut news = self.sent();
-        news.retain(|digest| !self.was(Verdict::Taken, digest));
-        self.judge(Verdict::Taken, news).await;
+        news.retain(|digest| !self.was(ImageVerdict::Taken, digest));
+        self.judge(ImageVerdict::Taken, news).await;
     }
 
     /// Records that the provider refused what was sent, and accepted it without images.
     pub(super) async fn refused(&self) {
         let sent = self.sent();
         let mut suspects = sent.clone();
-        suspects.retain(|digest| !self.was(Verdict::Taken, digest));
+        suspects.retain(|digest| !self.was(ImageVerdict::Taken, digest));
         // Each was accepted before, so it is their combination: all are left out.
         let blamed = if suspects.is_empty() { sent } else { suspects };
-        self.judge(Verdict::Refused, blamed).await;
+        self.judge(ImageVerdict::Refused, blamed).await;
     }
 
-    async fn judge(&self, verdict: Verdict, digests: BTreeSet<&str>) {
+    async fn judge(&self, verdict: ImageVerdict, digests: BTreeSet<&str>) {
         if let Some(files) = self.files {
             let digests: Vec<&str> = digests.into_iter().collect();
             files.judge(verdict, &self.model, &digests).await;
@@ -205,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn only_an_error_about_the_request_is_taken_to_be_about_its_pictures() {
         let request = request();
-        let pictures = Pictures::of(&request, "p", None).await;
+        let pictures = ImageFilter::of(&request, "p", None).await;
         let wrong = error(ErrorKind::InvalidInput);
         assert!(pictures.without_all(&wrong).is_some());
         for kind in [
@@ -218,7 +218,7 @@ mod tests {
             assert!(pictures.without_all(&error(kind)).is_none(), "{kind:?}");
         }
         let text = without(&request, |_| true);
-        let pictures = Pictures::of(&text, "p", None).await;
+        let pictures = ImageFilter::of(&text, "p", None).await;
         assert!(pictures.without_all(&wrong).is_none());
     }
 
@@ -231,20 +231,23 @@ mod tests {
         files.put("image/png", b"any".to_vec()).await.unwrap();
         let whole = request();
         let first = without(&whole, |digest| digest == "b");
-        Pictures::of(&first, "p", Some(&files)).await.taken().await;
-        let pictures = Pictures::of(&whole, "p", Some(&files)).await;
+        ImageFilter::of(&first, "p", Some(&files))
+            .await
+            .taken()
+            .await;
+        let pictures = ImageFilter::of(&whole, "p", Some(&files)).await;
         assert_eq!(*pictures.request(), whole);
         pictures.refused().await;
-        let later = Pictures::of(&whole, "p", Some(&files)).await;
+        let later = ImageFilter::of(&whole, "p", Some(&files)).await;
         assert_eq!(*later.request(), first, "`a` was taken before");
         later.refused().await;
-        let last = Pictures::of(&whole, "p", Some(&files)).await;
+        let last = ImageFilter::of(&whole, "p", Some(&files)).await;
         assert!(named(&last.request()).is_empty());
         assert!(
             last.without_all(&error(ErrorKind::InvalidInput)).is_none(),
             "no picture was sent, so none is to blame"
         );
-        let other = Pictures::of(&whole, "another", Some(&files)).await;
+        let other = ImageFilter::of(&whole, "another", Some(&files)).await;
         assert_eq!(*other.request(), whole, "another provider may take them");
     }
 }

@@ -33,16 +33,18 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 use url::Url;
 
-use self::completion::{StreamEvent, Target, complete};
+use self::completion::{CallTarget, StreamEvent, complete};
 use self::credentials::{COMPATIBLE, ProviderEndpoint};
 use self::provider::ModelProvider;
-pub(crate) use self::provider::ReachError;
+pub(crate) use self::provider::ProviderCheckError;
 use crate::config::{Config, ModelSettings};
-use crate::manifest::{At, LoadedProvider, Manifest, Problem, Problems, instead};
-use lucid_net::egress::{Egress, EgressLimits, Injection, is_loopback};
+use crate::manifest::{
+    LoadedProvider, Manifest, ManifestProblem, ManifestProblems, SourcePosition, instead,
+};
+use lucid_net::egress::{Egress, EgressLimits, KeyInjection, is_loopback};
 use lucid_session::{
     AvailableModels, CallCost, CreateError, DeltaKind, DeltaSink, ModelAnswer, ModelFailure,
-    ModelRequest, Models, Provider,
+    ModelRequest, ModelSelection, Models,
 };
 use lucid_store::blobs::Blobs;
 use lucid_types::secret::Secret;
@@ -67,7 +69,7 @@ pub(super) struct Providers {
 }
 
 /// The provider that answers a policy's call.
-struct Called {
+struct CalledProvider {
     served: Arc<ModelProvider>,
     /// The model that is called.
     model: String,
@@ -76,7 +78,7 @@ struct Called {
 }
 
 /// A provider's status before any session has called it.
-pub(crate) struct Standing {
+pub(crate) struct ProviderReadiness {
     pub(crate) name: String,
     pub(crate) base_url: String,
     /// The variable that holds the deployment's key, or should.
@@ -86,7 +88,7 @@ pub(crate) struct Standing {
     pub(crate) is_usable: bool,
 }
 
-impl std::fmt::Display for Standing {
+impl std::fmt::Display for ProviderReadiness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
             name,
@@ -116,7 +118,7 @@ fn is_on_this_machine(base_url: &str) -> bool {
 /// What a provider is given.
 pub(super) struct ProviderStatus {
     pub(super) base_url: String,
-    pub(super) key_place: Injection,
+    pub(super) key_place: KeyInjection,
     /// The variable that holds the deployment's key, or would.
     pub(super) variable: String,
     pub(super) has_key: bool,
@@ -127,7 +129,7 @@ pub(super) struct ProviderStatus {
 
 /// Why a session without a key of its own has no model.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoDefaultModel {
+pub(crate) enum DefaultModelError {
     /// The default provider does not exist.
     #[error("there is no provider `{0}`")]
     Provider(String),
@@ -148,7 +150,7 @@ impl Providers {
         config: &Config,
         blobs: Blobs,
         before: Option<&Self>,
-    ) -> Result<(Self, Vec<String>), Problems> {
+    ) -> Result<(Self, Vec<String>), ManifestProblems> {
         let mut wrong = Vec::new();
         let mut sites = Vec::new();
         for provider in loaded {
@@ -156,12 +158,16 @@ impl Providers {
                 Ok(site) => sites.push((provider, site)),
                 Err(why) => {
                     let entry = provider.entry.as_deref();
-                    let at = entry.map_or(At::default(), |entry| entry.plugin.at);
-                    wrong.push(Problem::at(manifest.path.as_deref(), at, why.to_string()));
+                    let at = entry.map_or(SourcePosition::default(), |entry| entry.plugin.at);
+                    wrong.push(ManifestProblem::at(
+                        manifest.path.as_deref(),
+                        at,
+                        why.to_string(),
+                    ));
                 }
             }
         }
-        Problems::unless_none(wrong)?;
+        ManifestProblems::unless_none(wrong)?;
         let default = default_provider(&sites, manifest, &config.models);
         let names: Vec<String> = sites
             .iter()
@@ -193,7 +199,7 @@ impl Providers {
         let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
         let before = before.map(|before| &before.egress);
         let egress = Egress::or_new(before, EgressLimits::for_models(), &endpoints)
-            .map_err(|why| Problem::plain(format!("no model can be asked: {why}")))?;
+            .map_err(|why| ManifestProblem::plain(format!("no model can be asked: {why}")))?;
         let providers = Self {
             egress,
             blobs,
@@ -223,21 +229,21 @@ impl Providers {
     /// # Errors
     ///
     /// Says why a session without a key of its own cannot call it.
-    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), NoDefaultModel> {
+    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), DefaultModelError> {
         let Some(served) = self.named(&self.default) else {
-            return Err(NoDefaultModel::Provider(self.default.clone()));
+            return Err(DefaultModelError::Provider(self.default.clone()));
         };
         if !served.usable(false) {
-            return Err(NoDefaultModel::Key(served.variable.clone()));
+            return Err(DefaultModelError::Key(served.variable.clone()));
         }
         match served.choice.default() {
             Some(model) => Ok((&served.name, model)),
-            None => Err(NoDefaultModel::Model(served.name.clone())),
+            None => Err(DefaultModelError::Model(served.name.clone())),
         }
     }
 
     /// Checks that the default provider answers a session without a key of its own.
-    pub(super) async fn default_answers(&self) -> Result<(), ReachError> {
+    pub(super) async fn default_answers(&self) -> Result<(), ProviderCheckError> {
         let named = self.named(&self.default);
         match named.map(|named| self.serving(named, false)) {
             Some(served) if served.usable(false) => served.reach(&self.egress).await,
@@ -259,12 +265,12 @@ impl Providers {
 
     /// The status of each provider, the default first: its name, its address, and the key it has or
     /// lacks.
-    pub(super) fn standings(&self) -> Vec<Standing> {
-        let standing = |named: &Arc<ModelProvider>| Standing {
+    pub(super) fn standings(&self) -> Vec<ProviderReadiness> {
+        let standing = |named: &Arc<ModelProvider>| ProviderReadiness {
             name: named.name.clone(),
             ..self.serving(named, false).standing()
         };
-        let mut all: Vec<Standing> = self.all.iter().map(standing).collect();
+        let mut all: Vec<ProviderReadiness> = self.all.iter().map(standing).collect();
         all.sort_by_key(|standing| standing.name != self.default);
         all
     }
@@ -314,9 +320,9 @@ impl Providers {
     }
 
     /// Resolves a policy's call to a provider and a model.
-    fn called(&self, request: &ModelRequest) -> Result<Called, Error> {
+    fn called(&self, request: &ModelRequest) -> Result<CalledProvider, Error> {
         let called = self.wanted(request)?;
-        let Called { served, model, .. } = &called;
+        let CalledProvider { served, model, .. } = &called;
         if request.cost_limited && !served.choice.is_priced(model) {
             return Err(refused(
                 "price",
@@ -328,12 +334,12 @@ impl Providers {
         Ok(called)
     }
 
-    fn wanted(&self, request: &ModelRequest) -> Result<Called, Error> {
+    fn wanted(&self, request: &ModelRequest) -> Result<CalledProvider, Error> {
         let named = self
             .named(&request.provider)
             .ok_or_else(|| no_longer(&request.provider))?;
         let own = self.serving(named, request.api_key.is_some());
-        let by_own = |model: &str| Called {
+        let by_own = |model: &str| CalledProvider {
             served: own.clone(),
             model: model.to_owned(),
             label: named.name.clone(),
@@ -351,7 +357,7 @@ impl Providers {
             // A user's own key never goes to another provider.
             && (Arc::ptr_eq(own, other) || other.usable(false))
         {
-            return Ok(Called {
+            return Ok(CalledProvider {
                 served: other.clone(),
                 model: rest.to_owned(),
                 label: other.name.clone(),
@@ -457,7 +463,7 @@ impl Models for Providers {
         name: Option<&str>,
         model: Option<&str>,
         has_key: bool,
-    ) -> Result<Provider, CreateError> {
+    ) -> Result<ModelSelection, CreateError> {
         let (named, rest) = self.meant(name, model)?;
         // A model requested as `provider/model` of another provider does not exist at the one that
         // replaces it.
@@ -473,7 +479,7 @@ impl Models for Providers {
             });
         }
         match rest.or(served.choice.default()) {
-            Some(model) if served.choice.allows(model) => Ok(Provider {
+            Some(model) if served.choice.allows(model) => Ok(ModelSelection {
                 name: named.name.clone(),
                 model: model.to_owned(),
             }),
@@ -552,11 +558,11 @@ async fn ask(
     egress: &Egress,
     blobs: &Blobs,
     patience: Duration,
-    called: Called,
+    called: CalledProvider,
     request: ModelRequest,
     deltas: &DeltaSink,
 ) -> Result<ModelAnswer, ModelFailure> {
-    let Called {
+    let CalledProvider {
         served,
         model,
         label,
@@ -564,7 +570,7 @@ async fn ask(
     let own = request.api_key.as_ref().map(sendable);
     let own = own.filter(|_| served.name == request.provider);
     let files = blobs.of(&request.session);
-    let target = Target {
+    let target = CallTarget {
         egress,
         endpoint: &served.endpoint,
         key: own.as_ref().or(served.key.as_ref()),
@@ -589,7 +595,7 @@ async fn ask(
         model: wanted.model.clone(),
         tries,
     };
-    let mut so_far = SoFar::default();
+    let mut so_far = PartialUsage::default();
     let show = |shown: StreamEvent<'_>| match shown {
         StreamEvent::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
         StreamEvent::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
@@ -635,7 +641,7 @@ fn refused(code: &str, message: String) -> Error {
 /// The usage so far of a call in progress, as reported by the provider: all that is known of a
 /// cancelled one.
 #[derive(Default)]
-struct SoFar {
+struct PartialUsage {
     /// The usage of tries that broke off.
     before: Vec<Usage>,
     /// The usage of the current try. Each report replaces the one before.
@@ -644,7 +650,7 @@ struct SoFar {
     resets: u32,
 }
 
-impl SoFar {
+impl PartialUsage {
     fn again(&mut self) {
         self.before.extend(self.now.take());
         self.resets += 1;

@@ -22,9 +22,9 @@ const KIND: &str = "lucid.origin";
 
 /// The origin of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin(String);
+pub(super) struct ResponseOrigin(String);
 
-impl Origin {
+impl ResponseOrigin {
     /// The origin for a model, behind an adapter, at a server.
     pub(super) fn new(provider: &str, endpoint: &Endpoint, model: &str) -> Self {
         let mut digest = Sha256::new();
@@ -112,13 +112,13 @@ mod tests {
     use url::Url;
 
     use super::*;
-    use lucid_net::egress::Injection;
+    use lucid_net::egress::KeyInjection;
     use lucid_types::wit::types::Thinking;
 
-    fn origin_of(provider: &str, server: &str, model: &str) -> Origin {
+    fn origin_of(provider: &str, server: &str, model: &str) -> ResponseOrigin {
         let url = Url::parse(server).unwrap();
-        let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
-        Origin::new(provider, &endpoint, model)
+        let endpoint = Endpoint::new(url, KeyInjection::Bearer).unwrap();
+        ResponseOrigin::new(provider, &endpoint, model)
     }
 
     fn request(messages: Vec<Message>) -> CompletionRequest {

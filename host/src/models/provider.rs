@@ -12,12 +12,12 @@ use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use super::catalog::{Basis, Choice};
+use super::catalog::{CatalogSources, ModelCatalog};
 use super::credentials::ProviderEndpoint;
-use super::{Standing, sendable};
+use super::{ProviderReadiness, sendable};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
-use lucid_net::egress::{Answer, Egress, EgressError, Endpoint};
+use lucid_net::egress::{Egress, EgressError, EgressResponse, Endpoint};
 use lucid_session::CreateError;
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::Framing;
@@ -40,7 +40,7 @@ pub(super) struct ModelProvider {
     pub(super) key: Option<SecretString>,
     /// The variable that `key` is missing from, if it is.
     pub(super) variable: String,
-    pub(super) choice: Choice,
+    pub(super) choice: ModelCatalog,
     /// Whether `LLM_BASE_URL` serves requests for this provider if it has no key.
     pub(super) replaceable: bool,
     /// Whether it may work without a key.
@@ -51,7 +51,7 @@ pub(super) struct ModelProvider {
 
 /// Why a provider cannot be called with the deployment's key.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReachError {
+pub(crate) enum ProviderCheckError {
     /// The request could not be sent.
     #[error(transparent)]
     Egress(#[from] EgressError),
@@ -77,7 +77,7 @@ impl ModelProvider {
     ) -> Self {
         let general = site.general;
         let name = provider.plugin.name().to_owned();
-        let choice = Choice::new(&Basis {
+        let choice = ModelCatalog::new(&CatalogSources {
             name: &name,
             descriptor: provider.plugin.descriptor(),
             known: &provider.models,
@@ -109,8 +109,8 @@ impl ModelProvider {
     }
 
     /// Its status before any session has called it.
-    pub(super) fn standing(&self) -> Standing {
-        Standing {
+    pub(super) fn standing(&self) -> ProviderReadiness {
+        ProviderReadiness {
             name: self.name.clone(),
             base_url: self.endpoint.base_url().to_string(),
             variable: self.variable.clone(),
@@ -146,8 +146,8 @@ impl ModelProvider {
                 .await
                 .ok()?
             {
-                Answer::Frames(_) => Some(true),
-                Answer::Refused(no) => {
+                EgressResponse::Frames(_) => Some(true),
+                EgressResponse::Refused(no) => {
                     let means = self.llm.classify(no.status, &no.headers, &no.body).await;
                     let unknown = means.result.ok()?.kind == ErrorKind::Unauthenticated;
                     unknown.then_some(false)
@@ -170,7 +170,7 @@ impl ModelProvider {
 
     /// Says why the provider cannot be called with the deployment's key, for the operator: what
     /// `check` ignores is reported here. A server without the probe's path counts as reachable.
-    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), ReachError> {
+    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), ProviderCheckError> {
         let asked = tokio::time::timeout(CHECK, async {
             let Ok(Some(request)) = self.llm.probe(&self.settings).await.result else {
                 return Ok(());
@@ -178,16 +178,18 @@ impl ModelProvider {
             let (key, framing) = (self.key.as_ref(), Framing::WholeBody);
             let answer = egress.send(&self.endpoint, key, &request, framing).await;
             let no = match answer? {
-                Answer::Frames(_) => return Ok(()),
-                Answer::Refused(no) => no,
+                EgressResponse::Frames(_) => return Ok(()),
+                EgressResponse::Refused(no) => no,
             };
             let means = self.llm.classify(no.status, &no.headers, &no.body).await;
             match means.result.map(|error| error.kind) {
-                Ok(ErrorKind::Unauthenticated) => Err(ReachError::Key(self.variable.clone())),
-                _ if no.status >= 500 => Err(ReachError::Status(no.status)),
+                Ok(ErrorKind::Unauthenticated) => {
+                    Err(ProviderCheckError::Key(self.variable.clone()))
+                }
+                _ if no.status >= 500 => Err(ProviderCheckError::Status(no.status)),
                 _ => Ok(()),
             }
         });
-        asked.await.unwrap_or(Err(ReachError::TooSlow))
+        asked.await.unwrap_or(Err(ProviderCheckError::TooSlow))
     }
 }

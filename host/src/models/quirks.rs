@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use super::provenance::{Origin, bare};
+use super::provenance::{ResponseOrigin, bare};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -43,11 +43,11 @@ pub(super) struct Quirks {
 
 /// The learned requirements of all servers of one adapter.
 #[derive(Debug, Default)]
-pub(super) struct Learned(Mutex<BTreeMap<String, Quirks>>);
+pub(super) struct LearnedQuirks(Mutex<BTreeMap<String, Quirks>>);
 
-impl Learned {
+impl LearnedQuirks {
     /// The requirements of this origin.
-    pub(super) fn of(&self, origin: &Origin) -> Quirks {
+    pub(super) fn of(&self, origin: &ResponseOrigin) -> Quirks {
         self.0
             .lock()
             .get(origin.as_str())
@@ -56,7 +56,7 @@ impl Learned {
     }
 
     /// Remembers the form in which a request was accepted.
-    pub(super) fn keep(&self, origin: &Origin, quirks: Quirks) {
+    pub(super) fn keep(&self, origin: &ResponseOrigin, quirks: Quirks) {
         let quirks = Quirks {
             bare_now: false,
             ..quirks

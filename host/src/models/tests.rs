@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::*;
-use crate::manifest::Source;
+use crate::manifest::ComponentSource;
 use lucid_types::wit::policy::ModelCall;
 use lucid_wasm::testing::{self, engine};
-use lucid_wasm::{Limits, LlmPlugin};
+use lucid_wasm::{LlmPlugin, PluginLimits};
 
 /// Two providers, `google` and `openai`, whose adapters know only the model `m`.
 async fn providers(settings: &[(&str, &str)]) -> Providers {
@@ -17,14 +17,14 @@ async fn providers(settings: &[(&str, &str)]) -> Providers {
 async fn deployed(
     settings: &[(&str, &str)],
     manifest: &str,
-) -> Result<(Providers, Vec<String>), Problems> {
+) -> Result<(Providers, Vec<String>), ManifestProblems> {
     let manifest = Manifest::parse(Path::new("lucid.toml"), manifest)?;
     let wasm = testing::llm(&testing::Llm::default());
     let names: Vec<&str> = match manifest.providers.len() {
         0 => vec!["google", "openai"],
         _ => manifest.provider_names(),
     };
-    let (engine, limits) = (engine(), Limits::default());
+    let (engine, limits) = (engine(), PluginLimits::default());
     let mut loaded = Vec::new();
     for name in names {
         let plugin = LlmPlugin::load(&engine, name, &wasm, &limits);
@@ -33,10 +33,9 @@ async fn deployed(
             models: plugin.known_models().to_vec(),
             plugin,
             settings: "{}".to_owned(),
-            builtin: manifest
-                .providers
-                .get(name)
-                .is_none_or(|entry| matches!(entry.plugin.component.value, Source::Builtin(_))),
+            builtin: manifest.providers.get(name).is_none_or(|entry| {
+                matches!(entry.plugin.component.value, ComponentSource::Builtin(_))
+            }),
             entry: manifest.providers.get(name).cloned().map(Arc::new),
         });
     }
@@ -451,7 +450,7 @@ async fn azure_is_asked_as_azure_wants_it() {
     );
     assert_eq!(
         endpoint.injection(),
-        &Injection::Header("api-key".parse().unwrap())
+        &KeyInjection::Header("api-key".parse().unwrap())
     );
 }
 
@@ -498,7 +497,7 @@ fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {
         cache_read_tokens: 1,
         cache_write_tokens: 0,
     };
-    let mut so_far = SoFar::default();
+    let mut so_far = PartialUsage::default();
     for usage in [told(10, 1), told(10, 5)] {
         so_far.now = Some(usage);
     }

@@ -14,10 +14,10 @@ use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
-use lucid_store::{Origin, Store};
+use lucid_store::{HostOrigin, Store};
 use lucid_types::digest::sha256_hex;
 
-use super::{Folders, StartError};
+use super::{DataDirs, StartError};
 
 /// What names a machine.
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -25,7 +25,7 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// Notes this start, and says how the last one was elsewhere, where it was.
 pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String>, StartError> {
     let last = store.read(lucid_store::origin).await?;
-    let folder = Folders::below(storage).own.join("starts");
+    let folder = DataDirs::below(storage).own.join("starts");
     let failed = |cause| StartError::Folder {
         path: folder.clone(),
         cause,
@@ -47,7 +47,7 @@ pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String
 }
 
 /// How the last start was elsewhere.
-fn difference(last: &Origin, storage: &Path, folder: &Path) -> io::Result<Option<String>> {
+fn difference(last: &HostOrigin, storage: &Path, folder: &Path) -> io::Result<Option<String>> {
     let machine = machine();
     let here = storage.canonicalize()?.display().to_string();
     let marked = marked(&folder.join(&last.marker))?;
@@ -65,12 +65,12 @@ fn difference(last: &Origin, storage: &Path, folder: &Path) -> io::Result<Option
 }
 
 /// Leaves this start's file.
-fn mark(storage: &Path, folder: &Path) -> io::Result<Origin> {
+fn mark(storage: &Path, folder: &Path) -> io::Result<HostOrigin> {
     std::fs::create_dir_all(folder)?;
     let marker = Uuid::now_v7().to_string();
     let path = folder.join(&marker);
     std::fs::File::create_new(&path)?.sync_all()?;
-    Ok(Origin {
+    Ok(HostOrigin {
         machine: machine(),
         folder: storage.canonicalize()?.display().to_string(),
         marked_ns: marked(&path)?.unwrap_or_default(),
@@ -128,7 +128,7 @@ mod tests {
         let mut tries = 0;
         // A program that another test starts just now has the last one's lock for a moment.
         let store = loop {
-            match Store::open(Folders::below(storage).data()) {
+            match Store::open(DataDirs::below(storage).data()) {
                 Err(lucid_store::StoreError::InUse(_)) if tries < 200 => tries += 1,
                 opened => break opened.unwrap(),
             }
@@ -174,7 +174,7 @@ mod tests {
         assert!(found.contains("restored or copied"), "{found}");
 
         // The database alone.
-        let data = Folders::below(&storage).data().to_owned();
+        let data = DataDirs::below(&storage).data().to_owned();
         let older = base.path().join("data");
         copy(&data, &older);
         assert_eq!(start(&storage).await, None);
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(start(&storage).await, None);
         let copied = base.path().join("copied");
         copy(&storage, &copied);
-        std::fs::create_dir(Folders::below(&copied).own.join("starts/folder")).unwrap();
+        std::fs::create_dir(DataDirs::below(&copied).own.join("starts/folder")).unwrap();
         let found = start(&copied).await.expect("it is noticed");
         assert!(found.contains(storage.to_str().unwrap()), "{found}");
     }
@@ -207,7 +207,7 @@ mod tests {
             // A container's, mostly: then the folder decides.
             return;
         }
-        let there = Origin {
+        let there = HostOrigin {
             machine: Some("another".to_owned()),
             ..here
         };

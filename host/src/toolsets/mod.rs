@@ -21,12 +21,12 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 
-use self::mcp::error::ConnectError;
+use self::mcp::error::McpConnectError;
 use crate::manifest::is_source_name;
 use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
 use lucid_session::{
-    Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolResultWithEvent, Tools,
-    ToolsSpec,
+    Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolProvider,
+    ToolResultWithEvent, ToolsSpec,
 };
 use lucid_types::sanitize::clean;
 use lucid_types::sentence::full_stop;
@@ -64,15 +64,15 @@ pub(crate) trait ToolSource: Send + Sync {
         &self,
         spec: ToolsSpec,
         place: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>>;
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>>;
 }
 
 /// Why a source of tools could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
+pub(crate) enum ToolSourceError {
     /// An MCP server could not be started.
     #[error(transparent)]
-    Server(#[from] ConnectError),
+    Server(#[from] McpConnectError),
     /// It took too long.
     #[error("it was not ready after {} seconds", .0.as_secs())]
     TooSlow(Duration),
@@ -133,7 +133,7 @@ fn split(name: &str) -> Option<(&str, &str)> {
     name.split_once(SEPARATOR)
 }
 
-impl Tools for Toolsets {
+impl ToolProvider for Toolsets {
     fn any_for(&self, policy: &str) -> bool {
         self.sources.values().any(|source| source.serves(policy))
     }
@@ -200,7 +200,7 @@ struct SourceSlot {
 }
 
 /// The sentence for a source that did not open.
-fn not_there(source: &str, reason: &OpenError) -> String {
+fn not_there(source: &str, reason: &ToolSourceError) -> String {
     let reason = clean(&full_stop(reason), REASON);
     format!("The tools of {source} are not there: {reason}")
 }
@@ -230,7 +230,7 @@ impl Inner {
         self.notices.lock().push(what);
     }
 
-    async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, OpenError> {
+    async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, ToolSourceError> {
         let mut opened = shelf.opened.lock().await;
         if let Some(there) = opened.as_ref() {
             return Ok(there.clone());
@@ -244,8 +244,8 @@ impl Inner {
         let opening = AssertUnwindSafe(opening).catch_unwind();
         let toolset = match tokio::time::timeout(PATIENCE, opening).await {
             Ok(Ok(result)) => result?,
-            Ok(Err(_)) => return Err(OpenError::Panicked),
-            Err(_) => return Err(OpenError::TooSlow(PATIENCE)),
+            Ok(Err(_)) => return Err(ToolSourceError::Panicked),
+            Err(_) => return Err(ToolSourceError::TooSlow(PATIENCE)),
         };
         Ok(opened.insert(toolset).clone())
     }

@@ -55,13 +55,13 @@ impl ToolSource for Fake {
         &self,
         _: ToolsSpec,
         _: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>> {
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>> {
         let this = self.clone();
         async move {
             this.opened.fetch_add(1, Ordering::SeqCst);
             assert!(!this.panics, "a test panics on purpose");
             if this.broken.load(Ordering::SeqCst) {
-                return Err(ConnectError::Closed.into());
+                return Err(McpConnectError::Closed.into());
             }
             Ok(Arc::new(this) as Arc<dyn OpenToolSource>)
         }

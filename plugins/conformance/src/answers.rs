@@ -18,7 +18,7 @@ use sse_stream::SseStream;
 use crate::{Expected, Suite};
 
 /// A completion, and the deltas that led to it.
-pub type Answer = (Completion, Vec<Delta>);
+pub type CompletionWithDeltas = (Completion, Vec<Delta>);
 
 /// The stop reasons. Each must be recorded.
 const STOPS: [&str; 5] = ["end-turn", "tool-use", "max-tokens", "refusal", "other"];
@@ -45,7 +45,7 @@ pub fn cut(pieces: &[&[u8]]) -> Vec<Frame> {
 }
 
 /// Decodes frames with the adapter's decoder.
-pub fn decode<A: Adapter>(frames: Vec<Frame>) -> Result<Answer, Error> {
+pub fn decode<A: Adapter>(frames: Vec<Frame>) -> Result<CompletionWithDeltas, Error> {
     let mut decoder = A::Decoder::new(A::describe().default_model);
     let mut deltas = Vec::new();
     for frame in frames {
@@ -217,7 +217,7 @@ fn grow(value: &mut Value) {
 }
 
 /// Checks that the deltas show the same as the completion.
-fn agree(name: &str, (completion, deltas): &Answer) {
+fn agree(name: &str, (completion, deltas): &CompletionWithDeltas) {
     let (mut text, mut thinking) = (String::new(), String::new());
     let mut shown: Vec<ToolCall> = Vec::new();
     let mut usage = None;

@@ -34,7 +34,7 @@ use lucid_plugin::types::{ErrorKind, Header, Message};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use answers::{Answer, cut, decode};
+pub use answers::{CompletionWithDeltas, cut, decode};
 pub use transcripts::transcript;
 
 /// Says what is wrong with a request's body, after the provider's documentation.

@@ -3,7 +3,7 @@
 //! # Safety
 //!
 //! Nothing is loaded as native code that this program, under this user, did not write itself.
-//! [`Shelf::component`] is a safe function on these grounds:
+//! [`ComponentCacheDir::component`] is a safe function on these grounds:
 //!
 //! - The folder was created by this user for nobody else: it is opened without following a link,
 //!   and its owner and its mode (0700) are checked on the open handle. Every file is reached
@@ -50,7 +50,7 @@ const DRAFT: Duration = Duration::from_secs(60 * 60);
 
 /// A cache folder of compiled components.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct ComponentCacheDir {
     folder: OwnedFd,
     /// Its maximum size in bytes.
     size: u64,
@@ -58,7 +58,7 @@ pub struct Shelf {
 
 /// A folder cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ShelfError {
+pub enum ComponentCacheError {
     /// It cannot be created or opened.
     #[error("the folder {} for compiled plugins cannot be opened: {cause}", .path.display())]
     Io {
@@ -85,7 +85,7 @@ pub enum ShelfError {
 
 /// The origin of a component.
 #[derive(Debug)]
-pub enum Origin {
+pub enum CacheOutcome {
     /// It was in the cache.
     Shelf,
     /// It was compiled, and is in the cache now.
@@ -94,11 +94,11 @@ pub enum Origin {
     NotKept(io::Error),
 }
 
-impl Shelf {
+impl ComponentCacheDir {
     /// Opens the folder, and creates it if it does not exist. It holds `size` bytes, but always at
     /// least the component that was stored last.
-    pub fn open(path: &Path, size: u64) -> Result<Self, ShelfError> {
-        let io = |cause: io::Error| ShelfError::Io {
+    pub fn open(path: &Path, size: u64) -> Result<Self, ComponentCacheError> {
+        let io = |cause: io::Error| ComponentCacheError::Io {
             path: path.to_owned(),
             cause,
         };
@@ -114,7 +114,7 @@ impl Shelf {
         let stat = rustix::fs::fstat(&folder).map_err(|e| io(e.into()))?;
         let mode = stat.st_mode & 0o7777;
         if stat.st_uid != rustix::process::geteuid().as_raw() || mode & 0o077 != 0 {
-            return Err(ShelfError::Shared {
+            return Err(ComponentCacheError::Shared {
                 path: path.to_owned(),
                 owner: stat.st_uid,
                 mode,
@@ -129,7 +129,11 @@ impl Shelf {
     /// # Errors
     ///
     /// An error is the component's own.
-    pub fn component(&self, engine: &Engine, wasm: &[u8]) -> wasmtime::Result<(Component, Origin)> {
+    pub fn component(
+        &self,
+        engine: &Engine,
+        wasm: &[u8],
+    ) -> wasmtime::Result<(Component, CacheOutcome)> {
         self.component_noting(engine, wasm, || {})
     }
 
@@ -139,7 +143,7 @@ impl Shelf {
         engine: &Engine,
         wasm: &[u8],
         compiles: impl FnOnce(),
-    ) -> wasmtime::Result<(Component, Origin)> {
+    ) -> wasmtime::Result<(Component, CacheOutcome)> {
         let name = name_of(engine, wasm);
         if let Some(component) = self.take(engine, &name) {
             // The time of last use. If it cannot be set, the component is only recompiled sooner.
@@ -148,7 +152,7 @@ impl Shelf {
                 last_modification: NOW,
             };
             let _ = rustix::fs::utimensat(&self.folder, &name, &now, AtFlags::SYMLINK_NOFOLLOW);
-            return Ok((component, Origin::Shelf));
+            return Ok((component, CacheOutcome::Shelf));
         }
         compiles();
         let component = Component::from_binary(engine, wasm)?;
@@ -156,9 +160,9 @@ impl Shelf {
             Ok(()) => {
                 // What cannot be removed now is tried again with the next one.
                 let _ = self.shrink(&name);
-                Origin::Compiled
+                CacheOutcome::Compiled
             }
-            Err(cause) => Origin::NotKept(cause),
+            Err(cause) => CacheOutcome::NotKept(cause),
         };
         Ok((component, origin))
     }
@@ -300,9 +304,9 @@ mod tests {
     /// The smallest possible component: a header and nothing else.
     const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
 
-    fn shelf() -> (tempfile::TempDir, Shelf) {
+    fn shelf() -> (tempfile::TempDir, ComponentCacheDir) {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = Shelf::open(&folder.path().join("cwasm"), u64::MAX).unwrap();
+        let shelf = ComponentCacheDir::open(&folder.path().join("cwasm"), u64::MAX).unwrap();
         (folder, shelf)
     }
 
@@ -324,7 +328,10 @@ mod tests {
         let engine = Engine::default();
         let (_, first) = shelf.component(&engine, EMPTY).unwrap();
         let (_, second) = shelf.component(&engine, EMPTY).unwrap();
-        assert!(matches!((first, second), (Origin::Compiled, Origin::Shelf)));
+        assert!(matches!(
+            (first, second),
+            (CacheOutcome::Compiled, CacheOutcome::Shelf)
+        ));
         let mode = only_file(&folder).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
     }
@@ -343,7 +350,7 @@ mod tests {
         }] {
             std::fs::write(&file, damage).unwrap();
             let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
-            assert!(matches!(origin, Origin::Compiled));
+            assert!(matches!(origin, CacheOutcome::Compiled));
         }
     }
 
@@ -356,7 +363,7 @@ mod tests {
         let other = one.with_file_name(name_of(&engine, &numbered(2)));
         std::fs::rename(one, other).unwrap();
         let (_, origin) = shelf.component(&engine, &numbered(2)).unwrap();
-        assert!(matches!(origin, Origin::Compiled));
+        assert!(matches!(origin, CacheOutcome::Compiled));
     }
 
     #[test]
@@ -367,13 +374,13 @@ mod tests {
         let file = only_file(&folder);
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
         let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
-        assert!(matches!(origin, Origin::Compiled));
+        assert!(matches!(origin, CacheOutcome::Compiled));
 
         let elsewhere = folder.path().join("elsewhere");
         std::fs::rename(&file, &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
         let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
-        assert!(matches!(origin, Origin::Compiled));
+        assert!(matches!(origin, CacheOutcome::Compiled));
     }
 
     #[test]
@@ -382,7 +389,9 @@ mod tests {
         let path = folder.path().join("open");
         std::fs::create_dir(&path).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let refused = Shelf::open(&path, u64::MAX).unwrap_err().to_string();
+        let refused = ComponentCacheDir::open(&path, u64::MAX)
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("mode 0755"), "{refused}");
     }
 
@@ -390,7 +399,9 @@ mod tests {
     fn a_full_shelf_gives_away_what_was_not_taken_for_the_longest_time() {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
-        let origin = |shelf: &Shelf, number| shelf.component(&engine, &numbered(number)).unwrap().1;
+        let origin = |shelf: &ComponentCacheDir, number| {
+            shelf.component(&engine, &numbered(number)).unwrap().1
+        };
         origin(&shelf, 0);
         let one = only_file(&folder).metadata().unwrap().len();
         origin(&shelf, 1);
@@ -404,7 +415,7 @@ mod tests {
                 .unwrap();
             file.set_modified(long_ago).unwrap();
         }
-        assert!(matches!(origin(&shelf, 0), Origin::Shelf));
+        assert!(matches!(origin(&shelf, 0), CacheOutcome::Shelf));
         let draft = path.join(".1-1.draft");
         std::fs::write(&draft, "of a process that is dead").unwrap();
         File::options()
@@ -415,16 +426,16 @@ mod tests {
             .unwrap();
 
         // They differ by a few bytes at most.
-        let small = Shelf::open(&path, one * 2 + 100).unwrap();
-        assert!(matches!(origin(&small, 2), Origin::Compiled));
+        let small = ComponentCacheDir::open(&path, one * 2 + 100).unwrap();
+        assert!(matches!(origin(&small, 2), CacheOutcome::Compiled));
         assert!(!draft.exists(), "a draft of a dead process stays");
-        assert!(matches!(origin(&small, 0), Origin::Shelf));
-        assert!(matches!(origin(&small, 2), Origin::Shelf));
-        assert!(matches!(origin(&small, 1), Origin::Compiled));
+        assert!(matches!(origin(&small, 0), CacheOutcome::Shelf));
+        assert!(matches!(origin(&small, 2), CacheOutcome::Shelf));
+        assert!(matches!(origin(&small, 1), CacheOutcome::Compiled));
 
-        let none = Shelf::open(&path, 0).unwrap();
-        assert!(matches!(origin(&none, 3), Origin::Compiled));
-        assert!(matches!(origin(&none, 3), Origin::Shelf));
+        let none = ComponentCacheDir::open(&path, 0).unwrap();
+        assert!(matches!(origin(&none, 3), CacheOutcome::Compiled));
+        assert!(matches!(origin(&none, 3), CacheOutcome::Shelf));
         only_file(&folder);
     }
 

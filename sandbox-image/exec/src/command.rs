@@ -16,13 +16,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use lucid_exec::output::Capped;
-use lucid_exec::protocol::{Exit, Frame, Kind, Start};
+use lucid_exec::protocol::{Exit, Frame, FrameKind, Start};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::children::outcome;
-use crate::live::{Input, LAST_WORDS, Live};
+use crate::live::{LAST_WORDS, Live, PendingInput};
 use crate::server::Server;
 
 /// How long a group has between SIGTERM and SIGKILL.
@@ -45,16 +45,16 @@ pub(crate) fn run(
     server: &Arc<Server>,
     id: u32,
     start: Start,
-    live: Option<(Arc<Live>, Input)>,
+    live: Option<(Arc<Live>, PendingInput)>,
     (notes, inbox): (&Sender<Note>, &Receiver<Note>),
 ) {
     match try_run(server, id, start, live, (notes, inbox)) {
         Ok((mut exit, tail)) => {
             (exit.memory_kills, exit.refused_processes) = server.pressure().since_last();
-            for frame in Frame::split(Kind::Tail, id, &tail) {
+            for frame in Frame::split(FrameKind::Tail, id, &tail) {
                 server.send(&frame);
             }
-            if let Ok(frame) = Frame::json(Kind::Exit, id, &exit) {
+            if let Ok(frame) = Frame::json(FrameKind::Exit, id, &exit) {
                 server.send(&frame);
             }
         }
@@ -65,14 +65,14 @@ pub(crate) fn run(
 /// The reason why a command was not run: `Failed` if the command is at fault, `Full` if the sandbox
 /// is.
 struct Refusal {
-    kind: Kind,
+    kind: FrameKind,
     sentence: String,
 }
 
 impl From<String> for Refusal {
     fn from(sentence: String) -> Self {
         Self {
-            kind: Kind::Failed,
+            kind: FrameKind::Failed,
             sentence,
         }
     }
@@ -82,7 +82,7 @@ fn try_run(
     server: &Arc<Server>,
     id: u32,
     start: Start,
-    live: Option<(Arc<Live>, Input)>,
+    live: Option<(Arc<Live>, PendingInput)>,
     (notes, inbox): (&Sender<Note>, &Receiver<Note>),
 ) -> Result<(Exit, Vec<u8>), Refusal> {
     let Some((program, arguments)) = start.argv.split_first() else {
@@ -344,7 +344,7 @@ fn read_output(server: &Server, output: Output, ended: &PipeReader, done: &Sende
                 Ok(count) => {
                     let shown = capped.push(&buffer[..count]);
                     if !shown.is_empty() {
-                        server.send(&Frame::new(Kind::Output, id, shown));
+                        server.send(&Frame::new(FrameKind::Output, id, shown));
                     }
                     if let Some(live) = &live {
                         live.spend(count);
@@ -376,7 +376,7 @@ fn no_pipe(error: io::Error) -> Refusal {
 )]
 fn no_thread(error: io::Error) -> Refusal {
     Refusal {
-        kind: Kind::Full,
+        kind: FrameKind::Full,
         sentence: format!(
             "The sandbox has no room for another thread: {error}. End what runs in it."
         ),
@@ -394,7 +394,7 @@ fn refusal(program: &str, error: &io::Error) -> Refusal {
         ),
         io::ErrorKind::WouldBlock => {
             return Refusal {
-                kind: Kind::Full,
+                kind: FrameKind::Full,
                 sentence: "The sandbox is full of processes: end what runs in the background, or close the session.".to_owned(),
             };
         }

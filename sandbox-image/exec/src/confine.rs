@@ -12,7 +12,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
     Scope, path_beneath_rules,
 };
-use lucid_exec::protocol::{Confine, Limits, Serve};
+use lucid_exec::protocol::{Confine, ResourceLimits, Serve};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -104,7 +104,7 @@ fn restrict_sockets(network: bool) -> Result<(), String> {
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }
 
-fn limit(limits: &Limits) -> Result<(), String> {
+fn limit(limits: &ResourceLimits) -> Result<(), String> {
     let processes = limits.processes
         + if limits.shared_user {
             threads_of_this_user()

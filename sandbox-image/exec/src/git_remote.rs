@@ -10,7 +10,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use lucid_exec::protocol::{Frame, GitOpen, GitService, Kind, VERSION};
+use lucid_exec::protocol::{Frame, FrameKind, GitOpen, GitService, VERSION};
 
 /// Maximum size of a request before a pack: many thousand `have` lines or branches.
 const MAX_REQUEST: usize = 16 << 20;
@@ -113,7 +113,7 @@ impl Gateway {
             service,
         };
         let gateway = Self(stream);
-        let frame = Frame::json(Kind::GitOpen, 0, &open).map_err(lost_host)?;
+        let frame = Frame::json(FrameKind::GitOpen, 0, &open).map_err(lost_host)?;
         gateway.write(&frame)?;
         let mut advertisement = Vec::new();
         gateway.receive(&mut advertisement)?;
@@ -129,12 +129,12 @@ impl Gateway {
 
     /// Sends a part of a request.
     fn send(&self, bytes: &[u8]) -> Result<(), String> {
-        Frame::split(Kind::GitBody, 0, bytes).try_for_each(|frame| self.write(&frame))
+        Frame::split(FrameKind::GitBody, 0, bytes).try_for_each(|frame| self.write(&frame))
     }
 
     /// Marks the request as complete.
     fn sent(&self) -> Result<(), String> {
-        self.write(&Frame::new(Kind::GitPost, 0, Vec::new()))
+        self.write(&Frame::new(FrameKind::GitPost, 0, Vec::new()))
     }
 
     fn write(&self, frame: &Frame) -> Result<(), String> {
@@ -142,7 +142,7 @@ impl Gateway {
             // A gateway that hangs up in the middle of a pack has sent the reason.
             match Frame::read_from(&self.0) {
                 Ok(Some(Frame {
-                    kind: Kind::GitError,
+                    kind: FrameKind::GitError,
                     payload,
                     ..
                 })) => String::from_utf8_lossy(&payload).into_owned(),
@@ -156,7 +156,7 @@ impl Gateway {
         loop {
             match Frame::read_from(&self.0).map_err(lost_host)? {
                 Some(Frame {
-                    kind: Kind::GitData,
+                    kind: FrameKind::GitData,
                     payload,
                     ..
                 }) => output
@@ -164,10 +164,11 @@ impl Gateway {
                     .and_then(|()| output.flush())
                     .map_err(lost_git)?,
                 Some(Frame {
-                    kind: Kind::GitEnd, ..
+                    kind: FrameKind::GitEnd,
+                    ..
                 }) => return Ok(()),
                 Some(Frame {
-                    kind: Kind::GitError,
+                    kind: FrameKind::GitError,
                     payload,
                     ..
                 }) => return Err(String::from_utf8_lossy(&payload).into_owned()),

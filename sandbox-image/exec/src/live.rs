@@ -33,14 +33,14 @@ struct Credit {
 }
 
 /// A command's pending standard input.
-pub(crate) struct Input {
+pub(crate) struct PendingInput {
     parts: Receiver<Vec<u8>>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Live {
     /// Creates a command that may write `left` bytes at first.
-    pub(crate) fn new(left: usize) -> (Arc<Self>, Input) {
+    pub(crate) fn new(left: usize) -> (Arc<Self>, PendingInput) {
         let (input, parts) = mpsc::channel();
         let waiting = Arc::<AtomicUsize>::default();
         let live = Self {
@@ -49,7 +49,7 @@ impl Live {
             credit: Mutex::new(Credit { left, over: false }),
             changed: Condvar::new(),
         };
-        (Arc::new(live), Input { parts, waiting })
+        (Arc::new(live), PendingInput { parts, waiting })
     }
 
     /// Queues input. False if the command reads too little of what it is given.
@@ -96,7 +96,7 @@ impl Live {
     }
 }
 
-impl Input {
+impl PendingInput {
     /// Writes all input, until the host ends it, the command stops reading, or it is over.
     pub(crate) fn write_to(self, mut output: PipeWriter) {
         for bytes in self.parts {

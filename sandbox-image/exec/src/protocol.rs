@@ -26,7 +26,7 @@ pub const HEADER: usize = 9;
 /// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum FrameKind {
     /// Server: I am ready. JSON [`Hello`].
     Hello = 1,
     /// Host: run a command. JSON [`Start`].
@@ -64,7 +64,7 @@ pub enum Kind {
     GitError = 21,
 }
 
-impl Kind {
+impl FrameKind {
     fn from_byte(byte: u8) -> Option<Self> {
         [
             Self::Hello,
@@ -117,7 +117,7 @@ impl std::error::Error for BadFrame {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The kind of the frame.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// The command it belongs to.
     pub id: u32,
     /// Length of the payload in bytes.
@@ -132,7 +132,7 @@ impl Header {
         if length > MAX_PAYLOAD {
             return Err(BadFrame::TooLong(length));
         }
-        let kind = Kind::from_byte(kind).ok_or(BadFrame::UnknownKind(kind))?;
+        let kind = FrameKind::from_byte(kind).ok_or(BadFrame::UnknownKind(kind))?;
         Ok(Self {
             kind,
             id: u32::from_be_bytes([i0, i1, i2, i3]),
@@ -145,7 +145,7 @@ impl Header {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The kind of the frame.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// The command it belongs to, or 0 if none.
     pub id: u32,
     /// The payload.
@@ -156,14 +156,14 @@ impl Frame {
     /// Creates a frame. A payload that is too long is cut; senders split long data with
     /// [`Frame::split`].
     #[must_use]
-    pub fn new(kind: Kind, id: u32, payload: impl Into<Vec<u8>>) -> Self {
+    pub fn new(kind: FrameKind, id: u32, payload: impl Into<Vec<u8>>) -> Self {
         let mut payload = payload.into();
         payload.truncate(MAX_PAYLOAD);
         Self { kind, id, payload }
     }
 
     /// Creates a frame with a JSON payload.
-    pub fn json(kind: Kind, id: u32, value: &impl Serialize) -> io::Result<Self> {
+    pub fn json(kind: FrameKind, id: u32, value: &impl Serialize) -> io::Result<Self> {
         let payload = serde_json::to_vec(value)?;
         if payload.len() > MAX_PAYLOAD {
             return Err(io::Error::new(
@@ -186,9 +186,9 @@ impl Frame {
         let last = json.len().saturating_sub(1) / MAX_PAYLOAD;
         let parts = json.chunks(MAX_PAYLOAD).enumerate().map(|(number, part)| {
             let kind = if number == last {
-                Kind::Start
+                FrameKind::Start
             } else {
-                Kind::Part
+                FrameKind::Part
             };
             Self::new(kind, id, part).encode()
         });
@@ -196,7 +196,7 @@ impl Frame {
     }
 
     /// Splits `bytes` into as many frames as they need.
-    pub fn split(kind: Kind, id: u32, bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
+    pub fn split(kind: FrameKind, id: u32, bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         bytes
             .chunks(MAX_PAYLOAD / 4)
             .map(move |part| Self::new(kind, id, part))
@@ -307,7 +307,7 @@ pub struct Exit {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Serve {
     /// Resource limits for everything in the sandbox.
-    pub limits: Limits,
+    pub limits: ResourceLimits,
     /// Landlock confinement of the server and everything below it.
     #[serde(default)]
     pub confine: Option<Confine>,
@@ -319,7 +319,7 @@ pub struct Serve {
 
 /// Resource limits.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Limits {
+pub struct ResourceLimits {
     /// Maximum number of processes and threads.
     pub processes: u64,
     /// Whether the user runs other processes too, which count against the same limit and are
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_frame_read_back_is_the_frame_that_was_written() {
-        let frame = Frame::new(Kind::Output, 7, b"hello".to_vec());
+        let frame = Frame::new(FrameKind::Output, 7, b"hello".to_vec());
         let bytes = frame.encode();
         assert_eq!(Frame::read_from(bytes.as_slice()).unwrap(), Some(frame));
         assert_eq!(Frame::read_from(&bytes[..0]).unwrap(), None);
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
-        let mut bytes = Frame::new(Kind::Output, 7, Vec::new()).encode();
+        let mut bytes = Frame::new(FrameKind::Output, 7, Vec::new()).encode();
         bytes[..4].copy_from_slice(&u32::MAX.to_be_bytes());
         let error = Frame::read_from(bytes.as_slice()).unwrap_err();
         assert!(error.to_string().contains("longer than"), "{error}");
@@ -441,9 +441,9 @@ mod tests {
             for number in 0..=parts {
                 let frame = Frame::read_from(&mut rest).unwrap().unwrap();
                 let kind = if number == parts {
-                    Kind::Start
+                    FrameKind::Start
                 } else {
-                    Kind::Part
+                    FrameKind::Part
                 };
                 assert_eq!((frame.kind, frame.id), (kind, 7));
                 json.extend(frame.payload);
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_an_error() {
-        let mut bytes = Frame::new(Kind::Output, 7, Vec::new()).encode();
+        let mut bytes = Frame::new(FrameKind::Output, 7, Vec::new()).encode();
         bytes[4] = 99;
         assert!(Frame::read_from(bytes.as_slice()).is_err());
     }

@@ -15,7 +15,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use lucid_exec::protocol::{Frame, Hello, Kind, MAX_COMMAND, Serve, Start, VERSION};
+use lucid_exec::protocol::{Frame, FrameKind, Hello, MAX_COMMAND, Serve, Start, VERSION};
 use parking_lot::{Condvar, Mutex};
 use rustix::process::{
     DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior, setsid,
@@ -121,7 +121,7 @@ impl Server {
     }
 
     fn start(self: &Arc<Self>, id: u32, payload: &[u8]) {
-        let failed = |sentence: String| self.send(&Frame::new(Kind::Failed, id, sentence));
+        let failed = |sentence: String| self.send(&Frame::new(FrameKind::Failed, id, sentence));
         let start: Start = match serde_json::from_slice(payload) {
             Ok(start) => start,
             Err(error) => return failed(format!("The command cannot be read: {error}.")),
@@ -151,7 +151,7 @@ impl Server {
             self.forget(id);
             let sentence =
                 format!("The sandbox is full of processes ({error}): close the session.");
-            self.send(&Frame::new(Kind::Full, id, sentence));
+            self.send(&Frame::new(FrameKind::Full, id, sentence));
         }
     }
 
@@ -196,34 +196,34 @@ impl Server {
     /// Sends the hello and follows the host's frames until it disconnects.
     pub(crate) fn serve(self: &Arc<Self>, mut host: impl Read) -> Result<(), String> {
         self.send(
-            &Frame::json(Kind::Hello, 0, &Hello { version: VERSION })
+            &Frame::json(FrameKind::Hello, 0, &Hello { version: VERSION })
                 .map_err(|error| error.to_string())?,
         );
         let mut parts = Parts::default();
         loop {
             match Frame::read_from(&mut host) {
                 Ok(Some(Frame {
-                    kind: Kind::Start,
+                    kind: FrameKind::Start,
                     id,
                     payload,
                 })) => self.start(id, &parts.whole(id, payload)?),
                 Ok(Some(Frame {
-                    kind: Kind::Part,
+                    kind: FrameKind::Part,
                     id,
                     payload,
                 })) => parts.add(id, payload)?,
                 Ok(Some(Frame {
-                    kind: Kind::Kill,
+                    kind: FrameKind::Kill,
                     id,
                     ..
                 })) => self.kill(id),
                 Ok(Some(Frame {
-                    kind: Kind::Input,
+                    kind: FrameKind::Input,
                     id,
                     payload,
                 })) => self.feed(id, payload),
                 Ok(Some(Frame {
-                    kind: Kind::More,
+                    kind: FrameKind::More,
                     id,
                     payload,
                 })) => self.grant(id, &payload)?,

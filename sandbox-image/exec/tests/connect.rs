@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lucid_exec::protocol::{Exit, Frame, Hello, Kind, Limits, Serve, Start, VERSION};
+use lucid_exec::protocol::{Exit, Frame, FrameKind, Hello, ResourceLimits, Serve, Start, VERSION};
 
 /// Wide, so that only what hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,11 +19,11 @@ fn folder(name: &str) -> std::path::PathBuf {
 
 fn server(socket: &Path, patience_seconds: Option<u64>) -> Child {
     let serve = Serve {
-        limits: Limits {
+        limits: ResourceLimits {
             processes: u64::MAX,
             open_files: 1024,
             file_bytes: 1 << 30,
-            ..Limits::default()
+            ..ResourceLimits::default()
         },
         confine: None,
         patience_seconds,
@@ -45,7 +45,7 @@ fn host(socket: &Path) -> UnixStream {
     std::fs::remove_file(socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let hello = Frame::read_from(&stream).unwrap().unwrap();
-    assert_eq!(hello.kind, Kind::Hello);
+    assert_eq!(hello.kind, FrameKind::Hello);
     let hello: Hello = serde_json::from_slice(&hello.payload).unwrap();
     assert_eq!(hello.version, VERSION);
     stream
@@ -58,7 +58,7 @@ fn send(host: &UnixStream, id: u32, command: &str) {
         output_tail: 1000,
         ..Start::default()
     };
-    Frame::json(Kind::Start, id, &start)
+    Frame::json(FrameKind::Start, id, &start)
         .unwrap()
         .write_to(host)
         .unwrap();
@@ -71,8 +71,8 @@ fn output(host: &UnixStream, id: u32) -> (String, Exit) {
         let frame = Frame::read_from(host).unwrap().unwrap();
         assert_eq!(frame.id, id);
         match frame.kind {
-            Kind::Output | Kind::Tail => text.extend(frame.payload),
-            Kind::Exit => {
+            FrameKind::Output | FrameKind::Tail => text.extend(frame.payload),
+            FrameKind::Exit => {
                 let exit = serde_json::from_slice(&frame.payload).unwrap();
                 return (String::from_utf8(text).unwrap(), exit);
             }
@@ -120,7 +120,7 @@ fn a_host_that_breaks_the_rules_is_left_for_the_next() {
     let socket = folder.join("exec.sock");
     let mut child = server(&socket, Some(60));
     let first = host(&socket);
-    Frame::new(Kind::Output, 1, b"not yours to send".to_vec())
+    Frame::new(FrameKind::Output, 1, b"not yours to send".to_vec())
         .write_to(&first)
         .unwrap();
     assert!(matches!(Frame::read_from(&first), Ok(None)));

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lucid_exec::protocol::{Exit, Frame, Kind, Limits, Serve, Start};
+use lucid_exec::protocol::{Exit, Frame, FrameKind, ResourceLimits, Serve, Start};
 
 /// Wide, so that only what hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,11 +18,11 @@ struct Server {
 impl Server {
     fn start() -> Self {
         let serve = Serve {
-            limits: Limits {
+            limits: ResourceLimits {
                 processes: u64::MAX,
                 open_files: 1024,
                 file_bytes: 1 << 30,
-                ..Limits::default()
+                ..ResourceLimits::default()
             },
             ..Serve::default()
         };
@@ -35,11 +35,11 @@ impl Server {
             .spawn()
             .unwrap();
         let server = Self { child, host };
-        assert_eq!(server.next().kind, Kind::Hello);
+        assert_eq!(server.next().kind, FrameKind::Hello);
         server
     }
 
-    fn send(&self, kind: Kind, id: u32, payload: &[u8]) {
+    fn send(&self, kind: FrameKind, id: u32, payload: &[u8]) {
         Frame::new(kind, id, payload).write_to(&self.host).unwrap();
     }
 
@@ -51,7 +51,7 @@ impl Server {
             live,
             ..Start::default()
         };
-        let frame = Frame::json(Kind::Start, id, &start).unwrap();
+        let frame = Frame::json(FrameKind::Start, id, &start).unwrap();
         frame.write_to(&self.host).unwrap();
     }
 
@@ -64,7 +64,7 @@ impl Server {
         let mut all = Vec::new();
         while all.len() < bytes {
             let frame = self.next();
-            assert_eq!((frame.kind, frame.id), (Kind::Output, id));
+            assert_eq!((frame.kind, frame.id), (FrameKind::Output, id));
             all.extend(frame.payload);
         }
         all
@@ -77,9 +77,11 @@ impl Server {
             let frame = self.next();
             assert_eq!(frame.id, id);
             match frame.kind {
-                Kind::Output => all.extend(frame.payload),
-                Kind::Tail => tail.extend(frame.payload),
-                Kind::Exit => return (all, tail, serde_json::from_slice(&frame.payload).unwrap()),
+                FrameKind::Output => all.extend(frame.payload),
+                FrameKind::Tail => tail.extend(frame.payload),
+                FrameKind::Exit => {
+                    return (all, tail, serde_json::from_slice(&frame.payload).unwrap());
+                }
                 other => panic!("a {other:?} frame"),
             }
         }
@@ -98,18 +100,18 @@ fn a_command_that_stays_open_reads_what_comes_until_that_ends() {
     let server = Server::start();
     server.run(1, "cat; echo over", 1000, true);
     for text in ["one\n", "two\n"] {
-        server.send(Kind::Input, 1, text.as_bytes());
+        server.send(FrameKind::Input, 1, text.as_bytes());
         assert_eq!(server.output(1, text.len()), text.as_bytes());
     }
-    server.send(Kind::Input, 1, b"");
+    server.send(FrameKind::Input, 1, b"");
     let (output, _, exit) = server.rest(1);
     assert_eq!(
         (output.as_slice(), exit.code),
         (b"over\n".as_slice(), Some(0))
     );
     // What comes too late is for nobody.
-    server.send(Kind::Input, 1, b"late");
-    server.send(Kind::More, 1, &1_u32.to_be_bytes());
+    server.send(FrameKind::Input, 1, b"late");
+    server.send(FrameKind::More, 1, &1_u32.to_be_bytes());
     server.run(2, "echo well", 1000, false);
     assert_eq!(server.rest(2).0, b"well\n");
 }
@@ -122,7 +124,7 @@ fn what_the_host_does_not_grant_waits_and_holds_nobody_up() {
     server.run(2, "echo well", 1000, false);
     let (other, _, _) = server.rest(2);
     assert_eq!(other, b"well\n", "nothing of the first came between");
-    server.send(Kind::More, 1, &200_000_u32.to_be_bytes());
+    server.send(FrameKind::More, 1, &200_000_u32.to_be_bytes());
     let (output, _, exit) = server.rest(1);
     assert_eq!((output.len(), exit.code), (99_000, Some(0)));
 }
@@ -158,11 +160,11 @@ fn one_that_does_not_read_what_it_is_given_is_ended_and_no_other() {
     said.sort();
     assert_eq!(said, [1, 2].map(|id| (id, b"here\n".to_vec())));
     for _ in 0..40 {
-        server.send(Kind::Input, 1, &[b'x'; 256 * 1024]);
+        server.send(FrameKind::Input, 1, &[b'x'; 256 * 1024]);
     }
     let (_, _, exit) = server.rest(1);
     assert!(exit.killed, "{exit:?}");
-    server.send(Kind::Input, 2, b"well\n");
+    server.send(FrameKind::Input, 2, b"well\n");
     assert_eq!(server.rest(2).0, b"well\n");
 }
 
@@ -171,7 +173,7 @@ fn the_host_ends_one_with_all_that_it_started() {
     let server = Server::start();
     server.run(1, "sleep 1000 & echo $!; cat", 1000, true);
     let child = String::from_utf8(server.output(1, 2)).unwrap();
-    server.send(Kind::Kill, 1, b"");
+    server.send(FrameKind::Kill, 1, b"");
     let (_, _, exit) = server.rest(1);
     assert!(exit.killed);
     let alive = || {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lucid_tests::{Host, Model, Socket, Turn, call, eventually, kinds};
+use lucid_tests::{Host, Model, ModelTurn, Socket, call, eventually, kinds};
 use serde_json::json;
 
 /// The library that moves a process's clock.
@@ -24,7 +24,7 @@ async fn a_wall_clock_that_jumps_forward_and_back_ends_no_task_and_no_session() 
             json!({"command": "while [ ! -f go ]; do sleep 0.1; done; echo it went"}),
         ),
         1 => call("finish", json!({"message": "It went."})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let time = tempfile::NamedTempFile::new().unwrap();
@@ -83,7 +83,7 @@ async fn a_process_that_stood_still_takes_no_time_from_its_tasks() {
     let model = Model::start(|number, _| match number {
         0 => call("terminal", json!({"command": "sleep 2; echo it went"})),
         1 => call("finish", json!({"message": "It went."})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let host = Host::with_defaults()

@@ -1,8 +1,8 @@
 //! The disk is full.
 
 use lucid_tests::{
-    Host, HostBuilder, Model, SmallDisk, Socket, Turn, call, event, eventually, hosts_of_each_kind,
-    is_completed, within,
+    Host, HostBuilder, Model, ModelTurn, SmallDisk, Socket, call, event, eventually,
+    hosts_of_each_kind, is_completed, within,
 };
 use serde_json::{Value, json};
 
@@ -120,9 +120,9 @@ async fn a_command_fills_the_disk(host: HostBuilder) {
             "file_editor",
             json!({"command": "create", "path": "more.txt", "file_text": "more"}),
         ),
-        2 => Turn::Say("It is full.".into()),
+        2 => ModelTurn::Say("It is full.".into()),
         3 => call("terminal", json!({"command": "rm -f big; ls"})),
-        _ => Turn::Say("done".into()),
+        _ => ModelTurn::Say("done".into()),
     })
     .await;
     let host = host
@@ -219,7 +219,7 @@ async fn a_program_fills_the_disk(host: HostBuilder, fill: &str) {
     let fill = format!("sh -c '{fill}' >/dev/null 2>&1 &");
     let model = Model::start(move |number, _| match number {
         0 => call("terminal", json!({"command": fill})),
-        _ => Turn::Say("It runs.".into()),
+        _ => ModelTurn::Say("It runs.".into()),
     })
     .await;
     let host = host
@@ -286,7 +286,7 @@ async fn where_no_file_can_be_made_those_that_nobody_works_on_go_for_who_begins(
     }
     let model = Model::start(|number, _| match number {
         0 => call("terminal", json!({"command": "touch $(seq 100)"})),
-        _ => Turn::Say("There are many files.".into()),
+        _ => ModelTurn::Say("There are many files.".into()),
     })
     .await;
     let host = Host::with_defaults()

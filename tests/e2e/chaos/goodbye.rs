@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lucid_tests::{
-    Host, HostBuilder, Model, Socket, Turn, call, eventually, hosts_of_each_kind, seq,
+    Host, HostBuilder, Model, ModelTurn, Socket, call, eventually, hosts_of_each_kind, seq,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ async fn waiting_model(command: &'static str) -> Model {
         0 => call("terminal", json!({"command": command})),
         1 => call("terminal", json!({"command": "echo second >> effects.txt"})),
         2 => call("finish", json!({"message": "Both were run."})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await
 }

@@ -1,6 +1,8 @@
 //! What becomes of the work of a session that nobody looks at.
 
-use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, call, eventually, hosts_of_each_kind};
+use lucid_tests::{
+    Host, HostBuilder, Model, ModelTurn, Socket, call, eventually, hosts_of_each_kind,
+};
 use serde_json::json;
 
 async fn sessions_of(host: &Host, user: &str) -> usize {
@@ -36,7 +38,7 @@ async fn a_task_goes_on(host: HostBuilder) {
             json!({"command": "sleep 2; echo done > result.txt"}),
         ),
         1 => call("finish", json!({"message": "It is done."})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await;
     let host = host

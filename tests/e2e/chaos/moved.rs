@@ -2,17 +2,17 @@
 
 use std::process::Command;
 
-use lucid_tests::{Host, HostBuilder, Model, Socket, Turn, call, hosts_of_each_kind, kinds};
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, hosts_of_each_kind, kinds};
 use serde_json::json;
 
 /// Makes a file, is asked a second time for ever, and then is done.
 async fn model() -> Model {
     Model::start(|number, _| match number {
         0 => call("terminal", json!({"command": "echo kept > kept.txt"})),
-        1 => Turn::Hang("I think about ".into()),
+        1 => ModelTurn::Hang("I think about ".into()),
         2 => call("terminal", json!({"command": "ls -A"})),
         3 => call("finish", json!({"message": "All done."})),
-        _ => Turn::Say("Done.".into()),
+        _ => ModelTurn::Say("Done.".into()),
     })
     .await
 }

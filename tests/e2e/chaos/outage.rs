@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lucid_tests::{Host, HostBuilder, Model, Socket, Turn};
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -45,7 +45,7 @@ async fn a_session_outlives_a_provider_that_is_down_and_says_so_once_at_each_end
     // A moment longer than it takes to notice.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     let listener = TcpListener::bind(address).await.unwrap();
-    let model = Model::start_on(listener, |_, _| Turn::Say("Here I am again.".into()));
+    let model = Model::start_on(listener, |_, _| ModelTurn::Say("Here I am again.".into()));
     socket.completed().await;
     assert!(!model.completions().is_empty());
     let [begins, ends] = outages(&socket.frames)[..] else {
@@ -84,11 +84,11 @@ async fn a_session_outlives_a_provider_that_is_down_and_says_so_once_at_each_end
 #[tokio::test(flavor = "multi_thread")]
 async fn what_passes_is_tried_again_until_it_has_passed() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Later(429, "1".into()),
-        1 => Turn::Refuse(529, "Overloaded".into()),
-        2 => Turn::Refuse(500, "Internal server error".into()),
-        3 => Turn::Refuse(502, "Bad gateway".into()),
-        _ => Turn::Say("At last.".into()),
+        0 => ModelTurn::Later(429, "1".into()),
+        1 => ModelTurn::Refuse(529, "Overloaded".into()),
+        2 => ModelTurn::Refuse(500, "Internal server error".into()),
+        3 => ModelTurn::Refuse(502, "Bad gateway".into()),
+        _ => ModelTurn::Say("At last.".into()),
     })
     .await;
     let host = host(&model.url).start();
@@ -102,9 +102,9 @@ async fn what_passes_is_tried_again_until_it_has_passed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_says_nothing_for_too_long_is_asked_again_before_and_within_an_answer() {
     let model = Model::start(|number, _| match number {
-        0 => Turn::Silence,
-        1 => Turn::Hang("I think ".into()),
-        _ => Turn::Say("I thought.".into()),
+        0 => ModelTurn::Silence,
+        1 => ModelTurn::Hang("I think ".into()),
+        _ => ModelTurn::Say("I thought.".into()),
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
@@ -135,8 +135,8 @@ async fn a_server_that_says_nothing_for_too_long_is_asked_again_before_and_withi
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_patience_the_task_fails_with_the_servers_words_and_the_session_goes_on() {
     let model = Model::start(|number, request| match number {
-        _ if request.body.contains("Try once more") => Turn::Say("Now it works.".into()),
-        _ => Turn::Refuse(503, "The cluster is being moved.".into()),
+        _ if request.body.contains("Try once more") => ModelTurn::Say("Now it works.".into()),
+        _ => ModelTurn::Refuse(503, "The cluster is being moved.".into()),
     })
     .await;
     let host = host(&model.url).set("MODEL_OUTAGE_PATIENCE", "2s").start();
@@ -169,7 +169,7 @@ async fn what_will_not_pass_is_told_at_once_and_a_stop_does_not_wait_for_a_provi
         (403, "Not in your region."),
         (402, "Out of credit."),
     ] {
-        let model = Model::start(move |_, _| Turn::Refuse(status, words.into())).await;
+        let model = Model::start(move |_, _| ModelTurn::Refuse(status, words.into())).await;
         let host = host(&model.url).start();
         let mut socket = Socket::open(&host, "alice", json!({"task": "Try"})).await;
         let frames = socket.until("the end", is_over).await;

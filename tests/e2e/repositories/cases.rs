@@ -3,7 +3,7 @@
 //! What always holds: a script makes the mistakes that models make, and nothing in it knows how the
 //! agent deals with them.
 
-use lucid_tests::{Turn, call, calls};
+use lucid_tests::{ModelTurn, call, calls};
 use serde_json::json;
 
 use super::script::{Step, decline, edit, finish, odd, run, say, test, told, too_long, undo, view};
@@ -352,7 +352,7 @@ pub(crate) fn python_roman() -> Case {
     for _ in 0..4 {
         steps.push(Step::See(|seen| {
             if told(seen).contains("the result did not change") {
-                Turn::Say(String::new())
+                ModelTurn::Say(String::new())
             } else {
                 call(
                     "file_editor",

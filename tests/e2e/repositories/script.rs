@@ -6,15 +6,15 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use lucid_tests::{Seen, Turn, call};
+use lucid_tests::{ModelRequestSeen, ModelTurn, call};
 use serde_json::{Value, json};
 
 /// What the model does next.
 pub(crate) enum Step {
     /// This, whatever it is told.
-    Do(Turn),
+    Do(ModelTurn),
     /// Something that depends on what it is told.
-    See(fn(&Seen) -> Turn),
+    See(fn(&ModelRequestSeen) -> ModelTurn),
     /// Commits and pushes with this message.
     Commit(&'static str),
 }
@@ -55,37 +55,39 @@ pub(crate) fn finish(message: &str) -> Step {
 
 /// Says this and calls no tool.
 pub(crate) fn say(text: &str) -> Step {
-    Step::Do(Turn::Say(text.to_owned()))
+    Step::Do(ModelTurn::Say(text.to_owned()))
 }
 
 /// A tool call whose arguments are this text, with a reason to stop.
 pub(crate) fn odd(tool: &str, arguments: &str, reason: &'static str) -> Step {
     let calls = vec![(tool.to_owned(), arguments.to_owned())];
-    Step::Do(Turn::Odd(String::new(), calls, reason))
+    Step::Do(ModelTurn::Odd(String::new(), calls, reason))
 }
 
 /// Declines, as a filter does.
 pub(crate) fn decline() -> Step {
-    Step::Do(Turn::Odd(String::new(), Vec::new(), "content_filter"))
+    Step::Do(ModelTurn::Odd(String::new(), Vec::new(), "content_filter"))
 }
 
 /// Does not take a prompt of that length.
 pub(crate) fn too_long() -> Step {
     let message = "This model's maximum context length is 8192 tokens. However, your messages \
                    resulted in 9131 tokens. Please reduce the length of the messages.";
-    Step::Do(Turn::Refuse(400, message.to_owned()))
+    Step::Do(ModelTurn::Refuse(400, message.to_owned()))
 }
 
 /// The model. Behind its script it finishes, again and again.
-pub(crate) fn model(steps: Vec<Step>) -> impl Fn(usize, &Seen) -> Turn + Send + Sync + 'static {
+pub(crate) fn model(
+    steps: Vec<Step>,
+) -> impl Fn(usize, &ModelRequestSeen) -> ModelTurn + Send + Sync + 'static {
     let steps = Mutex::new(VecDeque::from(steps));
     move |number, seen| {
         if number == usize::MAX {
-            return Turn::Say(String::new());
+            return ModelTurn::Say(String::new());
         }
         let last = last_message(seen);
         if last.contains("Write the notes now") {
-            return Turn::Say(
+            return ModelTurn::Say(
                 "Task: make `sh test.sh` pass.\nKnown: the tests run with `sh test.sh`.".to_owned(),
             );
         }
@@ -102,13 +104,13 @@ pub(crate) fn model(steps: Vec<Step>) -> impl Fn(usize, &Seen) -> Turn + Send + 
 }
 
 /// All that a request tells the model.
-pub(crate) fn told(seen: &Seen) -> String {
+pub(crate) fn told(seen: &ModelRequestSeen) -> String {
     ["system", "user", "tool", "assistant"]
         .map(|role| seen.messages(role).join("\n"))
         .join("\n")
 }
 
-fn last_message(seen: &Seen) -> String {
+fn last_message(seen: &ModelRequestSeen) -> String {
     let body = seen.json();
     let last = body["messages"].as_array().and_then(|all| all.last());
     last.map(|message| match &message["content"] {
@@ -119,7 +121,7 @@ fn last_message(seen: &Seen) -> String {
 }
 
 /// Commits all there is on the branch that the system prompt names, and pushes it.
-pub(crate) fn commit(seen: &Seen, message: &str) -> Turn {
+pub(crate) fn commit(seen: &ModelRequestSeen, message: &str) -> ModelTurn {
     let system = seen.messages("system").concat();
     let (_, after) = system
         .split_once("git push -u origin ")

@@ -2,7 +2,7 @@
 //! frontend's own database then holds.
 
 use lucid_tests::{
-    GitApi, GitServer, Host, JWT_SECRET, Model, Socket, Supabase, anon_key, call, command,
+    GitApi, GitServer, Host, JWT_SECRET, Model, Socket, TestSupabase, anon_key, call, command,
     eventually, expired_token, repository, service_key, text_of, token, token_for,
     with_compiled_plugins,
 };
@@ -25,7 +25,7 @@ async fn played(host: &Host, user: &str, task: &str) -> (Socket, String, String)
 }
 
 /// The lines of a chat as the database has them.
-fn lines(supabase: &Supabase, chat: &str) -> Vec<String> {
+fn lines(supabase: &TestSupabase, chat: &str) -> Vec<String> {
     let rows = supabase.sql(&format!(
         "SELECT role || ' ' || event_type || ' ' || replace(content, E'\\n', ' ') FROM chat_messages
          WHERE session_id = '{chat}' ORDER BY created_at, id"
@@ -39,7 +39,7 @@ fn bearer(token: &str) -> [(&'static str, String); 1] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_session_says_is_in_supabase_for_its_user_alone() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let host = supabase
@@ -176,7 +176,7 @@ async fn what_a_session_says_is_in_supabase_for_its_user_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_wait_for_their_user_where_there_is_no_service_key() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let host = supabase
@@ -242,7 +242,7 @@ async fn rows_wait_for_their_user_where_there_is_no_service_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_doubles_nothing_and_a_deleted_chat_stays_deleted() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let host = supabase.host().set("SANDBOX_BACKEND", "none").start();
@@ -318,7 +318,7 @@ async fn a_lost_answer_doubles_nothing_and_a_deleted_chat_stays_deleted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_says_whether_the_project_can_be_used() {
-    let Some(mut supabase) = Supabase::start().await else {
+    let Some(mut supabase) = TestSupabase::start().await else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -379,7 +379,7 @@ async fn the_doctor_says_whether_the_project_can_be_used() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_opened_with_the_users_account_also_where_there_is_no_service_key() {
     const TOKEN: &str = "ghp_supabase0123456789abcdefghij";
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let (git, api) = (GitServer::start().await, GitApi::start(TOKEN).await);
@@ -430,7 +430,7 @@ async fn a_change_is_opened_with_the_users_account_also_where_there_is_no_servic
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_without_a_row_is_told_so_when_an_account_is_connected() {
     const TOKEN: &str = "ghp_supabase0123456789abcdefghij";
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let api = GitApi::start(TOKEN).await;

@@ -1,7 +1,7 @@
 //! The store goes away under sessions that run: nothing is lost, doubled or out of order.
 
 use futures::future::join_all;
-use lucid_tests::{Host, Socket, Supabase, eventually};
+use lucid_tests::{Host, Socket, TestSupabase, eventually};
 use serde_json::{Value, json};
 
 const SESSIONS: usize = 20;
@@ -54,7 +54,7 @@ impl Shown {
 }
 
 /// The record that there is.
-fn recorded(supabase: &Supabase, session: &str) -> (Vec<String>, Vec<String>) {
+fn recorded(supabase: &TestSupabase, session: &str) -> (Vec<String>, Vec<String>) {
     let rows = supabase.sql(&format!(
         "SELECT role || ' ' || event_type || ' ' || replace(content, E'\\n', ' ') FROM chat_messages m
          JOIN chat_sessions c ON c.id = m.session_id WHERE c.agent_session_id = '{session}'
@@ -69,7 +69,7 @@ async fn everybody_says(sessions: &mut [Shown], text: &str) {
     join_all(sessions.iter_mut().map(|session| session.say(text))).await;
 }
 
-async fn all_is_recorded(supabase: &Supabase, sessions: &[Shown]) {
+async fn all_is_recorded(supabase: &TestSupabase, sessions: &[Shown]) {
     for session in sessions {
         let expected = session.expected();
         assert!(expected.1.len() > 5, "{expected:?}");
@@ -97,7 +97,7 @@ async fn all_is_recorded(supabase: &Supabase, sessions: &[Shown]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_out_of_order_when_postgrest_or_postgresql_goes_and_comes() {
-    let Some(mut supabase) = Supabase::start().await else {
+    let Some(mut supabase) = TestSupabase::start().await else {
         return;
     };
     let mut host = supabase

@@ -1,7 +1,7 @@
 //! Two users, somebody who did not sign in, and the service key, over every table and every verb, by
 //! PostgREST directly: no host is there to be careful.
 
-use lucid_tests::{Supabase, claims_token, expired_token, foreign_token, token};
+use lucid_tests::{TestSupabase, claims_token, expired_token, foreign_token, token};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ struct Owner {
     integration: String,
 }
 
-async fn owner(supabase: &Supabase, name: &str) -> Owner {
+async fn owner(supabase: &TestSupabase, name: &str) -> Owner {
     let id = supabase.sign_up(name);
     let token = token(&id);
     let made = async |table: &str, row: Value| {
@@ -82,7 +82,7 @@ impl Owner {
 }
 
 /// Everything in the tables, as the administrator sees it.
-fn all(supabase: &Supabase) -> String {
+fn all(supabase: &TestSupabase) -> String {
     let tables = ["users", "chat_sessions", "chat_messages", "integrations"];
     let rows = tables.map(|table| {
         supabase.sql(&format!(
@@ -94,7 +94,7 @@ fn all(supabase: &Supabase) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_verb_on_every_table_is_for_the_owner_alone() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     eprintln!("PostgreSQL {}", supabase.version());
@@ -205,7 +205,7 @@ async fn every_verb_on_every_table_is_for_the_owner_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_and_the_service_key_may_what_they_should() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let ann = owner(&supabase, "ann").await;
@@ -276,7 +276,7 @@ async fn an_owner_and_the_service_key_may_what_they_should() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_migrations_run_again_without_harm() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     owner(&supabase, "ann").await;
@@ -315,7 +315,7 @@ async fn the_migrations_run_again_without_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_signs_up_has_a_row_with_what_their_provider_says() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let shown = |id: &str| {

@@ -3,7 +3,7 @@
 //! before that it says what is missing.
 
 use lucid_tests::{
-    Host, JWT_SECRET, Socket, Supabase, anon_key, command, eventually, text_of, token,
+    Host, JWT_SECRET, Socket, TestSupabase, anon_key, command, eventually, text_of, token,
     with_compiled_plugins,
 };
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ const OLD_USER: &str = "10000000-0000-4000-8000-000000000001";
 const OLD_CHAT: &str = "20000000-0000-4000-8000-000000000001";
 
 /// Everything that can be told of the schema, for a comparison.
-fn schema(supabase: &Supabase) -> String {
+fn schema(supabase: &TestSupabase) -> String {
     supabase.sql(
         "SELECT string_agg(t, E'\\n' ORDER BY t) FROM (
             SELECT table_name || '.' || column_name || ' ' || data_type || is_nullable
@@ -34,7 +34,7 @@ fn schema(supabase: &Supabase) -> String {
 }
 
 /// The old user's rows, as they were.
-fn old_rows(supabase: &Supabase) -> String {
+fn old_rows(supabase: &TestSupabase) -> String {
     supabase.sql(&format!(
         "SELECT u.email, u.name, c.title, c.is_active, c.created_at AT TIME ZONE 'UTC',
                 m.content, m.metadata_json, i.access_token_encrypted
@@ -44,7 +44,7 @@ fn old_rows(supabase: &Supabase) -> String {
 }
 
 /// Waits until PostgREST has heard of the migrations.
-async fn heard(supabase: &Supabase) {
+async fn heard(supabase: &TestSupabase) {
     eventually("PostgREST to read the schema again", async || {
         let path = "users?select=name&limit=0";
         let asked = supabase.ask_as_service("GET", path, None).await;
@@ -56,7 +56,7 @@ async fn heard(supabase: &Supabase) {
 }
 
 /// What a user has of a host over the project, with a chat of before and one of their own.
-async fn is_worked_with(supabase: &Supabase) {
+async fn is_worked_with(supabase: &TestSupabase) {
     let host = supabase.host().set("SANDBOX_BACKEND", "none").start();
 
     // Their old chat is there, with what was said, and is theirs alone.
@@ -120,7 +120,7 @@ async fn is_worked_with(supabase: &Supabase) {
 }
 
 /// A session plays, and its record is in the project.
-async fn works_for(host: &Host, supabase: &Supabase, user: &str) {
+async fn works_for(host: &Host, supabase: &TestSupabase, user: &str) {
     let task = "A task of now, which is longer than any column of a hundred characters would hold: it \
         goes on and on, and is cut by nothing but the title's own length";
     let mut socket = Socket::open(host, user, json!({"task": task})).await;
@@ -143,7 +143,7 @@ async fn works_for(host: &Host, supabase: &Supabase, user: &str) {
     assert!(types.contains(&&json!("FileWriteObservation")), "{types:?}");
 }
 
-async fn doctor(supabase: &Supabase) -> String {
+async fn doctor(supabase: &TestSupabase) -> String {
     let folder = tempfile::tempdir().unwrap();
     with_compiled_plugins(&folder.path().join("storage"));
     let mut doctor = command(folder.path(), &["doctor"]);
@@ -158,7 +158,7 @@ async fn doctor(supabase: &Supabase) -> String {
 }
 
 /// A project whose migrations did not run says so to the operator and to a user, with what is missing.
-async fn says_what_it_lacks(supabase: &Supabase, doctor_names: &str, client_reads: &str) {
+async fn says_what_it_lacks(supabase: &TestSupabase, doctor_names: &str, client_reads: &str) {
     let said = doctor(supabase).await;
     let expected = format!("lacks {doctor_names}");
     assert!(
@@ -172,7 +172,7 @@ async fn says_what_it_lacks(supabase: &Supabase, doctor_names: &str, client_read
 }
 
 /// Both runs of the migrations leave the same, and the rows.
-fn migrates_twice(supabase: &Supabase, rows: &str) {
+fn migrates_twice(supabase: &TestSupabase, rows: &str) {
     supabase.migrate();
     assert_eq!(old_rows(supabase), rows);
     let first = schema(supabase);
@@ -186,7 +186,7 @@ fn migrates_twice(supabase: &Supabase, rows: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_project_says_that_nothing_was_run_there() {
-    let Some(supabase) = Supabase::start_with("SELECT 1").await else {
+    let Some(supabase) = TestSupabase::start_with("SELECT 1").await else {
         return;
     };
     says_what_it_lacks(&supabase, "the table users", "the table chat_sessions").await;
@@ -194,7 +194,7 @@ async fn an_empty_project_says_that_nothing_was_run_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_migrations_run_on_the_predecessors_project_and_keep_its_rows() {
-    let Some(supabase) = Supabase::start_with(UUIDS).await else {
+    let Some(supabase) = TestSupabase::start_with(UUIDS).await else {
         return;
     };
     let column = "the column chat_sessions.agent_session_id";
@@ -212,7 +212,7 @@ async fn the_migrations_run_on_the_predecessors_project_and_keep_its_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_migrations_run_on_a_project_with_texts_for_ids_and_times_without_a_zone() {
-    let Some(supabase) = Supabase::start_with(TEXTS).await else {
+    let Some(supabase) = TestSupabase::start_with(TEXTS).await else {
         return;
     };
     let rows =
@@ -224,7 +224,7 @@ async fn the_migrations_run_on_a_project_with_texts_for_ids_and_times_without_a_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_migrations_run_on_a_project_that_ran_an_earlier_version_of_them() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     supabase.sql(EARLIER);
@@ -250,7 +250,7 @@ async fn functions_of_another_application_stay_whatever_they_are_called() {
         CREATE TRIGGER on_auth_user_created AFTER INSERT ON auth.users
             FOR EACH ROW EXECUTE FUNCTION handle_new_user();
         CREATE FUNCTION set_updated_at() RETURNS text LANGUAGE sql AS 'SELECT now()::text'";
-    let Some(supabase) = Supabase::start_with(other).await else {
+    let Some(supabase) = TestSupabase::start_with(other).await else {
         return;
     };
     supabase.migrate();
@@ -280,7 +280,7 @@ async fn functions_of_another_application_stay_whatever_they_are_called() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_that_gives_users_no_rights_says_so() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let host = supabase.host().set("SANDBOX_BACKEND", "none").start();

@@ -3,10 +3,10 @@
 
 use chrono::{DateTime, Duration, Utc};
 use lucid_store::{
-    Chat, ChatMessage, ChatStore, Integrations, LocalRecords, NewIntegration, Principal, Progress,
-    Store, Supabase as Project, SupabaseRecords, SupabaseSettings,
+    Chat, ChatMessage, ChatProgress, ChatStore, Integrations, NewIntegration, Principal,
+    SqliteChatStore, Store, Supabase as Project, SupabaseChatStore, SupabaseSettings,
 };
-use lucid_tests::{Supabase, anon_key, service_key, token};
+use lucid_tests::{TestSupabase, anon_key, service_key, token};
 use lucid_types::identity::Identity;
 use lucid_types::log::Totals;
 use lucid_types::secret::Secret;
@@ -133,7 +133,7 @@ async fn suite(records: &dyn ChatStore, ann: &Principal, bob: &Principal) {
             .unwrap()
     );
     assert!(!records.append(bob, &chat.id, Vec::new()).await.unwrap());
-    let over = Progress {
+    let over = ChatProgress {
         is_active: false,
         totals: used(1),
     };
@@ -298,13 +298,13 @@ async fn accounts(kept: &dyn Integrations, ann: &Principal, bob: &Principal) {
 }
 
 /// A client for the project, with the service key.
-fn records(supabase: &Supabase) -> SupabaseRecords {
+fn records(supabase: &TestSupabase) -> SupabaseChatStore {
     let settings = SupabaseSettings {
         url: supabase.url().parse().unwrap(),
         anon_key: Secret::new(anon_key()),
         service_key: Some(Secret::new(service_key())),
     };
-    SupabaseRecords::new(Project::new(&settings).unwrap())
+    SupabaseChatStore::new(Project::new(&settings).unwrap())
 }
 
 fn by_token(user: &str) -> Principal {
@@ -324,7 +324,7 @@ async fn the_local_database_keeps_chats() {
         &Principal::service("bob"),
     )
     .await;
-    let records = LocalRecords::new(store);
+    let records = SqliteChatStore::new(store);
     suite(
         &records,
         &Principal::service("ann"),
@@ -337,7 +337,7 @@ async fn the_local_database_keeps_chats() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn supabase_keeps_chats_by_users_tokens_and_by_the_service_key() {
-    let Some(supabase) = Supabase::start().await else {
+    let Some(supabase) = TestSupabase::start().await else {
         return;
     };
     let records = records(&supabase);
@@ -389,7 +389,7 @@ async fn supabase_keeps_chats_by_users_tokens_and_by_the_service_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_supabase_cannot_hold_or_do_is_a_sentence() {
-    let Some(mut supabase) = Supabase::start().await else {
+    let Some(mut supabase) = TestSupabase::start().await else {
         return;
     };
     let client = records(&supabase);

@@ -2,19 +2,19 @@
 
 use uuid::Uuid;
 
-use super::{Engine, Sweep};
+use super::{Sweep, TestEngine};
 use crate::host::{Host, HostBuilder};
 
 /// A host whose containers have names that nobody else's have.
-pub struct Site {
+pub struct ContainerNames {
     prefix: String,
     settings: HostBuilder,
     _sweep: Sweep,
 }
 
-impl Site {
+impl ContainerNames {
     /// With no container waiting, and no network.
-    pub async fn new(engine: Engine) -> Self {
+    pub async fn new(engine: TestEngine) -> Self {
         let prefix = format!("lucid-e2e-{}-", Uuid::new_v4().simple());
         let mut settings = Host::with_defaults()
             .set("SANDBOX_BACKEND", "docker")

@@ -18,7 +18,7 @@ use super::{anon_key, service_key};
 
 /// A request that came through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Passed {
+pub struct GatewayRequest {
     /// Such as `POST`.
     pub method: String,
     /// Without the prefix, with the query.
@@ -35,7 +35,7 @@ pub struct Passed {
     pub status: u16,
 }
 
-pub(super) struct Gateway {
+pub(super) struct SupabaseGateway {
     port: u16,
     shared: Arc<Shared>,
     serving: JoinHandle<()>,
@@ -43,12 +43,12 @@ pub(super) struct Gateway {
 
 struct Shared {
     upstream: Mutex<Option<u16>>,
-    passed: Mutex<Vec<Passed>>,
+    passed: Mutex<Vec<GatewayRequest>>,
     to_lose: AtomicUsize,
     client: reqwest::Client,
 }
 
-impl Gateway {
+impl SupabaseGateway {
     pub(super) async fn start() -> Self {
         let shared = Arc::new(Shared {
             upstream: Mutex::new(None),
@@ -81,12 +81,12 @@ impl Gateway {
         self.shared.to_lose.store(writes, Ordering::SeqCst);
     }
 
-    pub(super) fn passed(&self) -> Vec<Passed> {
+    pub(super) fn passed(&self) -> Vec<GatewayRequest> {
         self.shared.passed.lock().unwrap().clone()
     }
 }
 
-impl Drop for Gateway {
+impl Drop for SupabaseGateway {
     fn drop(&mut self) {
         self.serving.abort();
     }
@@ -148,7 +148,7 @@ async fn pass(
     };
     let answer = answer.await;
     let claims = claims(&text("authorization"));
-    shared.passed.lock().unwrap().push(Passed {
+    shared.passed.lock().unwrap().push(GatewayRequest {
         method: method.to_string(),
         path: path.to_owned(),
         key,

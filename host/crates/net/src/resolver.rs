@@ -19,13 +19,13 @@ use super::address::address_allowed;
 /// A name resolves to no allowed address.
 #[derive(Debug, thiserror::Error)]
 #[error("its address is one that is not asked")]
-struct Refused;
+struct NoAllowedAddress;
 
 /// Whether a request was not sent because its host resolves to blocked addresses.
 pub fn was_refused(cause: &reqwest::Error) -> bool {
     let mut deeper = cause.source();
     while let Some(found) = deeper {
-        if found.is::<Refused>() {
+        if found.is::<NoAllowedAddress>() {
             return true;
         }
         deeper = found.source();
@@ -133,7 +133,7 @@ impl reqwest::dns::Resolve for PolicyResolver {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let allowed = policy.allowed(name.as_str(), found);
             if allowed.is_empty() {
-                return Err(Refused.into());
+                return Err(NoAllowedAddress.into());
             }
             // The client connects to these very addresses, so a name cannot resolve differently in between.
             Ok(Box::new(allowed.into_iter()) as reqwest::dns::Addrs)

@@ -12,7 +12,7 @@ use super::SandboxError;
 /// A sandbox backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum BackendKind {
     /// Containers of a Docker engine.
     Docker,
     /// Namespaces created by `bwrap`.
@@ -26,7 +26,7 @@ pub enum Kind {
     None,
 }
 
-impl Kind {
+impl BackendKind {
     /// Whether commands in one sandbox see none of another sandbox's processes. Landlock sandboxes
     /// share one user id and one `/proc`, which shows the command lines of all of them.
     pub(super) fn keeps_users_apart(self) -> bool {
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for BackendKind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Docker => "docker",
@@ -51,7 +51,7 @@ impl fmt::Display for Kind {
 
 /// The operator's choice of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Choice {
+pub enum BackendChoice {
     /// The best backend that works here, for a single user; if none does, sessions are refused.
     #[default]
     Auto,
@@ -74,31 +74,40 @@ pub enum Choice {
 
 /// Whether a backend works on this machine.
 #[derive(Debug, Clone)]
-pub struct Finding {
+pub struct BackendStatus {
     /// The backend that was tried.
-    pub kind: Kind,
+    pub kind: BackendKind,
     /// The reason why it does not work; `None` if it does.
     pub problem: Option<String>,
     /// Its shortcomings here although it works.
     pub remark: Option<String>,
 }
 
-impl Choice {
+impl BackendChoice {
     /// The backends it allows, best first.
-    pub(super) fn kinds(self) -> &'static [Kind] {
+    pub(super) fn kinds(self) -> &'static [BackendKind] {
         match self {
-            Self::Auto | Self::AutoForMany => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock],
-            Self::AutoOrLocal => &[Kind::Docker, Kind::Bubblewrap, Kind::Landlock, Kind::Local],
-            Self::Docker => &[Kind::Docker],
-            Self::Bubblewrap => &[Kind::Bubblewrap],
-            Self::Landlock => &[Kind::Landlock],
-            Self::Local => &[Kind::Local],
+            Self::Auto | Self::AutoForMany => &[
+                BackendKind::Docker,
+                BackendKind::Bubblewrap,
+                BackendKind::Landlock,
+            ],
+            Self::AutoOrLocal => &[
+                BackendKind::Docker,
+                BackendKind::Bubblewrap,
+                BackendKind::Landlock,
+                BackendKind::Local,
+            ],
+            Self::Docker => &[BackendKind::Docker],
+            Self::Bubblewrap => &[BackendKind::Bubblewrap],
+            Self::Landlock => &[BackendKind::Landlock],
+            Self::Local => &[BackendKind::Local],
             Self::None => &[],
         }
     }
 
     /// The rank of a backend among those it allows; the best has the lowest.
-    pub(super) fn rank(self, kind: Kind) -> usize {
+    pub(super) fn rank(self, kind: BackendKind) -> usize {
         let kinds = self.kinds();
         let place = kinds.iter().position(|it| *it == kind);
         place.unwrap_or(kinds.len())
@@ -106,7 +115,7 @@ impl Choice {
 
     /// Whether this backend may replace one that stopped working while the server runs unattended:
     /// one that isolates users, or any if there is a single user.
-    pub(super) fn may_become(self, kind: Kind) -> bool {
+    pub(super) fn may_become(self, kind: BackendKind) -> bool {
         kind.keeps_users_apart() || self == Self::Auto
     }
 }
@@ -114,9 +123,9 @@ impl Choice {
 /// Picks the backend to use from the findings, which are in order of preference, and says why
 /// sessions are refused if none will do.
 pub(super) fn pick(
-    choice: Choice,
-    findings: &[Finding],
-) -> Result<(Kind, Option<String>), SandboxError> {
+    choice: BackendChoice,
+    findings: &[BackendStatus],
+) -> Result<(BackendKind, Option<String>), SandboxError> {
     let mut working = findings.iter().filter(|finding| finding.problem.is_none());
     let reasons = || {
         let reasons: Vec<String> = findings
@@ -125,9 +134,9 @@ pub(super) fn pick(
             .collect();
         reasons.join(" ")
     };
-    let refused = |sentence| Ok((Kind::None, Some(sentence)));
+    let refused = |sentence| Ok((BackendKind::None, Some(sentence)));
     match (choice, working.next()) {
-        (Choice::AutoForMany, Some(first)) if !first.kind.keeps_users_apart() => {
+        (BackendChoice::AutoForMany, Some(first)) if !first.kind.keeps_users_apart() => {
             let kind = first.kind;
             refused(format!(
                 "{} {kind} works, but its sandboxes see the command lines of each other's processes, so it is not used by itself where several users are served: install bubblewrap (`apt-get install bubblewrap`), or set SANDBOX_BACKEND={kind} to accept that.",
@@ -135,12 +144,18 @@ pub(super) fn pick(
             ))
         }
         (_, Some(first)) => Ok((first.kind, None)),
-        (Choice::None, None) => {
+        (BackendChoice::None, None) => {
             refused("SANDBOX_BACKEND is none: this deployment runs no commands.".to_owned())
         }
-        (Choice::Auto | Choice::AutoForMany | Choice::AutoOrLocal, None) => refused(reasons()),
-        (Choice::Docker | Choice::Bubblewrap | Choice::Landlock | Choice::Local, None) => {
-            Err(SandboxError::Unavailable(reasons()))
+        (BackendChoice::Auto | BackendChoice::AutoForMany | BackendChoice::AutoOrLocal, None) => {
+            refused(reasons())
         }
+        (
+            BackendChoice::Docker
+            | BackendChoice::Bubblewrap
+            | BackendChoice::Landlock
+            | BackendChoice::Local,
+            None,
+        ) => Err(SandboxError::Unavailable(reasons())),
     }
 }

@@ -13,9 +13,9 @@ use lucid_exec::protocol::Serve;
 use tokio::process::Command;
 
 use super::command_env::environment;
-use super::runtime_dir::{Runtime, SessionDir};
+use super::runtime_dir::{RuntimeDir, SessionDir};
 use super::workspace::box_user;
-use super::{Network, SandboxError, Settings, Spec, system_mounts};
+use super::{Network, SandboxError, SandboxSettings, SandboxSpec, system_mounts};
 
 /// Why there is no bubblewrap to use.
 #[derive(Debug, thiserror::Error)]
@@ -32,12 +32,12 @@ pub(super) enum BubblewrapError {
 }
 
 /// The installed bwrap, and its capabilities.
-pub(super) struct Program {
+pub(super) struct InstalledBwrap {
     path: PathBuf,
     disable_user_namespaces: bool,
 }
 
-impl Program {
+impl InstalledBwrap {
     pub(super) async fn find() -> Result<Self, BubblewrapError> {
         let path = [
             "/usr/bin/bwrap",
@@ -66,10 +66,10 @@ impl Program {
 
     pub(super) fn command(
         &self,
-        settings: &Settings,
+        settings: &SandboxSettings,
         dir: &SessionDir,
-        runtime: &Runtime,
-        spec: Spec<'_>,
+        runtime: &RuntimeDir,
+        spec: SandboxSpec<'_>,
         serve: &Serve,
     ) -> Result<Command, SandboxError> {
         let serve =
@@ -159,7 +159,7 @@ impl Arguments {
         ]);
     }
 
-    /// `/usr` and its siblings: links as links, folders as folders.
+    /// `/usr` and its siblings: links, folders.
     fn system_folders(&mut self) {
         self.add(["--ro-bind", system_mounts::USR, system_mounts::USR]);
         for path in system_mounts::BESIDE_USR {

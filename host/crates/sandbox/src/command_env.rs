@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Spec;
+use super::SandboxSpec;
 
 /// The environment of every command.
 pub(super) fn environment(
@@ -14,7 +14,7 @@ pub(super) fn environment(
     home: &str,
     temporary: &str,
     socket: &str,
-    spec: Spec<'_>,
+    spec: SandboxSpec<'_>,
 ) -> BTreeMap<String, String> {
     let shell = if Path::new("/bin/bash").exists() {
         "/bin/bash"

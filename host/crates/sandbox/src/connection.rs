@@ -17,7 +17,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use lucid_exec::protocol::{Exit, Frame, HEADER, Header, Hello, Kind, MAX_COMMAND, Start, VERSION};
+use lucid_exec::protocol::{
+    Exit, Frame, FrameKind, HEADER, Header, Hello, MAX_COMMAND, Start, VERSION,
+};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -40,7 +42,7 @@ const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// An event for a command's waiter.
-pub(super) enum Event {
+pub(super) enum CommandEvent {
     Output(Vec<u8>),
     Tail(Vec<u8>),
     Exit(Exit),
@@ -50,10 +52,10 @@ pub(super) enum Event {
 
 /// Asked why a sandbox ended, once its connection is lost. Resolves to a sentence, if a reason is
 /// known.
-pub(super) type Inquiry = BoxFuture<'static, Option<String>>;
+pub(super) type EndReasonLookup = BoxFuture<'static, Option<String>>;
 
 struct Waiter {
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<CommandEvent>,
     /// How many bytes the server may still send: only what was asked for, which bounds the channel
     /// too.
     head_left: usize,
@@ -107,7 +109,7 @@ pub(super) async fn greet(
 ) -> Result<(), GreetError> {
     match tokio::time::timeout(patience, read_frame(reader)).await {
         Ok(Ok(Frame {
-            kind: Kind::Hello,
+            kind: FrameKind::Hello,
             payload,
             ..
         })) => match serde_json::from_slice::<Hello>(&payload) {
@@ -184,7 +186,7 @@ impl Connection {
     pub(super) fn over(
         reader: impl AsyncRead + Unpin + Send + 'static,
         writer: impl AsyncWrite + Unpin + Send + 'static,
-        inquiry: Option<Inquiry>,
+        inquiry: Option<EndReasonLookup>,
     ) -> Self {
         let (frames, queue) = mpsc::unbounded_channel();
         let state = Arc::new(Mutex::new(State {
@@ -197,7 +199,7 @@ impl Connection {
         let reading = tokio::spawn(async move {
             let lost = read_frames(reader, &shared).await;
             let known = match (&lost, inquiry) {
-                (Lost::Ended, Some(inquiry)) => inquiry.await,
+                (ReadEnd::Ended, Some(inquiry)) => inquiry.await,
                 _ => None,
             };
             end(&shared, &known.unwrap_or_else(|| lost.sentence()));
@@ -247,7 +249,7 @@ impl Connection {
     }
 
     /// Sends a command.
-    pub(super) fn start(&self, start: &Start) -> Result<Running, SandboxError> {
+    pub(super) fn start(&self, start: &Start) -> Result<RunningCommand, SandboxError> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut state = self.state.lock();
         if state.gone.borrow().is_some() {
@@ -273,7 +275,7 @@ impl Connection {
         drop(state);
         // In one piece: no other command may come between its frames.
         let _ = self.frames.send(frames);
-        Ok(Running {
+        Ok(RunningCommand {
             state: Arc::clone(&self.state),
             frames: self.frames.clone(),
             id,
@@ -300,26 +302,26 @@ fn end(state: &Mutex<State>, sentence: &str) {
 }
 
 /// A command that was sent. It is killed if this is dropped before its end.
-pub(super) struct Running {
+pub(super) struct RunningCommand {
     state: Arc<Mutex<State>>,
     frames: mpsc::UnboundedSender<Vec<u8>>,
     id: u32,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<CommandEvent>,
     over: bool,
 }
 
-impl Running {
+impl RunningCommand {
     /// The next event; `None` when the sandbox is gone.
-    pub(super) async fn next(&mut self) -> Option<Event> {
+    pub(super) async fn next(&mut self) -> Option<CommandEvent> {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
     /// The same as a poll function.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<CommandEvent>> {
         let event = std::task::ready!(self.events.poll_recv(context));
         self.over = matches!(
             event,
-            None | Some(Event::Exit(_) | Event::Failed(_) | Event::Full(_))
+            None | Some(CommandEvent::Exit(_) | CommandEvent::Failed(_) | CommandEvent::Full(_))
         );
         Poll::Ready(event)
     }
@@ -330,44 +332,44 @@ impl Running {
         if let Some(waiter) = self.state.lock().waiting.get_mut(&self.id) {
             waiter.head_left += bytes as usize;
         }
-        let frame = Frame::new(Kind::More, self.id, bytes.to_be_bytes());
+        let frame = Frame::new(FrameKind::More, self.id, bytes.to_be_bytes());
         let _ = self.frames.send(frame.encode());
     }
 
     /// The standard input of a command that stays open.
-    pub(super) fn input(&self) -> Input {
-        Input {
+    pub(super) fn input(&self) -> CommandInput {
+        CommandInput {
             frames: self.frames.clone(),
             id: self.id,
         }
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
         if !self.over {
             let _ = self
                 .frames
-                .send(Frame::new(Kind::Kill, self.id, Vec::new()).encode());
+                .send(Frame::new(FrameKind::Kill, self.id, Vec::new()).encode());
         }
     }
 }
 
 /// The standard input of a command that stays open.
-pub(super) struct Input {
+pub(super) struct CommandInput {
     frames: mpsc::UnboundedSender<Vec<u8>>,
     id: u32,
 }
 
-impl Input {
+impl CommandInput {
     /// Sends bytes. Fails if the sandbox is gone.
     pub(super) fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
-        Frame::split(Kind::Input, self.id, bytes).try_for_each(|frame| self.send(&frame))
+        Frame::split(FrameKind::Input, self.id, bytes).try_for_each(|frame| self.send(&frame))
     }
 
     /// Closes the standard input.
     pub(super) fn end(&self) -> std::io::Result<()> {
-        self.send(&Frame::new(Kind::Input, self.id, Vec::new()))
+        self.send(&Frame::new(FrameKind::Input, self.id, Vec::new()))
     }
 
     fn send(&self, frame: &Frame) -> std::io::Result<()> {
@@ -388,14 +390,14 @@ pub async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Resul
 }
 
 /// The reason why reading stopped.
-enum Lost {
+enum ReadEnd {
     /// The other side is gone.
     Ended,
     /// The other side violated the protocol. A sentence.
     Broke(String),
 }
 
-impl Lost {
+impl ReadEnd {
     fn sentence(self) -> String {
         match self {
             Self::Ended => "It ended on its own: it was killed, or ran out of memory.".to_owned(),
@@ -405,15 +407,15 @@ impl Lost {
 }
 
 /// Dispatches frames to the commands that wait for them, until the connection ends.
-async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -> Lost {
-    let broke = |sentence: &str| Lost::Broke(sentence.to_owned());
+async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -> ReadEnd {
+    let broke = |sentence: &str| ReadEnd::Broke(sentence.to_owned());
     loop {
         let frame = match read_frame(&mut reader).await {
             Ok(frame) => frame,
             Err(error) if error.kind() == ErrorKind::InvalidData => {
-                return Lost::Broke(format!("{error}."));
+                return ReadEnd::Broke(format!("{error}."));
             }
-            Err(_) => return Lost::Ended,
+            Err(_) => return ReadEnd::Ended,
         };
         let Frame { kind, id, payload } = frame;
         let mut state = state.lock();
@@ -422,34 +424,34 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
         };
         let (event, last) = match kind {
             // Empty frames use up none of the agreed bytes, so there could be any number of them.
-            Kind::Output | Kind::Tail if payload.is_empty() => {
+            FrameKind::Output | FrameKind::Tail if payload.is_empty() => {
                 return broke("Its exec server sent output without a byte in it.");
             }
-            Kind::Output if payload.len() <= waiter.head_left => {
+            FrameKind::Output if payload.len() <= waiter.head_left => {
                 waiter.head_left -= payload.len();
-                (Event::Output(payload), false)
+                (CommandEvent::Output(payload), false)
             }
-            Kind::Tail if payload.len() <= waiter.tail_left => {
+            FrameKind::Tail if payload.len() <= waiter.tail_left => {
                 waiter.tail_left -= payload.len();
-                (Event::Tail(payload), false)
+                (CommandEvent::Tail(payload), false)
             }
-            Kind::Exit => match serde_json::from_slice(&payload) {
-                Ok(exit) => (Event::Exit(exit), true),
+            FrameKind::Exit => match serde_json::from_slice(&payload) {
+                Ok(exit) => (CommandEvent::Exit(exit), true),
                 Err(error) => {
                     // The error repeats the input that it failed on.
                     let error = clean(&error.to_string(), SENTENCE);
-                    return Lost::Broke(format!(
+                    return ReadEnd::Broke(format!(
                         "Its exec server reported an end that cannot be read: {error}."
                     ));
                 }
             },
-            Kind::Failed => (Event::Failed(sentence(&payload)), true),
-            Kind::Full => (Event::Full(sentence(&payload)), true),
-            Kind::Output | Kind::Tail => {
+            FrameKind::Failed => (CommandEvent::Failed(sentence(&payload)), true),
+            FrameKind::Full => (CommandEvent::Full(sentence(&payload)), true),
+            FrameKind::Output | FrameKind::Tail => {
                 return broke("Its exec server sent more output than it was asked for.");
             }
             other => {
-                return Lost::Broke(format!(
+                return ReadEnd::Broke(format!(
                     "Its exec server sent a {other:?} frame out of turn."
                 ));
             }

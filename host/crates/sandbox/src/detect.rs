@@ -16,10 +16,10 @@ use parking_lot::Mutex;
 
 use super::backend::pick;
 use super::landlock::Isolation;
-use super::runtime_dir::{Runtime, give_to_box_user};
+use super::runtime_dir::{RuntimeDir, give_to_box_user};
 use super::{
-    Choice, ExecRequest, Finding, Kind, Sandbox, SandboxError, Sandboxes, Settings, Shared, Spec,
-    bubblewrap, docker,
+    BackendChoice, BackendKind, BackendStatus, ExecRequest, Sandbox, SandboxError, SandboxSettings,
+    SandboxSpec, Sandboxes, SandboxesShared, bubblewrap, docker,
 };
 use lucid_types::sentence::full_stop;
 
@@ -49,30 +49,30 @@ enum ProbeError {
 
 /// The backends known to work on this machine.
 #[derive(Clone, Default)]
-pub(super) struct Found {
+pub(super) struct DetectedBackends {
     /// The backend of new sandboxes.
-    pub(super) kind: Kind,
+    pub(super) kind: BackendKind,
     /// Another working backend, for when the Docker engine dies.
-    pub(super) fallback: Option<Kind>,
+    pub(super) fallback: Option<BackendKind>,
     /// The reason why sessions are refused, if they are.
     pub(super) refusal: Option<String>,
     /// The best backend used so far.
-    best: Option<Kind>,
+    best: Option<BackendKind>,
     /// The backend chosen first, so that no weaker one is taken unasked.
-    accepted: Option<Kind>,
+    accepted: Option<BackendKind>,
     /// The reason why the best backend used so far is not used any more.
     pub(super) lost: Option<String>,
-    pub(super) findings: Vec<Finding>,
-    pub(super) bubblewrap: Option<Arc<bubblewrap::Program>>,
+    pub(super) findings: Vec<BackendStatus>,
+    pub(super) bubblewrap: Option<Arc<bubblewrap::InstalledBwrap>>,
     /// The isolation of Landlock sandboxes.
     pub(super) landlock: Option<Isolation>,
-    pub(super) docker: Option<Arc<docker::Backend>>,
+    pub(super) docker: Option<Arc<docker::DockerBackend>>,
 }
 
-impl Found {
+impl DetectedBackends {
     /// Why new sandboxes do not have the backend that an automatic choice prefers, or lack
     /// something.
-    pub(super) fn shortfall(&self, choice: Choice) -> Option<String> {
+    pub(super) fn shortfall(&self, choice: BackendChoice) -> Option<String> {
         let mut said = Vec::new();
         let used = self.findings.iter().find(|it| it.kind == self.kind)?;
         if choice.kinds().len() > 1 {
@@ -106,12 +106,12 @@ impl Found {
         problems.join(" ")
     }
 
-    fn note(&mut self, kind: Kind, tried: Result<Option<String>, ProbeError>) {
+    fn note(&mut self, kind: BackendKind, tried: Result<Option<String>, ProbeError>) {
         let (remark, problem) = match tried {
             Ok(remark) => (remark, None),
             Err(error) => (None, Some(full_stop(error))),
         };
-        let finding = Finding {
+        let finding = BackendStatus {
             kind,
             problem,
             remark,
@@ -122,16 +122,16 @@ impl Found {
         }
     }
 
-    fn works(&self, kind: Kind) -> bool {
+    fn works(&self, kind: BackendKind) -> bool {
         let mut findings = self.findings.iter();
         findings.any(|it| it.kind == kind && it.problem.is_none())
     }
 
     /// Chooses among the working backends.
-    fn choose(&mut self, choice: Choice) -> Result<(), SandboxError> {
+    fn choose(&mut self, choice: BackendChoice) -> Result<(), SandboxError> {
         (self.kind, self.refusal) = pick(choice, &self.findings)?;
         let kind = self.kind;
-        if kind != Kind::None {
+        if kind != BackendKind::None {
             let accepted = *self.accepted.get_or_insert(kind);
             let weaker = choice.rank(kind) > choice.rank(accepted);
             if weaker && !choice.may_become(kind) {
@@ -139,7 +139,7 @@ impl Found {
                     "{} {kind} works, but is weaker, and is not taken while the server runs: repair what worked before, or start the server again.",
                     self.problems()
                 ));
-                self.kind = Kind::None;
+                self.kind = BackendKind::None;
             } else if self
                 .best
                 .is_none_or(|best| choice.rank(kind) < choice.rank(best))
@@ -150,8 +150,9 @@ impl Found {
         let lost = self.findings.iter().find(|it| Some(it.kind) == self.best);
         self.lost = lost.and_then(|it| it.problem.clone());
         self.fallback = self.findings.iter().find_map(|it| {
-            let other = it.kind != Kind::Docker && it.problem.is_none();
-            (self.kind == Kind::Docker && other && choice.may_become(it.kind)).then_some(it.kind)
+            let other = it.kind != BackendKind::Docker && it.problem.is_none();
+            (self.kind == BackendKind::Docker && other && choice.may_become(it.kind))
+                .then_some(it.kind)
         });
         Ok(())
     }
@@ -166,13 +167,13 @@ impl Sandboxes {
     /// # Errors
     /// If an explicit choice does not work.
     pub async fn detect(
-        choice: Choice,
-        settings: Settings,
+        choice: BackendChoice,
+        settings: SandboxSettings,
         exec: &'static [u8],
     ) -> Result<Self, SandboxError> {
-        let runtime = Runtime::install(&settings.run_dir, exec)?;
-        let sandboxes = Self(Arc::new(Shared::new(choice, settings, runtime)));
-        let mut found = Found::default();
+        let runtime = RuntimeDir::install(&settings.run_dir, exec)?;
+        let sandboxes = Self(Arc::new(SandboxesShared::new(choice, settings, runtime)));
+        let mut found = DetectedBackends::default();
         for kind in sandboxes.0.kinds() {
             let tried = Box::pin(sandboxes.attempt(&mut found, kind)).await;
             found.note(kind, tried);
@@ -204,9 +205,9 @@ impl Sandboxes {
     async fn look_again(&self, failures: &mut u32) {
         let _one = self.0.looking.lock().await;
         let before = self.0.found();
-        let mut found = Found::clone(&before);
+        let mut found = DetectedBackends::clone(&before);
         for kind in self.0.kinds() {
-            if kind == Kind::Docker
+            if kind == BackendKind::Docker
                 && let Some(docker) = found.docker.clone()
             {
                 let answer = docker.check().await;
@@ -228,14 +229,14 @@ impl Sandboxes {
 
     /// Retries a backend with which a sandbox could not be started. Returns what to use instead, if
     /// it no longer works and there is an alternative.
-    pub(super) async fn without(&self, kind: Kind) -> Option<Arc<Found>> {
+    pub(super) async fn without(&self, kind: BackendKind) -> Option<Arc<DetectedBackends>> {
         if self.0.choice.kinds().len() < 2 {
             return None;
         }
         let _one = self.0.looking.lock().await;
         let before = self.0.found();
-        let mut found = Found::clone(&before);
-        let tried = match found.docker.clone().filter(|_| kind == Kind::Docker) {
+        let mut found = DetectedBackends::clone(&before);
+        let tried = match found.docker.clone().filter(|_| kind == BackendKind::Docker) {
             Some(docker) => docker
                 .check()
                 .await
@@ -253,7 +254,7 @@ impl Sandboxes {
     }
 
     /// Applies new findings, and logs what changed.
-    async fn settle(&self, mut found: Found, before: &Found) {
+    async fn settle(&self, mut found: DetectedBackends, before: &DetectedBackends) {
         if let Err(error) = found.choose(self.0.choice) {
             tracing::warn!(%error, "no kind of sandbox could be chosen");
             return;
@@ -283,18 +284,22 @@ impl Sandboxes {
     }
 
     /// Tries to run a sandbox. Returns what the backend lacks here, or why it does not work.
-    async fn attempt(&self, found: &mut Found, kind: Kind) -> Result<Option<String>, ProbeError> {
+    async fn attempt(
+        &self,
+        found: &mut DetectedBackends,
+        kind: BackendKind,
+    ) -> Result<Option<String>, ProbeError> {
         match kind {
-            Kind::Docker => {
+            BackendKind::Docker => {
                 let docker = Box::pin(self.find_docker()).await;
                 found.docker = Some(Arc::new(docker?));
                 Ok(None)
             }
-            Kind::Bubblewrap => {
-                found.bubblewrap = Some(Arc::new(bubblewrap::Program::find().await?));
+            BackendKind::Bubblewrap => {
+                found.bubblewrap = Some(Arc::new(bubblewrap::InstalledBwrap::find().await?));
                 self.run_one(found, kind).await.map(|()| None)
             }
-            Kind::Landlock => {
+            BackendKind::Landlock => {
                 found.landlock = Some(Isolation::PrivateRoot);
                 let Err(why) = self.run_one(found, kind).await else {
                     return Ok(None);
@@ -306,25 +311,27 @@ impl Sandboxes {
                     reason(&why.to_string())
                 )))
             }
-            Kind::Local | Kind::None => self.run_one(found, kind).await.map(|()| None),
+            BackendKind::Local | BackendKind::None => {
+                self.run_one(found, kind).await.map(|()| None)
+            }
         }
     }
 
-    async fn find_docker(&self) -> Result<docker::Backend, SandboxError> {
+    async fn find_docker(&self) -> Result<docker::DockerBackend, SandboxError> {
         let workspace = self.0.runtime.probe_workspace()?;
         let exec = self.0.runtime.exec();
         let found = async {
             give_to_box_user(&workspace)?;
-            docker::Backend::find(&self.0.settings, exec, &workspace).await
+            docker::DockerBackend::find(&self.0.settings, exec, &workspace).await
         };
         let found = Box::pin(found).await;
         let _ = std::fs::remove_dir_all(&workspace);
         found
     }
 
-    async fn run_one(&self, found: &Found, kind: Kind) -> Result<(), ProbeError> {
+    async fn run_one(&self, found: &DetectedBackends, kind: BackendKind) -> Result<(), ProbeError> {
         let workspace = self.0.runtime.probe_workspace()?;
-        let spec = Spec {
+        let spec = SandboxSpec {
             session: "probe",
             workspace: &workspace,
             repository: None,
@@ -354,8 +361,8 @@ fn reason(said: &str) -> &str {
     line.trim_start_matches("lucid-exec: ")
 }
 
-impl Shared {
-    fn new(choice: Choice, settings: Settings, runtime: Runtime) -> Self {
+impl SandboxesShared {
+    fn new(choice: BackendChoice, settings: SandboxSettings, runtime: RuntimeDir) -> Self {
         Self {
             choice,
             settings,
@@ -367,15 +374,15 @@ impl Shared {
     }
 
     /// The backends worth trying: containers only if the deployment has settings for them.
-    fn kinds(&self) -> Vec<Kind> {
-        let without_docker = self.choice != Choice::Docker && self.settings.docker.is_none();
+    fn kinds(&self) -> Vec<BackendKind> {
+        let without_docker = self.choice != BackendChoice::Docker && self.settings.docker.is_none();
         let kinds = self.choice.kinds().iter().copied();
         kinds
-            .filter(|kind| !(without_docker && *kind == Kind::Docker))
+            .filter(|kind| !(without_docker && *kind == BackendKind::Docker))
             .collect()
     }
 
-    pub(super) fn set_found(&self, found: Found) {
+    pub(super) fn set_found(&self, found: DetectedBackends) {
         *self.found.lock() = Arc::new(found);
     }
 }
@@ -385,7 +392,11 @@ mod tests {
     use super::*;
 
     /// The findings when only these backends work, given earlier findings.
-    fn found(before: &Found, choice: Choice, working: &[Kind]) -> Found {
+    fn found(
+        before: &DetectedBackends,
+        choice: BackendChoice,
+        working: &[BackendKind],
+    ) -> DetectedBackends {
         let mut found = before.clone();
         for kind in choice.kinds() {
             let works = working.contains(kind);
@@ -399,9 +410,17 @@ mod tests {
 
     #[test]
     fn a_better_kind_that_works_later_is_used_and_one_that_is_lost_is_said() {
-        for choice in [Choice::Auto, Choice::AutoForMany, Choice::AutoOrLocal] {
-            let first = found(&Found::default(), choice, &[Kind::Bubblewrap]);
-            assert_eq!(first.kind, Kind::Bubblewrap);
+        for choice in [
+            BackendChoice::Auto,
+            BackendChoice::AutoForMany,
+            BackendChoice::AutoOrLocal,
+        ] {
+            let first = found(
+                &DetectedBackends::default(),
+                choice,
+                &[BackendKind::Bubblewrap],
+            );
+            assert_eq!(first.kind, BackendKind::Bubblewrap);
             assert_eq!(first.lost, None, "nothing was lost");
             let said = first.shortfall(choice).unwrap();
             assert!(
@@ -409,18 +428,18 @@ mod tests {
                 "{said}"
             );
 
-            let both = [Kind::Docker, Kind::Bubblewrap];
+            let both = [BackendKind::Docker, BackendKind::Bubblewrap];
             let better = found(&first, choice, &both);
             assert_eq!(
                 (better.kind, better.fallback),
-                (Kind::Docker, Some(Kind::Bubblewrap))
+                (BackendKind::Docker, Some(BackendKind::Bubblewrap))
             );
             assert_eq!(better.shortfall(choice), None);
 
-            let worse = found(&better, choice, &[Kind::Bubblewrap]);
+            let worse = found(&better, choice, &[BackendKind::Bubblewrap]);
             assert_eq!(
                 (worse.kind, worse.refusal.as_ref()),
-                (Kind::Bubblewrap, None)
+                (BackendKind::Bubblewrap, None)
             );
             assert_eq!(worse.lost.as_deref(), Some("no docker here."));
             assert_eq!(found(&worse, choice, &both).lost, None);
@@ -430,12 +449,16 @@ mod tests {
     #[test]
     fn while_the_server_runs_no_kind_that_is_weaker_than_the_first_is_taken_unless_it_keeps_users_apart()
      {
-        let weak = [Kind::Landlock, Kind::Local];
-        for choice in [Choice::AutoOrLocal, Choice::AutoForMany] {
-            let first = found(&Found::default(), choice, &[Kind::Docker, Kind::Landlock]);
-            assert_eq!((first.kind, first.fallback), (Kind::Docker, None));
+        let weak = [BackendKind::Landlock, BackendKind::Local];
+        for choice in [BackendChoice::AutoOrLocal, BackendChoice::AutoForMany] {
+            let first = found(
+                &DetectedBackends::default(),
+                choice,
+                &[BackendKind::Docker, BackendKind::Landlock],
+            );
+            assert_eq!((first.kind, first.fallback), (BackendKind::Docker, None));
             let lost = found(&first, choice, &weak);
-            assert_eq!(lost.kind, Kind::None, "{choice:?}");
+            assert_eq!(lost.kind, BackendKind::None, "{choice:?}");
             assert!(
                 lost.refusal.unwrap().contains("no docker here."),
                 "{choice:?}"
@@ -443,14 +466,29 @@ mod tests {
         }
         // A backend accepted at the start is accepted again, and a single user has nobody to be
         // isolated from.
-        let first = found(&Found::default(), Choice::AutoOrLocal, &weak);
-        let better = found(&first, Choice::AutoOrLocal, &[Kind::Docker, Kind::Landlock]);
-        assert_eq!(
-            found(&better, Choice::AutoOrLocal, &weak).kind,
-            Kind::Landlock
+        let first = found(
+            &DetectedBackends::default(),
+            BackendChoice::AutoOrLocal,
+            &weak,
         );
-        let first = found(&Found::default(), Choice::Auto, &[Kind::Docker]);
-        assert_eq!(found(&first, Choice::Auto, &weak).kind, Kind::Landlock);
+        let better = found(
+            &first,
+            BackendChoice::AutoOrLocal,
+            &[BackendKind::Docker, BackendKind::Landlock],
+        );
+        assert_eq!(
+            found(&better, BackendChoice::AutoOrLocal, &weak).kind,
+            BackendKind::Landlock
+        );
+        let first = found(
+            &DetectedBackends::default(),
+            BackendChoice::Auto,
+            &[BackendKind::Docker],
+        );
+        assert_eq!(
+            found(&first, BackendChoice::Auto, &weak).kind,
+            BackendKind::Landlock
+        );
     }
 
     #[test]

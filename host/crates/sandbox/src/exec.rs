@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use lucid_exec::protocol::{Exit, Start};
 
 use super::SandboxError;
-use super::connection::{Connection, Event};
+use super::connection::{CommandEvent, Connection};
 use lucid_types::exec::{ExecProgram, ExecRequest, ExecResult, LimitHit};
 use lucid_types::plural;
 use lucid_types::unicode::lossy;
@@ -101,12 +101,12 @@ pub(super) async fn run(
             return Err(connection.gone());
         };
         match event {
-            Some(Event::Output(bytes)) => {
+            Some(CommandEvent::Output(bytes)) => {
                 on_output(&bytes);
                 head.extend_from_slice(&bytes);
             }
-            Some(Event::Tail(bytes)) => tail.extend_from_slice(&bytes),
-            Some(Event::Exit(exit)) => {
+            Some(CommandEvent::Tail(bytes)) => tail.extend_from_slice(&bytes),
+            Some(CommandEvent::Exit(exit)) => {
                 let exit_code = exit
                     .code
                     // The sandbox sent the number, so it may be any.
@@ -131,8 +131,8 @@ pub(super) async fn run(
                     limit,
                 });
             }
-            Some(Event::Failed(sentence)) => return Err(SandboxError::Refused(sentence)),
-            Some(Event::Full(sentence)) => return Err(SandboxError::Full(sentence)),
+            Some(CommandEvent::Failed(sentence)) => return Err(SandboxError::Refused(sentence)),
+            Some(CommandEvent::Full(sentence)) => return Err(SandboxError::Full(sentence)),
             None => return Err(connection.gone()),
         }
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lucid_exec::protocol::{Limits, Serve};
+use lucid_exec::protocol::{ResourceLimits, Serve};
 use parking_lot::Mutex;
 
 use super::command_env::git_environment;
@@ -21,8 +21,8 @@ use super::runtime_dir::{self, SessionDir, give_to_box_user};
 use super::workspace::{box_user, disk_usage_of};
 
 use super::{
-    ExecRequest, ExecResult, Found, Kind, Process, Processes, SandboxError, Shared, Spec, docker,
-    exec, landlock, process,
+    BackendKind, DetectedBackends, ExecRequest, ExecResult, Process, ProcessTable, SandboxError,
+    SandboxSpec, SandboxesShared, docker, exec, landlock, process,
 };
 
 /// What a user is told whose box ended without a host to notice.
@@ -38,10 +38,10 @@ const NAMESPACE_END: Duration = Duration::from_secs(2);
 
 /// A running box. Clones are handles of the same one; the last that goes takes the box along.
 #[derive(Clone)]
-pub struct Sandbox(Arc<Inner>);
+pub struct Sandbox(Arc<SandboxInner>);
 
-struct Inner {
-    kind: Kind,
+struct SandboxInner {
+    kind: BackendKind,
     workspace: String,
     shell: &'static str,
     /// What commands find in their environment beside what the box has.
@@ -49,14 +49,14 @@ struct Inner {
     /// Shared with the task that removes it.
     dir: Arc<SessionDir>,
     connection: Connection,
-    keeper: Mutex<Option<Keeper>>,
+    keeper: Mutex<Option<SandboxProcess>>,
     notice: Option<String>,
 }
 
 /// What a box lives and dies with.
-enum Keeper {
+enum SandboxProcess {
     Process(tokio::process::Child),
-    Container(docker::Held),
+    Container(docker::SessionContainer),
 }
 
 impl fmt::Debug for Sandbox {
@@ -71,17 +71,17 @@ impl fmt::Debug for Sandbox {
 impl Sandbox {
     /// Starts a box of a kind that works here. The notice is what the user is to know of it.
     pub(super) async fn start(
-        shared: &Shared,
-        found: &Found,
-        kind: Kind,
-        spec: Spec<'_>,
+        shared: &SandboxesShared,
+        found: &DetectedBackends,
+        kind: BackendKind,
+        spec: SandboxSpec<'_>,
         notice: Option<String>,
     ) -> Result<Self, SandboxError> {
-        if kind == Kind::Docker {
+        if kind == BackendKind::Docker {
             return Self::contain(shared, found, spec, notice).await;
         }
         let isolation = match kind {
-            Kind::Landlock => found.landlock.unwrap_or(Isolation::HostRoot),
+            BackendKind::Landlock => found.landlock.unwrap_or(Isolation::HostRoot),
             _ => Isolation::Off,
         };
         runtime_dir::check_reachable(spec.workspace)?;
@@ -92,10 +92,10 @@ impl Sandbox {
         let dir = shared.runtime.session(spec.session, shares)?;
         let settings = &shared.settings;
         let serve = Serve {
-            limits: Limits {
+            limits: ResourceLimits {
                 processes: 512,
                 // A user namespace counts for itself; elsewhere other sessions have the same user.
-                shared_user: kind != Kind::Bubblewrap && isolation != Isolation::PrivateRoot,
+                shared_user: kind != BackendKind::Bubblewrap && isolation != Isolation::PrivateRoot,
                 open_files: 4096,
                 file_bytes: 8 << 30,
                 data_bytes: Some(settings.memory_bytes),
@@ -104,19 +104,19 @@ impl Sandbox {
             patience_seconds: None,
         };
         let (command, workspace) = match (kind, &found.bubblewrap) {
-            (Kind::Bubblewrap, Some(program)) => (
+            (BackendKind::Bubblewrap, Some(program)) => (
                 program.command(settings, &dir, &shared.runtime, spec, &serve)?,
                 settings.workspace_mount.clone(),
             ),
-            (Kind::Bubblewrap, None) => {
+            (BackendKind::Bubblewrap, None) => {
                 return Err(SandboxError::Start("bwrap was not found.".to_owned()));
             }
-            (Kind::None | Kind::Docker, _) => {
+            (BackendKind::None | BackendKind::Docker, _) => {
                 return Err(SandboxError::Start(
                     "no sandbox backend works here.".to_owned(),
                 ));
             }
-            (Kind::Landlock | Kind::Local, _) => {
+            (BackendKind::Landlock | BackendKind::Local, _) => {
                 let runtime = &shared.runtime;
                 let command = landlock::command(settings, &dir, runtime, spec, isolation, serve)?;
                 (command, isolation.workspace(settings, spec))
@@ -128,22 +128,22 @@ impl Sandbox {
         } else {
             "sh"
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(SandboxInner {
             kind,
             workspace,
             shell,
             environment: BTreeMap::new(),
             dir: Arc::new(dir),
             connection,
-            keeper: Mutex::new(Some(Keeper::Process(process))),
+            keeper: Mutex::new(Some(SandboxProcess::Process(process))),
             notice,
         })))
     }
 
     async fn contain(
-        shared: &Shared,
-        found: &Found,
-        spec: Spec<'_>,
+        shared: &SandboxesShared,
+        found: &DetectedBackends,
+        spec: SandboxSpec<'_>,
         notice: Option<String>,
     ) -> Result<Self, SandboxError> {
         let docker = found
@@ -153,15 +153,15 @@ impl Sandbox {
         shared.runtime.furnish()?;
         give_to_box_user(spec.workspace)?;
         let ready = docker.start(spec).await?;
-        Ok(Self(Arc::new(Inner {
-            kind: Kind::Docker,
+        Ok(Self(Arc::new(SandboxInner {
+            kind: BackendKind::Docker,
             workspace: shared.settings.workspace_mount.clone(),
             shell: ready.shell,
             // A container may be older than its session, and knows nothing of its repository.
             environment: spec.repository.map(git_environment).unwrap_or_default(),
             dir: Arc::new(SessionDir::at(ready.dir)),
             connection: ready.connection,
-            keeper: Mutex::new(Some(Keeper::Container(ready.container))),
+            keeper: Mutex::new(Some(SandboxProcess::Container(ready.container))),
             notice: notice.or_else(|| ready.lost.then(|| LOST.to_owned())),
         })))
     }
@@ -174,7 +174,7 @@ impl Sandbox {
 
     /// What keeps this box's commands in.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> BackendKind {
         self.0.kind
     }
 
@@ -189,15 +189,15 @@ impl Sandbox {
     #[must_use]
     pub fn reaches_sockets(&self) -> bool {
         match self.0.keeper.lock().as_ref() {
-            Some(Keeper::Container(container)) => container.reaches_sockets(),
-            Some(Keeper::Process(_)) | None => true,
+            Some(SandboxProcess::Container(container)) => container.reaches_sockets(),
+            Some(SandboxProcess::Process(_)) | None => true,
         }
     }
 
     /// What the box takes of the disk of the workspace and is not in that: its own `/tmp` and home where
     /// they are on the disk, and files without a name; none where it cannot be counted. Blocks.
     #[must_use]
-    pub fn disk_usage(&self, processes: &Processes) -> Option<u64> {
+    pub fn disk_usage(&self, processes: &ProcessTable) -> Option<u64> {
         let dir = self.runtime_dir();
         let tmp = disk_usage_of(&dir.join("tmp"))?;
         let home = disk_usage_of(&dir.join("home"))?;
@@ -244,7 +244,7 @@ impl Sandbox {
         }
         match ran {
             // What fills a container is not below the exec server only: it is replaced as a whole.
-            Err(SandboxError::Full(_)) if inner.kind == Kind::Docker => {
+            Err(SandboxError::Full(_)) if inner.kind == BackendKind::Docker => {
                 inner
                     .connection
                     .shut("It reached its limit of processes, and was ended with all of them.");
@@ -283,7 +283,7 @@ impl Sandbox {
     }
 }
 
-impl Drop for Inner {
+impl Drop for SandboxInner {
     fn drop(&mut self) {
         self.connection.shut("It was closed.");
         let keeper = self.keeper.get_mut().take();
@@ -300,14 +300,14 @@ impl Drop for Inner {
 
 /// Waits for a box whose connection was shut, and kills it where hostile code keeps it from ending.
 /// Waiting comes first: bwrap then reaps what is its own, and leaves no zombie to whoever is init.
-async fn see_out(keeper: Keeper, kind: Kind) {
+async fn see_out(keeper: SandboxProcess, kind: BackendKind) {
     let mut process = match keeper {
-        Keeper::Process(process) => process,
-        Keeper::Container(container) => return container.remove().await,
+        SandboxProcess::Process(process) => process,
+        SandboxProcess::Container(container) => return container.remove().await,
     };
     // With its first process a process namespace dies as a whole; the supervisor of the other
     // kinds needs its time to find what is below it, and cannot be kept from it.
-    let patience = if kind == Kind::Bubblewrap {
+    let patience = if kind == BackendKind::Bubblewrap {
         NAMESPACE_END
     } else {
         END

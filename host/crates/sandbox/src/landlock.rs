@@ -12,9 +12,9 @@ use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;
 
 use super::command_env::environment;
-use super::runtime_dir::{Runtime, SessionDir};
+use super::runtime_dir::{RuntimeDir, SessionDir};
 use super::workspace::box_user;
-use super::{Network, SandboxError, Settings, Spec, system_mounts};
+use super::{Network, SandboxError, SandboxSettings, SandboxSpec, system_mounts};
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
 /// processes, and names of users and machines. None of it holds a password.
@@ -52,7 +52,7 @@ pub(super) enum Isolation {
 
 impl Isolation {
     /// The workspace's path as commands see it.
-    pub(super) fn workspace(self, settings: &Settings, spec: Spec<'_>) -> String {
+    pub(super) fn workspace(self, settings: &SandboxSettings, spec: SandboxSpec<'_>) -> String {
         match self {
             Self::PrivateRoot => settings.workspace_mount.clone(),
             Self::Off | Self::HostRoot => spec.workspace.to_string_lossy().into_owned(),
@@ -61,7 +61,7 @@ impl Isolation {
 }
 
 /// The confinement of commands in the host's root.
-fn in_host_root(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confine {
+fn in_host_root(settings: &SandboxSettings, dir: &SessionDir, spec: SandboxSpec<'_>) -> Confine {
     let network = settings.network == Network::Host;
     let mut read_only = system_paths(network);
     read_only.extend(AS_THE_HOST_HAS_IT.map(str::to_owned));
@@ -82,10 +82,10 @@ fn in_host_root(settings: &Settings, dir: &SessionDir, spec: Spec<'_>) -> Confin
 
 /// The confinement of commands in a private root, where everything that exists may be read.
 fn in_private_root(
-    settings: &Settings,
+    settings: &SandboxSettings,
     dir: &SessionDir,
-    runtime: &Runtime,
-    spec: Spec<'_>,
+    runtime: &RuntimeDir,
+    spec: SandboxSpec<'_>,
 ) -> Confine {
     let network = settings.network == Network::Host;
     let etc = |name: &str| runtime.etc(name).to_string_lossy().into_owned();
@@ -134,10 +134,10 @@ fn system_paths(network: bool) -> Vec<String> {
 }
 
 pub(super) fn command(
-    settings: &Settings,
+    settings: &SandboxSettings,
     dir: &SessionDir,
-    runtime: &Runtime,
-    spec: Spec<'_>,
+    runtime: &RuntimeDir,
+    spec: SandboxSpec<'_>,
     isolation: Isolation,
     mut serve: Serve,
 ) -> Result<Command, SandboxError> {

@@ -34,15 +34,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use self::backend::{Choice, Finding, Kind};
+pub use self::backend::{BackendChoice, BackendKind, BackendStatus};
 pub use self::handle::Sandbox;
-use self::runtime_dir::Runtime;
+use self::runtime_dir::RuntimeDir;
 pub use connection::read_frame;
-use detect::Found;
+use detect::DetectedBackends;
 use lucid_types::exec::ExecError;
 pub use lucid_types::exec::{ExecRequest, ExecResult, LimitHit, Process};
 use parking_lot::Mutex;
-pub use unlinked::Processes;
+pub use unlinked::ProcessTable;
 
 /// The network that a sandbox can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,7 +56,7 @@ pub enum Network {
 
 /// Settings common to all sandboxes.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct SandboxSettings {
     /// The host's own folder for programs, sockets and temporary folders of sandboxes.
     pub run_dir: PathBuf,
     /// Memory that a command may use, in bytes, which is also the base for the sizes of temporary
@@ -67,7 +67,7 @@ pub struct Settings {
     /// The workspace's path as commands see it, with backends that can mount it.
     pub workspace_mount: String,
     /// Settings for containers; without them no engine is looked for.
-    pub docker: Option<docker::Settings>,
+    pub docker: Option<docker::DockerSettings>,
 }
 
 /// An error in starting or using a sandbox. Each is a sentence for the operator or the user.
@@ -118,7 +118,7 @@ pub(crate) fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -
 
 /// A sandbox to start.
 #[derive(Debug, Clone, Copy)]
-pub struct Spec<'a> {
+pub struct SandboxSpec<'a> {
     /// The session's id; its runtime folder is named after it.
     pub session: &'a str,
     /// The session's workspace on the host.
@@ -128,32 +128,32 @@ pub struct Spec<'a> {
 }
 
 /// State shared by all handles.
-struct Shared {
-    choice: Choice,
-    settings: Settings,
-    runtime: Runtime,
+struct SandboxesShared {
+    choice: BackendChoice,
+    settings: SandboxSettings,
+    runtime: RuntimeDir,
     /// The current findings.
-    found: Mutex<Arc<Found>>,
+    found: Mutex<Arc<DetectedBackends>>,
     /// Held during a check, so that there is one at a time.
     looking: tokio::sync::Mutex<()>,
     /// Whether containers may wait for sessions: true in the process that serves.
     serves: AtomicBool,
 }
 
-impl Shared {
-    fn found(&self) -> Arc<Found> {
+impl SandboxesShared {
+    fn found(&self) -> Arc<DetectedBackends> {
         Arc::clone(&self.found.lock())
     }
 }
 
 /// The sandboxes this machine supports.
 #[derive(Clone)]
-pub struct Sandboxes(Arc<Shared>);
+pub struct Sandboxes(Arc<SandboxesShared>);
 
 impl Sandboxes {
     /// The backend of new sandboxes.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> BackendKind {
         self.0.found().kind
     }
 
@@ -165,7 +165,7 @@ impl Sandboxes {
 
     /// The backends that were tried, and why those that failed did.
     #[must_use]
-    pub fn findings(&self) -> Vec<Finding> {
+    pub fn findings(&self) -> Vec<BackendStatus> {
         self.0.found().findings.clone()
     }
 
@@ -183,7 +183,7 @@ impl Sandboxes {
     }
 
     /// Starts a sandbox for a session, with another backend if the current one no longer works.
-    pub async fn start(&self, spec: Spec<'_>) -> Result<Sandbox, SandboxError> {
+    pub async fn start(&self, spec: SandboxSpec<'_>) -> Result<Sandbox, SandboxError> {
         let found = self.0.found();
         if let Some(reasons) = &found.refusal {
             return Err(SandboxError::Unavailable(reasons.clone()));
@@ -223,11 +223,11 @@ impl Sandboxes {
     pub async fn take_over(
         &self,
         lives: impl Fn(&str) -> bool,
-    ) -> Result<docker::TakenOver, SandboxError> {
+    ) -> Result<docker::Adopted, SandboxError> {
         self.0.serves.store(true, Ordering::Relaxed);
         match &self.0.found().docker {
             Some(docker) => docker.take_over(lives).await,
-            None => Ok(docker::TakenOver::default()),
+            None => Ok(docker::Adopted::default()),
         }
     }
 
@@ -237,7 +237,10 @@ impl Sandboxes {
     #[must_use]
     pub fn prepare(&self, session: &str, workspace: &Path) -> bool {
         let found = self.0.found();
-        let docker = found.docker.as_ref().filter(|_| found.kind == Kind::Docker);
+        let docker = found
+            .docker
+            .as_ref()
+            .filter(|_| found.kind == BackendKind::Docker);
         docker.is_some_and(|docker| docker.prepare(session, workspace))
     }
 

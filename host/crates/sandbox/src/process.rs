@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use lucid_exec::protocol::Exit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::{Event, Input, Running};
+use super::connection::{CommandEvent, CommandInput, RunningCommand};
 use lucid_types::exec::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::sanitize::clean;
 
@@ -25,11 +25,11 @@ const GRANT: usize = 64 << 10;
 const SHOWN: usize = 300;
 
 /// A program's standard input.
-struct Stdin(Input);
+struct Stdin(CommandInput);
 
 /// A program's standard output.
 struct Stdout {
-    running: Running,
+    running: RunningCommand,
     piece: Vec<u8>,
     /// How much of the current piece was read.
     at: usize,
@@ -40,7 +40,7 @@ struct Stdout {
 }
 
 /// The streams of a program that was started.
-pub(super) fn open(running: Running) -> Process {
+pub(super) fn open(running: RunningCommand) -> Process {
     let end = ProcessEnd::default();
     Process {
         input: ProcessInput::new(Stdin(running.input())),
@@ -101,11 +101,13 @@ impl AsyncRead for Stdout {
                 return Poll::Ready(Ok(()));
             }
             match ready!(self.running.poll_next(context)) {
-                Some(Event::Output(piece)) => (self.piece, self.at) = (piece, 0),
+                Some(CommandEvent::Output(piece)) => (self.piece, self.at) = (piece, 0),
                 // No more arrives than was asked for.
-                Some(Event::Tail(piece)) => self.complaint.extend(piece),
-                Some(Event::Exit(exit)) => self.ended(how(&exit)),
-                Some(Event::Failed(sentence) | Event::Full(sentence)) => self.ended(sentence),
+                Some(CommandEvent::Tail(piece)) => self.complaint.extend(piece),
+                Some(CommandEvent::Exit(exit)) => self.ended(how(&exit)),
+                Some(CommandEvent::Failed(sentence) | CommandEvent::Full(sentence)) => {
+                    self.ended(sentence)
+                }
                 None => self.ended("The sandbox is gone.".to_owned()),
             }
         }

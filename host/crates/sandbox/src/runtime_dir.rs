@@ -27,7 +27,7 @@ const ETC: [(&str, &str); 3] = [
     ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
 ];
 
-pub(super) struct Runtime {
+pub(super) struct RuntimeDir {
     run_dir: PathBuf,
     exec: PathBuf,
     program: Vec<u8>,
@@ -35,7 +35,7 @@ pub(super) struct Runtime {
     sessions: PathBuf,
 }
 
-impl Runtime {
+impl RuntimeDir {
     pub(super) fn install(run_dir: &Path, exec: &[u8]) -> Result<Self, SandboxError> {
         make_folder(run_dir)?;
         let run_dir = run_dir.canonicalize().map_err(io_error(format!(
@@ -134,7 +134,7 @@ impl Runtime {
     }
 }
 
-impl Drop for Runtime {
+impl Drop for RuntimeDir {
     fn drop(&mut self) {
         // Succeeds only when no sandbox of this process has a folder there any more.
         let _ = fs::remove_dir(&self.sessions);
@@ -256,7 +256,7 @@ mod tests {
     fn a_session_that_takes_rights_from_a_shared_program_takes_them_from_no_other_session() {
         let folder = tempfile::tempdir().unwrap();
         let program = fs::read("/bin/true").unwrap();
-        let runtime = Runtime::install(folder.path(), &program).unwrap();
+        let runtime = RuntimeDir::install(folder.path(), &program).unwrap();
         let runs = |dir: &SessionDir| {
             let exec = dir.within("bin/lucid-exec");
             std::process::Command::new(exec)

@@ -19,18 +19,18 @@ const MOST: u32 = 1 << 17;
 
 /// Which processes there were at one moment, by who started them.
 #[derive(Debug)]
-pub struct Processes {
+pub struct ProcessTable {
     children: HashMap<u32, Vec<u32>>,
 }
 
-impl Processes {
+impl ProcessTable {
     /// Those that there are now. Blocks shortly.
     pub fn now() -> Self {
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = entry.file_name();
             if let Some(process) = name.to_str().and_then(|name| name.parse().ok())
-                && let Some(status) = Status::of(process)
+                && let Some(status) = ProcessStatus::of(process)
             {
                 children.entry(status.parent).or_default().push(process);
             }
@@ -45,7 +45,7 @@ impl Processes {
             Ok(found) => found.dev(),
             Err(error) => return (error.kind() == io::ErrorKind::NotFound).then_some(0),
         };
-        let mut held = Held {
+        let mut held = UnlinkedFiles {
             disk,
             files: HashMap::new(),
             left: MOST,
@@ -73,13 +73,13 @@ impl Processes {
 }
 
 /// What /proc says to everybody of a process.
-struct Status {
+struct ProcessStatus {
     parent: u32,
     /// It ended, and holds nothing.
     is_zombie: bool,
 }
 
-impl Status {
+impl ProcessStatus {
     fn of(process: u32) -> Option<Self> {
         let status = fs::read(format!("/proc/{process}/status")).ok()?;
         // The name of a process, which stands before, has no line breaks of its own: they are escaped.
@@ -96,13 +96,13 @@ impl Status {
 }
 
 /// What was found so far, by the files' inodes.
-struct Held {
+struct UnlinkedFiles {
     disk: u64,
     files: HashMap<u64, u64>,
     left: u32,
 }
 
-impl Held {
+impl UnlinkedFiles {
     /// What a process has open.
     fn open(&mut self, process: u32) -> Option<()> {
         let descriptors = match fs::read_dir(format!("/proc/{process}/fd")) {
@@ -160,7 +160,7 @@ impl Held {
 /// Nothing, where a process that cannot be looked at is gone by now.
 fn passed_over(error: &io::Error, process: u32) -> Option<()> {
     let gone = error.kind() != io::ErrorKind::PermissionDenied
-        || Status::of(process).is_none_or(|status| status.is_zombie);
+        || ProcessStatus::of(process).is_none_or(|status| status.is_zombie);
     gone.then_some(())
 }
 
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     fn held(process: &Child, folder: &Path) -> Option<u64> {
-        Processes::now().held_below(process.id(), folder)
+        ProcessTable::now().held_below(process.id(), folder)
     }
 
     /// Waits until a process holds as much, which it does at once but for its start.
@@ -234,7 +234,7 @@ mod tests {
             .spawn()
             .unwrap();
         wait_to_hold(&process, folder.path(), 300_000);
-        let mine = Processes::now().held_below(std::process::id(), folder.path());
+        let mine = ProcessTable::now().held_below(std::process::id(), folder.path());
         assert!(mine.is_none_or(|bytes| bytes >= 300_000), "{mine:?}");
         let bytes = held(&process, folder.path()).unwrap();
         assert!(bytes < 600_000, "held by two: {bytes}");
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn more_than_there_is_time_for_cannot_be_counted() {
-        let mut held = Held {
+        let mut held = UnlinkedFiles {
             disk: 0,
             files: HashMap::new(),
             left: 1,

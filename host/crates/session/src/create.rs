@@ -16,7 +16,7 @@ use uuid::Uuid;
 use lucid_types::log::{
     Counters, EffectRow, InboxMessage, LogError, NewSessionRow, RoundRow, Status,
 };
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::plural;
 use lucid_types::repository_url::{RepositoryUrlError, pasted_repository, repository_url};
 use lucid_types::secret::Secret;
@@ -27,11 +27,13 @@ use lucid_types::wit::policy::Snapshot;
 use super::actor;
 use super::actor::budget::{Budget, lower};
 use super::actor::task_clock;
-use super::handle::{Launch, Session, SessionInfo};
-use super::ports::{BuildAssignment, Generation, Models, Policy, PolicyInfo, Provider};
+use super::handle::{ActorLauncher, SessionHandle, SessionInfo};
+use super::ports::{
+    BuildAssignment, Generation, ModelSelection, Models, PolicyInfo, SessionPolicy,
+};
 use super::round::{RoundBuilder, RoundContext};
 use super::stream::frames::EventDraft;
-use super::{SessionId, Sessions, Shared};
+use super::{SessionId, Sessions, SessionsShared};
 
 /// The capacity of a session's mailbox.
 const MAILBOX: usize = 64;
@@ -235,7 +237,10 @@ pub(super) fn key_for(policy: &PolicyInfo, models: &dyn Models, provider: &str) 
 impl Sessions {
     /// Returns the existing session that does exactly this work, or creates one. Two clients that
     /// ask for the same work at the same time get the same session.
-    pub async fn find_or_create(&self, mut new: NewSession) -> Result<Arc<Session>, CreateError> {
+    pub async fn find_or_create(
+        &self,
+        mut new: NewSession,
+    ) -> Result<Arc<SessionHandle>, CreateError> {
         new.tidy_repository()?;
         let work = (
             &new.user,
@@ -254,7 +259,7 @@ impl Sessions {
     }
 
     /// Creates a session and writes it to the log. It does nothing until [`Sessions::start`].
-    pub async fn create(&self, mut new: NewSession) -> Result<Arc<Session>, CreateError> {
+    pub async fn create(&self, mut new: NewSession) -> Result<Arc<SessionHandle>, CreateError> {
         new.tidy_repository()?;
         let deps = &self.shared.deps;
         if self.shared.halt.is_cancelled() {
@@ -318,7 +323,7 @@ impl Sessions {
         });
         let first = first_round(&fixed, info, deps.log.uptime());
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
-        let found = Found {
+        let found = ResumeState {
             taken_over: None,
             generation,
             fixed: fixed.clone(),
@@ -353,9 +358,9 @@ impl Sessions {
     fn fit(
         &self,
         generation: &Generation,
-        policy: &dyn Policy,
+        policy: &dyn SessionPolicy,
         new: &NewSession,
-    ) -> Result<Provider, CreateError> {
+    ) -> Result<ModelSelection, CreateError> {
         let (deps, info, models) = (&self.shared.deps, policy.info(), &generation.models);
         let provider = if info.calls_models {
             models.find(
@@ -365,7 +370,7 @@ impl Sessions {
             )?
         } else {
             // Only a label: any is accepted.
-            Provider {
+            ModelSelection {
                 name: new.provider.clone().unwrap_or_default(),
                 model: String::new(),
             }
@@ -388,10 +393,10 @@ impl Sessions {
 }
 
 /// A session's logged state, and what it needs to run.
-pub(super) struct Found {
+pub(super) struct ResumeState {
     pub(super) fixed: Arc<NewSessionRow>,
     pub(super) generation: Arc<Generation>,
-    pub(super) policy: Arc<dyn Policy>,
+    pub(super) policy: Arc<dyn SessionPolicy>,
     /// The build of the policy that ran the session so far and left its state, if it is a different
     /// one.
     pub(super) taken_over: Option<String>,
@@ -409,9 +414,13 @@ pub(super) struct Found {
     pub(super) held: bool,
 }
 
-impl Shared {
+impl SessionsShared {
     /// Makes a startable session from one that is in the log.
-    pub(super) fn assemble(self: &Arc<Self>, id: SessionId, found: Found) -> Arc<Session> {
+    pub(super) fn assemble(
+        self: &Arc<Self>,
+        id: SessionId,
+        found: ResumeState,
+    ) -> Arc<SessionHandle> {
         let (mailbox, news) = mpsc::channel(MAILBOX);
         let fixed = &found.fixed;
         let about = SessionInfo {
@@ -426,14 +435,14 @@ impl Shared {
         let last_seq = found.counters.next_seq.saturating_sub(1);
         let (policy, provider) = (found.policy.clone(), fixed.provider.clone());
         let shared = Arc::downgrade(self);
-        let launch: Launch = Box::new(move |session| {
+        let launch: ActorLauncher = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
                 let actors = shared.actors.clone();
-                let caller = Caller::session(&session.id().to_string());
+                let caller = PluginCaller::session(&session.id().to_string());
                 actors.spawn(caller.scope(actor::live(shared, session, found, news)));
             }
         });
-        let session = Session::new(about, last_seq, self.deps.log.clone(), mailbox, launch);
+        let session = SessionHandle::new(about, last_seq, self.deps.log.clone(), mailbox, launch);
         session.set_runs(policy.info(), &provider);
         self.remember(&session);
         session

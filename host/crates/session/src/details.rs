@@ -12,7 +12,7 @@ use super::{LookupError, SessionId, Sessions};
 
 /// A session, as the log has it.
 #[derive(Debug, Clone)]
-pub struct Details {
+pub struct SessionDetails {
     /// The session's id.
     pub session_id: SessionId,
     /// The user that owns the session.
@@ -51,7 +51,7 @@ pub struct Details {
 
 /// An error from looking up a session's details.
 #[derive(Debug, thiserror::Error)]
-pub enum DetailsError {
+pub enum SessionDetailsError {
     /// No session of this id belongs to this user.
     #[error(transparent)]
     Lookup(#[from] LookupError),
@@ -62,14 +62,18 @@ pub enum DetailsError {
 
 impl Sessions {
     /// Returns one session of this user, whatever its status.
-    pub async fn details(&self, id: &SessionId, user: &UserId) -> Result<Details, DetailsError> {
+    pub async fn details(
+        &self,
+        id: &SessionId,
+        user: &UserId,
+    ) -> Result<SessionDetails, SessionDetailsError> {
         let row = self.shared.deps.log.find(&id.to_string()).await?;
         let row = row.ok_or(LookupError::NotFound)?;
         if row.fixed.user != user.as_str() {
             return Err(LookupError::NotYours.into());
         }
         let fixed = row.fixed;
-        Ok(Details {
+        Ok(SessionDetails {
             session_id: *id,
             user_id: user.clone(),
             task: fixed.task,

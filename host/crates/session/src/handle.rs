@@ -15,16 +15,16 @@ use tokio_util::sync::CancellationToken;
 use lucid_types::log::{LogError, SessionLog};
 use lucid_types::user::UserId;
 
-use super::actor::idle::Standing;
+use super::actor::idle::IdleState;
 use super::ports::{ActorMessage, Mailbox, PolicyInfo};
 use super::stream::feed::Feed;
 use super::stream::frames::Features;
-use super::stream::positions::{Loss, Position, Positions};
+use super::stream::positions::{ClientPosition, ClientPositions, ConnectionLoss};
 use super::stream::subscription::Subscription;
-use super::{CloseReason, NotTaken, SessionId};
+use super::{CloseReason, MessageRejected, SessionId};
 
 /// A session that is live or has just ended.
-pub struct Session {
+pub struct SessionHandle {
     pub(super) about: SessionInfo,
     pub(super) log: Arc<dyn SessionLog>,
     pub(super) mailbox: Mailbox,
@@ -32,8 +32,8 @@ pub struct Session {
     has_workspace: AtomicBool,
     pub(super) stop: CancellationToken,
     pub(super) feed: Feed,
-    /// The current state; see [`Session::stands`].
-    pub(super) standing: Mutex<Standing>,
+    /// The current state; see [`SessionHandle::stands`].
+    pub(super) standing: Mutex<IdleState>,
     /// The number of the last frame before the session began to wait for its user's answer; 0 if it
     /// is not waiting.
     pub(super) question: watch::Sender<u64>,
@@ -43,9 +43,9 @@ pub struct Session {
     pub(super) closing: OnceLock<CloseReason>,
     /// The close reason if this host stops running the session although it is not over.
     paused: OnceLock<CloseReason>,
-    pub(super) launch: Mutex<Option<Launch>>,
-    attached: Mutex<Attached>,
-    pub(super) positions: Positions,
+    pub(super) launch: Mutex<Option<ActorLauncher>>,
+    attached: Mutex<AttachedClients>,
+    pub(super) positions: ClientPositions,
     runs: Mutex<SessionPlugins>,
 }
 
@@ -61,9 +61,9 @@ pub struct SessionPlugins {
 }
 
 /// Starts the actor; called at most once.
-pub(super) type Launch = Box<dyn FnOnce(Arc<Session>) + Send>;
+pub(super) type ActorLauncher = Box<dyn FnOnce(Arc<SessionHandle>) + Send>;
 
-struct Attached {
+struct AttachedClients {
     clients: usize,
     since: Instant,
 }
@@ -79,7 +79,7 @@ pub(super) struct SessionInfo {
     pub(super) created_at: u64,
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for SessionHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("id", &self.about.id)
@@ -91,14 +91,14 @@ pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Session {
+impl SessionHandle {
     /// Creates a session whose last frame so far is `seq`.
     pub(super) fn new(
         about: SessionInfo,
         seq: u64,
         log: Arc<dyn SessionLog>,
         mailbox: Mailbox,
-        launch: Launch,
+        launch: ActorLauncher,
     ) -> Arc<Self> {
         Arc::new(Self {
             about,
@@ -107,17 +107,17 @@ impl Session {
             has_workspace: AtomicBool::new(false),
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
-            standing: Mutex::new(Standing::Idle(Instant::now())),
+            standing: Mutex::new(IdleState::Idle(Instant::now())),
             question: watch::Sender::new(0),
             unattended: Notify::new(),
             closing: OnceLock::new(),
             paused: OnceLock::new(),
             launch: Mutex::new(Some(launch)),
-            attached: Mutex::new(Attached {
+            attached: Mutex::new(AttachedClients {
                 clients: 0,
                 since: Instant::now(),
             }),
-            positions: Positions::default(),
+            positions: ClientPositions::default(),
             runs: Mutex::default(),
         })
     }
@@ -182,14 +182,14 @@ impl Session {
     /// # Errors
     /// Fails if the session is over, if too many messages are waiting already, or if the log could
     /// not be written.
-    pub async fn message(&self, text: impl Into<String>) -> Result<(), NotTaken> {
+    pub async fn message(&self, text: impl Into<String>) -> Result<(), MessageRejected> {
         if !self.is_alive() {
-            return Err(NotTaken::Over);
+            return Err(MessageRejected::Over);
         }
         let room = self.mailbox.clone().try_reserve_owned();
         let room = room.map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => NotTaken::Busy,
-            mpsc::error::TrySendError::Closed(_) => NotTaken::Over,
+            mpsc::error::TrySendError::Full(_) => MessageRejected::Busy,
+            mpsc::error::TrySendError::Closed(_) => MessageRejected::Over,
         })?;
         let kept = self
             .log
@@ -205,12 +205,12 @@ impl Session {
         });
         match kept.await {
             Ok(Ok(Some(()))) => Ok(()),
-            Ok(Ok(None)) => Err(NotTaken::Over),
+            Ok(Ok(None)) => Err(MessageRejected::Over),
             Ok(Err(cause)) => {
                 tracing::warn!(session = %self.about.id, %cause, "a message could not be written down; its user was told");
-                Err(NotTaken::Unwritten)
+                Err(MessageRejected::Unwritten)
             }
-            Err(_) => Err(NotTaken::Unwritten),
+            Err(_) => Err(MessageRejected::Unwritten),
         }
     }
 
@@ -239,13 +239,13 @@ impl Session {
     }
 
     /// Registers the connection of a client that does not count frames and is given everything
-    /// after `from`. Call [`Session::close_position`] when the connection is lost or closed.
-    pub fn open_position(&self, features: Features, from: u64) -> Arc<Position> {
+    /// after `from`. Call [`SessionHandle::close_position`] when the connection is lost or closed.
+    pub fn open_position(&self, features: Features, from: u64) -> Arc<ClientPosition> {
         self.positions.open(features, from)
     }
 
     /// Records that a client's connection was lost, or that the client closed it.
-    pub fn close_position(&self, position: &Arc<Position>, loss: Option<Loss>) {
+    pub fn close_position(&self, position: &Arc<ClientPosition>, loss: Option<ConnectionLoss>) {
         self.positions.close(position, loss);
     }
 
@@ -295,7 +295,7 @@ impl Session {
 /// An attached client.
 #[derive(Debug)]
 pub struct AttachGuard {
-    session: Arc<Session>,
+    session: Arc<SessionHandle>,
 }
 
 impl Drop for AttachGuard {

@@ -25,27 +25,29 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use self::handle::{AttachGuard, Session, SessionPlugins};
+pub use self::handle::{AttachGuard, SessionHandle, SessionPlugins};
 pub use self::ports::tools::{
-    EventSink, NoTools, SEPARATOR, SessionTools, ToolOutput, Tools, ToolsSpec,
+    EventSink, NoToolProvider, SEPARATOR, SessionTools, ToolOutput, ToolProvider, ToolsSpec,
 };
 pub use self::replay::diff::{difference, readable};
-pub use self::replay::shadow::{Bounds as ShadowBounds, Difference, Differs, Shadowed};
+pub use self::replay::shadow::{
+    DifferenceKind, ShadowDifference, ShadowLimits as ShadowBounds, ShadowReport,
+};
 pub use self::seal::{SealError, Sealer};
 pub use self::stream::frames::{
     CONTENT_LENGTH, EventDraft, Features, THOUGHT_LENGTH, dollars, kind_of, render,
 };
-pub use self::stream::positions::{Loss, Position};
-pub use self::stream::subscription::{Batch, Subscription};
+pub use self::stream::positions::{ClientPosition, ConnectionLoss};
+pub use self::stream::subscription::{Subscription, SubscriptionItem};
 pub use self::traffic_split::{SplitSlot, TrafficSplit};
 pub use create::{CreateError, NewSession, OpenChange};
-pub use details::{Details, DetailsError};
+pub use details::{SessionDetails, SessionDetailsError};
 pub use ports::{
-    AvailableModels, BuildAssignment, CallCost, Changes, DeltaKind, DeltaSink, Deployment,
-    Environment, EnvironmentError, EnvironmentProvider, EnvironmentSpec, Generation, ModelAnswer,
-    ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, OpenedPullRequest, OutputSink,
-    Policies, Policy, PolicyInfo, Provider, StepOutcome, StepVerdict, ToolResultWithEvent,
-    UsageMeter,
+    AvailableModels, BuildAssignment, CallCost, DeltaKind, DeltaSink, Deployment, Environment,
+    EnvironmentError, EnvironmentProvider, EnvironmentSpec, Generation, ModelAnswer, ModelFailure,
+    ModelRequest, ModelSelection, Models, NewPullRequest, NoticeSink, OpenedPullRequest,
+    OutputSink, Policies, PolicyInfo, PullRequests, SessionPolicy, StepOutcome, StepVerdict,
+    ToolResultWithEvent, UsageMeter,
 };
 pub use replay::{Replay, ReplayError};
 pub use retention::WorkspaceLookupError;
@@ -66,13 +68,13 @@ use uuid::Uuid;
 
 use self::actor::{idle, task_clock};
 use self::stream::frames;
-use lucid_types::disk_reserve::Reserve;
+use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::log::SessionLog;
 use lucid_types::transient::Transient;
 use lucid_types::user::UserId;
 
 use self::handle::held;
-use registry::{Registry, Work};
+use registry::{SessionRegistry, WorkKey};
 
 /// A session's identifier, stable for its whole life and across restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -178,7 +180,7 @@ impl CloseReason {
 
 /// Why a message was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotTaken {
+pub enum MessageRejected {
     /// The session is over.
     #[error("The session has ended.")]
     Over,
@@ -203,7 +205,7 @@ pub enum LookupError {
 
 /// The limits of sessions.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct SessionLimits {
     /// Model calls per task.
     pub iterations: u32,
     /// Tokens per session, if limited.
@@ -222,7 +224,7 @@ pub struct Limits {
 }
 
 /// The dependencies of [`Sessions`].
-pub struct Deps {
+pub struct SessionDeps {
     /// The log.
     pub log: Arc<dyn SessionLog>,
     /// Seals the secrets in the log.
@@ -232,16 +234,16 @@ pub struct Deps {
     /// The provider of execution environments.
     pub places: Arc<dyn EnvironmentProvider>,
     /// Opens the pull requests that users request.
-    pub changes: Arc<dyn Changes>,
+    pub changes: Arc<dyn PullRequests>,
     /// The disk space that is reserved for the log.
-    pub reserve: Reserve,
+    pub reserve: DiskReserve,
     /// The limits of each session.
-    pub limits: Limits,
+    pub limits: SessionLimits,
 }
 
 /// A session in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+pub struct SessionSummary {
     /// The session's id.
     pub session_id: SessionId,
     /// The user that owns the session.
@@ -257,7 +259,7 @@ pub struct Summary {
 /// All live sessions. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
-    shared: Arc<Shared>,
+    shared: Arc<SessionsShared>,
 }
 
 impl fmt::Debug for Sessions {
@@ -271,15 +273,15 @@ impl fmt::Debug for Sessions {
 /// The number of locks for concurrent lookups and creations.
 const TURNS: usize = 64;
 
-struct Shared {
-    deps: Deps,
+struct SessionsShared {
+    deps: SessionDeps,
     halt: CancellationToken,
     /// Cancelled when the time for what still runs at a shutdown is up.
     hurry: CancellationToken,
     /// What sessions that have come to rest left behind.
-    left: Mutex<Paused>,
+    left: Mutex<PausedSessions>,
     actors: TaskTracker,
-    registry: Mutex<Registry>,
+    registry: Mutex<SessionRegistry>,
     hasher: RandomState,
     /// Held while a session is looked up and created, one lock per hash of the work.
     turns: [tokio::sync::Mutex<()>; TURNS],
@@ -291,8 +293,8 @@ struct Shared {
 impl Sessions {
     /// Creates an empty set; call [`Sessions::recover`] for the sessions of the last run. Needs a
     /// tokio runtime.
-    pub fn new(deps: Deps) -> Self {
-        let shared = Arc::new(Shared {
+    pub fn new(deps: SessionDeps) -> Self {
+        let shared = Arc::new(SessionsShared {
             deps,
             halt: CancellationToken::new(),
             hurry: CancellationToken::new(),
@@ -324,12 +326,12 @@ impl Sessions {
     }
 
     /// Starts a session that has not been started.
-    pub fn start(&self, session: &Arc<Session>) {
+    pub fn start(&self, session: &Arc<SessionHandle>) {
         session.launch();
     }
 
     /// Returns a live session of this user.
-    pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<Session>, LookupError> {
+    pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<SessionHandle>, LookupError> {
         let session = held(&self.shared.registry)
             .by_id
             .get(id)
@@ -343,7 +345,7 @@ impl Sessions {
     }
 
     /// Returns the user's live sessions, newest first.
-    pub fn list(&self, user: &UserId) -> Vec<Summary> {
+    pub fn list(&self, user: &UserId) -> Vec<SessionSummary> {
         let registry = held(&self.shared.registry);
         let ids = registry.by_user.get(user).into_iter().flatten();
         let mut found: Vec<_> = ids
@@ -353,7 +355,7 @@ impl Sessions {
         drop(registry);
         found
             .sort_by_key(|session| std::cmp::Reverse((session.about.created_at, session.about.id)));
-        let summary = |session: Arc<Session>| Summary {
+        let summary = |session: Arc<SessionHandle>| SessionSummary {
             session_id: session.about.id,
             user_id: session.about.user.clone(),
             task: session.about.task.to_string(),
@@ -371,8 +373,8 @@ impl Sessions {
         project_id: Option<&str>,
         task: &str,
         repo_url: Option<&str>,
-    ) -> Option<Arc<Session>> {
-        let work: Work<'_> = (user, project_id, task, repo_url);
+    ) -> Option<Arc<SessionHandle>> {
+        let work: WorkKey<'_> = (user, project_id, task, repo_url);
         let registry = held(&self.shared.registry);
         let id = registry.by_work.get(&self.shared.hasher.hash_one(work))?;
         registry
@@ -407,8 +409,8 @@ impl Sessions {
     pub async fn goes_on(&self, id: &SessionId, user: &UserId) -> bool {
         match self.details(id, user).await {
             Ok(details) => details.is_alive,
-            Err(DetailsError::Lookup(_)) => false,
-            Err(DetailsError::Log(_)) => true,
+            Err(SessionDetailsError::Lookup(_)) => false,
+            Err(SessionDetailsError::Log(_)) => true,
         }
     }
 
@@ -464,17 +466,17 @@ impl Sessions {
 
     /// Stops everything that runs, but ends no session: they resume at the next start. Returns what
     /// was left behind.
-    pub async fn shutdown(&self) -> Paused {
+    pub async fn shutdown(&self) -> PausedSessions {
         self.shut_down_within(Duration::ZERO).await
     }
 
     /// Takes what sessions that have come to rest so far left behind.
-    pub fn take_paused(&self) -> Paused {
+    pub fn take_paused(&self) -> PausedSessions {
         std::mem::take(&mut *held(&self.shared.left))
     }
 
     /// Like [`Sessions::shutdown`], but gives running commands up to `patience` to finish.
-    pub async fn shut_down_within(&self, patience: Duration) -> Paused {
+    pub async fn shut_down_within(&self, patience: Duration) -> PausedSessions {
         // Before the sessions halt, since their positions are unknown afterwards.
         self.keep_positions().await;
         let shared = &self.shared;
@@ -497,16 +499,16 @@ impl Sessions {
 
 /// What a stopping host left for the next start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Paused {
+pub struct PausedSessions {
     /// The number of sessions that resume then.
     pub sessions: usize,
     /// The commands that were interrupted, each with its session.
     pub commands: Vec<(SessionId, String)>,
 }
 
-impl Shared {
+impl SessionsShared {
     /// Records that a session came to rest and which command was interrupted for it, if any.
-    fn paused(&self, session: &Session, command: Option<String>) {
+    fn paused(&self, session: &SessionHandle, command: Option<String>) {
         let mut left = held(&self.left);
         left.sessions += 1;
         left.commands

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use lucid_types::log::{LivingSession, LogError, Status};
 use lucid_types::wit::policy::Snapshot;
 
-use super::actor::idle::Standing;
+use super::actor::idle::IdleState;
 use super::actor::takes_over;
-use super::create::{Found, key_for, seal_context};
-use super::handle::{Session, held};
+use super::create::{ResumeState, key_for, seal_context};
+use super::handle::{SessionHandle, held};
 use super::retry::when_possible;
 use super::{SessionId, Sessions};
 
@@ -42,7 +42,7 @@ impl Sessions {
     /// The number of sessions that wait for their users to come back.
     pub fn count_held(&self) -> usize {
         let registry = held(&self.shared.registry);
-        let is_held = |session: &&Arc<Session>| *held(&session.standing) == Standing::Held;
+        let is_held = |session: &&Arc<SessionHandle>| *held(&session.standing) == IdleState::Held;
         registry.by_id.values().filter(is_held).count()
     }
 
@@ -120,7 +120,7 @@ impl Sessions {
                 return false;
             }
         };
-        let found = Found {
+        let found = ResumeState {
             taken_over: plugin.filter(|digest| state.is_some() && *digest != policy.info().digest),
             generation,
             fixed: Arc::new(row.fixed),
@@ -137,7 +137,7 @@ impl Sessions {
         };
         let session = self.shared.assemble(id, found);
         if row.held {
-            session.stands(Standing::Held);
+            session.stands(IdleState::Held);
         } else if row.status != Status::Created {
             // A session that was never started still waits for its client.
             self.start(&session);

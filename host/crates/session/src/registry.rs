@@ -11,22 +11,22 @@ use std::sync::Arc;
 
 use lucid_types::user::UserId;
 
-use super::handle::{Session, held};
-use super::{CreateError, SessionId, Shared};
+use super::handle::{SessionHandle, held};
+use super::{CreateError, SessionId, SessionsShared};
 
 #[derive(Default)]
-pub(super) struct Registry {
-    pub(super) by_id: HashMap<SessionId, Arc<Session>>,
+pub(super) struct SessionRegistry {
+    pub(super) by_id: HashMap<SessionId, Arc<SessionHandle>>,
     pub(super) by_user: HashMap<UserId, HashSet<SessionId>>,
     /// The newest session for each user, project, task and repository.
     pub(super) by_work: HashMap<u64, SessionId>,
 }
 
 /// User, project, task and repository.
-pub(super) type Work<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
+pub(super) type WorkKey<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);
 
-impl Session {
-    pub(super) fn work(&self) -> Work<'_> {
+impl SessionHandle {
+    pub(super) fn work(&self) -> WorkKey<'_> {
         (
             &self.about.user,
             self.about.project_id.as_deref(),
@@ -37,13 +37,13 @@ impl Session {
 }
 
 /// One of a user's session slots, held during creation and released if no session results.
-pub(super) struct Claim {
-    shared: Arc<Shared>,
+pub(super) struct SessionClaim {
+    shared: Arc<SessionsShared>,
     user: UserId,
     id: SessionId,
 }
 
-impl Drop for Claim {
+impl Drop for SessionClaim {
     fn drop(&mut self) {
         let mut registry = held(&self.shared.registry);
         if !registry.by_id.contains_key(&self.id) {
@@ -52,7 +52,7 @@ impl Drop for Claim {
     }
 }
 
-impl Registry {
+impl SessionRegistry {
     fn release(&mut self, user: &UserId, id: &SessionId) {
         if let Some(of_user) = self.by_user.get_mut(user) {
             of_user.remove(id);
@@ -63,8 +63,8 @@ impl Registry {
     }
 }
 
-impl Shared {
-    pub(super) fn remember(&self, session: &Arc<Session>) {
+impl SessionsShared {
+    pub(super) fn remember(&self, session: &Arc<SessionHandle>) {
         let work = self.hasher.hash_one(session.work());
         let mut registry = held(&self.registry);
         registry
@@ -76,7 +76,7 @@ impl Shared {
         registry.by_id.insert(session.about.id, session.clone());
     }
 
-    pub(super) fn forget(&self, session: &Session) {
+    pub(super) fn forget(&self, session: &SessionHandle) {
         let work = self.hasher.hash_one(session.work());
         let mut registry = held(&self.registry);
         registry.by_id.remove(&session.about.id);
@@ -91,7 +91,7 @@ impl Shared {
         self: &Arc<Self>,
         user: &UserId,
         id: SessionId,
-    ) -> Result<Claim, CreateError> {
+    ) -> Result<SessionClaim, CreateError> {
         let most = self.deps.limits.sessions_per_user;
         let mut registry = held(&self.registry);
         let of_user = registry.by_user.entry(user.clone()).or_default();
@@ -99,7 +99,7 @@ impl Shared {
             return Err(CreateError::TooManySessions(most));
         }
         of_user.insert(id);
-        Ok(Claim {
+        Ok(SessionClaim {
             shared: self.clone(),
             user: user.clone(),
             id,

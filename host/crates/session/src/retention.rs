@@ -15,7 +15,7 @@ use lucid_types::log::{LogError, Retained};
 use lucid_types::plural;
 use lucid_types::user::UserId;
 
-use super::{EnvironmentSpec, LookupError, SessionId, Sessions, Shared};
+use super::{EnvironmentSpec, LookupError, SessionId, Sessions, SessionsShared};
 
 /// After how long one that could not be removed is tried again.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
@@ -72,7 +72,11 @@ fn spelled(time: Duration) -> String {
 }
 
 /// Removes what was kept long enough, for as long as there are sessions.
-pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, retention: Duration) {
+pub(super) async fn sweep(
+    shared: Weak<SessionsShared>,
+    halt: CancellationToken,
+    retention: Duration,
+) {
     let pause = match retention {
         // Nothing is kept, but what could not be removed.
         Duration::ZERO => LONGEST_PAUSE,
@@ -92,7 +96,7 @@ pub(super) async fn sweep(shared: Weak<Shared>, halt: CancellationToken, retenti
     }
 }
 
-impl Shared {
+impl SessionsShared {
     async fn remove_overdue(&self, retention: Duration) -> Result<(), LogError> {
         let retention = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
         let uptime = self.deps.log.uptime();

@@ -14,11 +14,11 @@ use super::handle::held;
 pub struct TrafficSplit {
     /// The candidate's share, in percent.
     percent: u8,
-    turns: Mutex<Turns>,
+    turns: Mutex<SlotQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Turns {
+struct SlotQueue {
     all: u64,
     candidates: u64,
 }

@@ -55,26 +55,26 @@ pub struct NewIntegration {
 }
 
 /// The future result of a call.
-pub type Kept<T> = BoxFuture<'static, Result<T, ChatStoreError>>;
+pub type IntegrationFuture<T> = BoxFuture<'static, Result<T, ChatStoreError>>;
 
 /// A store of users' git accounts. `who` is the caller: with their own token if row-level security
 /// is to decide, otherwise the user that a server acts for.
 pub trait Integrations: Send + Sync {
     /// Returns the user's accounts, ordered by provider.
-    fn list(&self, who: &Identity) -> Kept<Vec<Integration>>;
+    fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>>;
     /// Returns the user's account at a provider.
-    fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>>;
+    fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>>;
     /// Stores an account, replacing the user's previous one at that provider.
-    fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()>;
+    fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()>;
     /// Deletes an account. Resolves to `false` if there is none.
-    fn delete(&self, who: &Identity, provider: &str) -> Kept<bool>;
+    fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool>;
 }
 
 const COLUMNS: &str =
     "id, provider, label, access_token_encrypted, iv, external_username, scopes, created_at";
 
 impl Integrations for Store {
-    fn list(&self, who: &Identity) -> Kept<Vec<Integration>> {
+    fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
         let (store, user) = (self.clone(), who.user.to_string());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
@@ -86,7 +86,7 @@ impl Integrations for Store {
         async move { Ok(store.read(work).await?) }.boxed()
     }
 
-    fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>> {
+    fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>> {
         let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
@@ -99,7 +99,7 @@ impl Integrations for Store {
         async move { Ok(store.read(work).await?) }.boxed()
     }
 
-    fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()> {
+    fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()> {
         let (store, user) = (self.clone(), who.user.to_string());
         let work = move |connection: &Connection| {
             connection
@@ -126,7 +126,7 @@ impl Integrations for Store {
         async move { Ok(store.write(work).await?) }.boxed()
     }
 
-    fn delete(&self, who: &Identity, provider: &str) -> Kept<bool> {
+    fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool> {
         let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
         let work = move |connection: &Connection| {
             let deleted = connection

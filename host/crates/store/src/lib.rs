@@ -28,19 +28,20 @@ pub(crate) mod sqlite;
 #[cfg(test)]
 mod tests;
 
-pub use self::accounts::{Integration, Integrations, Kept, NewIntegration};
-pub use self::chats::sqlite::LocalRecords;
+pub use self::accounts::{Integration, IntegrationFuture, Integrations, NewIntegration};
+pub use self::chats::sqlite::SqliteChatStore;
 pub use self::chats::store::{
-    Chat, ChatMessage, ChatStore, ChatStoreError, Lack, Principal, Progress, Recorded, TITLE_LENGTH,
+    Chat, ChatMessage, ChatProgress, ChatStore, ChatStoreError, ChatStoreFuture, MissingSchema,
+    Principal, TITLE_LENGTH,
 };
 pub use self::log::read::{find_session, logged_steps};
 pub use self::sqlite::failure::transient_cause;
-pub use self::sqlite::origin::{Origin, begin, origin, release_sessions};
+pub use self::sqlite::origin::{HostOrigin, begin, origin, release_sessions};
 use self::sqlite::{readers, uptime, writer};
-pub use chats::{Chats, Deleted};
+pub use chats::{Chats, DeletedChat};
 use lucid_types::log::Health;
 pub use outbox::Outbox;
-pub use supabase::{Supabase, SupabaseRecords, SupabaseSettings};
+pub use supabase::{Supabase, SupabaseChatStore, SupabaseSettings};
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -121,7 +122,7 @@ pub struct Store {
 
 struct Inner {
     // Dropped in this order: the writer drains and ends, then the readers, then the lock.
-    writer: writer::Writer,
+    writer: writer::WriterThread,
     readers: readers::Readers,
     health: Health,
     folder: PathBuf,
@@ -182,7 +183,7 @@ impl Store {
         migrate(&mut connection)?;
         let uptime = uptime::Uptime::go_on(&connection)?;
         let health = Health::default();
-        let writer = writer::Writer::start(connection, health.clone())?;
+        let writer = writer::WriterThread::start(connection, health.clone())?;
         let readers = readers::Readers::open(path)?;
         Ok(Self {
             inner: Arc::new(Inner {

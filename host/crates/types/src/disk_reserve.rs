@@ -40,7 +40,7 @@ const WHILE_SHORT: Duration = Duration::from_millis(50);
 
 /// The reserve of one disk. Clones are handles of the same.
 #[derive(Debug, Clone)]
-pub struct Reserve(Option<Arc<Inner>>);
+pub struct DiskReserve(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -50,7 +50,7 @@ struct Inner {
     is_short: AtomicBool,
 }
 
-impl Reserve {
+impl DiskReserve {
     /// So many bytes of the disk that the log's folder is on; 0 is no reserve.
     pub fn of(folder: &Path, bytes: u64) -> Self {
         let inner = Inner {
@@ -257,13 +257,13 @@ mod tests {
     #[test]
     fn a_disk_with_less_than_the_reserve_is_short_until_it_has_more() {
         let folder = tempfile::tempdir().unwrap();
-        let small = Reserve::of(folder.path(), 1);
+        let small = DiskReserve::of(folder.path(), 1);
         assert_eq!(small.shortage_now(), None);
         let free = small.look().unwrap();
-        let large = Reserve::of(folder.path(), free.saturating_mul(2));
+        let large = DiskReserve::of(folder.path(), free.saturating_mul(2));
         let told = large.shortage_now().unwrap();
         assert!(told.contains("nearly full"), "{told}");
-        assert_eq!(Reserve::of(folder.path(), 0).shortage_now(), None);
+        assert_eq!(DiskReserve::of(folder.path(), 0).shortage_now(), None);
         assert!(small.covers(folder.path()));
         assert!(!small.covers(Path::new("/proc")));
     }
@@ -271,19 +271,19 @@ mod tests {
     #[test]
     fn files_that_nobody_works_on_go_by_the_operators_word_before_anybody_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let free = Reserve::of(folder.path(), 1).look().unwrap();
-        let little = |bytes| Reserve::of(folder.path(), bytes).has_little_room(folder.path());
+        let free = DiskReserve::of(folder.path(), 1).look().unwrap();
+        let little = |bytes| DiskReserve::of(folder.path(), bytes).has_little_room(folder.path());
         // Wide: others write on this disk too.
         assert!(little(free / 4 * 3) && !little(free / 4));
         assert!(!little(0), "nothing is kept, so nothing goes for it");
-        let reserve = Reserve::of(folder.path(), free / 4 * 3);
+        let reserve = DiskReserve::of(folder.path(), free / 4 * 3);
         assert_eq!(reserve.shortage_now(), None, "that comes later");
     }
 
     #[test]
     fn on_another_disk_than_the_logs_nobody_is_refused_but_files_that_nobody_works_on_go() {
         let folder = tempfile::tempdir().unwrap();
-        let reserve = Reserve::of(folder.path(), u64::MAX / 2);
+        let reserve = DiskReserve::of(folder.path(), u64::MAX / 2);
         // A file system of its own without room.
         let other = Path::new("/proc");
         assert!(reserve.on(folder.path()).shortage_now().is_some());
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn the_fuller_the_disk_the_sooner_it_is_looked_at() {
         let folder = tempfile::tempdir().unwrap();
-        let reserve = Reserve::of(folder.path(), 256 * MIB);
+        let reserve = DiskReserve::of(folder.path(), 256 * MIB);
         assert_eq!(reserve.next_look(100 << 30), LOOKS.1);
         let soon = reserve.next_look(512 * MIB);
         assert!(soon > LOOKS.0 && soon < LOOKS.1, "{soon:?}");
@@ -309,7 +309,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(HELD);
         let held = || file.metadata().map_or(0, |found| found.len());
-        let reserve = Reserve::of(folder.path(), 2 * MIB);
+        let reserve = DiskReserve::of(folder.path(), 2 * MIB);
         reserve.hold(100 * MIB);
         assert_eq!(held(), 0, "there is room enough");
         reserve.hold(3 * MIB);

@@ -7,18 +7,18 @@ use std::future::Future;
 use std::sync::Arc;
 
 tokio::task_local! {
-    static CALLER: Caller;
+    static CALLER: PluginCaller;
 }
 
 /// On whose behalf a plugin is called.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Caller {
+pub struct PluginCaller {
     session: Option<Arc<str>>,
     step: Option<u64>,
     shadow: bool,
 }
 
-impl Caller {
+impl PluginCaller {
     /// A call for a session.
     #[must_use]
     pub fn session(id: &str) -> Self {

@@ -16,7 +16,7 @@ pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => {
-            let mut text = Pieces::default();
+            let mut text = Utf8Decoder::default();
             let mut decoded = text.push(bytes);
             decoded.push_str(&text.finish());
             Cow::Owned(decoded)
@@ -25,7 +25,7 @@ pub fn lossy(bytes: &[u8]) -> Cow<'_, str> {
 }
 
 /// The beginning of a byte sequence.
-enum Next {
+enum SequenceStart {
     /// A character, and its length in bytes.
     Char(char, usize),
     /// This many bytes that are not a character.
@@ -45,7 +45,7 @@ fn surrogate(bytes: &[u8]) -> Option<u16> {
 }
 
 /// Decodes the first character of a non-empty byte sequence.
-fn next(bytes: &[u8]) -> Next {
+fn next(bytes: &[u8]) -> SequenceStart {
     if let Some(first) = surrogate(bytes) {
         let rest = &bytes[3..];
         let is_high = first < 0xdc00;
@@ -55,17 +55,17 @@ fn next(bytes: &[u8]) -> Next {
             _ => false,
         };
         if is_high && may_go_on {
-            return Next::Cut;
+            return SequenceStart::Cut;
         }
         let pair = [first, surrogate(rest).unwrap_or_default()];
         return match char::decode_utf16(pair).next() {
-            Some(Ok(c)) => Next::Char(c, 6),
-            _ => Next::Bad(3),
+            Some(Ok(c)) => SequenceStart::Char(c, 6),
+            _ => SequenceStart::Bad(3),
         };
     }
     // Never split here if it is the beginning of half a pair.
     if matches!(*bytes, [0xed] | [0xed, 0xa0..=0xbf]) {
-        return Next::Cut;
+        return SequenceStart::Cut;
     }
     match std::str::from_utf8(&bytes[..bytes.len().min(4)]) {
         Ok(text) => first_of(text),
@@ -74,27 +74,27 @@ fn next(bytes: &[u8]) -> Next {
             first_of(text)
         }
         Err(error) => match error.error_len() {
-            Some(length) => Next::Bad(length),
-            None if bytes.len() < 4 => Next::Cut,
-            None => Next::Bad(1),
+            Some(length) => SequenceStart::Bad(length),
+            None if bytes.len() < 4 => SequenceStart::Cut,
+            None => SequenceStart::Bad(1),
         },
     }
 }
 
-fn first_of(text: &str) -> Next {
+fn first_of(text: &str) -> SequenceStart {
     match text.chars().next() {
-        Some(c) => Next::Char(c, c.len_utf8()),
-        None => Next::Bad(1),
+        Some(c) => SequenceStart::Char(c, c.len_utf8()),
+        None => SequenceStart::Bad(1),
     }
 }
 
 /// Decodes bytes that arrive in pieces.
 #[derive(Debug, Default)]
-pub struct Pieces {
+pub struct Utf8Decoder {
     held: Vec<u8>,
 }
 
-impl Pieces {
+impl Utf8Decoder {
     /// Decodes what is complete after more bytes.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.held);
@@ -103,15 +103,15 @@ impl Pieces {
         let mut rest = all.as_slice();
         while !rest.is_empty() {
             match next(rest) {
-                Next::Char(c, length) => {
+                SequenceStart::Char(c, length) => {
                     text.push(c);
                     rest = &rest[length..];
                 }
-                Next::Bad(length) => {
+                SequenceStart::Bad(length) => {
                     text.push(REPLACEMENT);
                     rest = &rest[length..];
                 }
-                Next::Cut => {
+                SequenceStart::Cut => {
                     self.held = rest.to_vec();
                     break;
                 }
@@ -134,14 +134,14 @@ impl Pieces {
 /// Repairs foreign JSON that arrives in pieces: escapes of half a surrogate pair, and bytes that
 /// are not UTF-8.
 #[derive(Debug, Default)]
-pub struct JsonPieces {
+pub struct JsonRepairer {
     held: Vec<u8>,
     /// Keep bytes that are not UTF-8, unless they are half of a pair, so that their author gets an
     /// error.
     is_strict: bool,
 }
 
-impl JsonPieces {
+impl JsonRepairer {
     /// Returns what is complete after more bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.held);
@@ -154,17 +154,19 @@ impl JsonPieces {
                     Some(found) => found,
                     None => break,
                 },
-                (_, Next::Char(c, length)) if length == c.len_utf8() => (&rest[..length], length),
+                (_, SequenceStart::Char(c, length)) if length == c.len_utf8() => {
+                    (&rest[..length], length)
+                }
                 // A pair whose halves were encoded as characters.
-                (_, Next::Char(c, length)) => {
+                (_, SequenceStart::Char(c, length)) => {
                     json.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
                     (&[][..], length)
                 }
-                (_, Next::Bad(length)) if self.is_strict && surrogate(rest).is_none() => {
+                (_, SequenceStart::Bad(length)) if self.is_strict && surrogate(rest).is_none() => {
                     (&rest[..length], length)
                 }
-                (_, Next::Bad(length)) => ("\u{fffd}".as_bytes(), length),
-                (_, Next::Cut) => break,
+                (_, SequenceStart::Bad(length)) => ("\u{fffd}".as_bytes(), length),
+                (_, SequenceStart::Cut) => break,
             };
             json.extend_from_slice(piece);
             rest = &rest[length..];
@@ -181,16 +183,16 @@ impl JsonPieces {
 
 /// Repairs a complete JSON text.
 pub fn readable_json(json: &[u8]) -> Cow<'_, [u8]> {
-    whole(json, JsonPieces::default())
+    whole(json, JsonRepairer::default())
 }
 
 /// Repairs only halves of pairs in a complete JSON text. It stays unreadable if it is not UTF-8 for
 /// another reason.
 pub fn paired_json(json: &[u8]) -> Cow<'_, [u8]> {
     let is_strict = true;
-    let pieces = JsonPieces {
+    let pieces = JsonRepairer {
         is_strict,
-        ..JsonPieces::default()
+        ..JsonRepairer::default()
     };
     whole(json, pieces)
 }
@@ -203,7 +205,7 @@ pub fn paired_text(json: &str) -> Cow<'_, str> {
     }
 }
 
-fn whole(json: &[u8], mut pieces: JsonPieces) -> Cow<'_, [u8]> {
+fn whole(json: &[u8], mut pieces: JsonRepairer) -> Cow<'_, [u8]> {
     let may_be_half = |bytes: &[u8]| matches!(bytes, [b'\\', b'u', b'd' | b'D']);
     if std::str::from_utf8(json).is_ok() && !json.windows(3).any(may_be_half) {
         return Cow::Borrowed(json);
@@ -337,7 +339,7 @@ mod tests {
     proptest! {
         #[test]
         fn where_bytes_are_cut_makes_no_difference(bytes in pieces(), cuts in prop::collection::vec(1..5_usize, 0..40)) {
-            let (mut text, mut json) = (Pieces::default(), JsonPieces::default());
+            let (mut text, mut json) = (Utf8Decoder::default(), JsonRepairer::default());
             let (mut decoded, mut readable) = (String::new(), Vec::new());
             let mut rest = bytes.as_slice();
             for cut in cuts.into_iter().chain([bytes.len()]) {
@@ -360,7 +362,7 @@ mod tests {
             let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
             let escaped = format!("\"{escaped}\"");
             prop_assert_eq!(&*paired_text(&escaped), &*escaped);
-            let mut pieces = Pieces::default();
+            let mut pieces = Utf8Decoder::default();
             prop_assert_eq!(pieces.push(text.as_bytes()) + &pieces.finish(), text);
         }
     }

@@ -13,8 +13,8 @@ use wasmtime::component::Component;
 use wasmtime::component::types::Component as ComponentType;
 
 use super::engine::Engine;
-use super::exports::{self, Exports};
-use super::kind::Kind;
+use super::exports::{self, ComponentExports};
+use super::kind::PluginKind;
 use super::limits::CallError;
 use super::wasi;
 use lucid_types::digest::sha256_hex;
@@ -67,7 +67,7 @@ pub enum LoadError {
         /// The plugin's name.
         plugin: String,
         /// The kind it was loaded as.
-        kind: Kind,
+        kind: PluginKind,
         /// The missing export.
         missing: String,
     },
@@ -79,7 +79,7 @@ pub enum LoadError {
         /// The plugin's name.
         plugin: String,
         /// The kind it was loaded as.
-        kind: Kind,
+        kind: PluginKind,
         /// The difference, sanitized and truncated.
         detail: String,
     },
@@ -100,7 +100,7 @@ pub enum LoadError {
         /// The shared name.
         plugin: String,
         /// Their kind.
-        kind: Kind,
+        kind: PluginKind,
     },
     /// The compiling task ended early.
     #[error("compiling the plugin `{plugin}` was interrupted")]
@@ -136,18 +136,18 @@ pub enum DescriptorError {
 }
 
 /// A component that passed admission.
-pub(super) struct Admitted {
-    pub(super) exports: Exports,
+pub(super) struct AdmittedComponent {
+    pub(super) exports: ComponentExports,
     pub(super) digest: String,
 }
 
 /// Compiles a component and checks its type. CPU-bound for a while, so not for an executor thread.
 pub(super) fn admit(
     engine: &Engine,
-    kind: Kind,
+    kind: PluginKind,
     plugin: &str,
     wasm: &[u8],
-) -> Result<Admitted, LoadError> {
+) -> Result<AdmittedComponent, LoadError> {
     let limit = engine.largest_component();
     if wasm.len() > limit {
         return Err(LoadError::TooLarge {
@@ -175,8 +175,8 @@ pub(super) fn admit(
         .instantiate_pre(&component)
         .map_err(|error| other_types(plugin, kind, &error))?;
     let digest = sha256_hex(wasm);
-    let exports = Exports::new(pre, functions);
-    Ok(Admitted { exports, digest })
+    let exports = ComponentExports::new(pre, functions);
+    Ok(AdmittedComponent { exports, digest })
 }
 
 /// The names of everything that a component imports.
@@ -187,7 +187,7 @@ pub(super) fn imports(engine: &Engine, component: &Component) -> Vec<String> {
 }
 
 /// The error for exports whose names fit and whose types do not.
-pub(super) fn other_types(plugin: &str, kind: Kind, error: &wasmtime::Error) -> LoadError {
+pub(super) fn other_types(plugin: &str, kind: PluginKind, error: &wasmtime::Error) -> LoadError {
     LoadError::OtherTypes {
         plugin: plugin.to_owned(),
         kind,

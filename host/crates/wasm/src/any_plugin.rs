@@ -7,8 +7,8 @@ use super::admission::LoadError;
 use super::core::PluginCore;
 use super::engine::Engine;
 use super::git::GitPlugin;
-use super::kind::Kind;
-use super::limits::Limits;
+use super::kind::PluginKind;
+use super::limits::PluginLimits;
 use super::llm::LlmPlugin;
 use super::plugin::Plugin;
 use super::policy::PolicyPlugin;
@@ -29,7 +29,7 @@ pub enum AnyPlugin {
 
 /// An error in loading a component of unknown kind.
 #[derive(Debug, thiserror::Error)]
-pub enum AnyError {
+pub enum AnyPluginError {
     /// It exports the interface of no kind.
     #[error(
         "it exports none of lucid:policy/policy@0.1.0, lucid:llm/provider@0.1.0, lucid:tools/tools@0.1.0 and lucid:git/provider@0.1.0, so it is no plugin: end the crate in `export_policy!`, `export_llm!`, `export_tools!` or `export_git!`"
@@ -46,9 +46,9 @@ impl AnyPlugin {
         engine: &Engine,
         name: &str,
         wasm: &[u8],
-        limits: &Limits,
-    ) -> Result<Self, AnyError> {
-        for kind in Kind::ALL {
+        limits: &PluginLimits,
+    ) -> Result<Self, AnyPluginError> {
+        for kind in PluginKind::ALL {
             match Self::load_as(engine, *kind, name, wasm, limits).await {
                 Ok(plugin) => return Ok(plugin),
                 // Without the interface it is of another kind. An interface that is there but
@@ -57,31 +57,31 @@ impl AnyPlugin {
                 Err(why) => return Err(why.into()),
             }
         }
-        Err(AnyError::NoKind)
+        Err(AnyPluginError::NoKind)
     }
 
     /// Like [`load`](Self::load), for a component whose kind is known.
     pub async fn load_as(
         engine: &Engine,
-        kind: Kind,
+        kind: PluginKind,
         name: &str,
         wasm: &[u8],
-        limits: &Limits,
+        limits: &PluginLimits,
     ) -> Result<Self, LoadError> {
         match kind {
-            Kind::Policy => {
+            PluginKind::Policy => {
                 let loaded = PolicyPlugin::load(engine, name, wasm, limits);
                 Box::pin(loaded).await.map(Self::Policy)
             }
-            Kind::Llm => {
+            PluginKind::Llm => {
                 let loaded = LlmPlugin::load(engine, name, wasm, limits);
                 Box::pin(loaded).await.map(Self::Llm)
             }
-            Kind::Tools => {
+            PluginKind::Tools => {
                 let loaded = ToolsPlugin::load(engine, name, wasm, limits);
                 Box::pin(loaded).await.map(Self::Tools)
             }
-            Kind::Git => {
+            PluginKind::Git => {
                 let loaded = GitPlugin::load(engine, name, wasm, limits);
                 Box::pin(loaded).await.map(Self::Git)
             }

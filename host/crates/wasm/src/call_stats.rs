@@ -17,10 +17,10 @@ const LONGEST: u64 = 10 * 60 * 1_000_000;
 
 /// Counts the calls of one plugin.
 #[derive(Debug, Default)]
-pub(super) struct CallStats(Mutex<BTreeMap<&'static str, OfCall>>);
+pub(super) struct CallStats(Mutex<BTreeMap<&'static str, FunctionStats>>);
 
 #[derive(Debug)]
-struct OfCall {
+struct FunctionStats {
     figures: CallFigures,
     /// Durations in microseconds, to two significant digits; `None` if the histogram cannot be
     /// created.
@@ -60,7 +60,7 @@ impl CallStats {
         result: &Result<T, CallError>,
     ) {
         let mut all = self.0.lock();
-        let of = all.entry(call).or_insert_with(|| OfCall::new(call));
+        let of = all.entry(call).or_insert_with(|| FunctionStats::new(call));
         let figures = &mut of.figures;
         figures.calls += 1;
         match result {
@@ -96,7 +96,7 @@ impl CallStats {
     }
 }
 
-impl OfCall {
+impl FunctionStats {
     fn new(call: &'static str) -> Self {
         Self {
             figures: CallFigures {

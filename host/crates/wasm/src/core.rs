@@ -7,26 +7,26 @@ use wasmtime::component::Component;
 use super::call_stats::CallStats;
 use super::engine::Engine;
 use super::extensions::Extensions;
-use super::kind::Kind;
-use super::limits::Limits;
+use super::kind::PluginKind;
+use super::limits::PluginLimits;
 
 /// The state common to admitted plugins of every kind.
 #[derive(Debug)]
 pub struct PluginCore {
     pub(super) engine: Engine,
-    pub(super) kind: Kind,
+    pub(super) kind: PluginKind,
     pub(super) name: Arc<str>,
     pub(super) digest: Arc<str>,
-    pub(super) limits: Limits,
+    pub(super) limits: PluginLimits,
     pub(super) tally: CallStats,
     pub(super) component: Component,
-    pub(super) about: About,
+    pub(super) about: PluginMetadata,
     pub(super) extensions: Extensions,
 }
 
 /// What the descriptors of all kinds say.
 #[derive(Debug, Clone, Default)]
-pub struct About {
+pub struct PluginMetadata {
     pub(super) name: String,
     pub(super) version: String,
     pub(super) description: String,

@@ -12,14 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_precompiled::{Origin, Shelf, ShelfError};
+use lucid_precompiled::{CacheOutcome, ComponentCacheDir, ComponentCacheError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
-use super::host_state::{self, Guest};
+use super::host_state::{self, HostState};
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
-use super::progress::{Doing, Works};
+use super::progress::{Activities, ActivityKind};
 use super::wasi;
 
 /// How long a guest computes before it yields to other tasks of its executor thread.
@@ -67,7 +67,7 @@ pub enum EngineError {
     Ticker(#[source] std::io::Error),
     /// The cache folder cannot be trusted.
     #[error(transparent)]
-    Cache(#[from] ShelfError),
+    Cache(#[from] ComponentCacheError),
 }
 
 /// The part of the pool that an instance is taken from. The parts are separate, so that a short
@@ -84,12 +84,12 @@ pub struct Engine(Arc<Inner>);
 
 struct Inner {
     engine: wasmtime::Engine,
-    linker: Linker<Guest>,
-    shelf: Option<Shelf>,
+    linker: Linker<HostState>,
+    shelf: Option<ComponentCacheDir>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     options: EngineOptions,
-    works: Works,
+    works: Activities,
 }
 
 impl std::fmt::Debug for Engine {
@@ -108,7 +108,7 @@ impl Engine {
         let shelf = options
             .cache
             .as_deref()
-            .map(|folder| Shelf::open(folder, options.cache_bytes))
+            .map(|folder| ComponentCacheDir::open(folder, options.cache_bytes))
             .transpose()?;
         start_clock(&engine)?;
         Ok(Self(Arc::new(Inner {
@@ -118,7 +118,7 @@ impl Engine {
             calls: Arc::new(Semaphore::new(options.calls as usize)),
             streams: Arc::new(Semaphore::new(options.streams as usize)),
             options,
-            works: Works::default(),
+            works: Activities::default(),
         })))
     }
 
@@ -126,7 +126,7 @@ impl Engine {
         &self.0.engine
     }
 
-    pub(super) fn linker(&self) -> &Linker<Guest> {
+    pub(super) fn linker(&self) -> &Linker<HostState> {
         &self.0.linker
     }
 
@@ -135,15 +135,15 @@ impl Engine {
     }
 
     /// The list of what is being loaded and compiled now.
-    pub fn works(&self) -> &Works {
+    pub fn works(&self) -> &Activities {
         &self.0.works
     }
 
     /// Compiles a component, or reuses cached code.
     pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> wasmtime::Result<Component> {
-        let work = self.0.works.begin(plugin, Doing::Loading);
+        let work = self.0.works.begin(plugin, ActivityKind::Loading);
         let compiles = || {
-            work.becomes(Doing::Compiling);
+            work.becomes(ActivityKind::Compiling);
             tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
         };
         let (component, origin) = match &self.0.shelf {
@@ -151,16 +151,16 @@ impl Engine {
             None => {
                 compiles();
                 let component = Component::from_binary(&self.0.engine, wasm)?;
-                (component, Origin::Compiled)
+                (component, CacheOutcome::Compiled)
             }
         };
         match origin {
-            Origin::Shelf => {
+            CacheOutcome::Shelf => {
                 tracing::debug!(plugin, "a component was taken from the cache");
                 return Ok(component);
             }
-            Origin::Compiled => {}
-            Origin::NotKept(cause) => tracing::warn!(
+            CacheOutcome::Compiled => {}
+            CacheOutcome::NotKept(cause) => tracing::warn!(
                 plugin,
                 "the compiled plugin could not be kept, so the next start compiles it again: {cause}"
             ),

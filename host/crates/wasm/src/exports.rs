@@ -7,12 +7,12 @@ use wasmtime::component::{
     TypedFunc,
 };
 
-use super::host_state::Guest;
-use super::kind::Kind;
+use super::host_state::HostState;
+use super::kind::PluginKind;
 
 /// The functions of an admitted component.
-pub struct Exports {
-    pre: InstancePre<Guest>,
+pub struct ComponentExports {
+    pre: InstancePre<HostState>,
     functions: Functions,
 }
 
@@ -20,7 +20,7 @@ pub struct Exports {
 pub(super) type Functions = Vec<(&'static str, ComponentExportIndex)>;
 
 /// Finds the functions of a kind. An error is the first export that is missing.
-pub(super) fn find(component: &Component, kind: Kind) -> Result<Functions, String> {
+pub(super) fn find(component: &Component, kind: PluginKind) -> Result<Functions, String> {
     let (interface, names) = kind.exports();
     let instance = component.get_export_index(None, interface);
     let instance = instance.ok_or_else(|| interface.to_owned())?;
@@ -32,8 +32,8 @@ pub(super) fn find(component: &Component, kind: Kind) -> Result<Functions, Strin
     functions.collect()
 }
 
-impl Exports {
-    pub(super) fn new(pre: InstancePre<Guest>, functions: Functions) -> Self {
+impl ComponentExports {
+    pub(super) fn new(pre: InstancePre<HostState>, functions: Functions) -> Self {
         Self { pre, functions }
     }
 
@@ -45,15 +45,15 @@ impl Exports {
     /// Makes a fresh instance.
     pub(super) async fn instantiate(
         &self,
-        store: &mut Store<Guest>,
-    ) -> wasmtime::Result<Exported<'_>> {
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<InstanceExports<'_>> {
         let instance = self.pre.instantiate_async(store).await?;
         Ok(self.of(instance))
     }
 
     /// The functions of an instance that [`instantiate`](Self::instantiate) made.
-    pub(super) fn of(&self, instance: Instance) -> Exported<'_> {
-        Exported {
+    pub(super) fn of(&self, instance: Instance) -> InstanceExports<'_> {
+        InstanceExports {
             functions: &self.functions,
             instance,
         }
@@ -62,16 +62,16 @@ impl Exports {
 
 /// The functions of one instance.
 #[derive(Clone, Copy)]
-pub struct Exported<'a> {
+pub struct InstanceExports<'a> {
     functions: &'a Functions,
     pub(super) instance: Instance,
 }
 
-impl Exported<'_> {
+impl InstanceExports<'_> {
     /// A function with the types that the host has for it. An error if the component's own are others.
     pub(super) fn function<P, R>(
         &self,
-        store: &mut Store<Guest>,
+        store: &mut Store<HostState>,
         name: &str,
     ) -> wasmtime::Result<TypedFunc<P, (R,)>>
     where
@@ -92,7 +92,7 @@ impl Exported<'_> {
     /// Calls a function.
     pub(super) async fn call<P, R>(
         &self,
-        store: &mut Store<Guest>,
+        store: &mut Store<HostState>,
         name: &str,
         params: P,
     ) -> wasmtime::Result<R>

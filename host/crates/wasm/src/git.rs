@@ -6,12 +6,12 @@
 use wasmtime::Store;
 
 use super::admission::{DescriptorError, LoadError};
-use super::core::{About, PluginCore};
-use super::exports::{Exported, Exports};
-use super::host_state::Guest;
+use super::core::{PluginCore, PluginMetadata};
+use super::exports::{ComponentExports, InstanceExports};
+use super::host_state::HostState;
 use super::instance::fresh;
-use super::kind::Kind;
-use super::limits::Called;
+use super::kind::PluginKind;
+use super::limits::CallOutcome;
 use super::plugin::{TypedPlugin, World, about};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::git::{Descriptor, Next, Operation};
@@ -35,16 +35,19 @@ type StepParams<'a> = (
 pub enum GitWorld {}
 
 impl World for GitWorld {
-    const KIND: Kind = Kind::Git;
+    const KIND: PluginKind = PluginKind::Git;
     type Descriptor = Descriptor;
     type Known = ();
 
-    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+    fn check_types(
+        plugin: &InstanceExports<'_>,
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<()> {
         plugin.function::<StepParams<'_>, Result<Next, types::Error>>(store, "step")?;
         Ok(())
     }
 
-    fn about(descriptor: &mut Descriptor) -> About {
+    fn about(descriptor: &mut Descriptor) -> PluginMetadata {
         about!(descriptor)
     }
 
@@ -52,7 +55,7 @@ impl World for GitWorld {
         check(descriptor)
     }
 
-    async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
+    async fn known(_: &PluginCore, _: &ComponentExports) -> Result<(), LoadError> {
         Ok(())
     }
 }
@@ -65,7 +68,7 @@ impl GitPlugin {
         operation: &Operation,
         state: Option<Vec<u8>>,
         answer: Option<types::HttpResponse>,
-    ) -> Called<Next> {
+    ) -> CallOutcome<Next> {
         let settings = settings.to_owned();
         fresh!(self, "step", |plugin, store| {
             let (state, answer) = (state.as_deref(), answer.as_ref());

@@ -12,8 +12,8 @@ use wasmtime::ResourceLimiter;
 use wasmtime::component::Linker;
 
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
-use super::log_label::Label;
-use super::stdio::Printed;
+use super::log_label::LogLabel;
+use super::stdio::GuestOutput;
 use super::wasi::{CallClock, HasWasi, Wasi};
 use lucid_types::sanitize::clean;
 use lucid_types::wit::log::Level;
@@ -27,7 +27,7 @@ const MOST_ELEMENTS: usize = 100_000;
 
 /// The last error output of a call before it ended.
 #[derive(Debug, Default)]
-pub(super) struct LastWords {
+pub(super) struct ErrorOutput {
     /// The call's last line in the host's log at error level, where the SDK reports a panic.
     pub(super) logged: Option<String>,
     /// The end of the call's standard error.
@@ -35,8 +35,8 @@ pub(super) struct LastWords {
 }
 
 /// The host's data for one instance.
-pub struct Guest {
-    label: Arc<Label>,
+pub struct HostState {
+    label: Arc<LogLabel>,
     lines: u32,
     /// The last line logged at error level, which explains a trap that follows.
     error: Option<String>,
@@ -46,11 +46,11 @@ pub struct Guest {
     refused: bool,
     moment: CallClock,
     /// Created on first use.
-    wasi: Option<Box<(Wasi, Printed)>>,
+    wasi: Option<Box<(Wasi, GuestOutput)>>,
 }
 
-impl Guest {
-    pub(super) fn new(label: Arc<Label>, memory_limit: usize, moment: CallClock) -> Self {
+impl HostState {
+    pub(super) fn new(label: Arc<LogLabel>, memory_limit: usize, moment: CallClock) -> Self {
         Self {
             label,
             lines: 0,
@@ -75,16 +75,16 @@ impl Guest {
     }
 
     /// Ends a call, and returns its last error output.
-    pub(super) fn end(&self) -> LastWords {
+    pub(super) fn end(&self) -> ErrorOutput {
         let printed = self.wasi.as_ref().map(|parts| parts.1.end());
-        LastWords {
+        ErrorOutput {
             logged: self.error.clone(),
             printed: printed.filter(|words| !words.is_empty()),
         }
     }
 
     /// The label of the instance's log lines.
-    pub(super) fn label(&self) -> &Label {
+    pub(super) fn label(&self) -> &LogLabel {
         &self.label
     }
 
@@ -99,10 +99,10 @@ impl Guest {
     }
 }
 
-impl HasWasi for Guest {
+impl HasWasi for HostState {
     fn wasi(&mut self) -> &mut Wasi {
         let parts = self.wasi.get_or_insert_with(|| {
-            let printed = Printed::new(self.label.clone());
+            let printed = GuestOutput::new(self.label.clone());
             Box::new((Wasi::new(self.moment, &printed), printed))
         });
         &mut parts.0
@@ -110,16 +110,16 @@ impl HasWasi for Guest {
 }
 
 /// Gives components the interface that they log through.
-pub(super) fn add_log_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+pub(super) fn add_log_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     let mut instance = linker.instance("lucid:host/log@0.1.0")?;
     instance.func_wrap("log", |mut store, (level, message): (Level, String)| {
-        let guest: &mut Guest = store.data_mut();
+        let guest: &mut HostState = store.data_mut();
         guest.log(level, &message);
         Ok(())
     })
 }
 
-impl Guest {
+impl HostState {
     fn log(&mut self, level: Level, message: &str) {
         let message = clean(message, LONGEST_LINE);
         self.lines += 1;
@@ -137,7 +137,7 @@ impl Guest {
     }
 }
 
-impl ResourceLimiter for Guest {
+impl ResourceLimiter for HostState {
     fn memory_growing(
         &mut self,
         current: usize,

@@ -16,11 +16,11 @@ use wasmtime_wasi::I32Exit;
 
 use super::core::PluginCore;
 use super::engine::PoolClass;
-use super::host_state::{Guest, LastWords};
-use super::limits::{CallError, CallSite, CallUsage, Called, cleaned};
-use super::log_label::Label;
+use super::host_state::{ErrorOutput, HostState};
+use super::limits::{CallError, CallOutcome, CallSite, CallUsage, cleaned};
+use super::log_label::LogLabel;
 use super::wasi::CallClock;
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::types;
 
@@ -39,7 +39,7 @@ impl PluginCore {
         lane: PoolClass,
         call: &'static str,
     ) -> Result<PluginInstance, CallError> {
-        self.open_at(lane, call, CallClock::default(), Caller::current())
+        self.open_at(lane, call, CallClock::default(), PluginCaller::current())
             .await
     }
 
@@ -50,17 +50,17 @@ impl PluginCore {
         lane: PoolClass,
         call: &'static str,
         moment: CallClock,
-        caller: Caller,
+        caller: PluginCaller,
     ) -> Result<PluginInstance, CallError> {
         let Some(slot) = self.engine.slot(lane).await else {
             return Err(self.internal(call, "the engine is shutting down"));
         };
-        let label = Arc::new(Label {
+        let label = Arc::new(LogLabel {
             plugin: self.name.clone(),
             digest: self.digest.clone(),
             caller,
         });
-        let guest = Guest::new(label, self.limits.memory_bytes, moment);
+        let guest = HostState::new(label, self.limits.memory_bytes, moment);
         let mut store = Store::new(self.engine.wasmtime(), guest);
         store.limiter(|guest| guest);
         store.set_hostcall_fuel(self.limits.output_bytes);
@@ -87,7 +87,7 @@ impl PluginCore {
 
 /// A store and the slot it occupies. The store is dropped first.
 pub(super) struct PluginInstance {
-    pub(super) store: Store<Guest>,
+    pub(super) store: Store<HostState>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -110,7 +110,7 @@ macro_rules! fresh {
             $plugin,
             $call,
             at $crate::wasi::CallClock::default(),
-            for $crate::log_label::Caller::current(),
+            for $crate::log_label::PluginCaller::current(),
             |$instance, $store| $run
         )
     };
@@ -135,7 +135,7 @@ macro_rules! fresh {
 pub(super) use fresh;
 
 /// Begins a call.
-pub(super) fn begin(loaded: &PluginCore, store: &mut Store<Guest>) -> Instant {
+pub(super) fn begin(loaded: &PluginCore, store: &mut Store<HostState>) -> Instant {
     store.data_mut().begin();
     // Fails only where fuel is off. Then no fuel is left, and the call ends at once.
     if let Err(error) = store.set_fuel(loaded.limits.fuel) {
@@ -150,11 +150,11 @@ type Outcome<T> = Result<wasmtime::Result<Result<T, types::Error>>, tokio::time:
 /// Ends a call: classifies its outcome, logs a failure and counts it.
 pub(super) fn settle<T>(
     loaded: &PluginCore,
-    store: &Store<Guest>,
+    store: &Store<HostState>,
     call: &'static str,
     begun: Instant,
     outcome: Outcome<T>,
-) -> Called<T> {
+) -> CallOutcome<T> {
     let left = store.get_fuel().unwrap_or(0);
     let figures = CallUsage {
         fuel: loaded.limits.fuel.saturating_sub(left),
@@ -180,12 +180,12 @@ pub(super) fn settle<T>(
         store.data().label().failed(call, error);
     }
     loaded.tally.count(call, &figures, &result);
-    Called { result, figures }
+    CallOutcome { result, figures }
 }
 
 /// The result of a call that never began.
-pub(super) fn not_begun<T>(error: CallError) -> Called<T> {
-    Called {
+pub(super) fn not_begun<T>(error: CallError) -> CallOutcome<T> {
+    CallOutcome {
         result: Err(error),
         figures: CallUsage::default(),
     }
@@ -193,10 +193,10 @@ pub(super) fn not_begun<T>(error: CallError) -> Called<T> {
 
 fn broken(
     loaded: &PluginCore,
-    store: &Store<Guest>,
+    store: &Store<HostState>,
     call: &'static str,
     error: &wasmtime::Error,
-    last_words: &LastWords,
+    last_words: &ErrorOutput,
 ) -> CallError {
     let at = loaded.site(call);
     let trap = error.downcast_ref::<Trap>();

@@ -3,7 +3,7 @@
 /// The kind of a plugin: the WIT world it implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum PluginKind {
     /// An agent's policy.
     Policy,
     /// A model provider's API.
@@ -14,7 +14,7 @@ pub enum Kind {
     Git,
 }
 
-impl Kind {
+impl PluginKind {
     /// All kinds.
     pub const ALL: &[Self] = &[Self::Policy, Self::Llm, Self::Tools, Self::Git];
 
@@ -59,7 +59,7 @@ impl Kind {
     }
 }
 
-impl std::fmt::Display for Kind {
+impl std::fmt::Display for PluginKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Policy => "policy",

@@ -22,7 +22,7 @@ pub(super) const MOST_TABLES: u32 = 8;
 
 /// The limits of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub struct PluginLimits {
     /// Fuel; roughly, instructions.
     pub fuel: u64,
     /// Linear memory in bytes, all of the component's memories together.
@@ -33,7 +33,7 @@ pub struct Limits {
     pub wall: Duration,
 }
 
-impl Default for Limits {
+impl Default for PluginLimits {
     /// A step takes microseconds and little memory, so honest work stays far below these.
     fn default() -> Self {
         Self {
@@ -67,17 +67,17 @@ impl std::ops::AddAssign for CallUsage {
 
 /// The result of a call, and its usage.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Called<T> {
+pub struct CallOutcome<T> {
     /// The result.
     pub result: Result<T, CallError>,
     /// The usage, whether the call succeeded or not.
     pub figures: CallUsage,
 }
 
-impl<T> Called<T> {
+impl<T> CallOutcome<T> {
     /// Maps a successful result.
-    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Called<U> {
-        Called {
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> CallOutcome<U> {
+        CallOutcome {
             result: self.result.map(f),
             figures: self.figures,
         }

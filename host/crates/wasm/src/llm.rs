@@ -9,13 +9,13 @@ use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
 
 use super::admission::{DescriptorError, LoadError};
-use super::core::{About, PluginCore};
+use super::core::{PluginCore, PluginMetadata};
 use super::engine::PoolClass;
-use super::exports::{Exported, Exports};
-use super::host_state::Guest;
+use super::exports::{ComponentExports, InstanceExports};
+use super::host_state::HostState;
 use super::instance::{PluginInstance, boxed, call, fresh, not_begun};
-use super::kind::Kind;
-use super::limits::{CallError, CallUsage, Called, cleaned};
+use super::kind::PluginKind;
+use super::limits::{CallError, CallOutcome, CallUsage, cleaned};
 use super::plugin::{Inner, TypedPlugin, World, about};
 use lucid_types::wit::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
@@ -35,12 +35,15 @@ pub type LlmPlugin = TypedPlugin<LlmWorld>;
 pub enum LlmWorld {}
 
 impl World for LlmWorld {
-    const KIND: Kind = Kind::Llm;
+    const KIND: PluginKind = PluginKind::Llm;
     type Descriptor = Descriptor;
     /// The models that the adapter knows without settings. That is pure, so it is asked once.
     type Known = Vec<ModelInfo>;
 
-    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+    fn check_types(
+        plugin: &InstanceExports<'_>,
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<()> {
         plugin.function::<(&str,), Vec<ModelInfo>>(store, "models")?;
         plugin.function::<(&str,), Option<types::HttpRequest>>(store, "probe")?;
         plugin.function::<(&str, &CompletionRequest), Result<Encoded, types::Error>>(
@@ -54,7 +57,7 @@ impl World for LlmWorld {
         Ok(())
     }
 
-    fn about(descriptor: &mut Descriptor) -> About {
+    fn about(descriptor: &mut Descriptor) -> PluginMetadata {
         about!(descriptor)
     }
 
@@ -62,7 +65,10 @@ impl World for LlmWorld {
         Ok(())
     }
 
-    async fn known(core: &PluginCore, exports: &Exports) -> Result<Vec<ModelInfo>, LoadError> {
+    async fn known(
+        core: &PluginCore,
+        exports: &ComponentExports,
+    ) -> Result<Vec<ModelInfo>, LoadError> {
         boxed(async move {
             let mut live = core.open(PoolClass::Call, "models").await?;
             let called = call!(core, live, "models", {
@@ -83,7 +89,7 @@ impl LlmPlugin {
     }
 
     /// The models that the adapter knows with these settings.
-    pub async fn models(&self, settings: &str) -> Called<Vec<ModelInfo>> {
+    pub async fn models(&self, settings: &str) -> CallOutcome<Vec<ModelInfo>> {
         let settings = settings.to_owned();
         fresh!(self, "models", |plugin, store| {
             let models = plugin.call(store, "models", (settings.as_str(),)).await;
@@ -92,7 +98,7 @@ impl LlmPlugin {
     }
 
     /// A cheap request that succeeds only with a valid key, where the provider has one.
-    pub async fn probe(&self, settings: &str) -> Called<Option<types::HttpRequest>> {
+    pub async fn probe(&self, settings: &str) -> CallOutcome<Option<types::HttpRequest>> {
         let settings = settings.to_owned();
         fresh!(self, "probe", |plugin, store| {
             let probe = plugin.call(store, "probe", (settings.as_str(),)).await;
@@ -101,7 +107,11 @@ impl LlmPlugin {
     }
 
     /// Encodes a request in the provider's format.
-    pub async fn encode(&self, settings: &str, request: &CompletionRequest) -> Called<Encoded> {
+    pub async fn encode(
+        &self,
+        settings: &str,
+        request: &CompletionRequest,
+    ) -> CallOutcome<Encoded> {
         let settings = settings.to_owned();
         fresh!(self, "encode", |plugin, store| {
             plugin
@@ -116,7 +126,7 @@ impl LlmPlugin {
         status: u16,
         headers: &[types::Header],
         body: &[u8],
-    ) -> Called<types::Error> {
+    ) -> CallOutcome<types::Error> {
         let called = fresh!(self, "classify", |plugin, store| {
             let error = plugin
                 .call(store, "classify", (status, headers, body))
@@ -127,7 +137,7 @@ impl LlmPlugin {
     }
 
     /// Creates the decoder of one response.
-    pub async fn decoder(&self, model: &str) -> Called<DecoderSession> {
+    pub async fn decoder(&self, model: &str) -> CallOutcome<DecoderSession> {
         let Inner { core, exports, .. } = &*self.0;
         boxed(async move {
             let mut live = match core.open(PoolClass::Stream, "decoder").await {
@@ -184,7 +194,7 @@ impl DecoderSession {
     }
 
     /// Decodes the next frames.
-    pub async fn push(&mut self, frames: &[Frame]) -> Called<Vec<Delta>> {
+    pub async fn push(&mut self, frames: &[Frame]) -> CallOutcome<Vec<Delta>> {
         let Inner { core, exports, .. } = &*self.plugin.0;
         // Taken out during the call: a future dropped half-way leaves no instance to call again.
         let Some(mut state) = self.state.take() else {
@@ -211,7 +221,7 @@ impl DecoderSession {
     }
 
     /// Finishes the response.
-    pub async fn finish(&mut self) -> Called<Completion> {
+    pub async fn finish(&mut self) -> CallOutcome<Completion> {
         let Inner { core, exports, .. } = &*self.plugin.0;
         let Some(mut state) = self.state.take() else {
             return not_begun(over(core, "finish"));

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::limits::CallError;
-pub(crate) use lucid_types::log_label::Caller;
+pub(crate) use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::log::Level;
 
 /// The log target of plugins' own lines, for filtering.
@@ -16,13 +16,13 @@ pub const LOG_TARGET: &str = "plugin";
 
 /// The label of an instance's log lines.
 #[derive(Debug)]
-pub(super) struct Label {
+pub(super) struct LogLabel {
     pub(super) plugin: Arc<str>,
     pub(super) digest: Arc<str>,
-    pub(super) caller: Caller,
+    pub(super) caller: PluginCaller,
 }
 
-impl Label {
+impl LogLabel {
     /// Logs a line that the plugin wrote.
     pub(super) fn line(&self, level: Level, text: &str) {
         macro_rules! write {
@@ -61,10 +61,10 @@ impl Label {
 }
 
 #[cfg(test)]
-pub(super) fn label() -> Arc<Label> {
-    Arc::new(Label {
+pub(super) fn label() -> Arc<LogLabel> {
+    Arc::new(LogLabel {
         plugin: "test".into(),
         digest: "00".into(),
-        caller: Caller::default(),
+        caller: PluginCaller::default(),
     })
 }

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use wasmtime::Store;
 use wasmtime::component::Lift;
 
-use super::admission::{self, Admitted, DescriptorError, LoadError, other_types};
+use super::admission::{self, AdmittedComponent, DescriptorError, LoadError, other_types};
 use super::call_stats::{CallFigures, CallStats};
-use super::core::{About, PluginCore};
+use super::core::{PluginCore, PluginMetadata};
 use super::engine::{Engine, PoolClass};
-use super::exports::{Exported, Exports};
+use super::exports::{ComponentExports, InstanceExports};
 use super::extensions::Extensions;
-use super::host_state::Guest;
+use super::host_state::HostState;
 use super::instance::{boxed, call};
-use super::kind::Kind;
-use super::limits::Limits;
+use super::kind::PluginKind;
+use super::limits::PluginLimits;
 
 /// What every loaded plugin has, whatever its kind.
 pub trait Plugin {
@@ -29,7 +29,7 @@ pub trait Plugin {
     fn core(&self) -> &PluginCore;
 
     /// The plugin's kind.
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> PluginKind {
         self.core().kind
     }
 
@@ -64,7 +64,7 @@ pub trait Plugin {
     }
 
     /// Whether loading this component with these limits would give the same plugin.
-    fn is(&self, wasm: &[u8], limits: &Limits) -> bool {
+    fn is(&self, wasm: &[u8], limits: &PluginLimits) -> bool {
         self.limits() == limits && lucid_types::digest::sha256_hex(wasm) == self.digest()
     }
 
@@ -77,7 +77,7 @@ pub trait Plugin {
     }
 
     /// The limits of one call.
-    fn limits(&self) -> &Limits {
+    fn limits(&self) -> &PluginLimits {
         &self.core().limits
     }
 
@@ -96,11 +96,11 @@ pub trait Plugin {
     }
 }
 
-/// Sanitizes a kind's own descriptor for display, and takes an [`About`] out of it.
+/// Sanitizes a kind's own descriptor for display, and takes an [`PluginMetadata`] out of it.
 macro_rules! about {
     ($descriptor:expr) => {{
         $descriptor.description = lucid_types::sanitize::clean(&$descriptor.description, 500);
-        $crate::core::About {
+        $crate::core::PluginMetadata {
             name: $descriptor.name.clone(),
             version: $descriptor.version.clone(),
             description: $descriptor.description.clone(),
@@ -113,17 +113,20 @@ pub(super) use about;
 /// The WIT world of one kind: how a component is linked as one, and what it says of itself.
 pub trait World: Sized + 'static {
     /// The kind.
-    const KIND: Kind;
+    const KIND: PluginKind;
     /// What the component says of itself.
     type Descriptor: Lift + Send + Sync;
     /// What else it is asked when it is loaded.
     type Known: Send + Sync;
 
     /// Checks the types of all functions but `describe`.
-    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()>;
+    fn check_types(
+        plugin: &InstanceExports<'_>,
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<()>;
 
     /// The part of the descriptor that all kinds have, sanitized in the descriptor as well.
-    fn about(descriptor: &mut Self::Descriptor) -> About;
+    fn about(descriptor: &mut Self::Descriptor) -> PluginMetadata;
 
     /// Validates and sanitizes the rest of the descriptor.
     fn check(descriptor: &mut Self::Descriptor) -> Result<(), DescriptorError>;
@@ -131,7 +134,7 @@ pub trait World: Sized + 'static {
     /// Asks what else is to be known.
     fn known(
         core: &PluginCore,
-        exports: &Exports,
+        exports: &ComponentExports,
     ) -> impl Future<Output = Result<Self::Known, LoadError>> + Send;
 }
 
@@ -141,7 +144,7 @@ pub struct TypedPlugin<W: World>(pub(super) Arc<Inner<W>>);
 /// What the clones of a plugin share.
 pub(super) struct Inner<W: World> {
     pub(super) core: PluginCore,
-    pub(super) exports: Exports,
+    pub(super) exports: ComponentExports,
     pub(super) descriptor: W::Descriptor,
     pub(super) known: W::Known,
 }
@@ -152,9 +155,9 @@ impl<W: World> TypedPlugin<W> {
         engine: &Engine,
         name: &str,
         wasm: &[u8],
-        limits: &Limits,
+        limits: &PluginLimits,
     ) -> Result<Self, LoadError> {
-        let Admitted { exports, digest } = compile(engine, W::KIND, name, wasm).await?;
+        let AdmittedComponent { exports, digest } = compile(engine, W::KIND, name, wasm).await?;
         let component = exports.component().clone();
         let mut core = PluginCore {
             engine: engine.clone(),
@@ -164,7 +167,7 @@ impl<W: World> TypedPlugin<W> {
             limits: limits.clone(),
             tally: CallStats::default(),
             component,
-            about: About::default(),
+            about: PluginMetadata::default(),
             extensions: Extensions::default(),
         };
         let mut descriptor = describe::<W>(&core, &exports).await?;
@@ -208,10 +211,10 @@ impl<W: World> std::fmt::Debug for TypedPlugin<W> {
 /// Admits a component on a thread that may be busy for a while.
 async fn compile(
     engine: &Engine,
-    kind: Kind,
+    kind: PluginKind,
     name: &str,
     wasm: &[u8],
-) -> Result<Admitted, LoadError> {
+) -> Result<AdmittedComponent, LoadError> {
     let (engine, plugin, wasm) = (engine.clone(), name.to_owned(), wasm.to_vec());
     tokio::task::spawn_blocking(move || admission::admit(&engine, kind, &plugin, &wasm))
         .await
@@ -224,7 +227,7 @@ async fn compile(
 
 async fn describe<W: World>(
     core: &PluginCore,
-    exports: &Exports,
+    exports: &ComponentExports,
 ) -> Result<W::Descriptor, LoadError> {
     boxed(async move {
         let mut live = core.open(PoolClass::Call, "describe").await?;
@@ -243,9 +246,9 @@ async fn describe<W: World>(
 }
 
 /// Validates and sanitizes a descriptor.
-fn checked<W: World>(descriptor: &mut W::Descriptor) -> Result<About, DescriptorError> {
+fn checked<W: World>(descriptor: &mut W::Descriptor) -> Result<PluginMetadata, DescriptorError> {
     let about = W::about(descriptor);
-    let About { name, version, .. } = &about;
+    let PluginMetadata { name, version, .. } = &about;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
         return Err(DescriptorError::Name);

@@ -9,8 +9,8 @@ use super::admission::LoadError;
 use super::any_plugin::AnyPlugin;
 use super::engine::Engine;
 use super::git::GitPlugin;
-use super::kind::Kind;
-use super::limits::Limits;
+use super::kind::PluginKind;
+use super::limits::PluginLimits;
 use super::llm::LlmPlugin;
 use super::plugin::Plugin;
 use super::policy::PolicyPlugin;
@@ -32,7 +32,7 @@ pub struct Plugins {
 #[serde(rename_all = "camelCase")]
 pub struct PluginInfo {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: PluginKind,
     /// The name it was loaded under.
     pub name: String,
     /// The version in its own descriptor.
@@ -46,7 +46,7 @@ impl Plugins {
     pub fn builder(engine: Engine) -> PluginsBuilder {
         PluginsBuilder {
             engine,
-            limits: Limits::default(),
+            limits: PluginLimits::default(),
             wanted: Vec::new(),
         }
     }
@@ -165,14 +165,14 @@ fn info(plugin: &impl Plugin) -> PluginInfo {
 #[derive(Debug)]
 pub struct PluginsBuilder {
     engine: Engine,
-    limits: Limits,
-    wanted: Vec<(Kind, String, Vec<u8>)>,
+    limits: PluginLimits,
+    wanted: Vec<(PluginKind, String, Vec<u8>)>,
 }
 
 impl PluginsBuilder {
     /// Sets the limits of one call, for every plugin.
     #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
+    pub fn limits(mut self, limits: PluginLimits) -> Self {
         self.limits = limits;
         self
     }
@@ -180,28 +180,32 @@ impl PluginsBuilder {
     /// Adds a policy.
     #[must_use]
     pub fn policy(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted.push((Kind::Policy, name.into(), wasm.into()));
+        self.wanted
+            .push((PluginKind::Policy, name.into(), wasm.into()));
         self
     }
 
     /// Adds a model adapter.
     #[must_use]
     pub fn llm(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted.push((Kind::Llm, name.into(), wasm.into()));
+        self.wanted
+            .push((PluginKind::Llm, name.into(), wasm.into()));
         self
     }
 
     /// Adds a component with tools.
     #[must_use]
     pub fn tools(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted.push((Kind::Tools, name.into(), wasm.into()));
+        self.wanted
+            .push((PluginKind::Tools, name.into(), wasm.into()));
         self
     }
 
     /// Adds a git provider's integration.
     #[must_use]
     pub fn git(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted.push((Kind::Git, name.into(), wasm.into()));
+        self.wanted
+            .push((PluginKind::Git, name.into(), wasm.into()));
         self
     }
 

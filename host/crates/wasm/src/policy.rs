@@ -7,15 +7,15 @@
 use wasmtime::Store;
 
 use super::admission::{DescriptorError, LoadError};
-use super::core::{About, PluginCore};
-use super::exports::{Exported, Exports};
-use super::host_state::Guest;
+use super::core::{PluginCore, PluginMetadata};
+use super::exports::{ComponentExports, InstanceExports};
+use super::host_state::HostState;
 use super::instance::fresh;
-use super::kind::Kind;
-use super::limits::Called;
+use super::kind::PluginKind;
+use super::limits::CallOutcome;
 use super::plugin::{TypedPlugin, World, about};
 use super::wasi::CallClock;
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::policy::{Context, Descriptor, Input, Snapshot, Transition};
 use lucid_types::wit::types::Error;
 
@@ -23,25 +23,28 @@ use lucid_types::wit::types::Error;
 pub type PolicyPlugin = TypedPlugin<PolicyWorld>;
 
 type StepParams<'a> = (&'a Context, Option<&'a Snapshot>, &'a [Input]);
-type Stepped = Result<Transition, Error>;
-type Migrated = Result<Snapshot, Error>;
+type StepResult = Result<Transition, Error>;
+type MigrateResult = Result<Snapshot, Error>;
 
 /// The world of policies.
 #[derive(Debug)]
 pub enum PolicyWorld {}
 
 impl World for PolicyWorld {
-    const KIND: Kind = Kind::Policy;
+    const KIND: PluginKind = PluginKind::Policy;
     type Descriptor = Descriptor;
     type Known = ();
 
-    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
-        plugin.function::<StepParams<'_>, Stepped>(store, "step")?;
-        plugin.function::<(&Snapshot,), Migrated>(store, "migrate")?;
+    fn check_types(
+        plugin: &InstanceExports<'_>,
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<()> {
+        plugin.function::<StepParams<'_>, StepResult>(store, "step")?;
+        plugin.function::<(&Snapshot,), MigrateResult>(store, "migrate")?;
         Ok(())
     }
 
-    fn about(descriptor: &mut Descriptor) -> About {
+    fn about(descriptor: &mut Descriptor) -> PluginMetadata {
         about!(descriptor)
     }
 
@@ -55,7 +58,7 @@ impl World for PolicyWorld {
         Ok(())
     }
 
-    async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
+    async fn known(_: &PluginCore, _: &ComponentExports) -> Result<(), LoadError> {
         Ok(())
     }
 }
@@ -68,19 +71,21 @@ impl PolicyPlugin {
         ctx: &Context,
         state: Option<&Snapshot>,
         inputs: &[Input],
-    ) -> Called<Transition> {
+    ) -> CallOutcome<Transition> {
         let clock = CallClock {
             now_ms: ctx.now_ms,
             seed: ctx.seed,
         };
-        let caller = Caller::current().in_session(&ctx.session).at_step(ctx.step);
+        let caller = PluginCaller::current()
+            .in_session(&ctx.session)
+            .at_step(ctx.step);
         fresh!(self, "step", at clock, for caller, |plugin, store| {
             plugin.call(store, "step", (ctx, state, inputs)).await
         })
     }
 
     /// Migrates the state that an older build left.
-    pub async fn migrate(&self, old: &Snapshot) -> Called<Snapshot> {
+    pub async fn migrate(&self, old: &Snapshot) -> CallOutcome<Snapshot> {
         fresh!(self, "migrate", |plugin, store| {
             plugin.call(store, "migrate", (old,)).await
         })

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 /// A kind of long-running work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doing {
+pub enum ActivityKind {
     /// Components are fetched from their registries.
     Fetching,
     /// A component, or a whole deployment, is loaded and tried.
@@ -17,7 +17,7 @@ pub enum Doing {
     Compiling,
 }
 
-impl Doing {
+impl ActivityKind {
     /// Its name in the list.
     pub fn name(self) -> &'static str {
         match self {
@@ -30,40 +30,40 @@ impl Doing {
 
 /// Work in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Work {
+pub struct Activity {
     /// Its subject: a plugin's name, or words such as `the deployment`.
     pub what: String,
     /// The work being done.
-    pub doing: Doing,
+    pub doing: ActivityKind,
     /// When it began.
     pub since: SystemTime,
 }
 
 /// All work in progress, oldest first. A clone is the same list.
 #[derive(Debug, Clone, Default)]
-pub struct Works(Arc<Mutex<(u64, BTreeMap<u64, Work>)>>);
+pub struct Activities(Arc<Mutex<(u64, BTreeMap<u64, Activity>)>>);
 
-impl Works {
+impl Activities {
     /// Adds work to the list, where it stays until the returned guard is dropped.
-    pub fn begin(&self, what: &str, doing: Doing) -> Going {
+    pub fn begin(&self, what: &str, doing: ActivityKind) -> ActivityGuard {
         let mut list = self.0.lock();
         let (next, all) = &mut *list;
         let number = *next;
         *next += 1;
-        let work = Work {
+        let work = Activity {
             what: what.to_owned(),
             doing,
             since: SystemTime::now(),
         };
         all.insert(number, work);
-        Going {
+        ActivityGuard {
             works: self.clone(),
             number,
             begun: Instant::now(),
         }
     }
 
-    pub fn list(&self) -> Vec<Work> {
+    pub fn list(&self) -> Vec<Activity> {
         let list = self.0.lock();
         list.1.values().cloned().collect()
     }
@@ -71,15 +71,15 @@ impl Works {
 
 /// One entry of the list.
 #[derive(Debug)]
-pub struct Going {
-    works: Works,
+pub struct ActivityGuard {
+    works: Activities,
     number: u64,
     begun: Instant,
 }
 
-impl Going {
+impl ActivityGuard {
     /// Changes what is being done.
-    pub(crate) fn becomes(&self, doing: Doing) {
+    pub(crate) fn becomes(&self, doing: ActivityKind) {
         let mut list = self.works.0.lock();
         if let Some(work) = list.1.get_mut(&self.number) {
             work.doing = doing;
@@ -92,7 +92,7 @@ impl Going {
     }
 }
 
-impl Drop for Going {
+impl Drop for ActivityGuard {
     fn drop(&mut self) {
         let mut list = self.works.0.lock();
         list.1.remove(&self.number);
@@ -105,11 +105,11 @@ mod tests {
 
     #[test]
     fn work_is_listed_while_it_goes_on() {
-        let works = Works::default();
-        let first = works.begin("coder", Doing::Loading);
-        let second = works.begin("mock", Doing::Loading);
-        first.becomes(Doing::Compiling);
-        let shown = |works: &Works| -> Vec<(String, &'static str)> {
+        let works = Activities::default();
+        let first = works.begin("coder", ActivityKind::Loading);
+        let second = works.begin("mock", ActivityKind::Loading);
+        first.becomes(ActivityKind::Compiling);
+        let shown = |works: &Activities| -> Vec<(String, &'static str)> {
             let list = works.list().into_iter();
             list.map(|work| (work.what, work.doing.name())).collect()
         };

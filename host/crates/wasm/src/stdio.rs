@@ -16,7 +16,7 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use super::log_label::Label;
+use super::log_label::LogLabel;
 use lucid_types::sanitize::clean;
 use lucid_types::wit::log::Level;
 
@@ -31,10 +31,10 @@ const LAST_WORDS: usize = 400;
 const PERMIT: usize = 64 << 10;
 
 /// The output of one instance.
-pub(super) struct Printed(Arc<Mutex<StdioBuffer>>);
+pub(super) struct GuestOutput(Arc<Mutex<StdioBuffer>>);
 
 struct StdioBuffer {
-    label: Arc<Label>,
+    label: Arc<LogLabel>,
     out: Vec<u8>,
     err: Vec<u8>,
     lines: u32,
@@ -49,13 +49,13 @@ enum StdioPipe {
 
 /// Standard output or standard error.
 #[derive(Clone)]
-pub(super) struct Stream {
+pub(super) struct StdioStream {
     page: Arc<Mutex<StdioBuffer>>,
     pen: StdioPipe,
 }
 
-impl Printed {
-    pub(super) fn new(label: Arc<Label>) -> Self {
+impl GuestOutput {
+    pub(super) fn new(label: Arc<LogLabel>) -> Self {
         Self(Arc::new(Mutex::new(StdioBuffer {
             label,
             out: Vec::new(),
@@ -65,16 +65,16 @@ impl Printed {
         })))
     }
 
-    pub(super) fn out(&self) -> Stream {
+    pub(super) fn out(&self) -> StdioStream {
         self.stream(StdioPipe::Out)
     }
 
-    pub(super) fn err(&self) -> Stream {
+    pub(super) fn err(&self) -> StdioStream {
         self.stream(StdioPipe::Err)
     }
 
-    fn stream(&self, pen: StdioPipe) -> Stream {
-        Stream {
+    fn stream(&self, pen: StdioPipe) -> StdioStream {
+        StdioStream {
             page: self.0.clone(),
             pen,
         }
@@ -153,13 +153,13 @@ impl StdioBuffer {
     }
 }
 
-impl IsTerminal for Stream {
+impl IsTerminal for StdioStream {
     fn is_terminal(&self) -> bool {
         false
     }
 }
 
-impl StdoutStream for Stream {
+impl StdoutStream for StdioStream {
     fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
         // Needed for WASI 0.3, which is not offered.
         Box::new(tokio::io::sink())
@@ -171,11 +171,11 @@ impl StdoutStream for Stream {
 }
 
 #[async_trait]
-impl Pollable for Stream {
+impl Pollable for StdioStream {
     async fn ready(&mut self) {}
 }
 
-impl OutputStream for Stream {
+impl OutputStream for StdioStream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         self.page.lock().write(self.pen, &bytes);
         Ok(())
@@ -196,8 +196,8 @@ mod tests {
 
     use super::*;
 
-    fn printed(pieces: &[&[u8]]) -> Printed {
-        let printed = Printed::new(crate::log_label::label());
+    fn printed(pieces: &[&[u8]]) -> GuestOutput {
+        let printed = GuestOutput::new(crate::log_label::label());
         let mut err = printed.err();
         for piece in pieces {
             err.write(Bytes::copy_from_slice(piece)).unwrap();

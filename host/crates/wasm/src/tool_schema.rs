@@ -46,12 +46,15 @@ pub(super) enum ToolSchemaError {
     Large,
     /// A schema is none of a tool's arguments.
     #[error("the schema of `{name}` cannot be used: {source}")]
-    Schema { name: String, source: SchemaError },
+    Schema {
+        name: String,
+        source: InputSchemaError,
+    },
 }
 
 /// Why a schema is none of a tool's arguments.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SchemaError {
+pub(super) enum InputSchemaError {
     #[error("it is no JSON object ({0})")]
     NoObject(#[from] serde_json::Error),
     #[error("arguments are an object, so its `type` must be \"object\"")]
@@ -102,13 +105,13 @@ fn is_tool_name(name: &str) -> bool {
     (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(plain)
 }
 
-fn check_schema(schema: &str) -> Result<(), SchemaError> {
+fn check_schema(schema: &str) -> Result<(), InputSchemaError> {
     let schema: Map<String, Value> = serde_json::from_str(schema)?;
     if schema.get("type").and_then(Value::as_str) != Some("object") {
-        return Err(SchemaError::Type);
+        return Err(InputSchemaError::Type);
     }
     if !schema.get("properties").is_none_or(Value::is_object) {
-        return Err(SchemaError::Properties);
+        return Err(InputSchemaError::Properties);
     }
     Ok(())
 }

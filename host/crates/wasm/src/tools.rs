@@ -7,12 +7,12 @@
 use wasmtime::Store;
 
 use super::admission::{DescriptorError, LoadError};
-use super::core::{About, PluginCore};
-use super::exports::{Exported, Exports};
-use super::host_state::Guest;
+use super::core::{PluginCore, PluginMetadata};
+use super::exports::{ComponentExports, InstanceExports};
+use super::host_state::HostState;
 use super::instance::fresh;
-use super::kind::Kind;
-use super::limits::{CallError, Called};
+use super::kind::PluginKind;
+use super::limits::{CallError, CallOutcome};
 use super::plugin::{Plugin, TypedPlugin, World, about};
 use super::tool_schema;
 use lucid_types::unicode::paired_text;
@@ -29,17 +29,20 @@ type StepParams<'a> = (&'a str, &'a ToolCall, Option<&'a Progress>);
 pub enum ToolsWorld {}
 
 impl World for ToolsWorld {
-    const KIND: Kind = Kind::Tools;
+    const KIND: PluginKind = PluginKind::Tools;
     type Descriptor = Descriptor;
     type Known = ();
 
-    fn check_types(plugin: &Exported<'_>, store: &mut Store<Guest>) -> wasmtime::Result<()> {
+    fn check_types(
+        plugin: &InstanceExports<'_>,
+        store: &mut Store<HostState>,
+    ) -> wasmtime::Result<()> {
         plugin.function::<(&str,), Result<Vec<ToolDefinition>, Error>>(store, "definitions")?;
         plugin.function::<StepParams<'_>, Result<Turn, Error>>(store, "step")?;
         Ok(())
     }
 
-    fn about(descriptor: &mut Descriptor) -> About {
+    fn about(descriptor: &mut Descriptor) -> PluginMetadata {
         about!(descriptor)
     }
 
@@ -47,7 +50,7 @@ impl World for ToolsWorld {
         Ok(())
     }
 
-    async fn known(_: &PluginCore, _: &Exports) -> Result<(), LoadError> {
+    async fn known(_: &PluginCore, _: &ComponentExports) -> Result<(), LoadError> {
         Ok(())
     }
 }
@@ -55,14 +58,14 @@ impl World for ToolsWorld {
 impl ToolsPlugin {
     /// The tools available with these settings, by their own names. A list that no model would
     /// accept is the plugin's error.
-    pub async fn definitions(&self, settings: &str) -> Called<Vec<ToolDefinition>> {
+    pub async fn definitions(&self, settings: &str) -> CallOutcome<Vec<ToolDefinition>> {
         let settings = settings.to_owned();
         let called = fresh!(self, "definitions", |plugin, store| {
             plugin
                 .call(store, "definitions", (settings.as_str(),))
                 .await
         });
-        let Called { result, figures } = called;
+        let CallOutcome { result, figures } = called;
         let checked = |mut tools: Vec<ToolDefinition>| {
             for ToolDefinition { input_schema, .. } in &mut tools {
                 *input_schema = paired_text(input_schema).into_owned();
@@ -74,7 +77,7 @@ impl ToolsPlugin {
                 CallError::Plugin { at, error }
             })
         };
-        Called {
+        CallOutcome {
             result: result.and_then(checked),
             figures,
         }
@@ -86,7 +89,7 @@ impl ToolsPlugin {
         settings: &str,
         call: &ToolCall,
         progress: Option<&Progress>,
-    ) -> Called<Turn> {
+    ) -> CallOutcome<Turn> {
         let settings = settings.to_owned();
         fresh!(self, "step", |plugin, store| {
             plugin

@@ -20,7 +20,7 @@ use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsCtxView};
 use wasmtime_wasi::{WasiCtx, async_trait};
 use wasmtime_wasi_io::bindings::wasi::io;
 
-use super::stdio::Printed;
+use super::stdio::GuestOutput;
 
 /// The interfaces offered, in any version 0.2; none of them leads anywhere.
 pub(super) const INTERFACES: &[&str] = &[
@@ -97,7 +97,7 @@ pub(super) struct Wasi {
 }
 
 impl Wasi {
-    pub(super) fn new(moment: CallClock, printed: &Printed) -> Self {
+    pub(super) fn new(moment: CallClock, printed: &GuestOutput) -> Self {
         // A context is created empty; only TCP and UDP have to be disabled.
         let ctx = WasiCtx::builder()
             .stdout(printed.out())

@@ -23,10 +23,10 @@ use utoipa::ToSchema;
 use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem};
 use crate::auth::Admin;
-use crate::deployment::manager::{Change, ChangeError, UploadError};
+use crate::deployment::manager::{BuildChange, BuildChangeError, UploadError};
 use crate::deployment::uploads::is_digest;
 use crate::manifest;
-use lucid_wasm::{AnyPlugin, CallFigures, EngineOptions, Kind, Limits, Plugin};
+use lucid_wasm::{AnyPlugin, CallFigures, EngineOptions, Plugin, PluginKind, PluginLimits};
 
 /// How long an upload's body may take to arrive.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(300);
@@ -251,8 +251,8 @@ pub struct LimitsView {
     pub time: f64,
 }
 
-impl From<&Limits> for LimitsView {
-    fn from(limits: &Limits) -> Self {
+impl From<&PluginLimits> for LimitsView {
+    fn from(limits: &PluginLimits) -> Self {
         Self {
             fuel: limits.fuel,
             memory: limits.memory_bytes,
@@ -336,8 +336,8 @@ pub struct ProblemView {
     pub what: String,
 }
 
-impl From<&manifest::Problem> for ProblemView {
-    fn from(problem: &manifest::Problem) -> Self {
+impl From<&manifest::ManifestProblem> for ProblemView {
+    fn from(problem: &manifest::ManifestProblem) -> Self {
         Self {
             file: problem.file.clone(),
             line: problem.at.map(|at| at.line),
@@ -566,7 +566,7 @@ pub(super) async fn activate(
 ) -> Result<Json<ChangedView>, Problem> {
     let kind = kind_of(&kind)?;
     let digest = digest_of(&request.digest)?;
-    let change = Change::Activate {
+    let change = BuildChange::Activate {
         digest,
         by: who.to_string(),
         share: request.share,
@@ -602,14 +602,14 @@ pub(super) async fn roll_back(
     Path((kind, name)): Path<(String, String)>,
 ) -> Result<Json<ChangedView>, Problem> {
     let by = who.to_string();
-    changed(&api, kind_of(&kind)?, name, Change::RollBack { by }).await
+    changed(&api, kind_of(&kind)?, name, BuildChange::RollBack { by }).await
 }
 
 async fn changed(
     api: &Api,
-    kind: Kind,
+    kind: PluginKind,
     name: String,
-    change: Change,
+    change: BuildChange,
 ) -> Result<Json<ChangedView>, Problem> {
     let generations = &api.parts.generations;
     let generation = generations.change(kind, &name, change).await?;
@@ -668,7 +668,7 @@ pub(super) async fn reload(
     });
     match loaded.await {
         Ok(Ok(view)) => Ok(Json(view)),
-        Ok(Err(problems)) => Err(ChangeError::Refused(problems).into()),
+        Ok(Err(problems)) => Err(BuildChangeError::Refused(problems).into()),
         Err(error) => Err(Problem::internal(&error)),
     }
 }
@@ -684,28 +684,33 @@ pub(super) fn digest_of(text: &str) -> Result<String, Problem> {
     ))
 }
 
-pub(super) fn kind_of(text: &str) -> Result<Kind, Problem> {
-    let named = Kind::named(text);
-    named.ok_or_else(|| Problem::not_found(format!("A plugin's kind is one of {}.", Kind::names())))
+pub(super) fn kind_of(text: &str) -> Result<PluginKind, Problem> {
+    let named = PluginKind::named(text);
+    named.ok_or_else(|| {
+        Problem::not_found(format!(
+            "A plugin's kind is one of {}.",
+            PluginKind::names()
+        ))
+    })
 }
 
-impl From<ChangeError> for Problem {
-    fn from(error: ChangeError) -> Self {
+impl From<BuildChangeError> for Problem {
+    fn from(error: BuildChangeError) -> Self {
         let detail = format!("{error}.");
         match &error {
-            ChangeError::NoSuchPlugin { .. }
-            | ChangeError::Nobody { .. }
-            | ChangeError::NotNew { .. }
-            | ChangeError::NotUploaded(_) => Self::not_found(detail),
-            ChangeError::NoName
-            | ChangeError::NoShare
-            | ChangeError::WrongShare
-            | ChangeError::Refused(_) => Self::unprocessable(detail),
-            ChangeError::NothingActive { .. }
-            | ChangeError::NothingBeside(_)
-            | ChangeError::IsActive(_) => Self::conflict(detail),
-            ChangeError::Interrupted => Self::unavailable(detail),
-            ChangeError::Depot(cause) => depot(cause, detail),
+            BuildChangeError::NoSuchPlugin { .. }
+            | BuildChangeError::Nobody { .. }
+            | BuildChangeError::NotNew { .. }
+            | BuildChangeError::NotUploaded(_) => Self::not_found(detail),
+            BuildChangeError::NoName
+            | BuildChangeError::NoShare
+            | BuildChangeError::WrongShare
+            | BuildChangeError::Refused(_) => Self::unprocessable(detail),
+            BuildChangeError::NothingActive { .. }
+            | BuildChangeError::NothingBeside(_)
+            | BuildChangeError::IsActive(_) => Self::conflict(detail),
+            BuildChangeError::Interrupted => Self::unavailable(detail),
+            BuildChangeError::Depot(cause) => depot(cause, detail),
         }
     }
 }

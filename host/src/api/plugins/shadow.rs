@@ -19,9 +19,9 @@ use super::{digest_of, kind_of};
 use crate::api::Api;
 use crate::api::problem::{Json, Path, Problem};
 use crate::auth::Admin;
-use crate::deployment::rollout::shadow::{Shadow, ShadowError};
-use lucid_session::{Difference, Differs};
-use lucid_wasm::Kind;
+use crate::deployment::rollout::shadow::{ShadowError, ShadowRun};
+use lucid_session::{DifferenceKind, ShadowDifference};
+use lucid_wasm::PluginKind;
 
 /// The default number of sessions to replay.
 const SESSIONS: u64 = 20;
@@ -112,16 +112,16 @@ struct DifferenceView {
     text: String,
 }
 
-impl From<Difference> for DifferenceView {
-    fn from(difference: Difference) -> Self {
+impl From<ShadowDifference> for DifferenceView {
+    fn from(difference: ShadowDifference) -> Self {
         Self {
             session: difference.session,
             step: difference.step,
             what: match difference.what {
-                Differs::Commands => "commands",
-                Differs::Failed => "failed",
-                Differs::Mended => "mended",
-                Differs::NotMigrated => "not-migrated",
+                DifferenceKind::Commands => "commands",
+                DifferenceKind::Failed => "failed",
+                DifferenceKind::Mended => "mended",
+                DifferenceKind::NotMigrated => "not-migrated",
             },
             recorded_by: Some(difference.recorded_by).filter(|digest| !digest.is_empty()),
             text: difference.text,
@@ -129,7 +129,7 @@ impl From<Difference> for DifferenceView {
     }
 }
 
-fn view(name: String, shadow: &Shadow) -> ShadowView {
+fn view(name: String, shadow: &ShadowRun) -> ShadowView {
     // In this order: a run that has ended makes no further progress.
     let end = shadow.end();
     let told = shadow.told();
@@ -243,7 +243,7 @@ pub(crate) async fn report(
 /// replay.
 fn of_policy(kind: &str) -> Result<(), Problem> {
     match kind_of(kind)? {
-        Kind::Policy => Ok(()),
+        PluginKind::Policy => Ok(()),
         _ => Err(Problem::unprocessable(
             "Only a policy can be shadowed: the log has its steps, and no other plugin's calls.",
         )),

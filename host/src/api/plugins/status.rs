@@ -15,11 +15,11 @@ use crate::api::{
     LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView, TakenBackView,
 };
 use crate::deployment::manager::{DeploymentManager, DeploymentStatus};
-use crate::deployment::uploads::{Activation, Kept, Record};
-use crate::manifest::{Manifest, Role, Source, Upload};
-use lucid_net::egress::Injection;
+use crate::deployment::uploads::{Activation, Activations, StoredUpload};
+use crate::manifest::{ComponentSource, Manifest, SecondBuildRole, UploadOverride};
+use lucid_net::egress::KeyInjection;
 use lucid_session::{SessionPlugins, Sessions};
-use lucid_wasm::{AnyPlugin, Kind, Plugin, Work};
+use lucid_wasm::{Activity, AnyPlugin, Plugin, PluginKind};
 
 impl DeploymentManager {
     /// The complete view. Reads the upload store's folder, so it is not for an executor thread.
@@ -30,7 +30,7 @@ impl DeploymentManager {
         let mut warnings = now.deployed.warnings.clone();
         let record = depot.record().unwrap_or_else(|error| {
             warnings.push(format!("{error}."));
-            Record::default()
+            Activations::default()
         });
         let plugins = all(&now)
             .iter()
@@ -48,7 +48,7 @@ impl DeploymentManager {
     }
 
     /// The currently loaded plugin of a name, and its origin.
-    pub(crate) fn loaded(&self, kind: Kind, name: &str) -> Option<(AnyPlugin, &'static str)> {
+    pub(crate) fn loaded(&self, kind: PluginKind, name: &str) -> Option<(AnyPlugin, &'static str)> {
         let now = self.now();
         let found = all(&now).into_iter();
         let mut found = found.filter(|plugin| plugin.kind() == kind && plugin.name() == name);
@@ -57,9 +57,9 @@ impl DeploymentManager {
     }
 
     /// The candidate of a plugin, and its share.
-    pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<(String, u8)> {
+    pub(crate) fn candidate(&self, kind: PluginKind, name: &str) -> Option<(String, u8)> {
         let deployed = self.now().deployed;
-        let found = (kind == Kind::Policy).then(|| candidate(&deployed.manifest, name));
+        let found = (kind == PluginKind::Policy).then(|| candidate(&deployed.manifest, name));
         let (upload, share) = found.flatten()?;
         Some((upload.digest.hex.clone(), share))
     }
@@ -71,11 +71,11 @@ impl DeploymentManager {
 }
 
 /// A policy's candidate, and its share of new sessions.
-fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m Upload, u8)> {
+fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m UploadOverride, u8)> {
     let beside = manifest.beside(policy)?;
     match beside.role {
-        Role::Candidate { share } => Some((beside.upload.as_ref()?, share)),
-        Role::Before => None,
+        SecondBuildRole::Candidate { share } => Some((beside.upload.as_ref()?, share)),
+        SecondBuildRole::Before => None,
     }
 }
 
@@ -91,13 +91,13 @@ fn all(now: &DeploymentStatus) -> Vec<AnyPlugin> {
 fn loaded(
     now: &DeploymentStatus,
     plugin: &AnyPlugin,
-    record: &Record,
+    record: &Activations,
     runs: &HashMap<SessionPlugins, usize>,
 ) -> LoadedView {
     let (kind, name) = (plugin.kind(), plugin.name());
     let (source, component) = source(&now.deployed.manifest, kind, name);
     let (sessions, mut other_builds) = sessions(now, plugin, runs);
-    let is_policy = kind == Kind::Policy;
+    let is_policy = kind == PluginKind::Policy;
     let candidate = is_policy.then(|| candidate_view(now, name, record, &mut other_builds));
     let probation = is_policy.then(|| now.deployed.policies.tried(name));
     let taken_back = record.taken_back(kind, name).iter().rev();
@@ -145,7 +145,7 @@ fn loaded(
     }
 }
 
-fn work(work: Work) -> LoadingView {
+fn work(work: Activity) -> LoadingView {
     LoadingView {
         what: work.what,
         doing: work.doing.name(),
@@ -157,7 +157,7 @@ fn work(work: Work) -> LoadingView {
 fn candidate_view(
     now: &DeploymentStatus,
     name: &str,
-    record: &Record,
+    record: &Activations,
     others: &mut Vec<BuildView>,
 ) -> Option<CandidateView> {
     let (_, share) = candidate(&now.deployed.manifest, name)?;
@@ -165,7 +165,9 @@ fn candidate_view(
     let digest = plugin.digest();
     let at = others.iter().position(|other| other.digest == digest);
     let sessions = at.map_or(0, |at| others.remove(at).sessions);
-    let written = record.candidate(Kind::Policy, name).map(|one| &one.build);
+    let written = record
+        .candidate(PluginKind::Policy, name)
+        .map(|one| &one.build);
     let written = written.filter(|build| build.digest == digest);
     Some(CandidateView {
         digest: digest.to_owned(),
@@ -179,12 +181,12 @@ fn candidate_view(
 }
 
 /// The origin of a plugin, and the component the manifest names.
-fn source(manifest: &Manifest, kind: Kind, name: &str) -> (&'static str, Option<String>) {
+fn source(manifest: &Manifest, kind: PluginKind, name: &str) -> (&'static str, Option<String>) {
     let stated = manifest.entry(kind, name);
     let stated = stated.map(|entry| match entry.component.value {
-        Source::Builtin(name) => ("builtin", format!("builtin:{name}")),
-        Source::File(path) => ("file", path.display().to_string()),
-        Source::Registry(reference) => ("registry", reference.to_string()),
+        ComponentSource::Builtin(name) => ("builtin", format!("builtin:{name}")),
+        ComponentSource::File(path) => ("file", path.display().to_string()),
+        ComponentSource::Registry(reference) => ("registry", reference.to_string()),
     });
     let uploaded = manifest.upload(kind, name).is_some();
     match stated {
@@ -278,10 +280,10 @@ fn grants(now: &DeploymentStatus, plugin: &AnyPlugin) -> GrantsView {
     }
 }
 
-fn place(of_key: &Injection) -> String {
+fn place(of_key: &KeyInjection) -> String {
     match of_key {
-        Injection::Bearer => "bearer".to_owned(),
-        Injection::Header(name) => name.to_string(),
+        KeyInjection::Bearer => "bearer".to_owned(),
+        KeyInjection::Header(name) => name.to_string(),
     }
 }
 
@@ -293,7 +295,7 @@ fn activation(build: &Activation) -> ActivationView {
     }
 }
 
-fn kept(kept: Kept) -> KeptView {
+fn kept(kept: StoredUpload) -> KeptView {
     let label = kept.label;
     KeptView {
         digest: kept.digest,

@@ -20,12 +20,15 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::fault::{Fault, is_end};
+use super::fault::{ClientFault, is_end};
 use super::frames::ServerMessage;
 use super::handshake::{ClientMessage, later};
-use super::{Accepted, GOODBYE, STALLED, closing};
+use super::{AcceptedClient, GOODBYE, STALLED, closing};
 use crate::api::Api;
-use lucid_session::{Batch, CloseReason, Features, Loss, Position, Session, Subscription, render};
+use lucid_session::{
+    ClientPosition, CloseReason, ConnectionLoss, Features, SessionHandle, Subscription,
+    SubscriptionItem, render,
+};
 
 /// The interval of the protocol's pings.
 const PING: Duration = Duration::from_secs(20);
@@ -39,16 +42,16 @@ const ANSWERS: usize = 8;
 const ASKED_EACH: usize = 32;
 
 /// What the reader passes to the writer.
-enum Answer {
+enum WriterInput {
     /// A frame of this connection.
     Frame(String),
     /// Nothing more can be read.
-    Close(Fault),
+    Close(ClientFault),
 }
 
 /// Serves a client until it disconnects, the session ends, or the server stops.
-pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Accepted) {
-    let Accepted {
+pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: AcceptedClient) {
+    let AcceptedClient {
         session,
         from,
         features,
@@ -64,7 +67,7 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Accepted) {
     };
     let (sink, stream) = socket.split();
     let (answers, waiting) = mpsc::channel(ANSWERS);
-    let view = View {
+    let view = ClientView {
         subscription,
         features,
         position: position.clone(),
@@ -80,7 +83,7 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Accepted) {
             // connection ends. If nothing can be read any more, a reset could overtake the close,
             // so there is a delay as well.
             let left = timeout(GOODBYE, reading).await;
-            left.map_or(Some(Loss::Broken), |left| left.loss_after(closed))
+            left.map_or(Some(ConnectionLoss::Broken), |left| left.loss_after(closed))
         }
     };
     if let Some(position) = &position {
@@ -91,7 +94,7 @@ pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: Accepted) {
 
 /// How a client's messages ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+enum ReadEnd {
     /// It closed the connection, or answered a close.
     Closed,
     /// It ended the connection without a close.
@@ -100,22 +103,22 @@ enum Left {
     Broken,
 }
 
-impl Left {
+impl ReadEnd {
     /// The kind of loss, if the host did not close the connection.
-    fn loss(self) -> Option<Loss> {
+    fn loss(self) -> Option<ConnectionLoss> {
         match self {
             Self::Closed => None,
-            Self::Ended => Some(Loss::Ended),
-            Self::Broken => Some(Loss::Broken),
+            Self::Ended => Some(ConnectionLoss::Ended),
+            Self::Broken => Some(ConnectionLoss::Broken),
         }
     }
 
     /// As `loss`, after the writer has ended: a client that answers the host's close has read
     /// everything before it, and comes back like one that was lost.
-    fn loss_after(self, closed: bool) -> Option<Loss> {
+    fn loss_after(self, closed: bool) -> Option<ConnectionLoss> {
         match self {
-            Self::Closed if closed => Some(Loss::Ended),
-            Self::Ended => Some(Loss::Broken),
+            Self::Closed if closed => Some(ConnectionLoss::Ended),
+            Self::Ended => Some(ConnectionLoss::Broken),
             left => left.loss(),
         }
     }
@@ -124,10 +127,10 @@ impl Left {
 /// Handles the client's messages.
 async fn read(
     mut stream: SplitStream<WebSocket>,
-    session: &Arc<Session>,
-    position: Option<&Position>,
-    answers: mpsc::Sender<Answer>,
-) -> Left {
+    session: &Arc<SessionHandle>,
+    position: Option<&ClientPosition>,
+    answers: mpsc::Sender<WriterInput>,
+) -> ReadEnd {
     loop {
         let text = match timeout(SILENT, stream.next()).await {
             Ok(Some(Ok(Message::Text(text)))) => text,
@@ -150,25 +153,25 @@ async fn read(
             Ok(Some(Ok(Message::Ping(_)))) => continue,
             Ok(Some(Ok(Message::Close(_)))) => {
                 until_gone(&mut stream).await;
-                return Left::Closed;
+                return ReadEnd::Closed;
             }
-            Ok(None) => return Left::Broken,
+            Ok(None) => return ReadEnd::Broken,
             Ok(Some(Err(error))) => {
                 tracing::debug!(session = %session.id(), %error, "nothing more can be read from a client");
-                let Some(fault) = Fault::of(&error) else {
+                let Some(fault) = ClientFault::of(&error) else {
                     return if is_end(&error) {
-                        Left::Ended
+                        ReadEnd::Ended
                     } else {
-                        Left::Broken
+                        ReadEnd::Broken
                     };
                 };
-                let _ = answers.send(Answer::Close(fault)).await;
+                let _ = answers.send(WriterInput::Close(fault)).await;
                 // The writer ends the connection, once the client could read the close.
                 return std::future::pending().await;
             }
             Err(_) => {
                 tracing::debug!(session = %session.id(), "a client is silent and counts as gone");
-                return Left::Broken;
+                return ReadEnd::Broken;
             }
         };
         match later(&text) {
@@ -217,12 +220,12 @@ async fn until_gone(stream: &mut SplitStream<WebSocket>) {
 }
 
 /// Once the writer has ended nobody receives replies, and then nobody waits for them.
-async fn answer(answers: &mpsc::Sender<Answer>, frame: &ServerMessage<'_>) {
-    let _ = answers.send(Answer::Frame(frame.text())).await;
+async fn answer(answers: &mpsc::Sender<WriterInput>, frame: &ServerMessage<'_>) {
+    let _ = answers.send(WriterInput::Frame(frame.text())).await;
 }
 
 /// Why nothing more is written.
-enum End {
+enum WriteEnd {
     /// The client reads nothing.
     Gone,
     /// The client is sent this close.
@@ -232,26 +235,26 @@ enum End {
 type Sink = SplitSink<WebSocket, Message>;
 
 /// A client's view of the session.
-struct View {
+struct ClientView {
     subscription: Subscription,
     features: Features,
     /// The recorded position of a client that does not count frames itself.
-    position: Option<Arc<Position>>,
+    position: Option<Arc<ClientPosition>>,
 }
 
 /// Sends the session's frames. Returns whether the client was sent a close.
 async fn write(
     mut sink: Sink,
-    mut view: View,
-    mut answers: mpsc::Receiver<Answer>,
+    mut view: ClientView,
+    mut answers: mpsc::Receiver<WriterInput>,
     stop: &CancellationToken,
 ) -> bool {
     let end = match pump(&mut sink, &mut view, &mut answers, stop).await {
         Ok(end) | Err(end) => end,
     };
     match end {
-        End::Gone => false,
-        End::Close(code, reason) => {
+        WriteEnd::Gone => false,
+        WriteEnd::Close(code, reason) => {
             let sent = timeout(GOODBYE, sink.send(closing(code, &reason))).await;
             matches!(sent, Ok(Ok(())))
         }
@@ -260,11 +263,11 @@ async fn write(
 
 async fn pump(
     sink: &mut Sink,
-    view: &mut View,
-    answers: &mut mpsc::Receiver<Answer>,
+    view: &mut ClientView,
+    answers: &mut mpsc::Receiver<WriterInput>,
     stop: &CancellationToken,
-) -> Result<End, End> {
-    let View {
+) -> Result<WriteEnd, WriteEnd> {
+    let ClientView {
         subscription,
         features,
         position,
@@ -276,7 +279,7 @@ async fn pump(
     loop {
         tokio::select! {
             batch = subscription.next() => match batch {
-                Batch::Frames(frames) => {
+                SubscriptionItem::Frames(frames) => {
                     let last = frames.last().map_or(0, |(seq, _)| *seq);
                     let each = frames.len() <= ASKED_EACH;
                     for (seq, frame) in frames {
@@ -293,36 +296,36 @@ async fn pump(
                         position.sent(last);
                     }
                 }
-                Batch::Delta(frame) | Batch::Notice(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
+                SubscriptionItem::Delta(frame) | SubscriptionItem::Notice(frame) => feed(sink, Message::Text(Utf8Bytes::from(&*frame))).await?,
                 // A client that does not count cannot notice a gap.
-                Batch::Gap(from, to) if features.seq => {
+                SubscriptionItem::Gap(from, to) if features.seq => {
                     feed(sink, Message::Text(ServerMessage::Gap { from, to }.text().into())).await?;
                 }
-                Batch::Gap(..) => continue,
-                Batch::Ended(close) => return Ok(End::Close(close.code, close.reason.into())),
+                SubscriptionItem::Gap(..) => continue,
+                SubscriptionItem::Ended(close) => return Ok(WriteEnd::Close(close.code, close.reason.into())),
             },
             Some(answer) = answers.recv() => match answer {
-                Answer::Frame(text) => feed(sink, Message::Text(text.into())).await?,
-                Answer::Close(fault) => return Ok(End::Close(fault.code, fault.reason.into())),
+                WriterInput::Frame(text) => feed(sink, Message::Text(text.into())).await?,
+                WriterInput::Close(fault) => return Ok(WriteEnd::Close(fault.code, fault.reason.into())),
             },
             _ = pings.tick() => feed(sink, Message::Ping(Default::default())).await?,
-            () = stop.cancelled() => return Ok(End::Close(close_code::RESTART, "The server is stopping.".into())),
+            () = stop.cancelled() => return Ok(WriteEnd::Close(close_code::RESTART, "The server is stopping.".into())),
         }
         flush(sink).await?;
     }
 }
 
-async fn feed(sink: &mut Sink, message: Message) -> Result<(), End> {
+async fn feed(sink: &mut Sink, message: Message) -> Result<(), WriteEnd> {
     in_time(sink.feed(message)).await
 }
 
-async fn flush(sink: &mut Sink) -> Result<(), End> {
+async fn flush(sink: &mut Sink) -> Result<(), WriteEnd> {
     in_time(sink.flush()).await
 }
 
-async fn in_time(work: impl Future<Output = Result<(), axum::Error>>) -> Result<(), End> {
+async fn in_time(work: impl Future<Output = Result<(), axum::Error>>) -> Result<(), WriteEnd> {
     match timeout(STALLED, work).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(End::Gone),
+        Ok(Err(_)) | Err(_) => Err(WriteEnd::Gone),
     }
 }

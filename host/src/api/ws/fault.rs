@@ -27,14 +27,14 @@ pub(super) fn is_end(error: &axum::Error) -> bool {
 
 /// Why nothing more can be read from a connected client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct ClientFault {
     /// The close code.
     pub(super) code: u16,
     /// The reason, a sentence.
     pub(super) reason: String,
 }
 
-impl Fault {
+impl ClientFault {
     /// Classifies an error. `None` if the connection is gone.
     pub(super) fn of(error: &axum::Error) -> Option<Self> {
         let (code, reason) = match error.source()?.downcast_ref::<Error>()? {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn code(error: Error) -> Option<u16> {
-        Fault::of(&axum::Error::new(error)).map(|fault| fault.code)
+        ClientFault::of(&axum::Error::new(error)).map(|fault| fault.code)
     }
 
     #[test]
@@ -85,6 +85,6 @@ mod tests {
         let reset = ProtocolError::ResetWithoutClosingHandshake;
         assert_eq!(code(reset.into()), None);
         assert_eq!(code(Error::Io(std::io::ErrorKind::BrokenPipe.into())), None);
-        assert_eq!(Fault::of(&axum::Error::new("something else")), None);
+        assert_eq!(ClientFault::of(&axum::Error::new("something else")), None);
     }
 }

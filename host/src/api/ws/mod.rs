@@ -27,14 +27,14 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::IntoParams;
 
-use self::fault::Fault;
+use self::fault::ClientFault;
 use self::frames::ServerMessage;
 use self::handshake::{ConnectRequest, Handshake};
 use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
 use crate::auth::AuthError;
-use lucid_session::{Features, Session, SessionId};
+use lucid_session::{Features, SessionHandle, SessionId};
 use lucid_types::identity::Identity;
 
 /// How long a client has for its first message.
@@ -112,8 +112,8 @@ pub(super) async fn open(
 }
 
 /// A client that is served, and its session.
-struct Accepted {
-    session: Arc<Session>,
+struct AcceptedClient {
+    session: Arc<SessionHandle>,
     /// The client gets everything after this number.
     from: u64,
     features: Features,
@@ -122,7 +122,7 @@ struct Accepted {
 }
 
 /// A client that is refused.
-struct Refused {
+struct Rejection {
     code: u16,
     reason: String,
     /// Whether the client is sent an error frame as well.
@@ -131,7 +131,7 @@ struct Refused {
     unreadable: bool,
 }
 
-impl Refused {
+impl Rejection {
     fn aloud(code: u16, reason: impl Into<String>) -> Self {
         Self {
             code,
@@ -149,8 +149,8 @@ impl Refused {
     }
 }
 
-impl From<Fault> for Refused {
-    fn from(fault: Fault) -> Self {
+impl From<ClientFault> for Rejection {
+    fn from(fault: ClientFault) -> Self {
         Self {
             unreadable: true,
             ..Self::quietly(fault.code, fault.reason)
@@ -159,13 +159,13 @@ impl From<Fault> for Refused {
 }
 
 /// Why there is no connection to serve: the client is gone, or it was refused.
-enum Left {
+enum ConnectError {
     Gone,
-    Refused(Refused),
+    Refused(Rejection),
 }
 
-impl From<Refused> for Left {
-    fn from(refused: Refused) -> Self {
+impl From<Rejection> for ConnectError {
+    fn from(refused: Rejection) -> Self {
         Self::Refused(refused)
     }
 }
@@ -173,12 +173,12 @@ impl From<Refused> for Left {
 async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
     let admitted = tokio::select! {
         admitted = admit(&api, &mut socket, token) => admitted,
-        () = api.parts.stop.cancelled() => Err(Refused::quietly(close_code::RESTART, "The server is stopping.").into()),
+        () = api.parts.stop.cancelled() => Err(Rejection::quietly(close_code::RESTART, "The server is stopping.").into()),
     };
     match admitted {
         Ok(admitted) => Box::pin(connection::converse(&api, socket, admitted)).await,
-        Err(Left::Gone) => {}
-        Err(Left::Refused(refused)) => {
+        Err(ConnectError::Gone) => {}
+        Err(ConnectError::Refused(refused)) => {
             tracing::debug!(
                 code = refused.code,
                 reason = refused.reason,
@@ -190,13 +190,17 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
 }
 
 /// Authenticates a client and finds its session.
-async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Result<Accepted, Left> {
+async fn admit(
+    api: &Api,
+    socket: &mut WebSocket,
+    token: Option<String>,
+) -> Result<AcceptedClient, ConnectError> {
     let known = match token {
         Some(token) => {
             let checked = api.parts.auth.token(&token).await;
             Some(checked.map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
-                _ => Refused::quietly(CLOSE_UNAUTHENTICATED, error.to_string()),
+                _ => Rejection::quietly(CLOSE_UNAUTHENTICATED, error.to_string()),
             })?)
         }
         None => None,
@@ -211,9 +215,9 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
             .await
             .map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
-                _ => Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED),
+                _ => Rejection::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED),
             })?,
-        (None, None) => return Err(Refused::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
+        (None, None) => return Err(Rejection::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
     };
     let (last_seq, features) = (hello.last_seq, hello.features());
     let uncounted = last_seq.is_none() && hello.session_id().is_none() && !features.seq;
@@ -224,7 +228,7 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
         None
     };
     api.parts.sessions.start(&session);
-    Ok(Accepted {
+    Ok(AcceptedClient {
         session,
         from: last_seq.or(lost).unwrap_or(0),
         features,
@@ -234,12 +238,12 @@ async fn admit(api: &Api, socket: &mut WebSocket, token: Option<String>) -> Resu
 
 /// Refuses a client whose token cannot be verified now. It is sent no error frame, which would be
 /// final. The close code makes it come back.
-fn unchecked() -> Refused {
-    Refused::quietly(close_code::AGAIN, AuthError::NoKeys.to_string())
+fn unchecked() -> Rejection {
+    Rejection::quietly(close_code::AGAIN, AuthError::NoKeys.to_string())
 }
 
 /// Reads messages up to the first one that is not a ping.
-async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest, Left> {
+async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest, ConnectError> {
     let deadline = Instant::now() + FIRST_MESSAGE;
     // The close code is decided by what the client must correct first.
     let code = if known {
@@ -249,13 +253,13 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest,
     };
     loop {
         let Ok(message) = timeout_at(deadline, socket.recv()).await else {
-            return Err(Refused::aloud(code, "No first message came within 30 seconds.").into());
+            return Err(Rejection::aloud(code, "No first message came within 30 seconds.").into());
         };
         let text = match message {
             Some(Ok(Message::Text(text))) => text,
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
             Some(Ok(Message::Binary(_))) => {
-                return Err(Refused::aloud(code, "The first message must be text.").into());
+                return Err(Rejection::aloud(code, "The first message must be text.").into());
             }
             Some(Ok(Message::Close(_))) => {
                 // Reading on is what sends the answer to a client's close.
@@ -263,14 +267,14 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest,
                     while let Some(Ok(_)) = socket.recv().await {}
                 })
                 .await;
-                return Err(Left::Gone);
+                return Err(ConnectError::Gone);
             }
-            None => return Err(Left::Gone),
+            None => return Err(ConnectError::Gone),
             Some(Err(error)) => {
                 tracing::debug!(%error, "a client's first message could not be read");
-                return Err(match Fault::of(&error) {
-                    Some(fault) => Refused::from(fault).into(),
-                    None => Left::Gone,
+                return Err(match ClientFault::of(&error) {
+                    Some(fault) => Rejection::from(fault).into(),
+                    None => ConnectError::Gone,
                 });
             }
         };
@@ -279,8 +283,8 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest,
             Handshake::Ping => socket
                 .send(Message::text(ServerMessage::Pong.text()))
                 .await
-                .map_err(|_| Left::Gone)?,
-            Handshake::Wrong(why) => return Err(Refused::aloud(code, why).into()),
+                .map_err(|_| ConnectError::Gone)?,
+            Handshake::Wrong(why) => return Err(Rejection::aloud(code, why).into()),
         }
     }
 }
@@ -290,7 +294,7 @@ async fn session_for(
     api: &Api,
     who: &Identity,
     hello: ConnectRequest,
-) -> Result<Arc<Session>, Refused> {
+) -> Result<Arc<SessionHandle>, Rejection> {
     let sessions = &api.parts.sessions;
     if let Some(id) = hello.session_id() {
         // Another user's session is refused like one that does not exist.
@@ -298,10 +302,10 @@ async fn session_for(
             .parse::<SessionId>()
             .ok()
             .and_then(|parsed| sessions.get(&parsed, &who.user).ok());
-        return session.ok_or_else(|| Refused::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
+        return session.ok_or_else(|| Rejection::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
     }
     let Some(new) = hello.request.for_user(who) else {
-        return Err(Refused::aloud(CLOSE_NO_TASK, NO_TASK));
+        return Err(Rejection::aloud(CLOSE_NO_TASK, NO_TASK));
     };
     // 1000, not an error code: the same message would fail in the same way, so the client should
     // not retry by itself.
@@ -310,13 +314,13 @@ async fn session_for(
         .await
         .map_err(|error| match error.passes() {
             // No error frame, which would be final: the close code makes the client come back.
-            true => Refused::quietly(close_code::AGAIN, error.to_string()),
-            false => Refused::aloud(close_code::NORMAL, error.to_string()),
+            true => Rejection::quietly(close_code::AGAIN, error.to_string()),
+            false => Rejection::aloud(close_code::NORMAL, error.to_string()),
         })
 }
 
 /// Sends the reason, closes, and waits until the client has read it.
-async fn refuse(mut socket: WebSocket, refused: Refused) {
+async fn refuse(mut socket: WebSocket, refused: Rejection) {
     if refused.aloud {
         let _ = socket
             .send(Message::text(

@@ -11,13 +11,13 @@ use lucid_tests::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
-use crate::auth::jwks::Pace;
+use crate::auth::jwks::FetchPacing;
 use crate::auth::keys::KeySet;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Fetches once, and never again.
-const ONCE: Pace = Pace {
+const ONCE: FetchPacing = FetchPacing {
     fetch: Duration::from_secs(60),
     refresh: HOUR,
     retry: HOUR,
@@ -25,7 +25,7 @@ const ONCE: Pace = Pace {
     stale: HOUR,
 };
 /// Fetches again for each token whose key is unknown.
-const EAGER: Pace = Pace {
+const EAGER: FetchPacing = FetchPacing {
     rest: Duration::ZERO,
     ..ONCE
 };
@@ -39,7 +39,7 @@ struct Site {
 impl Site {
     /// A provider that publishes these keys, and a host that accepts them, with an optional shared
     /// secret besides.
-    async fn with(keys: &[Value], pace: Pace, secret: Option<&str>) -> Self {
+    async fn with(keys: &[Value], pace: FetchPacing, secret: Option<&str>) -> Self {
         let provider = IdentityProvider::start(keys).await;
         let url = provider.jwks_url().parse().unwrap();
         let jwks = Jwks::with_pace(url, pace).unwrap();
@@ -53,7 +53,7 @@ impl Site {
         }
     }
 
-    async fn new(keys: &[Value], pace: Pace) -> Self {
+    async fn new(keys: &[Value], pace: FetchPacing) -> Self {
         Self::with(keys, pace, None).await
     }
 
@@ -475,7 +475,7 @@ async fn a_new_key_is_fetched_when_a_token_names_it_and_an_old_one_is_gone_with_
 #[tokio::test]
 async fn keys_are_fetched_again_without_a_reason_too() {
     let (old, new) = (SigningKey::ec(), SigningKey::ec());
-    let often = Pace {
+    let often = FetchPacing {
         refresh: Duration::from_millis(10),
         ..ONCE
     };
@@ -543,7 +543,7 @@ async fn a_caller_who_goes_away_ends_no_request() {
 #[tokio::test]
 async fn while_there_are_no_keys_no_token_is_called_invalid() {
     let key = SigningKey::ec();
-    let often = Pace {
+    let often = FetchPacing {
         retry: Duration::from_millis(10),
         refresh: Duration::from_millis(20),
         ..ONCE
@@ -599,7 +599,7 @@ async fn the_last_keys_serve_on_while_the_provider_is_down_but_not_for_ever() {
             AuthError::InvalidToken
         );
     }
-    let brief = Pace {
+    let brief = FetchPacing {
         stale: Duration::ZERO,
         ..ONCE
     };

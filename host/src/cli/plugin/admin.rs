@@ -20,13 +20,13 @@ use crate::auth::{Authenticator, IssueError};
 use crate::cli::failed;
 use crate::cli::render::{clean, one_line};
 use crate::config::Config;
-use crate::deployment::uploads::{TakenOff, UploadStoreError};
-use crate::server::{self, Folders};
+use crate::deployment::uploads::{DeactivatedBuild, UploadStoreError};
+use crate::server::{self, DataDirs};
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;
 use lucid_types::plural;
 use lucid_types::user::UserId;
-use lucid_wasm::Kind;
+use lucid_wasm::PluginKind;
 
 /// The variable that holds a token for another server.
 const TOKEN: &str = "LUCID_TOKEN";
@@ -103,7 +103,7 @@ pub(super) struct RollbackArgs {
 /// Lists the plugins.
 pub(super) async fn list(args: &ServerArgs) -> ExitCode {
     let answer = async {
-        let server = Server::find(args)?;
+        let server = AdminClient::find(args)?;
         server.ask(Method::GET, &[]).await
     };
     shown(args, answer.await, listed)
@@ -113,7 +113,7 @@ pub(super) async fn list(args: &ServerArgs) -> ExitCode {
 pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
     let answer = async {
         let wasm = component(&args.file)?;
-        let server = Server::find(&args.server)?;
+        let server = AdminClient::find(&args.server)?;
         let kept = server.upload(wasm).await?;
         let Some(name) = &args.activate else {
             return Ok(kept);
@@ -135,8 +135,8 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
 /// Activates a build.
 pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
     let answer = async {
-        let server = Server::find(&args.server)?;
-        let kind = Kind::from(args.kind).to_string();
+        let server = AdminClient::find(&args.server)?;
+        let kind = PluginKind::from(args.kind).to_string();
         server
             .activate(&kind, &args.name, &args.digest, args.share, args.new)
             .await
@@ -146,7 +146,7 @@ pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
 
 /// Rolls back the active build.
 pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
-    let kind = Kind::from(args.kind);
+    let kind = PluginKind::from(args.kind);
     if args.offline {
         return match roll_back_here(kind, &args.name) {
             Ok(text) => {
@@ -157,7 +157,7 @@ pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
         };
     }
     let answer = async {
-        let server = Server::find(&args.server)?;
+        let server = AdminClient::find(&args.server)?;
         let kind = kind.to_string();
         server
             .post(&[&kind, &args.name, "rollback"], &json!({}))
@@ -169,7 +169,7 @@ pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
 /// Reloads everything.
 pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
     let answer = async {
-        let server = Server::find(args)?;
+        let server = AdminClient::find(args)?;
         server.post(&["reload"], &json!({})).await
     };
     shown(args, answer.await, |answer| {
@@ -180,9 +180,9 @@ pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
 }
 
 /// Rolls back in this machine's upload store.
-fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
+fn roll_back_here(kind: PluginKind, name: &str) -> Result<String, String> {
     let config = Config::load().map_err(|error| error.to_string())?;
-    let depot = server::depot(&Folders::below(&config.workspace_base_path));
+    let depot = server::depot(&DataDirs::below(&config.workspace_base_path));
     let roll_back = || {
         let writer = depot.lock()?;
         let mut record = depot.record()?;
@@ -195,11 +195,11 @@ fn roll_back_here(kind: Kind, name: &str) -> Result<String, String> {
         Ok::<_, UploadStoreError>(Some((off, before)))
     };
     match roll_back() {
-        Ok(Some((TakenOff::Candidate(build), _))) => Ok(format!(
+        Ok(Some((DeactivatedBuild::Candidate(build), _))) => Ok(format!(
             "The upload sha256:{} has no share of the sessions of the {kind} plugin {name} any more.\n",
             build.digest
         )),
-        Ok(Some((TakenOff::Active(last), before))) => {
+        Ok(Some((DeactivatedBuild::Active(last), before))) => {
             let now = match before {
                 Some(digest) => format!("the upload sha256:{digest}"),
                 None => "what the manifest names".to_owned(),
@@ -223,13 +223,13 @@ fn client_spec() -> ClientSpec {
 }
 
 /// A running server, and the credentials for it.
-pub(super) struct Server {
+pub(super) struct AdminClient {
     base: Url,
     token: String,
     client: Client,
 }
 
-impl Server {
+impl AdminClient {
     pub(super) fn find(args: &ServerArgs) -> Result<Self, String> {
         let (base, token) = match &args.server {
             Some(text) => (elsewhere(text)?, given_token()),
@@ -587,7 +587,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_lead_to_another_route() {
-        let server = Server {
+        let server = AdminClient {
             base: Url::parse("http://127.0.0.1:8000/behind/").unwrap(),
             token: String::new(),
             client: client_spec().build().unwrap(),

@@ -16,12 +16,12 @@ mod tools;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::report::Report;
+use super::report::CheckReport;
 use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::manifest::settings_fit;
 use lucid_types::digest::sha256_hex;
-use lucid_wasm::{AnyError, AnyPlugin, Limits, Plugin};
+use lucid_wasm::{AnyPlugin, AnyPluginError, Plugin, PluginLimits};
 
 /// Checks a component, and prints the findings.
 pub(super) async fn main(args: &CheckArgs) -> ExitCode {
@@ -37,7 +37,7 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
         Ok(engine) => engine,
         Err(why) => return failed(&why),
     };
-    let mut report = Report::new();
+    let mut report = CheckReport::new();
     let digest = sha256_hex(&wasm);
     report.title(&format!(
         "{}, {} KB, sha256:{digest}",
@@ -45,11 +45,11 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
         wasm.len().div_ceil(1024)
     ));
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let admitted = match args.kind {
         Some(kind) => {
             let loaded = AnyPlugin::load_as(&engine, kind.into(), &name, &wasm, &limits);
-            loaded.await.map_err(AnyError::from)
+            loaded.await.map_err(AnyPluginError::from)
         }
         None => AnyPlugin::load(&engine, &name, &wasm, &limits).await,
     };
@@ -57,8 +57,8 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
         Ok(plugin) => plugin,
         Err(error) => {
             let what = match error {
-                AnyError::NoKind => "kind",
-                AnyError::Load(_) => "admission",
+                AnyPluginError::NoKind => "kind",
+                AnyPluginError::Load(_) => "admission",
             };
             report.bad(what, &error.to_string());
             return report.exit_code();

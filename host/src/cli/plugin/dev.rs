@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use super::{CheckArgs, build, check};
 use crate::cli::{failed, interrupted};
-use crate::deployment::watch::Watch;
+use crate::deployment::watch::FileWatcher;
 use crate::manifest::Manifest;
 
 /// Folders and files that build tools create.
@@ -38,7 +38,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
     }
     let end = interrupted();
     tokio::pin!(end);
-    let mut watch = Watch::new();
+    let mut watch = FileWatcher::new();
     loop {
         let seen = sources(folder);
         let work = folder.to_owned();

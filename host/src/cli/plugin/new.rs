@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use super::{KindArg, Lang, NewArgs, refused, scaffold};
 use crate::cli::failed;
-use lucid_wasm::Kind;
+use lucid_wasm::PluginKind;
 
 /// The maximum length of a name, which becomes a crate's and a plugin's.
 const LONGEST: usize = 64;
@@ -150,7 +150,7 @@ fn files(name: &str, template: &str, lang: Lang, kind: KindArg) -> Vec<(PathBuf,
     for (path, text) in scaffold::below(&format!("plugins/templates/{template}")) {
         files.push((named(path, name).into(), named(text, name)));
     }
-    let own = Kind::from(kind);
+    let own = PluginKind::from(kind);
     if lang == Lang::Rust {
         for (path, text) in scaffold::below("plugins/sdk") {
             files.push((Path::new("vendor/lucid-plugin").join(path), text.to_owned()));

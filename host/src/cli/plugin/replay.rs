@@ -12,12 +12,12 @@ use super::{ReplayArgs, component, engine};
 use crate::cli::failed;
 use crate::cli::render::clean;
 use crate::config::Config;
-use crate::server::Folders;
+use crate::server::DataDirs;
 use lucid_session::{difference, readable};
 use lucid_types::log::LoggedStep;
 use lucid_types::plural;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
-use lucid_wasm::{Limits, PolicyPlugin};
+use lucid_wasm::{PluginLimits, PolicyPlugin};
 
 /// The maximum number of differing steps that are shown.
 const SHOWN: u64 = 3;
@@ -32,7 +32,7 @@ pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
 
 async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String> {
     let wasm = component(&args.file)?;
-    let folders = Folders::below(&config.workspace_base_path);
+    let folders = DataDirs::below(&config.workspace_base_path);
     let log = lucid_store::look(folders.data()).map_err(|error| {
         format!("The log cannot be read: {error}. WORKSPACE_BASE_PATH says where it is.")
     })?;
@@ -40,7 +40,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     let row = row.ok_or_else(|| format!("There is no session {} in the log.", args.session))?;
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let engine = engine()?;
-    let policy = PolicyPlugin::load(&engine, &name, &wasm, &Limits::default())
+    let policy = PolicyPlugin::load(&engine, &name, &wasm, &PluginLimits::default())
         .await
         .map_err(|error| format!("A host would not take it: {error}."))?;
     outln!(

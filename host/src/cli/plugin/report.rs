@@ -11,22 +11,22 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
-use crate::cli::render::{Screen, clean, colours};
-use lucid_wasm::{CallFigures, Limits};
+use crate::cli::render::{FrameRenderer, clean, colours};
+use lucid_wasm::{CallFigures, PluginLimits};
 
 /// The width of the column with the checked item's name.
 const NAME: usize = 10;
 
 /// The findings of a check.
-pub(super) struct Report {
-    screen: Screen,
+pub(super) struct CheckReport {
+    screen: FrameRenderer,
     bad: bool,
 }
 
-impl Report {
+impl CheckReport {
     pub(super) fn new() -> Self {
         Self {
-            screen: Screen::new(colours(std::io::stdout().is_terminal())),
+            screen: FrameRenderer::new(colours(std::io::stdout().is_terminal())),
             bad: false,
         }
     }
@@ -68,7 +68,7 @@ impl Report {
     }
 
     /// A line for each function, with its usage relative to the limits.
-    pub(super) fn figures(&mut self, figures: &[CallFigures], limits: &Limits) {
+    pub(super) fn figures(&mut self, figures: &[CallFigures], limits: &PluginLimits) {
         outln!(
             "  {:<12}{:>7}{:>11}{:>11}  {:<26}most memory",
             "call",

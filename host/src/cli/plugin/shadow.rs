@@ -16,7 +16,7 @@ use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::admin::{Server, ServerArgs, text_of};
+use super::admin::{AdminClient, ServerArgs, text_of};
 use crate::cli::failed;
 use crate::cli::render::{clean, one_line};
 use lucid_types::plural;
@@ -57,7 +57,7 @@ pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
 }
 
 async fn done(args: &ShadowArgs) -> Result<Value, String> {
-    let server = Server::find(&args.server)?;
+    let server = AdminClient::find(&args.server)?;
     let path = ["policy", &args.name, "shadow"];
     let wanted = json!({ "digest": args.digest, "sessions": args.sessions });
     let begun = server.post(&path, &wanted).await?;

@@ -14,15 +14,17 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 
-use super::probation::{Counts, Probation, ProbationStats, Probations};
+use super::probation::{BuildCounts, Probation, ProbationStats, Probations};
 use crate::config::{Config, DefaultPolicy};
-use crate::manifest::{LoadedBeside, LoadedPolicy, Manifest, Problem, Role, instead};
+use crate::manifest::{
+    LoadedPolicy, LoadedSecondBuild, Manifest, ManifestProblem, SecondBuildRole, instead,
+};
 use lucid_session::{
-    BuildAssignment, CreateError, Policies, Policy, PolicyInfo, StepOutcome, StepVerdict,
+    BuildAssignment, CreateError, Policies, PolicyInfo, SessionPolicy, StepOutcome, StepVerdict,
     TrafficSplit,
 };
 use lucid_types::wit::policy::{Context, Input, Snapshot};
-use lucid_wasm::{Kind, Plugin, PolicyPlugin};
+use lucid_wasm::{Plugin, PluginKind, PolicyPlugin};
 
 /// The policy that plays a script and calls no model.
 const REHEARSAL: &str = "mock";
@@ -35,24 +37,24 @@ const SHOWN: usize = 64;
 
 /// The policies of this deployment.
 pub(crate) struct PolicyRegistry {
-    by_name: BTreeMap<String, Builds>,
+    by_name: BTreeMap<String, PolicyBuilds>,
     default: String,
     manifest: Arc<Manifest>,
 }
 
 /// The builds of one policy.
-struct Builds {
+struct PolicyBuilds {
     active: Arc<PolicyBuild>,
-    counts: Arc<Counts>,
-    beside: Option<Second>,
+    counts: Arc<BuildCounts>,
+    beside: Option<SecondPolicyBuild>,
     /// The probation of the candidate, or else of the active build.
     trial: Option<Probation>,
 }
 
 /// A second build.
-struct Second {
+struct SecondPolicyBuild {
     build: Arc<PolicyBuild>,
-    counts: Arc<Counts>,
+    counts: Arc<BuildCounts>,
     /// The traffic split of a candidate. `None` for a previous build.
     share: Option<Arc<TrafficSplit>>,
 }
@@ -69,7 +71,7 @@ impl PolicyRegistry {
         config: &Config,
         models: bool,
         trials: &Probations,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ManifestProblem> {
         let delay = u64::try_from(config.mock_step_delay.as_millis()).unwrap_or(u64::MAX);
         let component = |plugin: PolicyPlugin, settings: &Map<String, Value>, builtin| {
             let mock = builtin == Some(REHEARSAL);
@@ -88,15 +90,15 @@ impl PolicyRegistry {
             let name = active.info.name.clone();
             let of = |build: &PolicyBuild, since| (name.clone(), build.info.digest.clone(), since);
             let probation = manifest
-                .upload(Kind::Policy, &name)
+                .upload(PluginKind::Policy, &name)
                 .and_then(|one| one.probation);
             // Without a previous build there is nothing to compare it with.
-            let is_before = |one: &LoadedBeside| one.role == Role::Before;
+            let is_before = |one: &LoadedSecondBuild| one.role == SecondBuildRole::Before;
             let probation = probation.filter(|_| policy.beside.as_ref().is_some_and(is_before));
             let counts = trials.counts(&of(&active, probation));
             let mut trial = None;
             let beside = policy.beside.map(|second| {
-                let LoadedBeside {
+                let LoadedSecondBuild {
                     plugin,
                     role,
                     builtin,
@@ -105,30 +107,30 @@ impl PolicyRegistry {
                 let build = component(plugin, settings, builtin);
                 // The traffic split continues after its probation.
                 let (since, share) = match role {
-                    Role::Candidate { share } => {
+                    SecondBuildRole::Candidate { share } => {
                         let turns = trials.share(&of(&build, None), share);
                         (second.probation, Some(turns))
                     }
-                    Role::Before => (None, None),
+                    SecondBuildRole::Before => (None, None),
                 };
                 let counting = of(&build, since);
                 let counts_of_it = trials.counts(&counting);
                 trial = match (role, since, probation) {
-                    (Role::Candidate { .. }, Some(since), _) => {
+                    (SecondBuildRole::Candidate { .. }, Some(since), _) => {
                         Some(trials.trial(&counting, since, &counts))
                     }
-                    (Role::Before, _, Some(since)) => {
+                    (SecondBuildRole::Before, _, Some(since)) => {
                         Some(trials.trial(&of(&active, probation), since, &counts_of_it))
                     }
                     _ => None,
                 };
-                Second {
+                SecondPolicyBuild {
                     build,
                     counts: counts_of_it,
                     share,
                 }
             });
-            let builds = Builds {
+            let builds = PolicyBuilds {
                 active,
                 counts,
                 beside,
@@ -164,11 +166,11 @@ impl PolicyRegistry {
 
 /// The default policy: the manifest's, else the environment's, else the one that fits.
 fn default(
-    by_name: &BTreeMap<String, Builds>,
+    by_name: &BTreeMap<String, PolicyBuilds>,
     manifest: &Manifest,
     config: &Config,
     models: bool,
-) -> Result<String, Problem> {
+) -> Result<String, ManifestProblem> {
     let stated = manifest.default_policy.as_ref();
     match (
         stated.map(|name| name.value.as_str()),
@@ -181,11 +183,14 @@ fn default(
     }
 }
 
-fn of_environment(by_name: &BTreeMap<String, Builds>, name: &str) -> Result<String, Problem> {
+fn of_environment(
+    by_name: &BTreeMap<String, PolicyBuilds>,
+    name: &str,
+) -> Result<String, ManifestProblem> {
     if by_name.contains_key(name) {
         return Ok(name.to_owned());
     }
-    Err(Problem::plain(format!(
+    Err(ManifestProblem::plain(format!(
         "DEFAULT_POLICY is {name}, and the manifest has no such policy: name one in its `[defaults]`"
     )))
 }
@@ -193,10 +198,10 @@ fn of_environment(by_name: &BTreeMap<String, Builds>, name: &str) -> Result<Stri
 /// The agent if a model can be called, else the rehearsal. Among custom policies, the only one with
 /// the same requirements, or the only one.
 fn fitting(
-    by_name: &BTreeMap<String, Builds>,
+    by_name: &BTreeMap<String, PolicyBuilds>,
     manifest: &Manifest,
     models: bool,
-) -> Result<String, Problem> {
+) -> Result<String, ManifestProblem> {
     let usual = if models { AGENT } else { REHEARSAL };
     if by_name.contains_key(usual) {
         return Ok(usual.to_owned());
@@ -214,14 +219,14 @@ fn fitting(
             names.join(", ")
         );
         match &manifest.path {
-            Some(path) => Problem::of_file(path, what),
-            None => Problem::plain(what),
+            Some(path) => ManifestProblem::of_file(path, what),
+            None => ManifestProblem::plain(what),
         }
     })
 }
 
 impl PolicyRegistry {
-    fn builds(&self, name: Option<&str>) -> Result<&Builds, CreateError> {
+    fn builds(&self, name: Option<&str>) -> Result<&PolicyBuilds, CreateError> {
         let name = name.unwrap_or(&self.default);
         let unknown = || {
             let there = self.by_name.keys().map(String::as_str);
@@ -234,17 +239,17 @@ impl PolicyRegistry {
 }
 
 impl Policies for PolicyRegistry {
-    fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
+    fn find(&self, name: Option<&str>) -> Result<Arc<dyn SessionPolicy>, CreateError> {
         Ok(self.builds(name)?.active.clone())
     }
 
     fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
-        let Builds { active, beside, .. } = self.builds(name)?;
+        let PolicyBuilds { active, beside, .. } = self.builds(name)?;
         let candidate = beside
             .as_ref()
             .and_then(|one| Some((&one.build, one.share.as_ref()?)));
         let Some((candidate, share)) = candidate else {
-            let active: Arc<dyn Policy> = active.clone();
+            let active: Arc<dyn SessionPolicy> = active.clone();
             return Ok(active.into());
         };
         let turn = share.take();
@@ -259,8 +264,8 @@ impl Policies for PolicyRegistry {
         })
     }
 
-    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
-        let Builds { active, beside, .. } = self.by_name.get(name)?;
+    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
+        let PolicyBuilds { active, beside, .. } = self.by_name.get(name)?;
         let candidate = beside.as_ref().filter(|one| one.share.is_some());
         match candidate.filter(|one| one.build.info.digest == digest) {
             Some(candidate) => Some(candidate.build.clone()),
@@ -268,8 +273,8 @@ impl Policies for PolicyRegistry {
         }
     }
 
-    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>> {
-        let Builds {
+    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
+        let PolicyBuilds {
             active,
             beside,
             trial,
@@ -280,7 +285,7 @@ impl Policies for PolicyRegistry {
             Some(_) => (&beside.build, active),
             None => (active, &beside.build),
         };
-        (new.info.digest == digest).then(|| before.clone() as Arc<dyn Policy>)
+        (new.info.digest == digest).then(|| before.clone() as Arc<dyn SessionPolicy>)
     }
 
     fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict) {
@@ -303,7 +308,7 @@ impl Policies for PolicyRegistry {
 }
 
 /// A build that no session has, for the engine.
-pub(super) fn build(plugin: PolicyPlugin) -> Arc<dyn Policy> {
+pub(super) fn build(plugin: PolicyPlugin) -> Arc<dyn SessionPolicy> {
     let info = info(&plugin, String::new(), false);
     Arc::new(PolicyBuild { plugin, info })
 }
@@ -327,7 +332,7 @@ struct PolicyBuild {
     info: PolicyInfo,
 }
 
-impl Policy for PolicyBuild {
+impl SessionPolicy for PolicyBuild {
     fn info(&self) -> &PolicyInfo {
         &self.info
     }

@@ -51,7 +51,7 @@ pub(crate) struct ProbationStats {
 
 /// The decision about a build on probation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum ProbationVerdict {
     /// Undecided.
     Open,
     /// As good as the previous build.
@@ -68,17 +68,17 @@ pub(crate) enum Verdict {
 /// on them: then one is enough to show that something is wrong, and three in two sessions that it
 /// is no accident. No minimum rate of failed steps is required besides, since a bug in a rare place
 /// is a bug. After a thousand steps the observation ends.
-pub(crate) fn judge(new: &ProbationStats, before: &ProbationStats) -> Verdict {
+pub(crate) fn judge(new: &ProbationStats, before: &ProbationStats) -> ProbationVerdict {
     let enough = new.failed >= FEWEST_FAILED && new.failed_in >= FEWEST_FAILED_IN;
     // failed / steps > TIMES · before.failed / before.steps, without a division.
     let own = u128::from(new.failed) * u128::from(before.steps.max(FEWEST_STEPS));
     let befores = u128::from(before.failed) * u128::from(new.steps.max(1));
     if enough && own > befores.saturating_mul(TIMES.into()) {
-        Verdict::TakenBack
+        ProbationVerdict::TakenBack
     } else if new.steps >= SETTLED_STEPS && new.sessions >= SETTLED_SESSIONS {
-        Verdict::Settled
+        ProbationVerdict::Settled
     } else {
-        Verdict::Open
+        ProbationVerdict::Open
     }
 }
 
@@ -97,10 +97,10 @@ pub(crate) fn sentence(new: &ProbationStats, before: &ProbationStats) -> String 
 
 /// The counts of one build.
 #[derive(Debug)]
-pub(super) struct Counts(Mutex<Counted>);
+pub(super) struct BuildCounts(Mutex<CountedSessions>);
 
 #[derive(Debug)]
-struct Counted {
+struct CountedSessions {
     steps: u64,
     failed: u64,
     /// Whether its sessions are distinguished: only those of a build on probation are.
@@ -109,9 +109,9 @@ struct Counted {
     failed_in: HashSet<String>,
 }
 
-impl Counts {
+impl BuildCounts {
     fn new(of_probation: bool) -> Self {
-        Self(Mutex::new(Counted {
+        Self(Mutex::new(CountedSessions {
             steps: 0,
             failed: 0,
             of_probation,
@@ -152,13 +152,13 @@ fn remember(set: &mut HashSet<String>, session: &str) {
 
 /// The key under which a policy's build is counted: its name, its digest, and the start of its
 /// probation, if it is on probation.
-pub(super) type Counting = (String, String, Option<DateTime<Utc>>);
+pub(super) type ProbationKey = (String, String, Option<DateTime<Utc>>);
 
 /// All counts, across the generations of the deployment.
 #[derive(Debug)]
 pub(crate) struct Probations {
-    counts: Mutex<HashMap<Counting, Weak<Counts>>>,
-    shares: Mutex<HashMap<(Counting, u8), Weak<TrafficSplit>>>,
+    counts: Mutex<HashMap<ProbationKey, Weak<BuildCounts>>>,
+    shares: Mutex<HashMap<(ProbationKey, u8), Weak<TrafficSplit>>>,
     rulings: mpsc::UnboundedSender<ProbationDecision>,
 }
 
@@ -172,7 +172,7 @@ pub(crate) struct ProbationDecision {
     /// The start of its probation.
     pub(crate) since: DateTime<Utc>,
     /// Confirmed or rolled back.
-    pub(crate) verdict: Verdict,
+    pub(crate) verdict: ProbationVerdict,
     /// The counts, in a sentence.
     pub(crate) why: String,
     told: Arc<AtomicBool>,
@@ -198,12 +198,14 @@ impl Probations {
     }
 
     /// The counts of a build, which continue from one generation to the next.
-    pub(super) fn counts(&self, of: &Counting) -> Arc<Counts> {
-        kept(&self.counts, of.clone(), || Counts::new(of.2.is_some()))
+    pub(super) fn counts(&self, of: &ProbationKey) -> Arc<BuildCounts> {
+        kept(&self.counts, of.clone(), || {
+            BuildCounts::new(of.2.is_some())
+        })
     }
 
     /// The traffic split of a candidate, which continues in the same way.
-    pub(super) fn share(&self, of: &Counting, percent: u8) -> Arc<TrafficSplit> {
+    pub(super) fn share(&self, of: &ProbationKey, percent: u8) -> Arc<TrafficSplit> {
         kept(&self.shares, (of.clone(), percent), || {
             TrafficSplit::new(percent)
         })
@@ -212,9 +214,9 @@ impl Probations {
     /// A build on probation, with the previous one.
     pub(super) fn trial(
         &self,
-        of: &Counting,
+        of: &ProbationKey,
         since: DateTime<Utc>,
-        before: &Arc<Counts>,
+        before: &Arc<BuildCounts>,
     ) -> Probation {
         Probation {
             of: of.clone(),
@@ -246,10 +248,10 @@ fn kept<K: Eq + std::hash::Hash, T>(
 /// A build on probation.
 #[derive(Debug)]
 pub(super) struct Probation {
-    of: Counting,
+    of: ProbationKey,
     since: DateTime<Utc>,
-    new: Arc<Counts>,
-    before: Arc<Counts>,
+    new: Arc<BuildCounts>,
+    before: Arc<BuildCounts>,
     rulings: mpsc::UnboundedSender<ProbationDecision>,
     told: Arc<AtomicBool>,
 }
@@ -264,7 +266,7 @@ impl Probation {
     pub(super) fn look(&self) {
         let (new, before) = self.tried();
         let verdict = judge(&new, &before);
-        if verdict == Verdict::Open || self.told.swap(true, Ordering::Relaxed) {
+        if verdict == ProbationVerdict::Open || self.told.swap(true, Ordering::Relaxed) {
             return;
         }
         let (name, digest, _) = self.of.clone();
@@ -299,37 +301,43 @@ mod tests {
     fn three_failed_steps_in_two_sessions_take_a_build_back_and_less_does_not() {
         let good = tried(500, 0, 20, 0);
         for (new, verdict) in [
-            (tried(30, 3, 5, 2), Verdict::TakenBack),
-            (tried(30, 2, 5, 2), Verdict::Open),
-            (tried(30, 30, 5, 1), Verdict::Open),
-            (tried(900, 3, 90, 2), Verdict::TakenBack),
-            (tried(0, 0, 0, 0), Verdict::Open),
-            (tried(999, 0, 90, 0), Verdict::Open),
-            (tried(1_000, 2, 5, 2), Verdict::Settled),
-            (tried(1_000, 0, 4, 0), Verdict::Open),
-            (tried(1_000, 3, 9, 2), Verdict::TakenBack),
+            (tried(30, 3, 5, 2), ProbationVerdict::TakenBack),
+            (tried(30, 2, 5, 2), ProbationVerdict::Open),
+            (tried(30, 30, 5, 1), ProbationVerdict::Open),
+            (tried(900, 3, 90, 2), ProbationVerdict::TakenBack),
+            (tried(0, 0, 0, 0), ProbationVerdict::Open),
+            (tried(999, 0, 90, 0), ProbationVerdict::Open),
+            (tried(1_000, 2, 5, 2), ProbationVerdict::Settled),
+            (tried(1_000, 0, 4, 0), ProbationVerdict::Open),
+            (tried(1_000, 3, 9, 2), ProbationVerdict::TakenBack),
         ] {
             assert_eq!(judge(&new, &good), verdict, "{new:?}");
         }
         // Nothing is known about the previous build.
         let none = ProbationStats::default();
-        assert_eq!(judge(&tried(3, 3, 2, 2), &none), Verdict::TakenBack);
+        assert_eq!(
+            judge(&tried(3, 3, 2, 2), &none),
+            ProbationVerdict::TakenBack
+        );
     }
 
     #[test]
     fn a_build_that_is_no_worse_than_the_one_before_stays() {
         let bad = tried(1_000, 100, 50, 40);
         for (new, verdict) in [
-            (tried(100, 10, 20, 8), Verdict::Open),
-            (tried(100, 20, 20, 8), Verdict::Open),
-            (tried(100, 21, 20, 8), Verdict::TakenBack),
-            (tried(2_000, 200, 90, 80), Verdict::Settled),
+            (tried(100, 10, 20, 8), ProbationVerdict::Open),
+            (tried(100, 20, 20, 8), ProbationVerdict::Open),
+            (tried(100, 21, 20, 8), ProbationVerdict::TakenBack),
+            (tried(2_000, 200, 90, 80), ProbationVerdict::Settled),
         ] {
             assert_eq!(judge(&new, &bad), verdict, "{new:?}");
         }
         // One failed step of two is not a rate of a half.
         let unknown = tried(2, 1, 1, 1);
-        assert_eq!(judge(&tried(30, 3, 5, 2), &unknown), Verdict::TakenBack);
+        assert_eq!(
+            judge(&tried(30, 3, 5, 2), &unknown),
+            ProbationVerdict::TakenBack
+        );
     }
 
     #[test]
@@ -347,7 +355,7 @@ mod tests {
             trial.look();
         }
         let ruling = rulings.try_recv().unwrap();
-        assert_eq!(ruling.verdict, Verdict::TakenBack);
+        assert_eq!(ruling.verdict, ProbationVerdict::TakenBack);
         assert_eq!(
             ruling.why,
             "It failed 3 of 3 steps, in 2 of 2 sessions, and the build before it 0 of 1 step."
@@ -396,27 +404,27 @@ mod tests {
         #[test]
         fn a_build_without_a_failed_step_is_never_taken_back(new in any_tried(), before in any_tried()) {
             let new = ProbationStats { failed: 0, failed_in: 0, ..new };
-            prop_assert_ne!(judge(&new, &before), Verdict::TakenBack);
+            prop_assert_ne!(judge(&new, &before), ProbationVerdict::TakenBack);
         }
 
         #[test]
         fn one_more_failed_step_never_saves_a_build(new in any_tried(), before in any_tried()) {
             let worse = ProbationStats { steps: new.steps + 1, failed: new.failed + 1, ..new };
-            let taken_back = judge(&new, &before) == Verdict::TakenBack;
-            prop_assert!(!taken_back || judge(&worse, &before) == Verdict::TakenBack);
+            let taken_back = judge(&new, &before) == ProbationVerdict::TakenBack;
+            prop_assert!(!taken_back || judge(&worse, &before) == ProbationVerdict::TakenBack);
         }
 
         #[test]
         fn a_better_build_before_never_saves_one(new in any_tried(), before in any_tried()) {
             let better = ProbationStats { failed: before.failed.saturating_sub(1), ..before };
-            let taken_back = judge(&new, &before) == Verdict::TakenBack;
-            prop_assert!(!taken_back || judge(&new, &better) == Verdict::TakenBack);
+            let taken_back = judge(&new, &before) == ProbationVerdict::TakenBack;
+            prop_assert!(!taken_back || judge(&new, &better) == ProbationVerdict::TakenBack);
         }
 
         #[test]
         fn a_build_is_not_taken_back_for_failing_as_often_as_the_one_before(both in any_tried()) {
             let both = ProbationStats { steps: both.steps + FEWEST_STEPS, ..both };
-            prop_assert_ne!(judge(&both, &both), Verdict::TakenBack);
+            prop_assert_ne!(judge(&both, &both), ProbationVerdict::TakenBack);
         }
 
         #[test]

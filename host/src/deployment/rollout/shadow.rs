@@ -16,32 +16,32 @@ use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::policies;
-use crate::deployment::manager::{ChangeError, DeploymentManager};
-use lucid_session::{Sessions, ShadowBounds, Shadowed};
+use crate::deployment::manager::{BuildChangeError, DeploymentManager};
+use lucid_session::{Sessions, ShadowBounds, ShadowReport};
 use lucid_types::log::LogError;
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::sentence::sentence;
-use lucid_wasm::{Kind, LoadError, Plugin, PolicyPlugin};
+use lucid_wasm::{LoadError, Plugin, PluginKind, PolicyPlugin};
 
 /// The shadow runs. A clone is a handle of the same.
 #[derive(Clone, Default)]
-pub struct Shadows(Arc<Mutex<Inner>>);
+pub struct ShadowRuns(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
     /// The last run of each policy.
-    last: BTreeMap<String, Arc<Shadow>>,
-    running: Option<Running>,
+    last: BTreeMap<String, Arc<ShadowRun>>,
+    running: Option<StartedShadow>,
 }
 
-struct Running {
+struct StartedShadow {
     name: String,
-    shadow: Arc<Shadow>,
+    shadow: Arc<ShadowRun>,
     task: AbortOnDropHandle<()>,
 }
 
 /// One shadow run.
-pub(crate) struct Shadow {
+pub(crate) struct ShadowRun {
     /// The digest of the shadowed build, in lower-case hex.
     pub(crate) digest: String,
     /// The build that new sessions had when it began.
@@ -51,14 +51,14 @@ pub(crate) struct Shadow {
     /// When it began.
     pub(crate) begun: SystemTime,
     /// Its progress and result so far.
-    pub(crate) told: std::sync::Mutex<Shadowed>,
+    pub(crate) told: std::sync::Mutex<ShadowReport>,
     /// When it ended, and the reason if it failed.
     end: Mutex<Option<(SystemTime, Option<String>)>>,
 }
 
-impl Shadow {
+impl ShadowRun {
     /// Its progress and result so far.
-    pub(crate) fn told(&self) -> Shadowed {
+    pub(crate) fn told(&self) -> ShadowReport {
         let told = self.told.lock();
         told.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -74,7 +74,7 @@ impl Shadow {
 pub enum ShadowError {
     /// The build could not be activated.
     #[error(transparent)]
-    Change(#[from] ChangeError),
+    Change(#[from] BuildChangeError),
     /// Another run is in progress.
     #[error(
         "A build of the policy `{name}` is being shadowed ({done} of {wanted} sessions so far), and one is at a time: wait until it is done"
@@ -89,9 +89,9 @@ pub enum ShadowError {
     },
 }
 
-impl Shadows {
+impl ShadowRuns {
     /// The last run of a policy, which may still be in progress.
-    pub(crate) fn last(&self, name: &str) -> Option<Arc<Shadow>> {
+    pub(crate) fn last(&self, name: &str) -> Option<Arc<ShadowRun>> {
         self.0.lock().last.get(name).cloned()
     }
 
@@ -103,17 +103,17 @@ impl Shadows {
         digest: &str,
         most: u64,
         by: &str,
-    ) -> Result<Arc<Shadow>, ShadowError> {
+    ) -> Result<Arc<ShadowRun>, ShadowError> {
         let now = generations.now();
         let Some(beside) = now.deployed.plugins.policy(name) else {
             let plugins = &now.deployed.plugins;
-            return Err(ChangeError::nobody(plugins, Kind::Policy, name).into());
+            return Err(BuildChangeError::nobody(plugins, PluginKind::Policy, name).into());
         };
         if !generations.depot().has(digest) {
-            return Err(ChangeError::NotUploaded(digest.to_owned()).into());
+            return Err(BuildChangeError::NotUploaded(digest.to_owned()).into());
         }
         let mut inner = self.0.lock();
-        let runs = |one: &&Running| one.shadow.end().is_none() && !one.task.is_finished();
+        let runs = |one: &&StartedShadow| one.shadow.end().is_none() && !one.task.is_finished();
         if let Some(running) = inner.running.as_ref().filter(runs) {
             let told = running.shadow.told();
             return Err(ShadowError::Busy {
@@ -122,7 +122,7 @@ impl Shadows {
                 wanted: told.wanted,
             });
         }
-        let shadow = Arc::new(Shadow {
+        let shadow = Arc::new(ShadowRun {
             digest: digest.to_owned(),
             beside: beside.digest().to_owned(),
             by: by.to_owned(),
@@ -138,7 +138,7 @@ impl Shadows {
             shadow.clone(),
         );
         inner.last.insert(name.to_owned(), shadow.clone());
-        inner.running = Some(Running {
+        inner.running = Some(StartedShadow {
             name: name.to_owned(),
             shadow: shadow.clone(),
             task: AbortOnDropHandle::new(tokio::spawn(task)),
@@ -150,7 +150,7 @@ impl Shadows {
 
 /// Why a shadow run ended before its end.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+enum ShadowRunError {
     #[error("the server goes down")]
     Closing,
     #[error("the uploaded build cannot be read: {0}. Upload it again")]
@@ -168,18 +168,18 @@ async fn run(
     sessions: Sessions,
     name: String,
     most: u64,
-    shadow: Arc<Shadow>,
+    shadow: Arc<ShadowRun>,
 ) {
-    let ending = Ending(shadow.clone());
+    let ending = ShadowRunGuard(shadow.clone());
     let ended = async {
         let build = load(&generations, &name, &shadow.digest).await?;
         let build = policies::build(build);
         let bounds = ShadowBounds::default();
         let replayed = sessions.shadow(&name, &*build, most, bounds, &shadow.told);
-        Box::pin(replayed).await.map_err(RunError::Log)
+        Box::pin(replayed).await.map_err(ShadowRunError::Log)
     };
-    let failed = Caller::shadow().scope(ended).await.err();
-    let failed = failed.map(|why: RunError| sentence(why));
+    let failed = PluginCaller::shadow().scope(ended).await.err();
+    let failed = failed.map(|why: ShadowRunError| sentence(why));
     let told = shadow.told();
     tracing::info!(
         name,
@@ -195,15 +195,15 @@ async fn run(
 }
 
 /// Marks a run as ended if it panics, so that nobody waits for it.
-struct Ending(Arc<Shadow>);
+struct ShadowRunGuard(Arc<ShadowRun>);
 
-impl Ending {
+impl ShadowRunGuard {
     fn is(&self, failed: Option<String>) {
         self.0.end.lock().get_or_insert((SystemTime::now(), failed));
     }
 }
 
-impl Drop for Ending {
+impl Drop for ShadowRunGuard {
     fn drop(&mut self) {
         self.is(Some(
             "It came to grief inside the server, whose log says how.".to_owned(),
@@ -216,21 +216,21 @@ async fn load(
     generations: &DeploymentManager,
     name: &str,
     digest: &str,
-) -> Result<PolicyPlugin, RunError> {
+) -> Result<PolicyPlugin, ShadowRunError> {
     let file = generations.depot().file(digest);
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let wasm = read
-        .map_err(|_| RunError::Closing)?
-        .map_err(RunError::Read)?;
+        .map_err(|_| ShadowRunError::Closing)?
+        .map_err(ShadowRunError::Read)?;
     let manifest = generations.now().deployed.manifest.clone();
     let limits = manifest
-        .entry(Kind::Policy, name)
+        .entry(PluginKind::Policy, name)
         .map(|entry| entry.limits.limits());
     let limits = limits.unwrap_or_default();
     let loaded = PolicyPlugin::load(generations.engine(), name, &wasm, &limits);
     let plugin = Box::pin(loaded).await?;
     if plugin.digest() != digest {
-        return Err(RunError::NotUploaded(plugin.digest().to_owned()));
+        return Err(ShadowRunError::NotUploaded(plugin.digest().to_owned()));
     }
     Ok(plugin)
 }

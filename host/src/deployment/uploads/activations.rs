@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::is_digest;
 use crate::manifest::is_name;
-use lucid_wasm::Kind;
+use lucid_wasm::PluginKind;
 
 /// The format version of the record. A host that does not know it must not guess.
 const VERSION: u32 = 1;
@@ -28,23 +28,23 @@ const REMEMBERED: usize = 5;
 /// The active builds, by the plugin they replace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Record {
+pub(crate) struct Activations {
     version: u32,
     #[serde(default)]
-    policies: BTreeMap<String, Activated>,
+    policies: BTreeMap<String, PluginActivations>,
     #[serde(default)]
-    providers: BTreeMap<String, Activated>,
+    providers: BTreeMap<String, PluginActivations>,
     /// Omitted if empty, so that an older host can read a record without it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    tools: BTreeMap<String, Activated>,
+    tools: BTreeMap<String, PluginActivations>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    git: BTreeMap<String, Activated>,
+    git: BTreeMap<String, PluginActivations>,
 }
 
 /// The builds of one plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Activated {
+struct PluginActivations {
     /// Whether the manifest had no such name when the first was activated.
     #[serde(default)]
     added: bool,
@@ -113,14 +113,14 @@ pub(crate) struct RolledBack {
 
 /// The build that a rollback removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TakenOff {
+pub(crate) enum DeactivatedBuild {
     /// A candidate. The active build stays.
     Candidate(Activation),
     /// The active build.
     Active(Activation),
 }
 
-impl TakenOff {
+impl DeactivatedBuild {
     /// The build.
     pub(crate) fn build(&self) -> &Activation {
         match self {
@@ -135,7 +135,7 @@ impl Activation {
     }
 }
 
-impl Default for Record {
+impl Default for Activations {
     fn default() -> Self {
         Self {
             version: VERSION,
@@ -147,53 +147,53 @@ impl Default for Record {
     }
 }
 
-impl Record {
-    fn of(&self, kind: Kind) -> &BTreeMap<String, Activated> {
+impl Activations {
+    fn of(&self, kind: PluginKind) -> &BTreeMap<String, PluginActivations> {
         match kind {
-            Kind::Policy => &self.policies,
-            Kind::Llm => &self.providers,
-            Kind::Tools => &self.tools,
-            Kind::Git => &self.git,
+            PluginKind::Policy => &self.policies,
+            PluginKind::Llm => &self.providers,
+            PluginKind::Tools => &self.tools,
+            PluginKind::Git => &self.git,
         }
     }
 
-    fn of_mut(&mut self, kind: Kind) -> &mut BTreeMap<String, Activated> {
+    fn of_mut(&mut self, kind: PluginKind) -> &mut BTreeMap<String, PluginActivations> {
         match kind {
-            Kind::Policy => &mut self.policies,
-            Kind::Llm => &mut self.providers,
-            Kind::Tools => &mut self.tools,
-            Kind::Git => &mut self.git,
+            PluginKind::Policy => &mut self.policies,
+            PluginKind::Llm => &mut self.providers,
+            PluginKind::Tools => &mut self.tools,
+            PluginKind::Git => &mut self.git,
         }
     }
 
     /// Whether the manifest had no such name when the first build was activated.
-    pub(super) fn is_added(&self, kind: Kind, name: &str) -> bool {
+    pub(super) fn is_added(&self, kind: PluginKind, name: &str) -> bool {
         self.of(kind).get(name).is_some_and(|one| one.added)
     }
 
     /// The builds of a plugin, the active one last.
-    pub(crate) fn builds(&self, kind: Kind, name: &str) -> &[Activation] {
+    pub(crate) fn builds(&self, kind: PluginKind, name: &str) -> &[Activation] {
         self.of(kind).get(name).map_or(&[], |one| &one.builds)
     }
 
     /// The candidate that a share of new sessions gets.
-    pub(crate) fn candidate(&self, kind: Kind, name: &str) -> Option<&Candidate> {
+    pub(crate) fn candidate(&self, kind: PluginKind, name: &str) -> Option<&Candidate> {
         self.of(kind).get(name)?.candidate.as_ref()
     }
 
     /// Automatic rollbacks, the most recent last.
-    pub(crate) fn taken_back(&self, kind: Kind, name: &str) -> &[AutoRollback] {
+    pub(crate) fn taken_back(&self, kind: PluginKind, name: &str) -> &[AutoRollback] {
         self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
     }
 
     /// Manual rollbacks, the most recent last.
-    pub(crate) fn rolled_back(&self, kind: Kind, name: &str) -> &[RolledBack] {
+    pub(crate) fn rolled_back(&self, kind: PluginKind, name: &str) -> &[RolledBack] {
         self.of(kind).get(name).map_or(&[], |one| &one.rolled_back)
     }
 
     /// Activates a build, which also ends the candidate. `added` says that the manifest has no such
     /// name.
-    pub(crate) fn push(&mut self, kind: Kind, name: &str, added: bool, build: Activation) {
+    pub(crate) fn push(&mut self, kind: PluginKind, name: &str, added: bool, build: Activation) {
         let one = self.of_mut(kind).entry(name.to_owned()).or_default();
         if one.builds.is_empty() {
             one.added = added;
@@ -231,15 +231,15 @@ impl Record {
     /// Rolls back the candidate of a plugin, or else its active build, and records who did it.
     pub(crate) fn roll_back(
         &mut self,
-        kind: Kind,
+        kind: PluginKind,
         name: &str,
         by: &str,
         at: DateTime<Utc>,
-    ) -> Option<TakenOff> {
+    ) -> Option<DeactivatedBuild> {
         let one = self.of_mut(kind).get_mut(name)?;
         let taken = match one.candidate.take() {
-            Some(candidate) => TakenOff::Candidate(candidate.build),
-            None => TakenOff::Active(one.builds.pop()?),
+            Some(candidate) => DeactivatedBuild::Candidate(candidate.build),
+            None => DeactivatedBuild::Active(one.builds.pop()?),
         };
         one.rolled_back.push(RolledBack {
             digest: taken.build().digest.clone(),
@@ -293,8 +293,8 @@ impl Record {
     }
 
     /// Every build of every plugin, the active one of each first.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (Kind, &str, Vec<&Activation>)> {
-        let kinds = Kind::ALL.iter().copied();
+    pub(crate) fn all(&self) -> impl Iterator<Item = (PluginKind, &str, Vec<&Activation>)> {
+        let kinds = PluginKind::ALL.iter().copied();
         kinds.flat_map(|kind| {
             let of_kind = self.of(kind).iter();
             of_kind.map(move |(name, one)| (kind, name.as_str(), one.builds.iter().rev().collect()))
@@ -302,7 +302,9 @@ impl Record {
     }
 
     pub(super) fn digests(&self) -> BTreeSet<&str> {
-        let all = Kind::ALL.iter().flat_map(|kind| self.of(*kind).values());
+        let all = PluginKind::ALL
+            .iter()
+            .flat_map(|kind| self.of(*kind).values());
         all.flat_map(|one| {
             let candidate = one.candidate.iter().map(|candidate| &candidate.build);
             one.builds.iter().chain(candidate)
@@ -311,29 +313,33 @@ impl Record {
         .collect()
     }
 
-    pub(super) fn check(&self) -> Result<(), RecordError> {
+    pub(super) fn check(&self) -> Result<(), ActivationsError> {
         if self.version != VERSION {
-            return Err(RecordError::Version(self.version));
+            return Err(ActivationsError::Version(self.version));
         }
-        let mut names = Kind::ALL.iter().flat_map(|kind| self.of(*kind).keys());
+        let mut names = PluginKind::ALL
+            .iter()
+            .flat_map(|kind| self.of(*kind).keys());
         if !names.all(|name| is_name(name)) {
-            return Err(RecordError::Name);
+            return Err(ActivationsError::Name);
         }
         let shares = self
             .policies
             .values()
             .filter_map(|one| one.candidate.as_ref());
         if shares.into_iter().any(|one| !(1..=99).contains(&one.share)) {
-            return Err(RecordError::Share);
+            return Err(ActivationsError::Share);
         }
-        let mut others = Kind::ALL.iter().filter(|kind| **kind != Kind::Policy);
+        let mut others = PluginKind::ALL
+            .iter()
+            .filter(|kind| **kind != PluginKind::Policy);
         let has_candidate =
-            |kind: &Kind| self.of(*kind).values().any(|one| one.candidate.is_some());
+            |kind: &PluginKind| self.of(*kind).values().any(|one| one.candidate.is_some());
         if others.any(has_candidate) {
-            return Err(RecordError::Candidate);
+            return Err(ActivationsError::Candidate);
         }
         if !self.digests().into_iter().all(is_digest) {
-            return Err(RecordError::Digest);
+            return Err(ActivationsError::Digest);
         }
         Ok(())
     }
@@ -341,7 +347,7 @@ impl Record {
 
 /// Why a record cannot be understood.
 #[derive(Debug, thiserror::Error)]
-pub enum RecordError {
+pub enum ActivationsError {
     /// It is not text.
     #[error(transparent)]
     Text(#[from] io::Error),
@@ -400,15 +406,15 @@ mod tests {
     fn a_candidate_goes_first_and_a_build_is_taken_back_only_while_it_is_on_probation() {
         let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
         let since = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
-        let mut record = Record::default();
-        record.push(Kind::Policy, "coder", false, on_probation(&a, 1));
+        let mut record = Activations::default();
+        record.push(PluginKind::Policy, "coder", false, on_probation(&a, 1));
         let candidate = |share| Candidate {
             build: on_probation(&b, 2),
             share,
         };
         record.share("coder", candidate(10));
         assert!(
-            !record.builds(Kind::Policy, "coder")[0].probation,
+            !record.builds(PluginKind::Policy, "coder")[0].probation,
             "what a candidate is set beside is settled"
         );
         assert!(record.digests().contains(&*b), "a candidate makes no room");
@@ -418,7 +424,7 @@ mod tests {
         };
         record.share("coder", more);
         assert_eq!(
-            record.candidate(Kind::Policy, "coder"),
+            record.candidate(PluginKind::Policy, "coder"),
             Some(&candidate(50)),
             "it is the same"
         );
@@ -436,9 +442,9 @@ mod tests {
 
         let mut back = record.clone();
         assert!(back.take_back("coder", since(2), taken(&b)));
-        assert_eq!(back.candidate(Kind::Policy, "coder"), None);
-        assert_eq!(back.builds(Kind::Policy, "coder").len(), 1);
-        assert_eq!(back.taken_back(Kind::Policy, "coder"), [taken(&b)]);
+        assert_eq!(back.candidate(PluginKind::Policy, "coder"), None);
+        assert_eq!(back.builds(PluginKind::Policy, "coder").len(), 1);
+        assert_eq!(back.taken_back(PluginKind::Policy, "coder"), [taken(&b)]);
 
         let mut settled = record.clone();
         assert!(settled.settle("coder", &b, since(2)));
@@ -446,37 +452,46 @@ mod tests {
             !settled.take_back("coder", since(2), taken(&b)),
             "it is settled"
         );
-        assert_eq!(settled.candidate(Kind::Policy, "coder").unwrap().share, 50);
+        assert_eq!(
+            settled
+                .candidate(PluginKind::Policy, "coder")
+                .unwrap()
+                .share,
+            50
+        );
 
         assert_eq!(
-            record.roll_back(Kind::Policy, "coder", "ann", since(4)),
-            Some(TakenOff::Candidate(on_probation(&b, 2)))
+            record.roll_back(PluginKind::Policy, "coder", "ann", since(4)),
+            Some(DeactivatedBuild::Candidate(on_probation(&b, 2)))
         );
         record.share("coder", candidate(10));
-        record.push(Kind::Policy, "coder", false, on_probation(&c, 3));
+        record.push(PluginKind::Policy, "coder", false, on_probation(&c, 3));
         assert_eq!(
-            record.candidate(Kind::Policy, "coder"),
+            record.candidate(PluginKind::Policy, "coder"),
             None,
             "another has all"
         );
         for number in 0..9 {
-            record.push(Kind::Policy, "coder", false, on_probation(&c, number));
+            record.push(PluginKind::Policy, "coder", false, on_probation(&c, number));
             assert!(record.take_back("coder", since(number), taken(&c)));
         }
-        assert_eq!(record.taken_back(Kind::Policy, "coder").len(), REMEMBERED);
-        assert_eq!(record.builds(Kind::Policy, "coder").len(), 1);
-        record.roll_back(Kind::Policy, "coder", "bob", since(5));
         assert_eq!(
-            record.roll_back(Kind::Policy, "coder", "bob", since(6)),
+            record.taken_back(PluginKind::Policy, "coder").len(),
+            REMEMBERED
+        );
+        assert_eq!(record.builds(PluginKind::Policy, "coder").len(), 1);
+        record.roll_back(PluginKind::Policy, "coder", "bob", since(5));
+        assert_eq!(
+            record.roll_back(PluginKind::Policy, "coder", "bob", since(6)),
             None
         );
-        let who = record.rolled_back(Kind::Policy, "coder").iter();
+        let who = record.rolled_back(PluginKind::Policy, "coder").iter();
         let who: Vec<_> = who
             .map(|one| (one.digest.as_str(), one.by.as_str()))
             .collect();
         assert_eq!(who, [(&*b, "ann"), (&*a, "bob")]);
         assert_eq!(
-            record.taken_back(Kind::Policy, "coder").len(),
+            record.taken_back(PluginKind::Policy, "coder").len(),
             REMEMBERED,
             "what was taken back is remembered also where nothing is active"
         );
@@ -489,13 +504,13 @@ mod tests {
         fn a_rollback_undoes_the_last_activation(
             steps in proptest::collection::vec((0..3_u8, 0..4_u8, any::<bool>()), 0..60)
         ) {
-            let mut record = Record::default();
+            let mut record = Activations::default();
             let mut model: BTreeMap<u8, Vec<String>> = BTreeMap::new();
             for (name, digest, push) in steps {
                 let (list, digest) = (model.entry(name).or_default(), format!("{digest}").repeat(64));
                 let name = format!("p{name}");
                 if push {
-                    record.push(Kind::Policy, &name, false, activation(&digest));
+                    record.push(PluginKind::Policy, &name, false, activation(&digest));
                     if list.last() != Some(&digest) {
                         list.push(digest);
                     }
@@ -503,16 +518,16 @@ mod tests {
                         list.remove(0);
                     }
                 } else {
-                    let popped = record.roll_back(Kind::Policy, &name, "alice", DateTime::UNIX_EPOCH);
-                    let meant = list.pop().map(|digest| TakenOff::Active(activation(&digest)));
+                    let popped = record.roll_back(PluginKind::Policy, &name, "alice", DateTime::UNIX_EPOCH);
+                    let meant = list.pop().map(|digest| DeactivatedBuild::Active(activation(&digest)));
                     prop_assert_eq!(popped, meant);
                 }
                 let found: Vec<&str> =
-                    record.builds(Kind::Policy, &name).iter().map(|build| &*build.digest).collect();
+                    record.builds(PluginKind::Policy, &name).iter().map(|build| &*build.digest).collect();
                 prop_assert_eq!(&found, list);
                 prop_assert!(record.check().is_ok());
                 let text = serde_json::to_string(&record).unwrap();
-                prop_assert_eq!(&serde_json::from_str::<Record>(&text).unwrap(), &record);
+                prop_assert_eq!(&serde_json::from_str::<Activations>(&text).unwrap(), &record);
             }
         }
     }

@@ -20,11 +20,15 @@ use std::time::SystemTime;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use self::activations::RecordError;
-pub(crate) use self::activations::{Activation, AutoRollback, Candidate, Record, TakenOff};
-use crate::manifest::{Beside, Digest, Problem, Role, Upload, Uploads};
+use self::activations::ActivationsError;
+pub(crate) use self::activations::{
+    Activation, Activations, AutoRollback, Candidate, DeactivatedBuild,
+};
+use crate::manifest::{
+    ComponentDigest, ManifestProblem, SecondBuild, SecondBuildRole, UploadOverride, UploadOverrides,
+};
 use lucid_types::digest::sha256_hex;
-use lucid_wasm::Kind;
+use lucid_wasm::PluginKind;
 
 /// The file with the record of active builds.
 const RECORD: &str = "active.json";
@@ -45,7 +49,7 @@ pub enum UploadStoreError {
         /// Its path.
         path: PathBuf,
         /// What is wrong with it.
-        source: RecordError,
+        source: ActivationsError,
     },
     /// A file operation failed.
     #[error("{path} cannot be {what}: {cause}")]
@@ -75,7 +79,7 @@ impl UploadStoreError {
     }
 }
 
-impl From<UploadStoreError> for Problem {
+impl From<UploadStoreError> for ManifestProblem {
     fn from(error: UploadStoreError) -> Self {
         Self::plain(error.to_string())
     }
@@ -83,7 +87,7 @@ impl From<UploadStoreError> for Problem {
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+struct StorageLimits {
     builds: usize,
     bytes: u64,
 }
@@ -92,12 +96,12 @@ struct Bounds {
 #[derive(Debug, Clone)]
 pub(crate) struct UploadStore {
     folder: PathBuf,
-    bounds: Bounds,
+    bounds: StorageLimits,
 }
 
 /// The metadata of an uploaded build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Label {
+pub(crate) struct UploadMetadata {
     /// `policy`, `llm`, `tools` or `git`.
     pub(crate) kind: String,
     /// The component's own name.
@@ -112,13 +116,13 @@ pub(crate) struct Label {
 
 /// A stored build.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct StoredUpload {
     /// Its digest, in lower-case hex.
     pub(crate) digest: String,
     /// Its size in bytes.
     pub(crate) size: u64,
     /// `None` if its label was lost.
-    pub(crate) label: Option<Label>,
+    pub(crate) label: Option<UploadMetadata>,
     written: SystemTime,
 }
 
@@ -133,7 +137,7 @@ impl UploadStore {
     pub(crate) fn new(folder: PathBuf) -> Self {
         Self {
             folder,
-            bounds: Bounds {
+            bounds: StorageLimits {
                 builds: 64,
                 bytes: 4 << 30,
             },
@@ -160,7 +164,7 @@ impl UploadStore {
     }
 
     /// The record of active builds. Empty if none was ever activated.
-    pub(crate) fn record(&self) -> Result<Record, UploadStoreError> {
+    pub(crate) fn record(&self) -> Result<Activations, UploadStoreError> {
         let path = self.record_file();
         let mut text = String::new();
         let read = File::open(&path).and_then(|file| {
@@ -168,7 +172,9 @@ impl UploadStore {
             file.read_to_string(&mut text)
         });
         match read {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                return Ok(Activations::default());
+            }
             Err(cause) if cause.kind() != io::ErrorKind::InvalidData => {
                 return Err(failed(&path, "read", cause));
             }
@@ -178,14 +184,14 @@ impl UploadStore {
             }
             Ok(_) => {}
         }
-        let parsed = serde_json::from_str::<Record>(&text).map_err(RecordError::from);
+        let parsed = serde_json::from_str::<Activations>(&text).map_err(ActivationsError::from);
         let checked = parsed.and_then(|record| record.check().map(|()| record));
         checked.map_err(|source| UploadStoreError::Damaged { path, source })
     }
 
     /// The uploads of a deployment: each plugin's active build, and its second build.
-    pub(crate) fn uploads(&self, record: &Record) -> Uploads {
-        let mut uploads = Uploads::default();
+    pub(crate) fn uploads(&self, record: &Activations) -> UploadOverrides {
+        let mut uploads = UploadOverrides::default();
         for (kind, name, _) in record.all() {
             self.place(record, kind, name, &mut uploads);
         }
@@ -193,15 +199,21 @@ impl UploadStore {
     }
 
     /// Adds a plugin's active build, and its second build, to the uploads.
-    pub(crate) fn place(&self, record: &Record, kind: Kind, name: &str, uploads: &mut Uploads) {
+    pub(crate) fn place(
+        &self,
+        record: &Activations,
+        kind: PluginKind,
+        name: &str,
+        uploads: &mut UploadOverrides,
+    ) {
         let active = record.builds(kind, name).len().checked_sub(1);
         self.place_build(record, (kind, name), active, uploads);
         if let Some(candidate) = record.candidate(kind, name) {
-            let role = Role::Candidate {
+            let role = SecondBuildRole::Candidate {
                 share: candidate.share,
             };
             let upload = Some(self.upload(record, kind, name, &candidate.build));
-            uploads.set_beside(name, Some(Beside { role, upload }));
+            uploads.set_beside(name, Some(SecondBuild { role, upload }));
         }
     }
 
@@ -209,30 +221,36 @@ impl UploadStore {
     /// if there is none. While it is on probation the previous one stays beside it.
     pub(crate) fn place_build(
         &self,
-        record: &Record,
-        (kind, name): (Kind, &str),
+        record: &Activations,
+        (kind, name): (PluginKind, &str),
         at: Option<usize>,
-        uploads: &mut Uploads,
+        uploads: &mut UploadOverrides,
     ) {
         let builds = record.builds(kind, name);
         let build = at.and_then(|at| builds.get(at));
         let upload = |build| self.upload(record, kind, name, build);
         uploads.set(kind, name, build.map(upload));
-        if kind != Kind::Policy {
+        if kind != PluginKind::Policy {
             return;
         }
-        let before = build.filter(|build| build.probation).map(|_| Beside {
-            role: Role::Before,
+        let before = build.filter(|build| build.probation).map(|_| SecondBuild {
+            role: SecondBuildRole::Before,
             upload: at.and_then(|at| builds.get(at.checked_sub(1)?)).map(upload),
         });
         uploads.set_beside(name, before);
     }
 
     /// The upload for one build of a plugin.
-    fn upload(&self, record: &Record, kind: Kind, name: &str, build: &Activation) -> Upload {
-        Upload {
+    fn upload(
+        &self,
+        record: &Activations,
+        kind: PluginKind,
+        name: &str,
+        build: &Activation,
+    ) -> UploadOverride {
+        UploadOverride {
             file: self.file(&build.digest),
-            digest: Digest {
+            digest: ComponentDigest {
                 hex: build.digest.clone(),
             },
             added: record.is_added(kind, name),
@@ -241,16 +259,16 @@ impl UploadStore {
     }
 
     /// All stored builds, the newest first. Unreadable ones are left out.
-    pub(crate) fn kept(&self) -> Vec<Kept> {
+    pub(crate) fn kept(&self) -> Vec<StoredUpload> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
-        let mut all: Vec<Kept> = entries
+        let mut all: Vec<StoredUpload> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let name = entry.file_name().into_string().ok()?;
                 let digest = name.strip_suffix(".wasm").filter(|name| is_digest(name))?;
                 let found = entry.metadata().ok()?;
                 let label = std::fs::read(self.label_file(digest)).ok();
-                Some(Kept {
+                Some(StoredUpload {
                     digest: digest.to_owned(),
                     size: found.len(),
                     label: label.and_then(|label| serde_json::from_slice(&label).ok()),
@@ -276,7 +294,7 @@ impl UploadStore {
     }
 
     /// Waits for the folder's lock. May block for a while, so not for an executor thread.
-    pub(crate) fn lock(&self) -> Result<Writer, UploadStoreError> {
+    pub(crate) fn lock(&self) -> Result<UploadStoreLock, UploadStoreError> {
         self.make()?;
         let path = self.folder.join(LOCK);
         let mut options = File::options();
@@ -285,7 +303,7 @@ impl UploadStore {
             file.lock()?;
             Ok(file)
         });
-        Ok(Writer {
+        Ok(UploadStoreLock {
             depot: self.clone(),
             _lock: lock.map_err(|cause| failed(&path, "locked", cause))?,
         })
@@ -294,15 +312,19 @@ impl UploadStore {
 
 /// The right to write, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct UploadStoreLock {
     depot: UploadStore,
     _lock: File,
 }
 
-impl Writer {
+impl UploadStoreLock {
     /// Stores a build, and returns its digest. Makes room by removing the oldest of those that are
     /// neither active nor can be rolled back to.
-    pub(crate) fn keep(&self, wasm: &[u8], label: &Label) -> Result<String, UploadStoreError> {
+    pub(crate) fn keep(
+        &self,
+        wasm: &[u8],
+        label: &UploadMetadata,
+    ) -> Result<String, UploadStoreError> {
         let digest = sha256_hex(wasm);
         self.sweep();
         self.make_room(&digest, wasm.len() as u64)?;
@@ -320,7 +342,7 @@ impl Writer {
     }
 
     /// Writes the record of active builds.
-    pub(crate) fn write(&self, record: &Record) -> Result<(), UploadStoreError> {
+    pub(crate) fn write(&self, record: &Activations) -> Result<(), UploadStoreError> {
         let path = self.depot.record_file();
         let text = serde_json::to_vec_pretty(record);
         let text = text.map_err(|error| failed(&path, "written", error.into()))?;
@@ -361,7 +383,7 @@ impl Writer {
     }
 
     fn make_room(&self, digest: &str, size: u64) -> Result<(), UploadStoreError> {
-        let Bounds { builds, bytes } = self.depot.bounds;
+        let StorageLimits { builds, bytes } = self.depot.bounds;
         let record = self.depot.record()?;
         let held = record.digests();
         let mut kept = self.depot.kept();
@@ -404,7 +426,7 @@ mod tests {
         fn new(builds: usize, bytes: u64) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let mut depot = UploadStore::new(folder.path().join("data/plugins"));
-            depot.bounds = Bounds { builds, bytes };
+            depot.bounds = StorageLimits { builds, bytes };
             Self {
                 _folder: folder,
                 depot,
@@ -431,8 +453,8 @@ mod tests {
         }
     }
 
-    fn label() -> Label {
-        Label {
+    fn label() -> UploadMetadata {
+        UploadMetadata {
             kind: "policy".to_owned(),
             name: "own".to_owned(),
             version: "1".to_owned(),
@@ -485,8 +507,8 @@ mod tests {
     fn what_cannot_be_written_leaves_what_was_there_and_no_draft() {
         let ground = Ground::new(4, 1_000);
         let digest = ground.keep(b"one").unwrap();
-        let mut record = Record::default();
-        record.push(Kind::Policy, "coder", false, activation(&digest));
+        let mut record = Activations::default();
+        record.push(PluginKind::Policy, "coder", false, activation(&digest));
         let writer = ground.depot.lock().unwrap();
         writer.write(&record).unwrap();
         drop(writer);
@@ -515,9 +537,9 @@ mod tests {
         let digests: Vec<String> = (1..=3)
             .map(|number| ground.keep_at(&[number], u64::from(number)))
             .collect();
-        let mut record = Record::default();
-        record.push(Kind::Llm, "openai", false, activation(&digests[0]));
-        record.push(Kind::Llm, "openai", false, activation(&digests[2]));
+        let mut record = Activations::default();
+        record.push(PluginKind::Llm, "openai", false, activation(&digests[0]));
+        record.push(PluginKind::Llm, "openai", false, activation(&digests[2]));
         ground.depot.lock().unwrap().write(&record).unwrap();
         let fourth = ground.keep_at(&[4], 4);
         let there: Vec<bool> = digests
@@ -529,7 +551,7 @@ mod tests {
             [true, false, true],
             "the second was the oldest idle one"
         );
-        record.push(Kind::Policy, "coder", false, activation(&fourth));
+        record.push(PluginKind::Policy, "coder", false, activation(&fourth));
         ground.depot.lock().unwrap().write(&record).unwrap();
         let error = ground.keep(&[5]).unwrap_err();
         assert!(
@@ -555,10 +577,10 @@ mod tests {
     #[test]
     fn a_damaged_record_is_an_error_and_never_an_empty_one() {
         let ground = Ground::new(4, 1_000);
-        assert_eq!(ground.depot.record().unwrap(), Record::default());
+        assert_eq!(ground.depot.record().unwrap(), Activations::default());
         let digest = ground.keep(b"one").unwrap();
-        let mut record = Record::default();
-        record.push(Kind::Policy, "coder", true, activation(&digest));
+        let mut record = Activations::default();
+        record.push(PluginKind::Policy, "coder", true, activation(&digest));
         ground.depot.lock().unwrap().write(&record).unwrap();
         let path = ground.depot.record_file();
         let good = std::fs::read_to_string(&path).unwrap();
@@ -613,11 +635,16 @@ mod tests {
         );
         std::fs::write(ground.depot.record_file(), text).unwrap();
         let mut record = ground.depot.record().unwrap();
-        assert!(!record.builds(Kind::Policy, "coder")[0].probation);
+        assert!(!record.builds(PluginKind::Policy, "coder")[0].probation);
         let uploads = ground.depot.uploads(&record);
-        assert!(uploads.of(Kind::Policy)["coder"].probation.is_none());
+        assert!(uploads.of(PluginKind::Policy)["coder"].probation.is_none());
         // As long as no new feature is used, the previous version reads what this one writes.
-        record.push(Kind::Policy, "coder", false, activation(&"b".repeat(64)));
+        record.push(
+            PluginKind::Policy,
+            "coder",
+            false,
+            activation(&"b".repeat(64)),
+        );
         let text = serde_json::to_string(&record).unwrap();
         for word in ["probation", "candidate", "taken_back"] {
             assert!(!text.contains(word), "{text}");
@@ -628,7 +655,7 @@ mod tests {
     fn a_share_that_is_none_is_damage() {
         let ground = Ground::new(4, 1_000);
         let digest = ground.keep(b"one").unwrap();
-        let mut record = Record::default();
+        let mut record = Activations::default();
         let build = on_probation(&digest, 1);
         record.share("coder", Candidate { build, share: 42 });
         ground.depot.lock().unwrap().write(&record).unwrap();
@@ -678,7 +705,7 @@ mod tests {
                     let digest = writer.keep(&[number], &label()).unwrap();
                     let mut record = depot.record().unwrap();
                     let name = format!("p{number}");
-                    record.push(Kind::Policy, &name, true, activation(&digest));
+                    record.push(PluginKind::Policy, &name, true, activation(&digest));
                     writer.write(&record).unwrap();
                 });
             }

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::as_json;
 use crate::manifest::*;
-use lucid_net::egress::Injection;
+use lucid_net::egress::KeyInjection;
 
-fn parse(text: &str) -> Result<Manifest, Problems> {
+fn parse(text: &str) -> Result<Manifest, ManifestProblems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
 }
 
@@ -44,7 +44,7 @@ fn the_entries_in_the_example_are_some_and_have_every_field() {
         assert!(text.contains(&format!("{field} = ")), "no `{field}` in it");
     }
     let files = &manifest.mcp["files"];
-    let McpWay::Program { command, env } = &files.way else {
+    let McpTransport::Program { command, env } = &files.way else {
         panic!("{files:?}")
     };
     assert_eq!((command.len(), env["LOG_LEVEL"].as_str()), (3, "warn"));
@@ -53,7 +53,7 @@ fn the_entries_in_the_example_are_some_and_have_every_field() {
     let seconds = |time: Option<std::time::Duration>| time.unwrap().as_secs();
     assert_eq!((seconds(files.start_time), seconds(files.time)), (10, 30));
     let wiki = &manifest.mcp["wiki"];
-    let McpWay::Http {
+    let McpTransport::Http {
         url,
         key,
         key_place,
@@ -63,7 +63,7 @@ fn the_entries_in_the_example_are_some_and_have_every_field() {
     };
     assert_eq!(url.value.as_str(), "https://wiki.example.com/mcp");
     assert_eq!(key.as_ref().unwrap().value, "WIKI_TOKEN");
-    assert!(matches!(key_place, Some(Injection::Header(_))));
+    assert!(matches!(key_place, Some(KeyInjection::Header(_))));
     assert!(wiki.tools.has("whatever"));
 }
 

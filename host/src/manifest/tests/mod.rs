@@ -11,17 +11,17 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::fields::Reader;
+use super::fields::ManifestReader;
 use super::*;
 use super::{plugins, read, registries};
 use crate::builtin;
 use crate::deployment::load::load;
-use lucid_net::egress::Injection;
+use lucid_net::egress::KeyInjection;
 use lucid_types::digest::sha256_hex;
 use lucid_wasm::testing::engine;
-use lucid_wasm::{Kind, Plugin, Plugins};
+use lucid_wasm::{Plugin, PluginKind, Plugins};
 
-fn parse(text: &str) -> Result<Manifest, Problems> {
+fn parse(text: &str) -> Result<Manifest, ManifestProblems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
 }
 
@@ -42,7 +42,7 @@ fn the_example_is_a_manifest_and_has_every_field() {
     assert_eq!(manifest.policy_names(), ["coder", "pair", "rehearsal"]);
     let vllm = &manifest.providers["vllm"];
     assert_eq!(vllm.key.name, "VLLM_TOKEN");
-    assert!(matches!(vllm.key_place, Some(Injection::Header(_))));
+    assert!(matches!(vllm.key_place, Some(KeyInjection::Header(_))));
     assert_eq!(vllm.prices.by_model["qwen3-coder"].input, 200_000);
     assert_eq!(vllm.prices.others.as_ref().unwrap().output, 0);
     assert_eq!(
@@ -490,13 +490,13 @@ fn who_is_named_first_gets_that_policy_and_others_none() {
 }
 
 /// Loads a manifest from a folder with a component in a file.
-async fn loaded(text: &str) -> Result<Loaded, Vec<String>> {
+async fn loaded(text: &str) -> Result<LoadedPlugins, Vec<String>> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("own.wasm"), builtin::MOCK).unwrap();
     let path = folder.path().join("lucid.toml");
     std::fs::write(&path, text).unwrap();
     let base = format!("{}/", folder.path().display());
-    let lines = |problems: Problems| -> Vec<String> {
+    let lines = |problems: ManifestProblems| -> Vec<String> {
         let text = problems.to_string().replace(&base, "");
         text.lines().map(str::to_owned).collect()
     };
@@ -541,14 +541,14 @@ async fn an_upload_in_the_place_of_a_built_in_adapter_is_not_built_in() {
     let hex = sha256_hex(adapter);
     let text = "[providers.google]\ncomponent = \"builtin:google\"\n";
     let manifest = Manifest::parse(Path::new("lucid.toml"), text).unwrap();
-    let mut uploads = Uploads::default();
-    let upload = Upload {
+    let mut uploads = UploadOverrides::default();
+    let upload = UploadOverride {
         file,
-        digest: super::Digest { hex },
+        digest: super::ComponentDigest { hex },
         added: false,
         probation: None,
     };
-    uploads.set(Kind::Llm, "google", Some(upload));
+    uploads.set(PluginKind::Llm, "google", Some(upload));
     let (engine, none) = (engine(), Plugins::default());
     for (manifest, builtin) in [(manifest.with(uploads), false), (manifest, true)] {
         let loaded = Box::pin(load(&manifest, &engine, &none, None)).await;
@@ -597,7 +597,8 @@ fn schema() -> jsonschema::Validator {
 pub(super) fn as_json(text: &str) -> Value {
     let document = toml::de::DeTable::parse(text).unwrap();
     let mut places = BTreeMap::new();
-    let object = Reader::new(Path::new("x"), text).object(document.get_ref(), "", &mut places);
+    let object =
+        ManifestReader::new(Path::new("x"), text).object(document.get_ref(), "", &mut places);
     Value::Object(object.unwrap())
 }
 
@@ -669,9 +670,9 @@ fn as_document(manifest: &Manifest) -> Value {
     let plugin = |entry: &PluginEntry| {
         let mut all = Map::new();
         let component = match &entry.component.value {
-            Source::Builtin(name) => format!("builtin:{name}"),
-            Source::File(path) => path.strip_prefix("etc").unwrap().display().to_string(),
-            Source::Registry(reference) => reference.to_string(),
+            ComponentSource::Builtin(name) => format!("builtin:{name}"),
+            ComponentSource::File(path) => path.strip_prefix("etc").unwrap().display().to_string(),
+            ComponentSource::Registry(reference) => reference.to_string(),
         };
         all.insert("component".into(), component.into());
         if let Some(digest) = &entry.digest {
@@ -680,13 +681,13 @@ fn as_document(manifest: &Manifest) -> Value {
                 format!("sha256:{}", digest.value.hex).into(),
             );
         }
-        if entry.settings != Settings::default() {
+        if entry.settings != PluginSettings::default() {
             all.insert(
                 "settings".into(),
                 Value::Object(entry.settings.values.clone()),
             );
         }
-        let Bounds {
+        let LimitOverrides {
             fuel,
             memory,
             output,
@@ -737,8 +738,8 @@ fn as_document(manifest: &Manifest) -> Value {
             prices.insert("*".into(), price(others));
         }
         let place = entry.key_place.as_ref().map(|place| match place {
-            Injection::Bearer => json!("bearer"),
-            Injection::Header(name) => json!({ "header": name.as_str() }),
+            KeyInjection::Bearer => json!("bearer"),
+            KeyInjection::Header(name) => json!({ "header": name.as_str() }),
         });
         let fields = [
             (
@@ -811,7 +812,7 @@ fn as_document(manifest: &Manifest) -> Value {
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value.as_ref()?.value.as_str().into())));
     put("defaults", defaults.collect());
-    let assign = |one: &Assignment| {
+    let assign = |one: &PolicyAssignment| {
         let mut all = Map::new();
         all.insert("policy".into(), one.policy.value.as_str().into());
         for (name, ids) in [("users", &one.users), ("projects", &one.projects)] {

@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::as_json;
 use crate::deployment::load::load;
 use crate::manifest::*;
-use lucid_net::egress::Injection;
+use lucid_net::egress::KeyInjection;
 use lucid_wasm::testing::engine;
 use lucid_wasm::{Plugin, Plugins};
 
-fn parse(text: &str) -> Result<Manifest, Problems> {
+fn parse(text: &str) -> Result<Manifest, ManifestProblems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
 }
 
@@ -47,7 +47,7 @@ fn the_entry_in_the_example_is_one_and_has_every_field() {
     }
     let tools = &manifest.tools["tickets"];
     assert_eq!(tools.key.as_ref().unwrap().value, "TICKETS_TOKEN");
-    assert!(matches!(tools.key_place, Some(Injection::Header(_))));
+    assert!(matches!(tools.key_place, Some(KeyInjection::Header(_))));
     assert_eq!(tools.time.unwrap().as_secs(), 60);
     assert_eq!(tools.policies, Some(vec!["coder".to_owned()]));
     assert_eq!(manifest.files(), [Path::new("etc/plugins/tickets.wasm")]);
@@ -165,7 +165,7 @@ proptest! {
 }
 
 /// Loads a manifest beside the tests' guest, and returns problems without the folder's path.
-async fn loaded(text: &str) -> Result<Loaded, String> {
+async fn loaded(text: &str) -> Result<LoadedPlugins, String> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("t.wasm"), TOOLING).unwrap();
     std::fs::write(folder.path().join("other.wasm"), tooling(7)).unwrap();
@@ -173,7 +173,7 @@ async fn loaded(text: &str) -> Result<Loaded, String> {
     let path = folder.path().join("lucid.toml");
     std::fs::write(&path, text).unwrap();
     let base = format!("{}/", folder.path().display());
-    let lines = |problems: Problems| problems.to_string().replace(&base, "");
+    let lines = |problems: ManifestProblems| problems.to_string().replace(&base, "");
     let manifest = Manifest::read(&path).map_err(lines)?;
     Box::pin(load(&manifest, &engine(), &Plugins::default(), None))
         .await

@@ -22,7 +22,7 @@ pub(super) fn fit(arguments: Value, tool: &str, schema: &Value) -> Value {
         return arguments;
     };
     let given = unwrapped(given, tool, schema);
-    Fit { root: schema }.value(Value::Object(given), schema, 0)
+    SchemaFitter { root: schema }.value(Value::Object(given), schema, 0)
 }
 
 /// Unwraps arguments that are all in one of their own: `{"name": "terminal", "arguments": {…}}`.
@@ -106,11 +106,11 @@ impl Types {
 }
 
 /// Makes values fit a schema.
-struct Fit<'a> {
+struct SchemaFitter<'a> {
     root: &'a Value,
 }
 
-impl<'a> Fit<'a> {
+impl<'a> SchemaFitter<'a> {
     /// Resolves a reference within the same document.
     fn resolved(&self, schema: &'a Value) -> &'a Value {
         let mut schema = schema;

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::{FutureExt, stream};
-use lucid_net::egress::{Egress, EgressLimits, Endpoint, Injection};
+use lucid_net::egress::{Egress, EgressLimits, Endpoint, KeyInjection};
 use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use url::Url;
 
@@ -16,7 +16,7 @@ use lucid_store::blobs::{Blobs, SessionBlobs};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
 use lucid_wasm::testing::{self, engine};
-use lucid_wasm::{Limits, LlmPlugin};
+use lucid_wasm::{LlmPlugin, PluginLimits};
 
 /// A server that records its requests, and responds by the request's number.
 async fn server(
@@ -30,7 +30,7 @@ async fn server_of(
     answer: impl Fn(&RecordedRequest, usize) -> Response + Send + Sync + 'static,
 ) -> (Endpoint, RecordedRequests) {
     let (url, requests) = record_requests(answer).await;
-    let endpoint = Endpoint::new(Url::parse(&url).unwrap(), Injection::Bearer).unwrap();
+    let endpoint = Endpoint::new(Url::parse(&url).unwrap(), KeyInjection::Bearer).unwrap();
     (endpoint, requests)
 }
 
@@ -58,7 +58,7 @@ const CONTENT: &str = "content-type";
 async fn called(
     guest: testing::Llm,
     endpoint: &Endpoint,
-) -> (Result<Completed, Error>, Vec<Delta>) {
+) -> (Result<CompletedCall, Error>, Vec<Delta>) {
     let (result, deltas) = asked_with(guest, endpoint, vec![], None).await;
     (result.map_err(|failed| failed.error), deltas)
 }
@@ -68,9 +68,9 @@ async fn asked_with(
     endpoint: &Endpoint,
     content: Vec<Content>,
     files: Option<&SessionBlobs>,
-) -> (Result<Completed, Failed>, Vec<Delta>) {
+) -> (Result<CompletedCall, FailedCall>, Vec<Delta>) {
     let wasm = testing::llm(&guest);
-    let llm = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default())
+    let llm = LlmPlugin::load(&engine(), "test", &wasm, &PluginLimits::default())
         .await
         .unwrap();
     let role = Role::User;
@@ -87,7 +87,7 @@ async fn asked_with(
         streaming: true,
     };
     let (egress, key) = (egress(), key());
-    let target = Target {
+    let target = CallTarget {
         egress: &egress,
         endpoint,
         key: Some(&key),

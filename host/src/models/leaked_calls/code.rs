@@ -72,17 +72,17 @@ fn spans(line: &str, at: usize, all: &mut Vec<Range<usize>>) {
 
 /// Where a text stands that comes piece by piece.
 #[derive(Debug, Default)]
-pub(super) struct Place {
+pub(super) struct TextPosition {
     /// What the fence began with that it is in.
     fence: Option<&'static str>,
     /// Its last line, without blanks before it.
     line: String,
-    ticks: Ticks,
+    ticks: FenceState,
 }
 
 /// Where a line stands among its backticks.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
-enum Ticks {
+enum FenceState {
     #[default]
     Outside,
     /// So many began code, as yet.
@@ -91,7 +91,7 @@ enum Ticks {
     Inside(usize, usize),
 }
 
-impl Place {
+impl TextPosition {
     pub(super) fn push(&mut self, text: &str) {
         for c in text.chars() {
             if c == '\n' {
@@ -109,7 +109,7 @@ impl Place {
 
     /// Whether what comes next is code.
     pub(super) fn is_code(&self) -> bool {
-        self.fence.is_some() || self.ticks != Ticks::Outside || mark_of(&self.line).is_some()
+        self.fence.is_some() || self.ticks != FenceState::Outside || mark_of(&self.line).is_some()
     }
 
     fn end_line(&mut self) {
@@ -119,11 +119,11 @@ impl Place {
             Some(_) => {}
         }
         self.line.clear();
-        self.ticks = Ticks::Outside;
+        self.ticks = FenceState::Outside;
     }
 }
 
-impl Ticks {
+impl FenceState {
     fn behind(self, c: char) -> Self {
         match (self, c == '`') {
             (Self::Outside, false) => Self::Outside,

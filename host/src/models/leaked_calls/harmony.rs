@@ -1,6 +1,6 @@
 //! Answers in OpenAI's harmony format, whose channels the server should have separated.
 
-use super::{Arguments, Found, Written, code};
+use super::{Arguments, Finding, WrittenCall, code};
 use lucid_types::wit::types::{Content, Thinking};
 
 const CHANNEL: &str = "<|channel|>";
@@ -10,7 +10,7 @@ const START: &str = "<|start|>";
 const ENDS: [&str; 4] = ["<|end|>", "<|call|>", "<|return|>", START];
 
 /// What an answer says in each channel, and whom it calls; none where it is not in this format.
-pub(super) fn read(text: &str) -> Option<(Vec<Content>, Found)> {
+pub(super) fn read(text: &str) -> Option<(Vec<Content>, Finding)> {
     let begins = [CHANNEL, START]
         .iter()
         .filter_map(|token| text.find(token))
@@ -37,7 +37,7 @@ pub(super) fn read(text: &str) -> Option<(Vec<Content>, Found)> {
             .unwrap_or(body.len());
         let said = &body[..end];
         match recipient(head) {
-            Some(name) => calls.push(Written {
+            Some(name) => calls.push(WrittenCall {
                 name,
                 arguments: Arguments::Json(said.trim().to_owned()),
             }),
@@ -50,9 +50,9 @@ pub(super) fn read(text: &str) -> Option<(Vec<Content>, Found)> {
         rest = &body[end..];
     }
     let found = if calls.is_empty() {
-        Found::Nothing
+        Finding::Nothing
     } else {
-        Found::Calls(0, calls)
+        Finding::Calls(0, calls)
     };
     Some((pieces, found))
 }

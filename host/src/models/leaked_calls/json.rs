@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::{Arguments, Found, Written, code, markup};
+use super::{Arguments, Finding, WrittenCall, code, markup};
 use crate::models::argument_repair;
 
 /// So much of an answer's end may be calls behind other words.
@@ -36,7 +36,7 @@ const LABELS: [&str; 8] = [
 ];
 
 /// The calls that a JSON value is.
-pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
+pub(super) fn calls(value: &Value) -> Option<Vec<WrittenCall>> {
     match value {
         Value::Array(items) if !items.is_empty() => {
             let all: Option<Vec<_>> = items.iter().map(calls).collect();
@@ -63,7 +63,7 @@ pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
                 Value::Null => String::new(),
                 _ => return None,
             };
-            let written = Written {
+            let written = WrittenCall {
                 name: name.to_owned(),
                 arguments: Arguments::Json(arguments),
             };
@@ -74,9 +74,9 @@ pub(super) fn calls(value: &Value) -> Option<Vec<Written>> {
 }
 
 /// Looks for such a call at an answer's end. `code` are its parts that are code.
-pub(super) fn at_end(text: &str, code: &[Range<usize>]) -> Found {
+pub(super) fn at_end(text: &str, code: &[Range<usize>]) -> Finding {
     if let Some(written) = parsed(text) {
-        return Found::Calls(0, written);
+        return Finding::Calls(0, written);
     }
     let end = text.trim_end().len();
     let fence = code
@@ -84,8 +84,8 @@ pub(super) fn at_end(text: &str, code: &[Range<usize>]) -> Found {
         .find(|range| range.contains(&end.saturating_sub(1)));
     match fence {
         Some(fence) => in_fence(text, fence.start),
-        None if ends_in_calls(text, code) || is_pythons(text) => Found::Unclear,
-        None => Found::Nothing,
+        None if ends_in_calls(text, code) || is_pythons(text) => Finding::Unclear,
+        None => Finding::Nothing,
     }
 }
 
@@ -135,32 +135,32 @@ fn is_pythons(text: &str) -> bool {
 }
 
 /// A call in the fence that ends the answer.
-fn in_fence(text: &str, start: usize) -> Found {
+fn in_fence(text: &str, start: usize) -> Finding {
     let inner = text[start..].trim();
     let Some((label, rest)) = inner.trim_start_matches(['`', '~']).split_once('\n') else {
-        return Found::Nothing;
+        return Finding::Nothing;
     };
     if !inner.starts_with(['`', '~']) {
-        return Found::Nothing;
+        return Finding::Nothing;
     }
     let label = label.trim().to_ascii_lowercase();
     let is_tool = label.contains("tool") || label.contains("function");
     let is_all = text[..start].trim().is_empty();
     let value = rest.trim_end_matches(['`', '~']).trim();
     match parsed(value).filter(|_| LABELS.contains(&label.as_str())) {
-        Some(written) if is_all => Found::Calls(start, written),
+        Some(written) if is_all => Finding::Calls(start, written),
         // Behind other words it may be meant to be shown, whatever the fence is called: nobody knows.
-        Some(_) => Found::Unclear,
-        None if is_tool => Found::Unclear,
+        Some(_) => Finding::Unclear,
+        None if is_tool => Finding::Unclear,
         None if is_all && markup::read(value).is_some_and(|calls| !calls.is_empty()) => {
-            Found::Unclear
+            Finding::Unclear
         }
-        None => Found::Nothing,
+        None => Finding::Nothing,
     }
 }
 
 /// The calls that a text consists of: one JSON value, or several behind each other.
-fn parsed(text: &str) -> Option<Vec<Written>> {
+fn parsed(text: &str) -> Option<Vec<WrittenCall>> {
     let mut rest = text.trim();
     let mut all = Vec::new();
     while !rest.is_empty() {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Arguments, Written, json};
+use super::{Arguments, WrittenCall, json};
 
 /// What begins calls.
 pub(super) const OPENERS: [&str; 29] = [
@@ -153,7 +153,7 @@ fn line_before(text: &str, at: usize) -> &str {
 }
 
 /// The calls that a text consists of; none where it is anything else, or goes on with something else.
-pub(super) fn read(text: &str) -> Option<Vec<Written>> {
+pub(super) fn read(text: &str) -> Option<Vec<WrittenCall>> {
     let mut reader = Reader { rest: text };
     let mut calls = Vec::new();
     loop {
@@ -204,7 +204,7 @@ impl<'a> Reader<'a> {
         Some(before)
     }
 
-    fn calls(&mut self) -> Option<Vec<Written>> {
+    fn calls(&mut self) -> Option<Vec<WrittenCall>> {
         if self.rest.starts_with("functools[") {
             self.eat("functools");
         }
@@ -254,14 +254,14 @@ impl<'a> Reader<'a> {
     }
 
     /// A call whose name was read.
-    fn named(&mut self, name: &str, close: &str) -> Option<Written> {
+    fn named(&mut self, name: &str, close: &str) -> Option<WrittenCall> {
         let mut texts = Vec::new();
         self.skip();
         if self.rest.starts_with('{') {
             let value = self.value()?;
             self.skip();
             self.eat(close);
-            return Some(Written {
+            return Some(WrittenCall {
                 name: name.to_owned(),
                 arguments: Arguments::Json(value.to_string()),
             });
@@ -276,7 +276,7 @@ impl<'a> Reader<'a> {
             let Some(parameter) = named else { break };
             texts.push((parameter.to_owned(), self.parameter()?));
         }
-        Some(Written {
+        Some(WrittenCall {
             name: name.to_owned(),
             arguments: Arguments::Texts(texts),
         })
@@ -303,7 +303,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A call that begins with a name, and has its arguments behind it in one of several ways.
-    fn bare(&mut self) -> Option<Written> {
+    fn bare(&mut self) -> Option<WrittenCall> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
         let end = self.rest.find(|c| !plain(c)).unwrap_or(self.rest.len());
         let name = &self.rest[..end];
@@ -339,14 +339,14 @@ impl<'a> Reader<'a> {
             }
             Arguments::Json(value.to_string())
         };
-        Some(Written {
+        Some(WrittenCall {
             name: name.to_owned(),
             arguments,
         })
     }
 
     /// A call in harmony's words, without all of its marks.
-    fn of_a_channel(&mut self) -> Option<Written> {
+    fn of_a_channel(&mut self) -> Option<WrittenCall> {
         let end = self
             .rest
             .find(|c: char| c.is_whitespace() || matches!(c, '<' | '{'))?;
@@ -367,7 +367,7 @@ impl<'a> Reader<'a> {
             }
         }
         let value = self.value().filter(Value::is_object)?;
-        Some(Written {
+        Some(WrittenCall {
             name,
             arguments: Arguments::Json(value.to_string()),
         })

@@ -25,11 +25,11 @@ use sha2::{Digest as _, Sha256};
 use lucid_types::wit::llm::Completion;
 use lucid_types::wit::types::{Content, StopReason, Thinking, ToolCall, ToolDefinition};
 
-pub(super) use watch::Watch;
+pub(super) use watch::LeakWatcher;
 
 /// A call as it was written.
 #[derive(Debug, Clone, PartialEq)]
-struct Written {
+struct WrittenCall {
     name: String,
     arguments: Arguments,
 }
@@ -44,13 +44,13 @@ enum Arguments {
 }
 
 /// What an answer's text turned out to be.
-enum Found {
+enum Finding {
     /// No call.
     Nothing,
     /// Calls that cannot be told, or of tools that there are none of.
     Unclear,
     /// These, behind this much of the text.
-    Calls(usize, Vec<Written>),
+    Calls(usize, Vec<WrittenCall>),
 }
 
 /// Makes calls of those that an answer holds as text.
@@ -78,7 +78,7 @@ pub(super) fn take(completion: &mut Completion, tools: &[ToolDefinition]) {
         None => {
             let found = find(text);
             let kept = match &found {
-                Found::Calls(end, _) => text[..*end].trim_end(),
+                Finding::Calls(end, _) => text[..*end].trim_end(),
                 _ => text.as_str(),
             };
             (vec![Content::Text(kept.to_owned())], found)
@@ -86,9 +86,9 @@ pub(super) fn take(completion: &mut Completion, tools: &[ToolDefinition]) {
     };
     let digest = Sha256::digest(text);
     let calls = match found {
-        Found::Nothing => Some(Vec::new()),
-        Found::Unclear => None,
-        Found::Calls(_, written) => {
+        Finding::Nothing => Some(Vec::new()),
+        Finding::Unclear => None,
+        Finding::Calls(_, written) => {
             let made = written.into_iter().enumerate();
             made.map(|(number, written)| call(written, number, &digest, tools))
                 .collect()
@@ -118,7 +118,7 @@ fn is_blank(piece: &Content) -> bool {
 }
 
 /// Looks for calls at an answer's end.
-fn find(text: &str) -> Found {
+fn find(text: &str) -> Finding {
     let code = code::ranges(text);
     let mut unclear = false;
     for at in markup::openings(text) {
@@ -129,15 +129,15 @@ fn find(text: &str) -> Found {
             Some(calls) if !calls.is_empty() => {
                 let is_meant = markup::stands_alone(text, at) && !code::is_open(&text[..at]);
                 return match is_meant {
-                    true => Found::Calls(at, calls),
-                    false => Found::Unclear,
+                    true => Finding::Calls(at, calls),
+                    false => Finding::Unclear,
                 };
             }
             _ => unclear |= markup::is_open_to_its_end(text, at),
         }
     }
     match json::at_end(text, &code) {
-        Found::Nothing if unclear || is_action(text, &code) => Found::Unclear,
+        Finding::Nothing if unclear || is_action(text, &code) => Finding::Unclear,
         found => found,
     }
 }
@@ -160,7 +160,7 @@ fn is_action(text: &str, code: &[Range<usize>]) -> bool {
 
 /// The call, if there is such a tool.
 fn call(
-    written: Written,
+    written: WrittenCall,
     number: usize,
     digest: &[u8],
     tools: &[ToolDefinition],

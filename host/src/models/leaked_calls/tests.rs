@@ -249,7 +249,7 @@ fn markup_is_held_back_while_the_answer_comes_and_code_is_not() {
         ),
         ("``a`<tool_call>`` `b`<tool_call>", "``a`<tool_call>`` `b`"),
     ] {
-        let mut watch = Watch::default();
+        let mut watch = LeakWatcher::default();
         let mut seen = String::new();
         for c in text.chars() {
             seen.push_str(&watch.next(&c.to_string()));
@@ -262,7 +262,7 @@ fn markup_is_held_back_while_the_answer_comes_and_code_is_not() {
 
 #[test]
 fn ordinary_words_are_shown_as_they_come() {
-    let mut watch = Watch::default();
+    let mut watch = LeakWatcher::default();
     for text in ["I look", " if", " f", "fa", " co", "com"] {
         assert_eq!(watch.next(text), text);
     }
@@ -274,7 +274,7 @@ fn what_a_long_answer_holds_does_not_make_it_slow() {
     let indented = format!("It is:\n\n{}\nDone.", "    [1\n".repeat(100_000));
     let began = std::time::Instant::now();
     assert!(!read(&indented).2);
-    let mut watch = Watch::default();
+    let mut watch = LeakWatcher::default();
     let piece = "an `i`\n<f";
     let mut shown = 0;
     for _ in 0..100_000 {

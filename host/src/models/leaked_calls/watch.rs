@@ -5,17 +5,17 @@
 //! - What is shown is the beginning of the text.
 //! - What is held back is shown at the end, unless it became a call.
 
-use super::code::Place;
+use super::code::TextPosition;
 use super::markup::OPENERS;
 
 /// Watches the text of one answer.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub(crate) struct LeakWatcher {
     held: String,
     /// How much was shown.
     shown: usize,
     /// Where the text stands behind what was shown, and behind this much of what is held back.
-    place: Place,
+    place: TextPosition,
     passed: usize,
 }
 
@@ -29,7 +29,7 @@ const LONGEST: usize = 1 << 20;
 /// words begin like it.
 const WORD: usize = 4;
 
-impl Watch {
+impl LeakWatcher {
     /// How much of this, and of what was held back, can be shown now.
     pub(crate) fn next(&mut self, text: &str) -> String {
         self.held.push_str(text);

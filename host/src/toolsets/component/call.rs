@@ -53,7 +53,7 @@ pub trait ToolHost: Send + Sync {
 
 /// The outcome of a call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Called {
+pub struct ToolCallOutcome {
     /// The model's reply, as the component made it.
     pub reply: Reply,
     /// The component's resource usage over all steps.
@@ -70,14 +70,14 @@ pub async fn call_tool(
     call: &ToolCall,
     hands: &dyn ToolHost,
     time: Duration,
-) -> Called {
+) -> ToolCallOutcome {
     let begun = Instant::now();
     let mut figures = CallUsage::default();
     let mut progress: Option<Progress> = None;
     for step in 1..=MOST_STEPS {
         let called = plugin.step(settings, call, progress.as_ref()).await;
         figures += called.figures;
-        let over = |reply| Called {
+        let over = |reply| ToolCallOutcome {
             reply,
             figures,
             steps: step,
@@ -109,7 +109,7 @@ pub async fn call_tool(
             answer: answer.unwrap_or_else(Answer::Failed),
         });
     }
-    Called {
+    ToolCallOutcome {
         reply: failed(format!(
             "The tool was ended: it was not done after {MOST_STEPS} steps."
         )),

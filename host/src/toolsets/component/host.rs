@@ -19,7 +19,7 @@ use lucid_net::egress::Endpoint;
 use lucid_sandbox::tools::middle_left_out;
 use lucid_session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_types::exec::{ExecError, ExecRequest};
-use lucid_types::unicode::{Pieces, readable_json};
+use lucid_types::unicode::{Utf8Decoder, readable_json};
 use lucid_types::wit::tools::{Command, Output, Program};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
@@ -64,7 +64,7 @@ impl ToolHost for SessionToolHost {
             })
             .await?;
             let deltas = self.showing.deltas.clone();
-            let mut pieces = Pieces::default();
+            let mut pieces = Utf8Decoder::default();
             let output = move |bytes: &[u8]| {
                 let text = pieces.push(bytes);
                 if !text.is_empty() {
@@ -211,13 +211,13 @@ mod tests {
     use url::Url;
 
     use super::*;
-    use lucid_net::egress::Injection;
+    use lucid_net::egress::KeyInjection;
     use lucid_types::wit::types::Header;
 
     #[test]
     fn a_request_is_shown_as_it_is_sent_and_a_long_body_is_cut() {
         let url = Url::parse("https://tickets.example.com/api/").unwrap();
-        let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
+        let endpoint = Endpoint::new(url, KeyInjection::Bearer).unwrap();
         let mut request = HttpRequest {
             method: "POST".into(),
             path: "/a/b".into(),

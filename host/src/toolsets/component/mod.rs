@@ -20,10 +20,10 @@ use url::Url;
 
 use self::call::call_tool;
 use self::host::SessionToolHost;
-use super::{OpenError, OpenToolSource, ToolSource};
+use super::{OpenToolSource, ToolSource, ToolSourceError};
 use crate::config::{Config, ConfigError};
-use crate::manifest::{LoadedTools, Manifest, Problem, Problems};
-use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
+use crate::manifest::{LoadedTools, Manifest, ManifestProblem, ManifestProblems};
+use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, KeyInjection};
 use lucid_session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
@@ -69,7 +69,7 @@ impl ToolComponents {
         manifest: &Manifest,
         config: &Config,
         before: Option<&Self>,
-    ) -> Result<(Self, Vec<String>), Problems> {
+    ) -> Result<(Self, Vec<String>), ManifestProblems> {
         let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
         let mut sites = Vec::new();
         for tools in loaded {
@@ -77,11 +77,15 @@ impl ToolComponents {
                 Ok(site) => sites.push((tools, site)),
                 Err(why) => {
                     let at = tools.entry.plugin.at;
-                    wrong.push(Problem::at(manifest.path.as_deref(), at, why.to_string()));
+                    wrong.push(ManifestProblem::at(
+                        manifest.path.as_deref(),
+                        at,
+                        why.to_string(),
+                    ));
                 }
             }
         }
-        Problems::unless_none(wrong)?;
+        ManifestProblems::unless_none(wrong)?;
         let limits = EgressLimits {
             response: LARGEST_ANSWER,
             ..EgressLimits::default()
@@ -90,7 +94,7 @@ impl ToolComponents {
         let endpoints: Vec<_> = endpoints.collect();
         let before = before.map(|before| &before.egress);
         let egress = Egress::or_new(before, limits, &endpoints)
-            .map_err(|why| Problem::plain(format!("no tool can ask a server: {why}")))?;
+            .map_err(|why| ManifestProblem::plain(format!("no tool can ask a server: {why}")))?;
         let mut all = Vec::new();
         for (tools, site) in sites {
             let LoadedTools {
@@ -157,7 +161,7 @@ struct ComponentToolSource(Arc<ToolComponent>);
 
 /// A component for one session. The component is shared by all sessions, so only the environment is
 /// the session's own.
-struct OfSession {
+struct OpenComponent {
     component: Arc<ToolComponent>,
     place: Option<Arc<dyn Environment>>,
 }
@@ -195,8 +199,8 @@ impl ToolSource for ComponentToolSource {
         &self,
         _: ToolsSpec,
         place: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>> {
-        let opened = OfSession {
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>> {
+        let opened = OpenComponent {
             component: self.0.clone(),
             place,
         };
@@ -204,7 +208,7 @@ impl ToolSource for ComponentToolSource {
     }
 }
 
-impl OpenToolSource for OfSession {
+impl OpenToolSource for OpenComponent {
     fn definitions(&self) -> Vec<ToolDefinition> {
         self.component.definitions.clone()
     }
@@ -295,7 +299,7 @@ fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, ToolEndpoi
     };
     let injection = match &entry.key_place {
         Some(place) => place.clone(),
-        None => Injection::of(&descriptor.key.clone().into()).map_err(unusable)?,
+        None => KeyInjection::of(&descriptor.key.clone().into()).map_err(unusable)?,
     };
     let endpoint = match (&entry.base_url, &descriptor.default_base_url) {
         (Some(stated), _) => Some(Endpoint::new(stated.value.clone(), injection)),

@@ -12,7 +12,7 @@ use super::call::{ToolHost, call_tool};
 use lucid_types::wit::tools::{Command, Output, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 use lucid_wasm::testing::engine;
-use lucid_wasm::{Limits, ToolsPlugin};
+use lucid_wasm::{PluginLimits, ToolsPlugin};
 
 /// A host side that performs every action and records it.
 #[derive(Default)]
@@ -76,7 +76,7 @@ impl ToolHost for Diary {
     }
 }
 
-async fn plugin(limits: &Limits) -> ToolsPlugin {
+async fn plugin(limits: &PluginLimits) -> ToolsPlugin {
     ToolsPlugin::load(&engine(), "t", TOOLING, limits)
         .await
         .unwrap()
@@ -88,10 +88,10 @@ async fn called(tool: &str, hands: &Diary) -> Reply {
         name: tool.into(),
         arguments: r#"{"name": "a.txt"}"#.into(),
     };
-    let limits = Limits {
+    let limits = PluginLimits {
         wall: Duration::from_secs(5),
         fuel: 500_000_000,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let plugin = plugin(&limits).await;
     let time = Duration::from_secs(60);
@@ -158,7 +158,7 @@ async fn a_component_that_misbehaves_ends_its_own_call_and_the_model_is_told_why
 
 #[tokio::test]
 async fn a_call_has_a_time_and_what_takes_longer_is_given_up() {
-    let plugin = plugin(&Limits::default()).await;
+    let plugin = plugin(&PluginLimits::default()).await;
     let hands = Diary {
         pause: Duration::from_secs(3_600),
         ..Diary::default()

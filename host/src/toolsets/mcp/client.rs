@@ -25,9 +25,9 @@ use rmcp::{ClientHandler, RoleClient, serve_client};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::error::{ConnectError, STARTS, ServerFailure, ToolCallError};
-use super::server::{Server, Way};
-use super::stdio::{self, Allowance};
+use super::error::{McpConnectError, STARTS, ServerFailure, ToolCallError};
+use super::server::{McpServer, ServerTransport};
+use super::stdio::{self, OutputAllowance};
 use super::{listing, names, result};
 use crate::manifest::AllowedTools;
 use lucid_net::egress::EgressError;
@@ -51,16 +51,16 @@ const END: Duration = Duration::from_secs(3);
 const REASON: Duration = Duration::from_millis(500);
 
 /// The connection to one server, for one session.
-pub(crate) struct Client {
-    server: Server,
+pub(crate) struct McpClient {
+    server: McpServer,
     place: Option<Arc<dyn Environment>>,
     definitions: Vec<ToolDefinition>,
     /// The tools' own names, by the names models use.
     own: HashMap<String, String>,
-    state: Mutex<State>,
+    state: Mutex<ClientState>,
 }
 
-struct State {
+struct ClientState {
     /// `None` if the server is gone, or was closed.
     connected: Option<Connected>,
     starts: VecDeque<Instant>,
@@ -69,16 +69,16 @@ struct State {
 
 /// A server that completed the handshake.
 struct Connected {
-    running: RunningService<RoleClient, Host>,
+    running: RunningService<RoleClient, McpClientHandler>,
     /// For a program only.
-    program: Option<(Allowance, ProcessEnd)>,
+    program: Option<(OutputAllowance, ProcessEnd)>,
 }
 
 /// The client side of the protocol, which offers no capabilities. A server's requests are refused,
 /// as the protocol says.
-struct Host;
+struct McpClientHandler;
 
-impl ClientHandler for Host {
+impl ClientHandler for McpClientHandler {
     fn get_info(&self) -> ClientConfig {
         let host = Implementation::new("lucid", env!("CARGO_PKG_VERSION"));
         ClientConfig::new(ClientCapabilities::default(), host)
@@ -86,30 +86,30 @@ impl ClientHandler for Host {
     }
 }
 
-impl Client {
+impl McpClient {
     /// Starts a server for a session and lists its tools.
     pub(crate) async fn open(
-        server: Server,
+        server: McpServer,
         place: Option<Arc<dyn Environment>>,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Self, McpConnectError> {
         let limit = server.start_time;
         let begun = async {
             let connected = connect(&server, place.as_deref()).await?;
             match list(&server, &connected).await {
                 Ok(listed) => Ok((connected, listed)),
-                Err(error) => Err(ConnectError::Failed(connected.why(&error).await)),
+                Err(error) => Err(McpConnectError::Failed(connected.why(&error).await)),
             }
         };
         let (connected, listed) = timeout(limit, Box::pin(begun))
             .await
-            .map_err(|_| ConnectError::TooSlow(limit))??;
+            .map_err(|_| McpConnectError::TooSlow(limit))??;
         let (definitions, own) = listed;
         Ok(Self {
             server,
             place,
             definitions,
             own,
-            state: Mutex::new(State {
+            state: Mutex::new(ClientState {
                 connected: Some(connected),
                 starts: VecDeque::from([Instant::now()]),
                 closed: false,
@@ -202,7 +202,10 @@ impl Client {
     }
 
     /// The server, restarted if it is gone.
-    async fn connected<'a>(&self, state: &'a mut State) -> Result<&'a Connected, ToolCallError> {
+    async fn connected<'a>(
+        &self,
+        state: &'a mut ClientState,
+    ) -> Result<&'a Connected, ToolCallError> {
         let server = || self.server.name.clone();
         if state.closed {
             return Err(ToolCallError::Closed(server()));
@@ -220,7 +223,7 @@ impl Client {
             let connecting = Box::pin(connect(&self.server, self.place.as_deref()));
             let connected = timeout(limit, connecting)
                 .await
-                .unwrap_or(Err(ConnectError::TooSlow(limit)));
+                .unwrap_or(Err(McpConnectError::TooSlow(limit)));
             let connected = connected.map_err(|source| ToolCallError::Restart {
                 server: server(),
                 source,
@@ -278,7 +281,7 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// How a program ended, if it did. Its output may end a moment earlier.
-async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<ServerFailure> {
+async fn ended(program: &Option<(OutputAllowance, ProcessEnd)>) -> Option<ServerFailure> {
     let (allowance, end) = program.as_ref()?;
     if allowance.is_used_up() {
         return Some(ServerFailure::TooMuchOutput);
@@ -297,15 +300,15 @@ async fn ended(program: &Option<(Allowance, ProcessEnd)>) -> Option<ServerFailur
 
 /// Starts a server and completes the handshake.
 async fn connect(
-    server: &Server,
+    server: &McpServer,
     place: Option<&dyn Environment>,
-) -> Result<Connected, ConnectError> {
+) -> Result<Connected, McpConnectError> {
     match &server.way {
-        Way::Program { argv, env } => {
-            let place = place.ok_or(ConnectError::NoSandbox)?;
+        ServerTransport::Program { argv, env } => {
+            let place = place.ok_or(McpConnectError::NoSandbox)?;
             let program = stdio::start(place, argv, env).await?;
             let of = Some((program.allowance, program.end));
-            match Box::pin(serve_client(Host, program.transport)).await {
+            match Box::pin(serve_client(McpClientHandler, program.transport)).await {
                 Ok(running) => Ok(Connected {
                     running,
                     program: of,
@@ -313,11 +316,11 @@ async fn connect(
                 Err(error) => Err(unstarted(&error, &of).await),
             }
         }
-        Way::Http(http) => {
+        ServerTransport::Http(http) => {
             let url = http.endpoint.base_url().as_str();
             let config = StreamableHttpClientTransportConfig::with_uri(url);
             let transport = StreamableHttpClientTransport::with_client((**http).clone(), config);
-            match Box::pin(serve_client(Host, transport)).await {
+            match Box::pin(serve_client(McpClientHandler, transport)).await {
                 Ok(running) => Ok(Connected {
                     running,
                     program: None,
@@ -331,10 +334,10 @@ async fn connect(
 /// Why the handshake failed. Only a server's own error message is repeated.
 async fn unstarted(
     error: &ClientInitializeError,
-    program: &Option<(Allowance, ProcessEnd)>,
-) -> ConnectError {
+    program: &Option<(OutputAllowance, ProcessEnd)>,
+) -> McpConnectError {
     if let ClientInitializeError::JsonRpcError(error) = error {
-        return ConnectError::Refused(ServerFailure::said(&error.message));
+        return McpConnectError::Refused(ServerFailure::said(&error.message));
     }
     if let Some(failure) = ended(program).await {
         return failure.into();
@@ -343,15 +346,15 @@ async fn unstarted(
         ClientInitializeError::TransportError { error, .. } => {
             ServerFailure::said(&words(&*error.error)).into()
         }
-        ClientInitializeError::ConnectionClosed(_) => ConnectError::Closed,
-        _ => ConnectError::NoHandshake,
+        ClientInitializeError::ConnectionClosed(_) => McpConnectError::Closed,
+        _ => McpConnectError::NoHandshake,
     }
 }
 
-type Listed = (Vec<ToolDefinition>, HashMap<String, String>);
+type ToolsPage = (Vec<ToolDefinition>, HashMap<String, String>);
 
 /// The tools that may be called, as the server lists them.
-async fn list(server: &Server, connected: &Connected) -> Result<Listed, ServiceError> {
+async fn list(server: &McpServer, connected: &Connected) -> Result<ToolsPage, ServiceError> {
     let (mut tools, mut cursor) = (Vec::new(), None);
     for _ in 0..PAGES {
         let page = cursor.map(|cursor| PaginatedRequestParams::default().with_cursor(Some(cursor)));

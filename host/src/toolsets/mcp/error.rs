@@ -49,7 +49,7 @@ impl ServerFailure {
 
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectError {
+pub(crate) enum McpConnectError {
     /// It took too long.
     #[error("it was not ready within {}", plural::count(.0.as_secs(), "second"))]
     TooSlow(Duration),
@@ -141,7 +141,7 @@ pub(crate) enum ToolCallError {
         /// The server's name.
         server: String,
         /// The reason.
-        source: ConnectError,
+        source: McpConnectError,
     },
     /// The server is gone.
     #[error("the server {0} is gone")]

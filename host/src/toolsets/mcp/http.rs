@@ -22,7 +22,9 @@ use rmcp::transport::streamable_http_client::{
 use secrecy::SecretString;
 use sse_stream::Sse;
 
-use lucid_net::egress::{Egress, EgressError, Endpoint, Frames, Opened, Refusal};
+use lucid_net::egress::{
+    Egress, EgressError, Endpoint, ErrorResponse, RawResponse, ResponseFrames,
+};
 use lucid_types::sanitize::clean;
 use lucid_types::unicode::{paired_text, readable_json};
 use lucid_types::wit::llm::Frame;
@@ -34,11 +36,11 @@ const LONGEST_SESSION: usize = 1024;
 /// The maximum length of a displayed refusal, in characters.
 const SHOWN: usize = 300;
 
-type Failure = StreamableHttpError<EgressError>;
+type HttpFailure = StreamableHttpError<EgressError>;
 
 /// The protocol's HTTP client.
 #[derive(Clone)]
-pub(crate) struct Http {
+pub(crate) struct McpHttp {
     /// The egress that sends its requests.
     pub(crate) egress: Egress,
     /// The server's endpoint.
@@ -47,14 +49,14 @@ pub(crate) struct Http {
     pub(crate) key: Option<SecretString>,
 }
 
-impl Http {
+impl McpHttp {
     async fn send(
         &self,
         method: &str,
         session: Option<Arc<str>>,
         others: HashMap<HeaderName, HeaderValue>,
         body: Vec<u8>,
-    ) -> Result<Opened, EgressError> {
+    ) -> Result<RawResponse, EgressError> {
         let header = |name: &str, value: &str| Header {
             name: name.to_owned(),
             value: value.to_owned(),
@@ -77,7 +79,7 @@ impl Http {
     }
 }
 
-impl StreamableHttpClient for Http {
+impl StreamableHttpClient for McpHttp {
     type Error = EgressError;
 
     async fn post_message(
@@ -87,21 +89,23 @@ impl StreamableHttpClient for Http {
         session: Option<Arc<str>>,
         _: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<StreamableHttpPostResponse, Failure> {
+    ) -> Result<StreamableHttpPostResponse, HttpFailure> {
         let in_session = session.is_some();
         let body = serde_json::to_vec(&message)?;
         let opened = self.send("POST", session, headers, body).await;
-        match opened.map_err(Failure::Client)? {
-            Opened::Refused(refusal) if refusal.status == StatusCode::NOT_FOUND && in_session => {
-                Err(Failure::SessionExpired)
+        match opened.map_err(HttpFailure::Client)? {
+            RawResponse::Refused(refusal)
+                if refusal.status == StatusCode::NOT_FOUND && in_session =>
+            {
+                Err(HttpFailure::SessionExpired)
             }
-            Opened::Refused(refusal) => refused(&refusal),
-            Opened::Taken { status, .. }
+            RawResponse::Refused(refusal) => refused(&refusal),
+            RawResponse::Taken { status, .. }
                 if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT =>
             {
                 Ok(StreamableHttpPostResponse::Accepted)
             }
-            Opened::Taken {
+            RawResponse::Taken {
                 headers, frames, ..
             } => {
                 let session = session_of(&headers)?;
@@ -116,10 +120,10 @@ impl StreamableHttpClient for Http {
         session: Arc<str>,
         _: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), HttpFailure> {
         let sent = self.send("DELETE", Some(session), headers, Vec::new());
         // A server need not support ending a session: it then ends it itself.
-        sent.await.map(drop).map_err(Failure::Client)
+        sent.await.map(drop).map_err(HttpFailure::Client)
     }
 
     async fn get_stream(
@@ -129,12 +133,12 @@ impl StreamableHttpClient for Http {
         _: Option<String>,
         _: Option<String>,
         _: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Failure> {
-        Err(Failure::ServerDoesNotSupportSse)
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, HttpFailure> {
+        Err(HttpFailure::ServerDoesNotSupportSse)
     }
 }
 
-fn session_of(headers: &[Header]) -> Result<Option<String>, Failure> {
+fn session_of(headers: &[Header]) -> Result<Option<String>, HttpFailure> {
     let session = headers
         .iter()
         .find(|header| header.name.eq_ignore_ascii_case(SESSION));
@@ -148,12 +152,12 @@ fn session_of(headers: &[Header]) -> Result<Option<String>, Failure> {
     Ok(Some(session.value.clone()))
 }
 
-fn unexpected(what: impl Into<Cow<'static, str>>) -> Failure {
-    Failure::UnexpectedServerResponse(what.into())
+fn unexpected(what: impl Into<Cow<'static, str>>) -> HttpFailure {
+    HttpFailure::UnexpectedServerResponse(what.into())
 }
 
 /// A refusal may be a protocol message. Otherwise its status is reported.
-fn refused(refusal: &Refusal) -> Result<StreamableHttpPostResponse, Failure> {
+fn refused(refusal: &ErrorResponse) -> Result<StreamableHttpPostResponse, HttpFailure> {
     if let Ok(error @ JsonRpcMessage::Error(_)) =
         serde_json::from_slice::<ServerJsonRpcMessage>(&readable_json(&refusal.body))
     {
@@ -172,11 +176,11 @@ fn refused(refusal: &Refusal) -> Result<StreamableHttpPostResponse, Failure> {
 
 /// Reads one JSON message, or a stream of events.
 async fn taken(
-    mut frames: Frames,
+    mut frames: ResponseFrames,
     session: Option<String>,
-) -> Result<StreamableHttpPostResponse, Failure> {
+) -> Result<StreamableHttpPostResponse, HttpFailure> {
     let first = match frames.next().await {
-        Some(first) => first.map_err(Failure::Client)?,
+        Some(first) => first.map_err(HttpFailure::Client)?,
         None => return Err(unexpected("its answer holds nothing")),
     };
     if let Frame::Body(body) = first {

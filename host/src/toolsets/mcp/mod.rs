@@ -34,11 +34,11 @@ use futures::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use self::server::{Client, Http, Server, Way};
-use super::{OpenError, OpenToolSource, ToolSource};
+use self::server::{McpClient, McpHttp, McpServer, ServerTransport};
+use super::{OpenToolSource, ToolSource, ToolSourceError};
 use crate::config::{Config, ConfigError};
-use crate::manifest::{Manifest, McpEntry, McpWay, Problem, Problems};
-use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, Injection};
+use crate::manifest::{Manifest, ManifestProblem, ManifestProblems, McpEntry, McpTransport};
+use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, KeyInjection};
 use lucid_session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
@@ -54,29 +54,32 @@ const LARGEST_ANSWER: u64 = 4 << 20;
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Servers, and warnings.
-type Found = (Vec<Arc<dyn ToolSource>>, Vec<String>);
+type ConfiguredServers = (Vec<Arc<dyn ToolSource>>, Vec<String>);
 
 /// The servers that a manifest names, and warnings for the operator.
-pub(crate) fn sources(manifest: &Manifest, config: &Config) -> Result<Found, Problems> {
+pub(crate) fn sources(
+    manifest: &Manifest,
+    config: &Config,
+) -> Result<ConfiguredServers, ManifestProblems> {
     let (mut all, mut warnings, mut wrong) =
         (Vec::<Arc<dyn ToolSource>>::new(), Vec::new(), Vec::new());
     for (name, entry) in &manifest.mcp {
         match source(name, entry, config, &mut warnings) {
             Ok(source) => all.push(Arc::new(source)),
-            Err(why) => wrong.push(Problem::at(
+            Err(why) => wrong.push(ManifestProblem::at(
                 manifest.path.as_deref(),
                 entry.at,
                 why.to_string(),
             )),
         }
     }
-    Problems::unless_none(wrong)?;
+    ManifestProblems::unless_none(wrong)?;
     Ok((all, warnings))
 }
 
 /// An error that makes a server of the manifest unusable.
 #[derive(Debug, thiserror::Error)]
-enum ServerError {
+enum McpServerError {
     /// The endpoint, or the placement of the key, is invalid.
     #[error("the MCP server `{name}` cannot be asked: {source}")]
     Egress { name: String, source: EgressError },
@@ -90,8 +93,8 @@ fn source(
     entry: &McpEntry,
     config: &Config,
     warnings: &mut Vec<String>,
-) -> Result<Mcp, ServerError> {
-    let unusable = |source| ServerError::Egress {
+) -> Result<McpToolSource, McpServerError> {
+    let unusable = |source| McpServerError::Egress {
         name: name.to_owned(),
         source,
     };
@@ -101,14 +104,14 @@ fn source(
         entry.tools, entry.time, entry.start_time, entry.policies
     );
     let way = match &entry.way {
-        McpWay::Program { command, env } => {
+        McpTransport::Program { command, env } => {
             identity += &format!(" program {command:?} {env:?}");
-            Way::Program {
+            ServerTransport::Program {
                 argv: command.clone(),
                 env: env.clone(),
             }
         }
-        McpWay::Http {
+        McpTransport::Http {
             url,
             key,
             key_place,
@@ -124,7 +127,7 @@ fn source(
             let key = value.map(|key| SecretString::from(key.expose().to_owned()));
             let digest = key.as_ref().map(|key| Sha256::digest(key.expose_secret()));
             identity += &format!(" url {} {key_place:?} {digest:?}", url.value);
-            let place = key_place.clone().unwrap_or(Injection::Bearer);
+            let place = key_place.clone().unwrap_or(KeyInjection::Bearer);
             let endpoint = Endpoint::new(url.value.clone(), place).map_err(unusable)?;
             let limits = EgressLimits {
                 first_byte: LONGEST,
@@ -133,17 +136,17 @@ fn source(
                 ..EgressLimits::default()
             };
             let egress = Egress::new(limits, [&endpoint]).map_err(unusable)?;
-            Way::Http(Box::new(Http {
+            ServerTransport::Http(Box::new(McpHttp {
                 egress,
                 endpoint,
                 key,
             }))
         }
     };
-    Ok(Mcp {
+    Ok(McpToolSource {
         identity,
         policies: entry.policies.clone(),
-        server: Server {
+        server: McpServer {
             name: name.to_owned(),
             way,
             allowed: entry.tools.clone(),
@@ -154,13 +157,13 @@ fn source(
 }
 
 /// One server, as a tool source.
-struct Mcp {
-    server: Server,
+struct McpToolSource {
+    server: McpServer,
     identity: String,
     policies: Option<Vec<String>>,
 }
 
-impl ToolSource for Mcp {
+impl ToolSource for McpToolSource {
     fn name(&self) -> &str {
         &self.server.name
     }
@@ -183,20 +186,20 @@ impl ToolSource for Mcp {
         &self,
         _: ToolsSpec,
         place: Option<Arc<dyn Environment>>,
-    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, OpenError>> {
+    ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>> {
         let server = self.server.clone();
         async move {
-            let client = Client::open(server, place).await?;
-            Ok(Arc::new(Tools(Arc::new(client))) as Arc<dyn OpenToolSource>)
+            let client = McpClient::open(server, place).await?;
+            Ok(Arc::new(OpenMcpServer(Arc::new(client))) as Arc<dyn OpenToolSource>)
         }
         .boxed()
     }
 }
 
 /// A session's open connection to one.
-struct Tools(Arc<Client>);
+struct OpenMcpServer(Arc<McpClient>);
 
-impl OpenToolSource for Tools {
+impl OpenToolSource for OpenMcpServer {
     fn definitions(&self) -> Vec<ToolDefinition> {
         self.0.definitions()
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::manifest::AllowedTools;
 
-pub(crate) use super::client::Client;
-pub(crate) use super::http::Http;
+pub(crate) use super::client::McpClient;
+pub(crate) use super::http::McpHttp;
 
 /// The maximum output of a server between two calls, including its response, in bytes. The same
 /// limit applies to its start.
@@ -15,11 +15,11 @@ pub(crate) const MOST_SAID: usize = 4 << 20;
 
 /// A server, as the deployment configures it.
 #[derive(Clone)]
-pub(crate) struct Server {
+pub(crate) struct McpServer {
     /// The prefix of its tools' names.
     pub(crate) name: String,
     /// The transport.
-    pub(crate) way: Way,
+    pub(crate) way: ServerTransport,
     /// The tools that are offered.
     pub(crate) allowed: AllowedTools,
     /// The time limit of one call.
@@ -30,7 +30,7 @@ pub(crate) struct Server {
 
 /// The transport to a server.
 #[derive(Clone)]
-pub(crate) enum Way {
+pub(crate) enum ServerTransport {
     /// A program in the session's sandbox, which communicates over its standard input and output.
     Program {
         /// The program and its arguments.
@@ -39,5 +39,5 @@ pub(crate) enum Way {
         env: BTreeMap<String, String>,
     },
     /// Streamable HTTP, at exactly the endpoint's URL.
-    Http(Box<Http>),
+    Http(Box<McpHttp>),
 }

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::server::MOST_SAID;
 use lucid_session::Environment;
 use lucid_types::exec::{ExecError, ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
-use lucid_types::unicode::JsonPieces;
+use lucid_types::unicode::JsonRepairer;
 
 /// How many of the last bytes of its stderr are kept.
 const COMPLAINT: usize = 4 << 10;
@@ -30,9 +30,9 @@ const PIECE: usize = 8 << 10;
 
 /// How much a program may still print before the next call.
 #[derive(Clone, Default)]
-pub(super) struct Allowance(Arc<AtomicUsize>);
+pub(super) struct OutputAllowance(Arc<AtomicUsize>);
 
-impl Allowance {
+impl OutputAllowance {
     /// Resets it at the beginning of a call.
     pub(super) fn renew(&self) {
         self.0.store(MOST_SAID, Ordering::Relaxed);
@@ -45,9 +45,9 @@ impl Allowance {
 }
 
 /// A running server program.
-pub(super) struct Program {
-    pub(super) transport: AsyncRwTransport<RoleClient, Counted, ProcessInput>,
-    pub(super) allowance: Allowance,
+pub(super) struct McpProcess {
+    pub(super) transport: AsyncRwTransport<RoleClient, CountedOutput, ProcessInput>,
+    pub(super) allowance: OutputAllowance,
     pub(super) end: ProcessEnd,
 }
 
@@ -56,21 +56,21 @@ pub(super) async fn start(
     place: &dyn Environment,
     argv: &[String],
     env: &BTreeMap<String, String>,
-) -> Result<Program, ExecError> {
+) -> Result<McpProcess, ExecError> {
     let request = ExecRequest::argv(argv.iter().cloned()).keep(0, COMPLAINT);
     let request = env
         .iter()
         .fold(request, |request, (name, value)| request.env(name, value));
     let process = place.spawn(request).await?;
-    let allowance = Allowance::default();
+    let allowance = OutputAllowance::default();
     allowance.renew();
-    let output = Counted {
+    let output = CountedOutput {
         output: process.output,
         allowance: allowance.clone(),
-        pieces: JsonPieces::default(),
+        pieces: JsonRepairer::default(),
         readable: Bytes::new(),
     };
-    Ok(Program {
+    Ok(McpProcess {
         transport: AsyncRwTransport::new(output, process.input).with_max_line_length(MOST_SAID),
         allowance,
         end: process.end,
@@ -78,14 +78,14 @@ pub(super) async fn start(
 }
 
 /// A program's output, counted, and repaired where it is almost JSON.
-pub(super) struct Counted {
+pub(super) struct CountedOutput {
     output: ProcessOutput,
-    allowance: Allowance,
-    pieces: JsonPieces,
+    allowance: OutputAllowance,
+    pieces: JsonRepairer,
     readable: Bytes,
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for CountedOutput {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

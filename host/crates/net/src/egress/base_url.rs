@@ -13,7 +13,7 @@ use url::{Host, Url};
 
 /// An error in parsing a base URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PastedError {
+pub enum BaseUrlError {
     /// The text is not a URL.
     #[error("it is no http or https URL")]
     NoUrl,
@@ -45,7 +45,7 @@ const ENDS_OF_VERSIONS: &[&str] = &[
 const AZURE: &[&str] = &[".openai.azure.com", ".cognitiveservices.azure.com"];
 
 /// Parses the base URL of a model provider.
-pub fn pasted(text: &str) -> Result<Url, PastedError> {
+pub fn pasted(text: &str) -> Result<Url, BaseUrlError> {
     let mut url = server(text)?;
     let path = above_requests(&url);
     url.set_path(&path);
@@ -53,29 +53,29 @@ pub fn pasted(text: &str) -> Result<Url, PastedError> {
 }
 
 /// Parses the address of a server that is not a model provider's.
-pub fn without_query(text: &str) -> Result<Url, PastedError> {
+pub fn without_query(text: &str) -> Result<Url, BaseUrlError> {
     let url = server(text)?;
     match url.query() {
         None => Ok(url),
-        Some(_) => Err(PastedError::Query),
+        Some(_) => Err(BaseUrlError::Query),
     }
 }
 
 /// Parses the address of any server.
-pub fn server(text: &str) -> Result<Url, PastedError> {
+pub fn server(text: &str) -> Result<Url, BaseUrlError> {
     let text = bare(text);
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(PastedError::NoUrl);
+        return Err(BaseUrlError::NoUrl);
     }
-    let mut url = parsed(text).ok_or(PastedError::NoUrl)?;
+    let mut url = parsed(text).ok_or(BaseUrlError::NoUrl)?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(PastedError::Login);
+        return Err(BaseUrlError::Login);
     }
     if url.fragment().is_some_and(|fragment| !fragment.is_empty()) {
-        return Err(PastedError::Fragment);
+        return Err(BaseUrlError::Fragment);
     }
     if url.query_pairs().any(|(name, _)| holds_key(&name)) {
-        return Err(PastedError::Key);
+        return Err(BaseUrlError::Key);
     }
     // The wildcard addresses that servers listen on mean this machine.
     if matches!(url.host(), Some(Host::Ipv4(address)) if address.is_unspecified()) {
@@ -315,16 +315,16 @@ mod tests {
             assert_eq!(server.as_deref(), Ok(read), "{text}");
         }
         for (text, why) in [
-            ("", PastedError::NoUrl),
-            ("nonsense", PastedError::NoUrl),
-            ("ftp://x.example", PastedError::NoUrl),
-            ("http://", PastedError::NoUrl),
-            ("https://a b.example", PastedError::NoUrl),
-            ("https://u:p@x.example", PastedError::Login),
-            ("u:p@x.example", PastedError::Login),
-            ("https://x.example/?key=k", PastedError::Key),
-            ("https://x.example/?api_key=k", PastedError::Key),
-            ("https://x.example/#k", PastedError::Fragment),
+            ("", BaseUrlError::NoUrl),
+            ("nonsense", BaseUrlError::NoUrl),
+            ("ftp://x.example", BaseUrlError::NoUrl),
+            ("http://", BaseUrlError::NoUrl),
+            ("https://a b.example", BaseUrlError::NoUrl),
+            ("https://u:p@x.example", BaseUrlError::Login),
+            ("u:p@x.example", BaseUrlError::Login),
+            ("https://x.example/?key=k", BaseUrlError::Key),
+            ("https://x.example/?api_key=k", BaseUrlError::Key),
+            ("https://x.example/#k", BaseUrlError::Fragment),
         ] {
             assert_eq!(pasted(text), Err(why), "{text}");
         }

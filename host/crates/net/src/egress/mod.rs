@@ -39,11 +39,11 @@ use super::resolver::{self, AddressPolicy};
 use lucid_types::wit::llm::{Framing, KeyPlace};
 use lucid_types::wit::types::{HttpRequest, HttpResponse};
 
-pub use self::raw::Opened;
+pub use self::raw::RawResponse;
 pub use self::redact::{Redactor, blank};
 pub use self::redact_stream::StreamRedactor;
-pub use self::response::{Answer, Frames, Refusal};
-pub use base_url::{PastedError, is_loopback, pasted, places, server, without_query};
+pub use self::response::{EgressResponse, ErrorResponse, ResponseFrames};
+pub use base_url::{BaseUrlError, is_loopback, pasted, places, server, without_query};
 pub use error::EgressError;
 pub use retry_after::retry_after_ms;
 
@@ -92,14 +92,14 @@ const REDIRECTS: usize = 3;
 
 /// How a key is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Injection {
+pub enum KeyInjection {
     /// As `Authorization: Bearer …`.
     Bearer,
     /// Alone, as the value of this header.
     Header(HeaderName),
 }
 
-impl Injection {
+impl KeyInjection {
     /// Converts what an adapter says about where its provider wants the key.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ pub fn refusal_of(request: &HttpRequest, place: &KeyPlace, slashes: bool) -> Opt
         })?;
         request::join(&base, &request.path, &request.query, slashes)?;
         request::method(&request.method)?;
-        request::headers(&request.headers, &Injection::of(place)?.header())?;
+        request::headers(&request.headers, &KeyInjection::of(place)?.header())?;
         Ok(())
     };
     checked().err()
@@ -150,7 +150,7 @@ pub fn refusal_of(request: &HttpRequest, place: &KeyPlace, slashes: bool) -> Opt
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     base_url: Url,
-    injection: Injection,
+    injection: KeyInjection,
     /// Whether the deployment configured the base URL: then its host may be a private one.
     named: bool,
     /// Whether an escaped slash may stand within a path segment.
@@ -158,12 +158,12 @@ pub struct Endpoint {
     /// How long its server may be silent, if configured for it.
     silence: Option<Duration>,
     /// An alternative location of the API on the same server.
-    other: Option<Arc<Other>>,
+    other: Option<Arc<AlternativeBase>>,
 }
 
 /// An alternative location on the same server, and which of the two turned out to be the API's.
 #[derive(Debug)]
-struct Other {
+struct AlternativeBase {
     base_url: Url,
     /// 0 while unknown, otherwise [`FIRST`] or [`SECOND`].
     is: AtomicU8,
@@ -178,7 +178,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// If the base URL does not have that form.
-    pub fn new(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
+    pub fn new(base_url: Url, injection: KeyInjection) -> Result<Self, EgressError> {
         Self::checked(base_url, injection, true)
     }
 
@@ -186,7 +186,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// If the base URL cannot be used.
-    pub fn public(base_url: Url, injection: Injection) -> Result<Self, EgressError> {
+    pub fn public(base_url: Url, injection: KeyInjection) -> Result<Self, EgressError> {
         Self::checked(base_url, injection, false)
     }
 
@@ -195,7 +195,7 @@ impl Endpoint {
         self.base_url.origin().ascii_serialization()
     }
 
-    fn checked(base_url: Url, injection: Injection, named: bool) -> Result<Self, EgressError> {
+    fn checked(base_url: Url, injection: KeyInjection, named: bool) -> Result<Self, EgressError> {
         let wrong = if !matches!(base_url.scheme(), "http" | "https") {
             "it must begin with http:// or https://"
         } else if !base_url.has_host() {
@@ -234,7 +234,7 @@ impl Endpoint {
         let other = other.filter(|other| other.origin() == self.base_url.origin());
         self.other = other.map(|base_url| {
             let is = AtomicU8::new(0);
-            Arc::new(Other { base_url, is })
+            Arc::new(AlternativeBase { base_url, is })
         });
         self
     }
@@ -248,7 +248,7 @@ impl Endpoint {
     }
 
     /// The alternative location, while it is unknown which of the two is right.
-    fn untried(&self) -> Option<&Other> {
+    fn untried(&self) -> Option<&AlternativeBase> {
         let other = self.other.as_deref()?;
         (other.is.load(Ordering::Relaxed) == 0).then_some(other)
     }
@@ -275,7 +275,7 @@ impl Endpoint {
     }
 
     /// How the key is sent.
-    pub fn injection(&self) -> &Injection {
+    pub fn injection(&self) -> &KeyInjection {
         &self.injection
     }
 
@@ -364,16 +364,16 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
         framing: Framing,
-    ) -> Result<Answer, EgressError> {
+    ) -> Result<EgressResponse, EgressError> {
         let blanker = Redactor::new(key);
         let response = self.respond(endpoint, key, request).await;
         let response = response.map_err(|error| error.blanked(&blanker))?;
         let limits = endpoint.limits(&self.limits);
         if !response.status().is_success() {
             let refusal = response::refusal(response, &blanker, &limits).await;
-            return Ok(Answer::Refused(refusal));
+            return Ok(EgressResponse::Refused(refusal));
         }
-        Ok(Answer::Frames(response::frames(
+        Ok(EgressResponse::Frames(response::frames(
             response, framing, blanker, &limits,
         )))
     }
@@ -402,7 +402,7 @@ impl Egress {
         request: &HttpRequest,
     ) -> Result<reqwest::Response, EgressError> {
         let at = |base: &Url| request::join(base, &request.path, &request.query, endpoint.slashes);
-        let call = Call {
+        let call = CheckedRequest {
             method: request::method(&request.method)?,
             url: at(endpoint.place())?,
             headers: request::headers(&request.headers, &endpoint.injection.header())?,
@@ -419,7 +419,9 @@ impl Egress {
             return Ok(first);
         }
         let url = at(&other.base_url)?;
-        let second = self.carry(endpoint, key, Call { url, ..call }).await;
+        let second = self
+            .carry(endpoint, key, CheckedRequest { url, ..call })
+            .await;
         match second {
             Ok(second) if !is_nothing(second.status()) => {
                 other.is.store(SECOND, Ordering::Relaxed);
@@ -435,7 +437,7 @@ impl Egress {
         &self,
         endpoint: &Endpoint,
         key: Option<&SecretString>,
-        mut call: Call,
+        mut call: CheckedRequest,
     ) -> Result<reqwest::Response, EgressError> {
         if let Some(key) = key {
             let name = endpoint.injection.header();
@@ -491,7 +493,7 @@ fn is_nothing(status: StatusCode) -> bool {
 
 /// A checked request.
 #[derive(Clone)]
-struct Call {
+struct CheckedRequest {
     method: reqwest::Method,
     url: Url,
     headers: reqwest::header::HeaderMap,

@@ -7,14 +7,14 @@
 use bytes::Bytes;
 use secrecy::SecretString;
 
-use super::response::{self, Frames, Refusal};
-use super::{Call, Egress, EgressError, Endpoint, Redactor, request};
+use super::response::{self, ErrorResponse, ResponseFrames};
+use super::{CheckedRequest, Egress, EgressError, Endpoint, Redactor, request};
 use lucid_types::wit::llm::Framing;
 use lucid_types::wit::types::Header;
 
 /// A response.
 #[derive(Debug)]
-pub enum Opened {
+pub enum RawResponse {
     /// The request was accepted.
     Taken {
         /// The HTTP status.
@@ -22,10 +22,10 @@ pub enum Opened {
         /// The headers, without cookies.
         headers: Vec<Header>,
         /// The body: events, or one JSON document.
-        frames: Frames,
+        frames: ResponseFrames,
     },
     /// The request was refused.
-    Refused(Refusal),
+    Refused(ErrorResponse),
 }
 
 impl Egress {
@@ -38,10 +38,10 @@ impl Egress {
         method: &str,
         headers: &[Header],
         body: Vec<u8>,
-    ) -> Result<Opened, EgressError> {
+    ) -> Result<RawResponse, EgressError> {
         let blanker = Redactor::new(key);
         let responded = async {
-            let call = Call {
+            let call = CheckedRequest {
                 method: request::method(method)?,
                 url: endpoint.base_url().clone(),
                 headers: request::headers(headers, &endpoint.injection.header())?,
@@ -52,9 +52,9 @@ impl Egress {
         let response = responded.await.map_err(|error| error.blanked(&blanker))?;
         if !response.status().is_success() {
             let refusal = response::refusal(response, &blanker, &self.limits).await;
-            return Ok(Opened::Refused(refusal));
+            return Ok(RawResponse::Refused(refusal));
         }
-        Ok(Opened::Taken {
+        Ok(RawResponse::Taken {
             status: response.status().as_u16(),
             headers: response::headers(&response, &blanker),
             frames: response::frames(response, Framing::ServerSentEvents, blanker, &self.limits),

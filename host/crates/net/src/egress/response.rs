@@ -34,17 +34,17 @@ const COMPRESSIONS: [&[u8]; 6] = [b"gzip", b"x-gzip", b"deflate", b"br", b"zstd"
 
 /// What a provider said.
 #[derive(Debug)]
-pub enum Answer {
+pub enum EgressResponse {
     /// Yes, and here it is.
-    Frames(Frames),
+    Frames(ResponseFrames),
     /// No.
-    Refused(Refusal),
+    Refused(ErrorResponse),
 }
 
 /// A status that is not success. A key that is a secret is blanked in all of it; a placeholder may be a word
 /// of the sentence, and an adapter has to read that as it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Refusal {
+pub struct ErrorResponse {
     /// HTTP status.
     pub status: u16,
     /// Without cookies.
@@ -54,15 +54,15 @@ pub struct Refusal {
 }
 
 /// The frames of an answer, as they come.
-pub struct Frames(BoxStream<'static, Result<Frame, EgressError>>);
+pub struct ResponseFrames(BoxStream<'static, Result<Frame, EgressError>>);
 
-impl std::fmt::Debug for Frames {
+impl std::fmt::Debug for ResponseFrames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Frames")
     }
 }
 
-impl Stream for Frames {
+impl Stream for ResponseFrames {
     type Item = Result<Frame, EgressError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -75,7 +75,7 @@ pub(super) async fn refusal(
     mut response: Response,
     blanker: &Redactor,
     limits: &EgressLimits,
-) -> Refusal {
+) -> ErrorResponse {
     let nothing = Redactor::default();
     let blanker = if blanker.is_secret() {
         blanker
@@ -89,7 +89,7 @@ pub(super) async fn refusal(
     // A refusal that breaks off is one all the same.
     let mut whole = false;
     if is_encoded(&response) {
-        return Refusal {
+        return ErrorResponse {
             status,
             headers,
             body,
@@ -107,7 +107,7 @@ pub(super) async fn refusal(
             break;
         }
     }
-    Refusal {
+    ErrorResponse {
         status,
         headers,
         body: blanker.body(&body, whole, limits.refusal),
@@ -170,7 +170,7 @@ pub(super) fn frames(
     framing: Framing,
     blanker: Redactor,
     limits: &EgressLimits,
-) -> Frames {
+) -> ResponseFrames {
     let kind = response.headers().get(CONTENT_TYPE);
     let json = kind
         .and_then(|kind| kind.to_str().ok())
@@ -178,7 +178,7 @@ pub(super) fn frames(
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
     if is_encoded(&response) {
         let error = unreadable("it is compressed, which it was not asked to be");
-        return Frames(stream::once(futures::future::ready(Err(error))).boxed());
+        return ResponseFrames(stream::once(futures::future::ready(Err(error))).boxed());
     }
     let pieces = pieces(response, limits);
     let frames = match framing {
@@ -198,14 +198,14 @@ pub(super) fn frames(
         *ended |= matches!(next, Some(Err(_)));
         futures::future::ready(next)
     });
-    Frames(ended.boxed())
+    ResponseFrames(ended.boxed())
 }
 
-pub(super) type Pieces = BoxStream<'static, Result<Bytes, EgressError>>;
-pub(super) type Cut = BoxStream<'static, Result<Frame, EgressError>>;
+pub(super) type BodyChunks = BoxStream<'static, Result<Bytes, EgressError>>;
+pub(super) type FrameStream = BoxStream<'static, Result<Frame, EgressError>>;
 
 /// The body as it comes, with its limits.
-fn pieces(response: Response, limits: &EgressLimits) -> Pieces {
+fn pieces(response: Response, limits: &EgressLimits) -> BodyChunks {
     let (idle, most) = (limits.idle, limits.response);
     stream::try_unfold(
         (response, 0_u64),
@@ -230,7 +230,7 @@ fn pieces(response: Response, limits: &EgressLimits) -> Pieces {
 }
 
 /// An event without data is none, as the standard says.
-pub(super) fn events(pieces: Pieces) -> Cut {
+pub(super) fn events(pieces: BodyChunks) -> FrameStream {
     SseStream::from_bytes_stream(pieces)
         .map_err(|error| match error {
             sse_stream::Error::Body(cause) => match cause.downcast::<EgressError>() {
@@ -253,7 +253,7 @@ pub(super) fn events(pieces: Pieces) -> Cut {
 }
 
 /// Lines that are not blank. The last one needs no line break.
-pub(super) fn lines(pieces: Pieces) -> Cut {
+pub(super) fn lines(pieces: BodyChunks) -> FrameStream {
     let line = |line: Vec<u8>| match String::from_utf8(line) {
         Ok(line) => Ok(Frame::Line(line.trim().to_owned())),
         Err(_) => Err(unreadable("a line is not UTF-8")),
@@ -287,7 +287,7 @@ pub(super) fn lines(pieces: Pieces) -> Cut {
     .boxed()
 }
 
-pub(super) fn whole(pieces: Pieces) -> Cut {
+pub(super) fn whole(pieces: BodyChunks) -> FrameStream {
     let body = pieces.try_fold(Vec::new(), |mut body, piece| async move {
         body.extend_from_slice(&piece);
         Ok(body)

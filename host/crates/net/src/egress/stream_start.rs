@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use super::EgressError;
-use super::response::{Cut, Pieces, events, whole};
+use super::response::{BodyChunks, FrameStream, events, whole};
 
 /// The names that lines of a stream of events have; a comment has none. Some servers write an error as one.
 const FIELDS: [&[u8]; 6] = [b"", b"data", b"event", b"id", b"retry", b"error"];
@@ -21,7 +21,7 @@ const LONGEST_FIELD: usize = 5;
 const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
 /// Cuts an answer into events, or takes it as one value where it begins like one.
-pub(super) fn by_its_beginning(pieces: Pieces) -> Cut {
+pub(super) fn by_its_beginning(pieces: BodyChunks) -> FrameStream {
     let cut = async move {
         let mut pieces = pieces;
         let (mut read, mut blank, mut is_events) = (Vec::new(), 0, None);
@@ -61,7 +61,7 @@ fn begins_events(text: &[u8]) -> Option<bool> {
 }
 
 /// The same stream without what a reader of events stumbles over.
-fn mended(pieces: Pieces) -> impl Stream<Item = Result<Bytes, EgressError>> + Send {
+fn mended(pieces: BodyChunks) -> impl Stream<Item = Result<Bytes, EgressError>> + Send {
     let ends = pieces
         .map_ok(Some)
         .chain(stream::once(futures::future::ready(Ok(None))));

@@ -8,7 +8,7 @@
 
 /// How a registry wants requests to be authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(super) enum AuthChallenge {
     /// With user name and password in each request.
     Basic,
     /// With a token from another server.
@@ -21,9 +21,9 @@ pub(super) enum Challenge {
 }
 
 /// The first challenge of a header that can be answered.
-pub(super) fn read(header: &str) -> Option<Challenge> {
+pub(super) fn read(header: &str) -> Option<AuthChallenge> {
     let mut rest = header;
-    let mut found: Option<Found> = None;
+    let mut found: Option<ChallengeParameters> = None;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
         let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
@@ -39,13 +39,13 @@ pub(super) fn read(header: &str) -> Option<Challenge> {
             }
             // A word without a value begins the next challenge, or the header is over.
             None => {
-                if let Some(challenge) = found.and_then(Found::challenge) {
+                if let Some(challenge) = found.and_then(ChallengeParameters::challenge) {
                     return Some(challenge);
                 }
                 if word.is_empty() {
                     return None;
                 }
-                found = Some(Found::new(word));
+                found = Some(ChallengeParameters::new(word));
                 rest = after;
             }
         }
@@ -70,13 +70,13 @@ fn value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-struct Found {
+struct ChallengeParameters {
     scheme: String,
     realm: Option<String>,
     service: Option<String>,
 }
 
-impl Found {
+impl ChallengeParameters {
     fn new(scheme: &str) -> Self {
         Self {
             scheme: scheme.to_ascii_lowercase(),
@@ -93,10 +93,10 @@ impl Found {
         }
     }
 
-    fn challenge(self) -> Option<Challenge> {
+    fn challenge(self) -> Option<AuthChallenge> {
         match &*self.scheme {
-            "basic" => Some(Challenge::Basic),
-            "bearer" => Some(Challenge::Bearer {
+            "basic" => Some(AuthChallenge::Basic),
+            "bearer" => Some(AuthChallenge::Bearer {
                 realm: self.realm?,
                 service: self.service,
             }),
@@ -111,8 +111,8 @@ mod tests {
 
     use super::*;
 
-    fn bearer(realm: &str, service: Option<&str>) -> Option<Challenge> {
-        Some(Challenge::Bearer {
+    fn bearer(realm: &str, service: Option<&str>) -> Option<AuthChallenge> {
+        Some(AuthChallenge::Bearer {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
         })
@@ -133,8 +133,8 @@ mod tests {
                 r#"Bearer service="a, \"b\"",realm=https://a/t"#,
                 bearer("https://a/t", Some("a, \"b\"")),
             ),
-            (r#"Basic realm="Registry""#, Some(Challenge::Basic)),
-            ("Basic", Some(Challenge::Basic)),
+            (r#"Basic realm="Registry""#, Some(AuthChallenge::Basic)),
+            ("Basic", Some(AuthChallenge::Basic)),
             (
                 r#"Negotiate, Bearer realm="https://a/t""#,
                 bearer("https://a/t", None),

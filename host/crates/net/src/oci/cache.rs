@@ -31,16 +31,16 @@ const LARGEST_TEXT: u64 = 4 << 20;
 
 /// How much is kept beside what is needed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(super) struct CacheLimits {
     pub(super) components: usize,
     pub(super) bytes: u64,
 }
 
 /// The folder. A clone is the same one; reading from it creates nothing.
 #[derive(Debug, Clone)]
-pub(super) struct Folder {
+pub(super) struct ComponentCache {
     path: PathBuf,
-    pub(super) bounds: Bounds,
+    pub(super) bounds: CacheLimits,
 }
 
 /// The last known target of a tag.
@@ -51,11 +51,11 @@ struct Tag {
     manifest: String,
 }
 
-impl Folder {
+impl ComponentCache {
     pub(super) fn new(path: PathBuf) -> Self {
         Self {
             path,
-            bounds: Bounds {
+            bounds: CacheLimits {
                 components: 64,
                 bytes: 2 << 30,
             },
@@ -85,7 +85,7 @@ impl Folder {
         let path = self.component_file(digest);
         let mut file = File::open(&path).ok()?;
         let mut found = Sha256::new();
-        io::copy(&mut file, &mut Feed(&mut found)).ok()?;
+        io::copy(&mut file, &mut DigestWriter(&mut found)).ok()?;
         (hex::encode(found.finalize()) == digest).then_some(path)
     }
 
@@ -188,9 +188,9 @@ fn persist(draft: NamedTempFile, path: &Path) -> io::Result<()> {
 }
 
 /// Adapts a digest to [`std::io::Write`].
-struct Feed<'a>(&'a mut Sha256);
+struct DigestWriter<'a>(&'a mut Sha256);
 
-impl io::Write for Feed<'_> {
+impl io::Write for DigestWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())

@@ -23,10 +23,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 use url::Url;
 
-use super::auth_challenge::{self, Challenge};
+use super::auth_challenge::{self, AuthChallenge};
 use super::error::OciError;
 use super::manifest::{self, Layer};
-use super::reference::{Reference, Registry};
+use super::reference::{Reference, RegistryHost};
 use crate::client::ClientSpec;
 use crate::client::error_message;
 use crate::resolver::{AddressPolicy, literal_allowed, was_refused};
@@ -35,7 +35,7 @@ use lucid_types::secret::Secret;
 
 /// Timeouts and size limits.
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct RegistryLimits {
     /// Timeout for a connection.
     pub(super) connect: Duration,
     /// Timeout for a whole manifest or token, and for the start of a component.
@@ -48,7 +48,7 @@ pub(super) struct Limits {
     pub(super) document: usize,
 }
 
-impl Default for Limits {
+impl Default for RegistryLimits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
@@ -65,32 +65,35 @@ const HOPS: usize = 5;
 
 /// How a registry is accessed.
 #[derive(Debug, Clone, Default)]
-pub struct Access {
+pub struct RegistryAccess {
     /// User name and password.
     pub login: Option<(String, Secret)>,
     /// Whether to use plain http; `None` for the default: only for a registry on this machine.
     pub plain_http: Option<bool>,
 }
 
-impl Access {
-    fn plain_http(&self, registry: &Registry) -> bool {
+impl RegistryAccess {
+    fn plain_http(&self, registry: &RegistryHost) -> bool {
         self.plain_http.unwrap_or_else(|| registry.is_loopback())
     }
 }
 
 /// Client for registries.
-pub(super) struct Client {
+pub(super) struct RegistryClient {
     http: reqwest::Client,
     /// The registries that the manifest names, and their API URLs.
-    named: BTreeMap<Registry, (Access, Url)>,
-    limits: Limits,
+    named: BTreeMap<RegistryHost, (RegistryAccess, Url)>,
+    limits: RegistryLimits,
 }
 
-impl Client {
+impl RegistryClient {
     /// Creates a client for these registries. They may be in a private network, since the manifest
     /// names them.
-    pub(super) fn new(named: BTreeMap<Registry, Access>, limits: Limits) -> Result<Self, OciError> {
-        let named: BTreeMap<Registry, (Access, Url)> = named
+    pub(super) fn new(
+        named: BTreeMap<RegistryHost, RegistryAccess>,
+        limits: RegistryLimits,
+    ) -> Result<Self, OciError> {
+        let named: BTreeMap<RegistryHost, (RegistryAccess, Url)> = named
             .into_iter()
             .filter_map(|(registry, access)| {
                 let base = registry.base(access.plain_http(&registry))?;
@@ -149,7 +152,7 @@ impl Client {
 
 /// A pull of one component.
 pub(super) struct Pull<'a> {
-    client: &'a Client,
+    client: &'a RegistryClient,
     reference: &'a Reference,
     login: Option<&'a (String, Secret)>,
     /// The host, as errors name it.
@@ -343,8 +346,10 @@ impl Pull<'_> {
         let mut challenges =
             challenges.filter_map(|value| auth_challenge::read(value.to_str().ok()?));
         match (challenges.next(), self.login) {
-            (Some(Challenge::Basic), Some(login)) => self.basic(login),
-            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service).await,
+            (Some(AuthChallenge::Basic), Some(login)) => self.basic(login),
+            (Some(AuthChallenge::Bearer { realm, service }), _) => {
+                self.token(&realm, service).await
+            }
             _ => Err(self.refused(refusal.status())),
         }
     }

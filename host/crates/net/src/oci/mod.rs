@@ -31,32 +31,32 @@ use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 
-use self::cache::Folder;
-use self::client::{Client, Limits};
+use self::cache::ComponentCache;
+use self::client::{RegistryClient, RegistryLimits};
 use self::manifest::Layer;
 
-pub use self::client::Access;
+pub use self::client::RegistryAccess;
 pub use self::error::OciError;
-pub use self::reference::{Reference, ReferenceError, Registry, SCHEME};
+pub use self::reference::{Reference, ReferenceError, RegistryHost, SCHEME};
 
 /// How many components are fetched concurrently.
 const AT_ONCE: usize = 4;
 
 /// The store of fetched components. A clone is a handle to the same store.
 #[derive(Debug, Clone)]
-pub struct Components {
-    folder: Folder,
-    limits: Limits,
+pub struct ComponentStore {
+    folder: ComponentCache,
+    limits: RegistryLimits,
     /// Maximum size of a component, in bytes.
     largest: u64,
     /// References that need not be resolved again while this process runs, each with any warning
     /// from when it was.
-    asked: Arc<Mutex<HashMap<Reference, Found>>>,
+    asked: Arc<Mutex<HashMap<Reference, ResolvedComponent>>>,
 }
 
 /// A component that is wanted.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct ComponentRequest {
     /// Its reference.
     pub reference: Reference,
     /// The SHA-256 that the component must have, in lower-case hex, if one is given.
@@ -65,7 +65,7 @@ pub struct Wanted {
 
 /// A component on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
+pub struct FetchedComponent {
     /// Its path.
     pub file: PathBuf,
     /// Its SHA-256, in lower-case hex.
@@ -74,14 +74,14 @@ pub struct Fetched {
 
 /// The results for some references. Two are equal if the components are, whatever the warnings.
 #[derive(Debug, Clone, Default)]
-pub struct Brought {
+pub struct FetchResults {
     /// The result for each reference.
-    pub by_reference: BTreeMap<Reference, Result<Fetched, Arc<OciError>>>,
+    pub by_reference: BTreeMap<Reference, Result<FetchedComponent, Arc<OciError>>>,
     /// Warnings for the operator, a sentence each.
     pub warnings: Vec<String>,
 }
 
-impl PartialEq for Brought {
+impl PartialEq for FetchResults {
     fn eq(&self, other: &Self) -> bool {
         // Errors hold errors of the system, which cannot be compared.
         let results = |brought: &Self| -> Vec<_> {
@@ -100,19 +100,19 @@ impl PartialEq for Brought {
 
 /// Whether tags are resolved again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tags {
+pub enum TagResolution {
     /// Use what this process last resolved, and resolve only what it never did.
     AsKnown,
     /// Resolve all tags again.
     Anew,
 }
 
-impl Components {
+impl ComponentStore {
     /// A store in this folder, which is created with the first component.
     pub fn new(folder: PathBuf, largest: u64) -> Self {
         Self {
-            folder: Folder::new(folder),
-            limits: Limits::default(),
+            folder: ComponentCache::new(folder),
+            limits: RegistryLimits::default(),
             largest,
             asked: Arc::default(),
         }
@@ -122,11 +122,11 @@ impl Components {
     /// others are accessed anonymously.
     pub async fn bring(
         &self,
-        wanted: &[Wanted],
-        mut registries: BTreeMap<Registry, Access>,
-        tags: Tags,
-    ) -> Brought {
-        let mut brought = Brought::default();
+        wanted: &[ComponentRequest],
+        mut registries: BTreeMap<RegistryHost, RegistryAccess>,
+        tags: TagResolution,
+    ) -> FetchResults {
+        let mut brought = FetchResults::default();
         if wanted.is_empty() {
             return brought;
         }
@@ -134,10 +134,10 @@ impl Components {
             let registry = one.reference.registry().clone();
             registries.entry(registry).or_default();
         }
-        let client = Client::new(registries, self.limits.clone());
+        let client = RegistryClient::new(registries, self.limits.clone());
         let client = &client.map_err(Arc::new);
         // Two plugins may use the same component.
-        let each: BTreeMap<&Reference, &Wanted> =
+        let each: BTreeMap<&Reference, &ComponentRequest> =
             wanted.iter().map(|one| (&one.reference, one)).collect();
         let one = |wanted| {
             let brought = async move {
@@ -167,23 +167,24 @@ impl Components {
 
     async fn one(
         &self,
-        wanted: &Wanted,
-        client: Result<&Client, Arc<OciError>>,
-        tags: Tags,
-    ) -> Result<Found, Arc<OciError>> {
+        wanted: &ComponentRequest,
+        client: Result<&RegistryClient, Arc<OciError>>,
+        tags: TagResolution,
+    ) -> Result<ResolvedComponent, Arc<OciError>> {
         let reference = &wanted.reference;
         let meant = wanted.component.as_ref();
         let before = self.asked.lock().get(reference).cloned();
         if let Some(found) = before.filter(|found| found.component.file.is_file())
-            && tags == Tags::AsKnown
+            && tags == TagResolution::AsKnown
             // A different expected digest means that another build is wanted.
             && meant.is_none_or(|meant| *meant == found.component.digest)
         {
             return Ok(found);
         }
         let kept = self.kept(reference).await;
-        let is_meant =
-            |kept: &&Found| reference.digest().is_some() || Some(&kept.component.digest) == meant;
+        let is_meant = |kept: &&ResolvedComponent| {
+            reference.digest().is_some() || Some(&kept.component.digest) == meant
+        };
         if let Some(kept) = kept.as_ref().filter(is_meant) {
             self.asked.lock().insert(reference.clone(), kept.clone());
             return Ok(kept.clone());
@@ -203,13 +204,13 @@ impl Components {
             }
             (Err(why), None) => return Err(why),
         };
-        let found = Found { warning, ..found };
+        let found = ResolvedComponent { warning, ..found };
         self.asked.lock().insert(reference.clone(), found.clone());
         Ok(found)
     }
 
     /// The component on disk for a reference.
-    async fn kept(&self, reference: &Reference) -> Option<Found> {
+    async fn kept(&self, reference: &Reference) -> Option<ResolvedComponent> {
         let (folder, reference, largest) = (self.folder.clone(), reference.clone(), self.largest);
         let looked = tokio::task::spawn_blocking(move || {
             let pinned = reference.digest().map(str::to_owned);
@@ -217,8 +218,8 @@ impl Components {
             let layer = manifest::layer(&folder.manifest(&manifest)?, largest).ok()?;
             let file = folder.component(&layer.digest)?;
             let digest = layer.digest;
-            let component = Fetched { file, digest };
-            Some(Found {
+            let component = FetchedComponent { file, digest };
+            Some(ResolvedComponent {
                 manifest,
                 component,
                 warning: None,
@@ -227,7 +228,11 @@ impl Components {
         looked.await.ok().flatten()
     }
 
-    async fn fetch(&self, reference: &Reference, client: &Client) -> Result<Found, OciError> {
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        client: &RegistryClient,
+    ) -> Result<ResolvedComponent, OciError> {
         let mut pull = client.pull(reference)?;
         let (text, manifest) = pull.manifest().await?;
         let layer = manifest::layer(&text, self.largest)?;
@@ -245,8 +250,8 @@ impl Components {
         tracing::info!(%reference, digest = layer.digest, "a component came from its registry");
         let file = self.folder.component_file(&layer.digest);
         let digest = layer.digest;
-        let component = Fetched { file, digest };
-        Ok(Found {
+        let component = FetchedComponent { file, digest };
+        Ok(ResolvedComponent {
             manifest,
             component,
             warning: None,
@@ -272,9 +277,9 @@ impl Components {
 
 /// A component and the manifest that led to it.
 #[derive(Debug, Clone)]
-struct Found {
+struct ResolvedComponent {
     /// The manifest's SHA-256, in lower-case hex.
     manifest: String,
-    component: Fetched,
+    component: FetchedComponent,
     warning: Option<String>,
 }

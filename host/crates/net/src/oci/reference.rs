@@ -23,7 +23,7 @@ const LONGEST_TAG: usize = 128;
 /// A reference to a component in a registry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
-    registry: Registry,
+    registry: RegistryHost,
     repository: String,
     tag: Option<String>,
     digest: Option<String>,
@@ -31,14 +31,14 @@ pub struct Reference {
 
 /// A registry: its host, and its port if that is not the default.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Registry(String);
+pub struct RegistryHost(String);
 
 /// An error in parsing a reference. The message ends a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ReferenceError(&'static str);
 
-impl Registry {
+impl RegistryHost {
     /// Parses a host, as in `ghcr.io` or `localhost:5000`.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Registry {
     }
 }
 
-impl fmt::Display for Registry {
+impl fmt::Display for RegistryHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -106,7 +106,7 @@ impl Reference {
         let (registry, rest) = text.split_once('/').ok_or(ReferenceError(
             "it names no repository: write oci://REGISTRY/REPOSITORY:TAG",
         ))?;
-        let registry = Registry::parse(registry)?;
+        let registry = RegistryHost::parse(registry)?;
         let (rest, digest) = match rest.split_once('@') {
             None => (rest, None),
             Some((rest, digest)) => {
@@ -145,7 +145,7 @@ impl Reference {
     }
 
     /// The registry.
-    pub fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &RegistryHost {
         &self.registry
     }
 
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn only_this_machine_by_its_own_name_is_this_machine() {
-        let loopback = |text: &str| Registry::parse(text).unwrap().is_loopback();
+        let loopback = |text: &str| RegistryHost::parse(text).unwrap().is_loopback();
         for text in [
             "localhost",
             "localhost:5000",

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Body;
-use lucid_tests::registry::{Registry as Fake, answer, digest_of};
+use lucid_tests::registry::{TestRegistry as Fake, answer, digest_of};
 use serde_json::json;
 use url::Url;
 
-use super::client::{Client, Limits};
+use super::client::{RegistryClient, RegistryLimits};
 use super::*;
 use lucid_types::secret::Secret;
 
@@ -20,14 +20,14 @@ const LARGEST: u64 = 1_000;
 /// A folder for components, and the access to the registries they come from.
 struct Ground {
     folder: tempfile::TempDir,
-    components: Components,
-    registries: BTreeMap<Registry, Access>,
+    components: ComponentStore,
+    registries: BTreeMap<RegistryHost, RegistryAccess>,
 }
 
 impl Ground {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let components = Components::new(folder.path().join("components"), LARGEST);
+        let components = ComponentStore::new(folder.path().join("components"), LARGEST);
         Self {
             folder,
             components,
@@ -37,22 +37,27 @@ impl Ground {
 
     /// As another process, or the next start, would see it.
     fn start_again(&mut self) {
-        self.components = Components::new(self.folder.path().join("components"), LARGEST);
+        self.components = ComponentStore::new(self.folder.path().join("components"), LARGEST);
     }
 
     /// Names a registry, as the manifest may.
     fn name(&mut self, address: &str, login: Option<(&str, &str)>) {
         let login = login.map(|(user, password)| (user.to_owned(), Secret::new(password)));
-        let access = Access {
+        let access = RegistryAccess {
             login,
             plain_http: None,
         };
-        let registry = Registry::parse(address).unwrap();
+        let registry = RegistryHost::parse(address).unwrap();
         self.registries.insert(registry, access);
     }
 
-    async fn bring_all(&self, reference: &str, component: Option<&str>, tags: Tags) -> Brought {
-        let wanted = Wanted {
+    async fn bring_all(
+        &self,
+        reference: &str,
+        component: Option<&str>,
+        tags: TagResolution,
+    ) -> FetchResults {
+        let wanted = ComponentRequest {
             reference: Reference::parse(reference).unwrap(),
             component: component.map(str::to_owned),
         };
@@ -62,7 +67,11 @@ impl Ground {
     }
 
     /// Fetches one component, and returns its bytes and the warnings.
-    async fn bring(&self, reference: &str, tags: Tags) -> Result<(Vec<u8>, Vec<String>), String> {
+    async fn bring(
+        &self,
+        reference: &str,
+        tags: TagResolution,
+    ) -> Result<(Vec<u8>, Vec<String>), String> {
         let brought = self.bring_all(reference, None, tags).await;
         let (_, came) = brought.by_reference.into_iter().next().unwrap();
         let bytes = std::fs::read(came.map_err(|why| why.to_string())?.file).unwrap();
@@ -86,15 +95,15 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
     let manifest = fake.push("1", WASM);
     let tagged = format!("{}/team/reviewer:1", fake.address);
     let pinned = format!("{}/team/reviewer@{manifest}", fake.address);
-    assert_eq!(ground.bring(&tagged, Tags::Anew).await, good(WASM));
+    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
     let paths: Vec<String> = fake.asked().into_iter().map(|asked| asked.path).collect();
     let blob = format!("/v2/team/reviewer/blobs/{}", digest_of(WASM));
     assert_eq!(paths, ["/v2/team/reviewer/manifests/1", &*blob]);
 
     // With its digest it is there already: nobody is asked, now or later.
-    assert_eq!(ground.bring(&pinned, Tags::Anew).await, good(WASM));
+    assert_eq!(ground.bring(&pinned, TagResolution::Anew).await, good(WASM));
     ground.start_again();
-    assert_eq!(ground.bring(&pinned, Tags::Anew).await, good(WASM));
+    assert_eq!(ground.bring(&pinned, TagResolution::Anew).await, good(WASM));
     assert!(
         fake.asked().is_empty(),
         "what is pinned and kept was asked for"
@@ -102,7 +111,7 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
 
     // By its tag it is what it last was, with a warning.
     fake.stop().await;
-    let (bytes, warnings) = ground.bring(&tagged, Tags::Anew).await.unwrap();
+    let (bytes, warnings) = ground.bring(&tagged, TagResolution::Anew).await.unwrap();
     assert_eq!(bytes, WASM);
     let [warning] = &warnings[..] else {
         panic!("one warning, and not {warnings:?}")
@@ -113,10 +122,12 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
     );
     // It is not asked for with every unrelated change, and the warning stays.
     assert_eq!(
-        ground.bring(&tagged, Tags::AsKnown).await,
+        ground.bring(&tagged, TagResolution::AsKnown).await,
         Ok((bytes, warnings))
     );
-    let other = ground.bring(&tagged.replace(":1", ":2"), Tags::Anew).await;
+    let other = ground
+        .bring(&tagged.replace(":1", ":2"), TagResolution::Anew)
+        .await;
     assert!(other.unwrap_err().contains("cannot be reached"));
 }
 
@@ -125,17 +136,23 @@ async fn a_tag_is_asked_for_anew_when_somebody_says_so_and_not_before() {
     let (fake, ground) = (Fake::start().await, Ground::new());
     fake.push("1", WASM);
     let tagged = format!("{}/a:1", fake.address);
-    assert_eq!(ground.bring(&tagged, Tags::AsKnown).await, good(WASM));
+    assert_eq!(
+        ground.bring(&tagged, TagResolution::AsKnown).await,
+        good(WASM)
+    );
     fake.asked();
     fake.push("1", b"another build");
-    assert_eq!(ground.bring(&tagged, Tags::AsKnown).await, good(WASM));
+    assert_eq!(
+        ground.bring(&tagged, TagResolution::AsKnown).await,
+        good(WASM)
+    );
     assert!(fake.asked().is_empty(), "the tag was asked for");
-    let anew = ground.bring(&tagged, Tags::Anew).await;
+    let anew = ground.bring(&tagged, TagResolution::Anew).await;
     assert_eq!(anew, good(b"another build"));
     // The previous build is kept: nothing but the manifest is fetched when the tag goes back.
     fake.push("1", WASM);
     fake.asked();
-    assert_eq!(ground.bring(&tagged, Tags::Anew).await, good(WASM));
+    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
     assert_eq!(fake.asked().len(), 1, "a kept component was fetched again");
 }
 
@@ -144,19 +161,21 @@ async fn a_tag_whose_component_has_the_digest_that_is_meant_is_not_asked_for() {
     let (fake, ground) = (Fake::start().await, Ground::new());
     fake.push("1", WASM);
     let tagged = format!("{}/a:1", fake.address);
-    ground.bring(&tagged, Tags::Anew).await.unwrap();
+    ground.bring(&tagged, TagResolution::Anew).await.unwrap();
     fake.asked();
     fake.push("1", b"another build");
     let digest = digest_of(WASM);
     let meant = digest.strip_prefix("sha256:");
-    let brought = ground.bring_all(&tagged, meant, Tags::Anew).await;
+    let brought = ground.bring_all(&tagged, meant, TagResolution::Anew).await;
     let (_, came) = brought.by_reference.into_iter().next().unwrap();
     assert_eq!(Some(&*came.unwrap().digest), meant);
     assert!(fake.asked().is_empty());
     // Giving the next build's digest fetches that build, without resolving tags again.
     let digest = digest_of(b"another build");
     let meant = digest.strip_prefix("sha256:");
-    let brought = ground.bring_all(&tagged, meant, Tags::AsKnown).await;
+    let brought = ground
+        .bring_all(&tagged, meant, TagResolution::AsKnown)
+        .await;
     let (_, came) = brought.by_reference.into_iter().next().unwrap();
     assert_eq!(Some(&*came.unwrap().digest), meant);
 }
@@ -284,7 +303,10 @@ async fn what_a_registry_gives_and_should_not_is_refused_and_nothing_of_it_is_ke
         }
         fault(&fake);
         let tagged = format!("{}/a:1", fake.address);
-        let said = ground.bring(&tagged, Tags::Anew).await.expect_err(what);
+        let said = ground
+            .bring(&tagged, TagResolution::Anew)
+            .await
+            .expect_err(what);
         assert!(said.contains(reason), "{what}: {said}");
         assert!(!said.contains("hunter2"), "{what}: {said}");
         assert_eq!(
@@ -298,7 +320,10 @@ async fn what_a_registry_gives_and_should_not_is_refused_and_nothing_of_it_is_ke
     fake.push("1", WASM);
     fake.put(&format!("sha256:{not_there}"), "x/y", b"{}".to_vec());
     let pinned = format!("{}/a@sha256:{not_there}", fake.address);
-    let said = ground.bring(&pinned, Tags::Anew).await.unwrap_err();
+    let said = ground
+        .bring(&pinned, TagResolution::Anew)
+        .await
+        .unwrap_err();
     assert!(said.contains("another manifest than it must be"), "{said}");
 }
 
@@ -307,10 +332,10 @@ async fn a_tag_that_came_to_something_broken_is_what_it_was_and_somebody_is_told
     let (fake, mut ground) = (Fake::start().await, Ground::new());
     fake.push("1", WASM);
     let tagged = format!("{}/a:1", fake.address);
-    ground.bring(&tagged, Tags::Anew).await.unwrap();
+    ground.bring(&tagged, TagResolution::Anew).await.unwrap();
     fake.push_manifest("1", b"{}".to_vec());
     ground.start_again();
-    let (bytes, warnings) = ground.bring(&tagged, Tags::Anew).await.unwrap();
+    let (bytes, warnings) = ground.bring(&tagged, TagResolution::Anew).await.unwrap();
     assert_eq!(bytes, WASM);
     assert!(
         warnings[0].contains("no manifest of an artifact"),
@@ -348,20 +373,26 @@ async fn user_and_password_go_to_the_registry_and_its_token_server_and_nowhere_e
     ground.name(&fake.address, Some(("me", "hunter2")));
 
     // Neither URL is one that the manifest names, and both are on this machine.
-    let said = ground.bring(&tagged, Tags::Anew).await.unwrap_err();
+    let said = ground
+        .bring(&tagged, TagResolution::Anew)
+        .await
+        .unwrap_err();
     assert!(
         said.contains(&format!("sends on to http://{}", tokens.address)),
         "{said}"
     );
     ground.name(&tokens.address, None);
-    let said = ground.bring(&tagged, Tags::Anew).await.unwrap_err();
+    let said = ground
+        .bring(&tagged, TagResolution::Anew)
+        .await
+        .unwrap_err();
     assert!(
         said.contains(&format!("sends on to http://{}", files.address)),
         "{said}"
     );
     ground.name(&files.address, None);
     tokens.asked();
-    assert_eq!(ground.bring(&tagged, Tags::Anew).await, good(WASM));
+    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
 
     let [asked] = &tokens.asked()[..] else {
         panic!("one token")
@@ -398,10 +429,13 @@ async fn a_registry_that_wants_a_password_itself_gets_it_and_a_wrong_one_is_said
         (!known).then(who)
     });
     let tagged = format!("{}/a:1", fake.address);
-    let said = ground.bring(&tagged, Tags::Anew).await.unwrap_err();
+    let said = ground
+        .bring(&tagged, TagResolution::Anew)
+        .await
+        .unwrap_err();
     assert!(said.contains("say `user` and `password`"), "{said}");
     ground.name(&fake.address, Some(("me", "hunter3")));
-    let brought = ground.bring_all(&tagged, None, Tags::Anew).await;
+    let brought = ground.bring_all(&tagged, None, TagResolution::Anew).await;
     let why = brought.by_reference.values().next().unwrap();
     let why = why.as_ref().unwrap_err();
     let said = format!("{why} {brought:?} {:?}", ground.registries);
@@ -410,7 +444,7 @@ async fn a_registry_that_wants_a_password_itself_gets_it_and_a_wrong_one_is_said
         "{said}"
     );
     ground.name(&fake.address, Some(("me", "hunter2")));
-    assert_eq!(ground.bring(&tagged, Tags::Anew).await, good(WASM));
+    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
 }
 
 #[tokio::test]
@@ -418,7 +452,10 @@ async fn a_registry_that_sends_on_without_an_end_is_left() {
     let (fake, ground) = (Fake::start().await, Ground::new());
     fake.instead(|asked| Some(answer(302, &[("location", &asked.path)], "")));
     let tagged = format!("{}/a:1", fake.address);
-    let said = ground.bring(&tagged, Tags::Anew).await.unwrap_err();
+    let said = ground
+        .bring(&tagged, TagResolution::Anew)
+        .await
+        .unwrap_err();
     assert!(said.contains("without an end"), "{said}");
     assert!(fake.asked().len() < 10);
 }
@@ -431,8 +468,13 @@ fn a_registry_sends_on_to_public_servers_over_https_and_to_named_ones() {
         "10.0.0.7:9000",
         "minio.internal",
     ];
-    let named = named.map(|text| (Registry::parse(text).unwrap(), Access::default()));
-    let client = Client::new(named.into(), Limits::default()).unwrap();
+    let named = named.map(|text| {
+        (
+            RegistryHost::parse(text).unwrap(),
+            RegistryAccess::default(),
+        )
+    });
+    let client = RegistryClient::new(named.into(), RegistryLimits::default()).unwrap();
     let may = |text: &str| client.may_be_sent_to(&Url::parse(text).unwrap());
     for text in [
         "https://registry.example/x",
@@ -467,12 +509,15 @@ fn a_registry_sends_on_to_public_servers_over_https_and_to_named_ones() {
 #[test]
 fn only_this_machine_is_asked_over_plain_http_unless_somebody_says_so() {
     let scheme = |text: &str, plain_http| {
-        let registry = Registry::parse(text).unwrap();
-        let access = Access {
+        let registry = RegistryHost::parse(text).unwrap();
+        let access = RegistryAccess {
             login: None,
             plain_http,
         };
-        let client = Client::new(BTreeMap::from([(registry, access)]), Limits::default());
+        let client = RegistryClient::new(
+            BTreeMap::from([(registry, access)]),
+            RegistryLimits::default(),
+        );
         let reference = Reference::parse(&format!("{text}/a:1")).unwrap();
         client
             .unwrap()
@@ -494,14 +539,14 @@ async fn what_was_damaged_on_the_disk_is_fetched_again() {
     let (fake, mut ground) = (Fake::start().await, Ground::new());
     let manifest = fake.push("1", WASM);
     let pinned = format!("{}/a@{manifest}", fake.address);
-    ground.bring(&pinned, Tags::Anew).await.unwrap();
+    ground.bring(&pinned, TagResolution::Anew).await.unwrap();
     for kind in ["wasm", "json"] {
         let is_kind = |path: &PathBuf| path.extension().is_some_and(|found| found == kind);
         let file = ground.kept().into_iter().find(is_kind).unwrap();
         std::fs::write(&file, "damaged").unwrap();
         ground.start_again();
         assert_eq!(
-            ground.bring(&pinned, Tags::AsKnown).await,
+            ground.bring(&pinned, TagResolution::AsKnown).await,
             good(WASM),
             "{kind}"
         );
@@ -514,8 +559,8 @@ async fn what_is_kept_is_bounded_and_what_is_needed_stays() {
     ground.components.folder.bounds.components = 3;
     let first = fake.push("0", b"build 0");
     let pinned = format!("{}/a@{first}", fake.address);
-    ground.bring(&pinned, Tags::Anew).await.unwrap();
-    let wanted = |text: String| Wanted {
+    ground.bring(&pinned, TagResolution::Anew).await.unwrap();
+    let wanted = |text: String| ComponentRequest {
         reference: Reference::parse(&text).unwrap(),
         component: None,
     };
@@ -528,7 +573,7 @@ async fn what_is_kept_is_bounded_and_what_is_needed_stays() {
         ];
         let brought = ground
             .components
-            .bring(&both, BTreeMap::new(), Tags::Anew)
+            .bring(&both, BTreeMap::new(), TagResolution::Anew)
             .await;
         for came in brought.by_reference.into_values() {
             assert!(came.unwrap().file.is_file());
@@ -545,6 +590,6 @@ async fn what_is_kept_is_bounded_and_what_is_needed_stays() {
     let file = std::fs::File::options().write(true).open(&draft).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH)
         .unwrap();
-    ground.bring(&pinned, Tags::Anew).await.unwrap();
+    ground.bring(&pinned, TagResolution::Anew).await.unwrap();
     assert!(!draft.exists(), "an abandoned draft lies there for ever");
 }

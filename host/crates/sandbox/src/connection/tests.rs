@@ -40,15 +40,15 @@ async fn ends_after(bytes: Vec<u8>) -> String {
 async fn a_frame_out_of_turn_ends_the_connection() {
     let frame = |kind, id, payload: &[u8]| Frame::new(kind, id, payload).encode();
     for (bytes, reason) in [
-        (frame(Kind::Output, 2, b"x"), "never sent"),
-        (frame(Kind::Output, 1, b"12345"), "more output"),
-        (frame(Kind::Tail, 1, b"12345"), "more output"),
-        (frame(Kind::Output, 1, b""), "without a byte"),
-        (frame(Kind::Tail, 1, b""), "without a byte"),
-        (frame(Kind::Hello, 1, b"{}"), "out of turn"),
-        (frame(Kind::Start, 1, b"{}"), "out of turn"),
-        (frame(Kind::GitData, 1, b"{}"), "out of turn"),
-        (frame(Kind::Exit, 1, b"not an end"), "cannot be read"),
+        (frame(FrameKind::Output, 2, b"x"), "never sent"),
+        (frame(FrameKind::Output, 1, b"12345"), "more output"),
+        (frame(FrameKind::Tail, 1, b"12345"), "more output"),
+        (frame(FrameKind::Output, 1, b""), "without a byte"),
+        (frame(FrameKind::Tail, 1, b""), "without a byte"),
+        (frame(FrameKind::Hello, 1, b"{}"), "out of turn"),
+        (frame(FrameKind::Start, 1, b"{}"), "out of turn"),
+        (frame(FrameKind::GitData, 1, b"{}"), "out of turn"),
+        (frame(FrameKind::Exit, 1, b"not an end"), "cannot be read"),
         (vec![0xff; 9], "longer than"),
         (vec![0, 0, 0, 0, 99, 0, 0, 0, 1], "unknown kind"),
     ] {
@@ -66,12 +66,12 @@ async fn a_box_that_prints_more_than_it_was_granted_loses_its_connection() {
             ..start(4, 0)
         })
         .unwrap();
-    let output = |bytes: &[u8]| Frame::new(Kind::Output, 1, bytes).encode();
+    let output = |bytes: &[u8]| Frame::new(FrameKind::Output, 1, bytes).encode();
     theirs.write_all(&output(b"1234")).await.unwrap();
-    assert!(matches!(running.next().await, Some(Event::Output(bytes)) if bytes == b"1234"));
+    assert!(matches!(running.next().await, Some(CommandEvent::Output(bytes)) if bytes == b"1234"));
     running.grant(2);
     theirs.write_all(&output(b"56")).await.unwrap();
-    assert!(matches!(running.next().await, Some(Event::Output(bytes)) if bytes == b"56"));
+    assert!(matches!(running.next().await, Some(CommandEvent::Output(bytes)) if bytes == b"56"));
     theirs.write_all(&output(b"7")).await.unwrap();
     assert!(running.next().await.is_none());
     assert!(connection.ended().await.contains("more output"));
@@ -79,10 +79,10 @@ async fn a_box_that_prints_more_than_it_was_granted_loses_its_connection() {
 
 #[tokio::test]
 async fn output_after_the_end_of_its_command_ends_the_connection() {
-    let mut bytes = Frame::json(Kind::Exit, 1, &Exit::default())
+    let mut bytes = Frame::json(FrameKind::Exit, 1, &Exit::default())
         .unwrap()
         .encode();
-    bytes.extend(Frame::new(Kind::Output, 1, b"x".to_vec()).encode());
+    bytes.extend(Frame::new(FrameKind::Output, 1, b"x".to_vec()).encode());
     assert!(ends_after(bytes).await.contains("never sent"));
 }
 
@@ -90,7 +90,7 @@ async fn output_after_the_end_of_its_command_ends_the_connection() {
 async fn the_reason_of_an_end_is_asked_for_and_the_first_one_stays() {
     let (ours, theirs) = tokio::io::duplex(4096);
     let (reader, writer) = tokio::io::split(ours);
-    let inquiry: Inquiry = Box::pin(async { Some("It was killed.".to_owned()) });
+    let inquiry: EndReasonLookup = Box::pin(async { Some("It was killed.".to_owned()) });
     let connection = Connection::over(reader, writer, Some(inquiry));
     drop(theirs);
     assert_eq!(connection.ended().await, "It was killed.");
@@ -103,28 +103,31 @@ async fn the_reason_of_an_end_is_asked_for_and_the_first_one_stays() {
 async fn a_box_without_room_is_told_apart_from_a_command_that_is_wrong() {
     let (connection, mut theirs) = pair();
     let mut running = connection.start(&start(0, 0)).unwrap();
-    let frame = Frame::new(Kind::Full, 1, b"full".to_vec());
+    let frame = Frame::new(FrameKind::Full, 1, b"full".to_vec());
     theirs.write_all(&frame.encode()).await.unwrap();
-    assert!(matches!(running.next().await, Some(Event::Full(sentence)) if sentence == "full"));
+    assert!(
+        matches!(running.next().await, Some(CommandEvent::Full(sentence)) if sentence == "full")
+    );
     assert!(connection.is_alive());
 }
 
 #[tokio::test]
 async fn a_sentence_of_a_box_is_cut_and_holds_nothing_that_is_not_read() {
     let long = format!("a\x1b[2Jb\n{}", "x".repeat(100_000));
-    for kind in [Kind::Failed, Kind::Full] {
+    for kind in [FrameKind::Failed, FrameKind::Full] {
         let (connection, mut theirs) = pair();
         let mut running = connection.start(&start(0, 0)).unwrap();
         let frame = Frame::new(kind, 1, long.clone()).encode();
         theirs.write_all(&frame).await.unwrap();
-        let Some(Event::Failed(said) | Event::Full(said)) = running.next().await else {
+        let Some(CommandEvent::Failed(said) | CommandEvent::Full(said)) = running.next().await
+        else {
             panic!("no sentence came")
         };
         assert_eq!(said.chars().count(), SENTENCE);
         assert!(said.starts_with("a[2Jb x"), "{said}");
     }
     let unreadable = serde_json::to_vec(&long).unwrap();
-    let reason = ends_after(Frame::new(Kind::Exit, 1, unreadable).encode()).await;
+    let reason = ends_after(Frame::new(FrameKind::Exit, 1, unreadable).encode()).await;
     assert!(reason.len() < 2 * SENTENCE, "{reason}");
 }
 
@@ -135,7 +138,7 @@ async fn any_number_may_stand_for_the_signal_that_ended_a_command() {
         signal: Some(i32::MAX),
         ..Exit::default()
     };
-    let frame = Frame::json(Kind::Exit, 1, &exit).unwrap().encode();
+    let frame = Frame::json(FrameKind::Exit, 1, &exit).unwrap().encode();
     let start = start(0, 0);
     let running = super::super::exec::run(&connection, &start, |_| {});
     let answer = async {
@@ -157,7 +160,7 @@ proptest! {
             drop(theirs);
             let mut output = 0;
             while let Some(event) = running.next().await {
-                if let Event::Output(bytes) | Event::Tail(bytes) = event {
+                if let CommandEvent::Output(bytes) | CommandEvent::Tail(bytes) = event {
                     output += bytes.len();
                 }
             }

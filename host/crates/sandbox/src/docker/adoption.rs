@@ -14,13 +14,13 @@ use futures::StreamExt;
 
 use super::container::Container;
 use super::container_spec::{BOX, OWNER, SHAPE};
-use super::state_dir::{BoxFolder, Identity, Owner};
-use super::{Backend, Transport, removal};
+use super::state_dir::{ContainerDir, DirIdentity, OwnerDir};
+use super::{DockerBackend, Transport, removal};
 use crate::SandboxError;
 
 /// The result of adopting a dead host's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TakenOver {
+pub struct Adopted {
     /// Containers kept for sessions that go on.
     pub kept: usize,
     /// Containers removed. Those that the engine cannot remove now are not counted, and are
@@ -28,7 +28,7 @@ pub struct TakenOver {
     pub removed: usize,
 }
 
-impl Backend {
+impl DockerBackend {
     /// Adopts the containers of the previous host in this folder, and keeps a pool from now on.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Backend {
     pub(crate) async fn take_over(
         &self,
         lives: impl Fn(&str) -> bool,
-    ) -> Result<TakenOver, SandboxError> {
+    ) -> Result<Adopted, SandboxError> {
         let Some(lock) = self.core.root.lock()? else {
             return Err(SandboxError::Start(
                 "another process of this host looks after its containers.".to_owned(),
@@ -45,7 +45,7 @@ impl Backend {
         *self.lock.lock() = Some(lock);
         let mut left = self.by_owner().await;
         // After the engine was asked: by now every container in its answer has its folder.
-        let mut done = TakenOver::default();
+        let mut done = Adopted::default();
         for owner in self.core.root.others() {
             let containers = left.remove(owner.name()).unwrap_or_default();
             match owner.lock_if_dead() {
@@ -90,10 +90,10 @@ impl Backend {
 
     async fn take_over_from(
         &self,
-        owner: &Owner,
+        owner: &OwnerDir,
         containers: Vec<ContainerSummary>,
         lives: impl Fn(&str) -> bool,
-        done: &mut TakenOver,
+        done: &mut Adopted,
     ) {
         let (mut kept, mut without_folder) = (Vec::new(), Vec::new());
         for found in containers {
@@ -122,7 +122,7 @@ impl Backend {
     fn fit(
         &self,
         found: &ContainerSummary,
-        folder: &BoxFolder,
+        folder: &ContainerDir,
         lives: impl Fn(&str) -> bool,
     ) -> Option<(String, String)> {
         let id = found.id.clone()?;
@@ -130,7 +130,7 @@ impl Backend {
         let fits = found.state == Some(ContainerSummaryStateEnum::RUNNING)
             && label(found, SHAPE) == Some(self.core.plan.shape().as_str())
             && folder.lucid().is_dir()
-            && Identity::of(&record.workspace).is_ok_and(|now| now == record.identity)
+            && DirIdentity::of(&record.workspace).is_ok_and(|now| now == record.identity)
             && lives(&record.session)
             && !self.left.lock().contains_key(&record.session);
         fits.then_some((record.session, id))

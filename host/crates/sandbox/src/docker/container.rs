@@ -17,13 +17,13 @@ use bollard::models::ContainerSummary;
 use futures::FutureExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::container_spec::{INSTANCE, OWNER, Plan, Wanted};
-use super::engine::{Engine, EngineError};
+use super::container_spec::{ContainerSpec, ContainerTemplate, INSTANCE, OWNER};
+use super::engine::{DockerEngine, DockerError};
 use super::removal::{PendingRemovals, remove};
-use super::state_dir::{BoxFolder, Identity, Record, Root};
-use super::transport::{Listener, Transport, attach};
+use super::state_dir::{ContainerDir, ContainerRecord, DirIdentity, StateDir};
+use super::transport::{ContainerSocket, Transport, attach};
 use crate::SandboxError;
-use crate::connection::{Connection, Inquiry};
+use crate::connection::{Connection, EndReasonLookup};
 use lucid_types::sanitize::clean;
 
 /// How long a running container may take to become ready.
@@ -39,9 +39,9 @@ const AT_A_TIME: u32 = 6;
 
 /// The state shared by all containers.
 pub(super) struct DockerContext {
-    pub(super) engine: Engine,
-    pub(super) root: Root,
-    pub(super) plan: Plan,
+    pub(super) engine: DockerEngine,
+    pub(super) root: StateDir,
+    pub(super) plan: ContainerTemplate,
     /// The target of `python` in containers whose image has it under another name only.
     pub(super) python: Option<String>,
     making: Semaphore,
@@ -51,7 +51,7 @@ pub(super) struct DockerContext {
 }
 
 /// A container that is ready.
-pub(super) struct Opened {
+pub(super) struct ReadyContainer {
     pub(super) connection: Connection,
     pub(super) container: Container,
     pub(super) transport: Transport,
@@ -61,12 +61,17 @@ pub(super) struct Opened {
 pub(super) struct Container {
     core: Arc<DockerContext>,
     id: String,
-    folder: BoxFolder,
+    folder: ContainerDir,
     removed: bool,
 }
 
 impl DockerContext {
-    pub(super) fn new(engine: Engine, root: Root, plan: Plan, python: Option<String>) -> Self {
+    pub(super) fn new(
+        engine: DockerEngine,
+        root: StateDir,
+        plan: ContainerTemplate,
+        python: Option<String>,
+    ) -> Self {
         Self {
             engine,
             root,
@@ -84,7 +89,7 @@ impl DockerContext {
         self: &Arc<Self>,
         session: Option<(String, PathBuf)>,
         how: Option<Transport>,
-    ) -> Result<Opened, SandboxError> {
+    ) -> Result<ReadyContainer, SandboxError> {
         let core = Arc::clone(self);
         // In a task of its own: the caller may go away, and what was created by then must be
         // removed.
@@ -100,7 +105,7 @@ impl DockerContext {
         self: Arc<Self>,
         session: Option<(String, PathBuf)>,
         how: Option<Transport>,
-    ) -> Result<Opened, SandboxError> {
+    ) -> Result<ReadyContainer, SandboxError> {
         let folder = self.root.make(self.python.as_deref())?;
         let made = async {
             let session = session
@@ -108,10 +113,10 @@ impl DockerContext {
                 .map(|(session, workspace)| (session.as_str(), workspace.as_path()));
             let workspace = match session {
                 Some((session, workspace)) => {
-                    folder.record(&Record {
+                    folder.record(&ContainerRecord {
                         session: session.to_owned(),
                         workspace: workspace.to_owned(),
-                        identity: Identity::of(workspace)?,
+                        identity: DirIdentity::of(workspace)?,
                     })?;
                     workspace.to_owned()
                 }
@@ -150,7 +155,7 @@ impl DockerContext {
             container.connect(listener, how).await
         };
         match opened.await {
-            Ok((connection, transport)) => Ok(Opened {
+            Ok((connection, transport)) => Ok(ReadyContainer {
                 connection,
                 container,
                 transport,
@@ -179,13 +184,13 @@ impl DockerContext {
 
     async fn create(
         &self,
-        folder: &BoxFolder,
+        folder: &ContainerDir,
         session: Option<&str>,
         workspace: &Path,
         how: Option<Transport>,
     ) -> Result<String, SandboxError> {
         let lucid = folder.lucid();
-        let wanted = Wanted {
+        let wanted = ContainerSpec {
             name: folder.name(),
             owner: self.root.owner().name(),
             transport: how,
@@ -231,14 +236,14 @@ impl DockerContext {
 }
 
 /// The name to use when the first choice belongs to another container.
-fn other_name(name: &str, folder: &BoxFolder) -> String {
+fn other_name(name: &str, folder: &ContainerDir) -> String {
     let own: String = folder.name().chars().take(8).collect();
     format!("{name}-{own}")
 }
 
 impl DockerContext {
     /// The containers that any process of this host created.
-    pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
+    pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, DockerError> {
         let labels = [(INSTANCE, self.plan.instance.as_str())];
         self.engine.labelled(&labels).await
     }
@@ -247,23 +252,26 @@ impl DockerContext {
     pub(super) async fn containers_of(
         &self,
         owner: &str,
-    ) -> Result<Vec<ContainerSummary>, EngineError> {
+    ) -> Result<Vec<ContainerSummary>, DockerError> {
         let labels = [(INSTANCE, self.plan.instance.as_str()), (OWNER, owner)];
         self.engine.labelled(&labels).await
     }
 }
 
 /// A listening socket, unless frames are known not to pass through one.
-fn listener(folder: &BoxFolder, how: Option<Transport>) -> Result<Option<Listener>, SandboxError> {
+fn listener(
+    folder: &ContainerDir,
+    how: Option<Transport>,
+) -> Result<Option<ContainerSocket>, SandboxError> {
     match how {
         Some(Transport::Exec) => Ok(None),
-        Some(Transport::Socket) | None => Listener::bind(&folder.lucid()).map(Some),
+        Some(Transport::Socket) | None => ContainerSocket::bind(&folder.lucid()).map(Some),
     }
 }
 
 impl Container {
     /// Wraps a container that was running before this host started.
-    pub(super) fn left(core: Arc<DockerContext>, id: String, folder: BoxFolder) -> Self {
+    pub(super) fn left(core: Arc<DockerContext>, id: String, folder: ContainerDir) -> Self {
         Self {
             core,
             id,
@@ -272,20 +280,20 @@ impl Container {
         }
     }
 
-    pub(super) fn folder(&self) -> &BoxFolder {
+    pub(super) fn folder(&self) -> &ContainerDir {
         &self.folder
     }
 
     /// Connects to the exec server of a running container that has already run commands.
     pub(super) async fn reconnect(&self, how: Transport) -> Result<Connection, SandboxError> {
-        let listener = listener(&self.folder, Some(how))?.map(Listener::among_others);
+        let listener = listener(&self.folder, Some(how))?.map(ContainerSocket::among_others);
         let (connection, _) = self.connect(listener, Some(how)).await?;
         Ok(connection)
     }
 
     async fn connect(
         &self,
-        listener: Option<Listener>,
+        listener: Option<ContainerSocket>,
         how: Option<Transport>,
     ) -> Result<(Connection, Transport), SandboxError> {
         let patience = if how.is_some() { READY } else { FIRST_READY };
@@ -322,16 +330,16 @@ impl Container {
     }
 
     /// Asks the engine what became of the container, once its connection is lost.
-    fn inquiry(&self) -> Inquiry {
+    fn inquiry(&self) -> EndReasonLookup {
         let (core, id) = (Arc::clone(&self.core), self.id.clone());
         async move {
             // Connection and engine notice the end independently, the engine later.
             let _ = tokio::time::timeout(SEEN, core.engine.stopped(&id)).await;
             match core.engine.inspect(&id).await {
-                Err(EngineError::Down { .. }) => {
+                Err(DockerError::Down { .. }) => {
                     Some("The Docker engine is gone, and its containers with it.".to_owned())
                 }
-                Err(EngineError::Refused { .. }) => {
+                Err(DockerError::Refused { .. }) => {
                     Some("Its container was removed by somebody else.".to_owned())
                 }
                 Ok(found) => {
@@ -362,7 +370,7 @@ impl Container {
         let other = other_name(&name, &self.folder);
         tokio::spawn(async move {
             let mut renamed = core.engine.rename(&id, &name).await;
-            if renamed.as_ref().is_err_and(EngineError::is_conflict) {
+            if renamed.as_ref().is_err_and(DockerError::is_conflict) {
                 renamed = core.engine.rename(&id, &other).await;
             }
             if let Err(error) = renamed

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountTmpfsOptions, MountType,
 };
-use lucid_exec::protocol::{Limits, Serve, VERSION};
+use lucid_exec::protocol::{ResourceLimits, Serve, VERSION};
 use sha2::{Digest, Sha256};
 
-use super::Settings;
-use super::image::Brought;
+use super::DockerSettings;
+use super::image::ImageConfig;
 use super::transport::Transport;
 use crate::command_env::environment as sandbox_environment;
 use crate::{Network, SandboxError};
@@ -56,7 +56,7 @@ const FIRST_TO_GO: i64 = 500;
 
 /// The parameters common to all containers of a host.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub(super) struct ContainerTemplate {
     pub(super) instance: String,
     pub(super) prefix: String,
     pub(super) workspace_mount: String,
@@ -74,7 +74,7 @@ pub(super) struct Plan {
 }
 
 /// The parameters of one container.
-pub(super) struct Wanted<'a> {
+pub(super) struct ContainerSpec<'a> {
     pub(super) name: &'a str,
     /// The process that creates it.
     pub(super) owner: &'a str,
@@ -86,14 +86,14 @@ pub(super) struct Wanted<'a> {
     pub(super) workspace: &'a Path,
 }
 
-impl Plan {
+impl ContainerTemplate {
     /// `cpus` is the number of the engine's machine; `image` is what the image brings.
     pub(super) fn new(
-        common: &crate::Settings,
-        own: &Settings,
+        common: &crate::SandboxSettings,
+        own: &DockerSettings,
         instance: String,
         cpus: Option<i64>,
-        image: &Brought,
+        image: &ImageConfig,
     ) -> Self {
         let image_path = image
             .environment
@@ -140,7 +140,7 @@ impl Plan {
     /// The exec server's parameters. The container's own limits replace most of its.
     pub(super) fn serve(&self) -> Serve {
         Serve {
-            limits: Limits {
+            limits: ResourceLimits {
                 // A user's count covers the whole machine; the container has one of its own.
                 processes: u64::MAX,
                 shared_user: false,
@@ -181,7 +181,7 @@ impl Plan {
     }
 
     fn environment(&self) -> BTreeMap<String, String> {
-        let nobodys = crate::Spec {
+        let nobodys = crate::SandboxSpec {
             session: "",
             workspace: Path::new("/"),
             repository: None,
@@ -207,7 +207,7 @@ impl Plan {
         Ok(outer.join(below).to_string_lossy().into_owned())
     }
 
-    fn labels(&self, wanted: &Wanted<'_>) -> HashMap<String, String> {
+    fn labels(&self, wanted: &ContainerSpec<'_>) -> HashMap<String, String> {
         let mut labels = vec![
             (MANAGED, "true"),
             (INSTANCE, &self.instance),
@@ -229,7 +229,10 @@ impl Plan {
     }
 
     /// The body of the engine's create request.
-    pub(super) fn body(&self, wanted: &Wanted<'_>) -> Result<ContainerCreateBody, SandboxError> {
+    pub(super) fn body(
+        &self,
+        wanted: &ContainerSpec<'_>,
+    ) -> Result<ContainerCreateBody, SandboxError> {
         let serve = Serve {
             // No host ever connects to the main process when frames go through `docker exec`.
             patience_seconds: (wanted.transport != Some(Transport::Exec))

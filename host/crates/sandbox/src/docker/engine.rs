@@ -32,7 +32,7 @@ const LOG: usize = 2048;
 
 /// The failure of a call.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum EngineError {
+pub(super) enum DockerError {
     /// Nothing answers, or something that is not an engine does.
     #[error("The Docker engine at {address} does not answer: {cause}.")]
     Down {
@@ -53,16 +53,16 @@ pub(super) enum EngineError {
     },
 }
 
-impl From<EngineError> for SandboxError {
-    fn from(error: EngineError) -> Self {
+impl From<DockerError> for SandboxError {
+    fn from(error: DockerError) -> Self {
         match &error {
-            EngineError::Down { .. } => Self::Engine(error.to_string()),
-            EngineError::Refused { .. } => Self::Start(error.to_string()),
+            DockerError::Down { .. } => Self::Engine(error.to_string()),
+            DockerError::Refused { .. } => Self::Start(error.to_string()),
         }
     }
 }
 
-impl EngineError {
+impl DockerError {
     /// Whether the named object does not exist.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
@@ -76,7 +76,7 @@ impl EngineError {
 
 /// A connection to an engine that answered.
 #[derive(Debug, Clone)]
-pub(super) struct Engine {
+pub(super) struct DockerEngine {
     docker: Docker,
     address: String,
     /// How often a busy engine is checked for still answering, and the delay before the first
@@ -84,14 +84,14 @@ pub(super) struct Engine {
     pulse: Duration,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Connects, and negotiates an API version that both support. `host` is as in `DOCKER_HOST`.
-    pub(super) async fn connect(host: Option<&str>) -> Result<Self, EngineError> {
+    pub(super) async fn connect(host: Option<&str>) -> Result<Self, DockerError> {
         let address = match host {
             Some(host) => host.to_owned(),
             None => usual_address(),
         };
-        let down = |cause: String| EngineError::Down {
+        let down = |cause: String| DockerError::Down {
             address: address.clone(),
             cause,
         };
@@ -125,8 +125,8 @@ impl Engine {
         what: &'static str,
         patience: Duration,
         answer: impl Future<Output = Result<T, ApiError>> + Send,
-    ) -> Result<T, EngineError> {
-        let down = |cause| EngineError::Down {
+    ) -> Result<T, DockerError> {
+        let down = |cause| DockerError::Down {
             address: self.address.clone(),
             cause,
         };
@@ -140,7 +140,7 @@ impl Engine {
             Ok(Err(ApiError::DockerResponseServerError {
                 status_code,
                 message,
-            })) => Err(EngineError::Refused {
+            })) => Err(DockerError::Refused {
                 what,
                 status: status_code,
                 message: message.trim_end_matches('.').to_owned(),
@@ -154,7 +154,7 @@ impl Engine {
     }
 
     /// Waits until the engine, busy with a request, stops answering anything else too.
-    async fn silence(&self) -> EngineError {
+    async fn silence(&self) -> DockerError {
         let cause = loop {
             tokio::time::sleep(self.pulse).await;
             match tokio::time::timeout(self.pulse, self.docker.ping()).await {
@@ -163,24 +163,24 @@ impl Engine {
                 Err(_) => break "it fell silent while it was at work".to_owned(),
             }
         };
-        EngineError::Down {
+        DockerError::Down {
             address: self.address.clone(),
             cause,
         }
     }
 
     /// Checks that the engine answers.
-    pub(super) async fn ping(&self) -> Result<(), EngineError> {
+    pub(super) async fn ping(&self) -> Result<(), DockerError> {
         let ping = async { self.docker.ping().await.map(|_| ()) };
         self.call("answer", QUICK, ping).await
     }
 
-    pub(super) async fn info(&self) -> Result<SystemInfo, EngineError> {
+    pub(super) async fn info(&self) -> Result<SystemInfo, DockerError> {
         self.call("describe itself", QUICK, self.docker.info())
             .await
     }
 
-    pub(super) async fn image(&self, name: &str) -> Result<ImageInspect, EngineError> {
+    pub(super) async fn image(&self, name: &str) -> Result<ImageInspect, DockerError> {
         self.call("show an image", QUICK, self.docker.inspect_image(name))
             .await
     }
@@ -190,25 +190,25 @@ impl Engine {
         &self,
         name: &str,
         body: ContainerCreateBody,
-    ) -> Result<String, EngineError> {
+    ) -> Result<String, DockerError> {
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         let create = self.docker.create_container(Some(options), body);
         let made = self.call("make a container", SLOW, create).await?;
         Ok(made.id)
     }
 
-    pub(super) async fn start(&self, id: &str) -> Result<(), EngineError> {
+    pub(super) async fn start(&self, id: &str) -> Result<(), DockerError> {
         let start = self.docker.start_container(id, None);
         self.call("start a container", SLOW, start).await
     }
 
-    pub(super) async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
+    pub(super) async fn rename(&self, id: &str, name: &str) -> Result<(), DockerError> {
         let options = RenameContainerOptionsBuilder::new().name(name).build();
         let rename = self.docker.rename_container(id, options);
         self.call("rename a container", QUICK, rename).await
     }
 
-    pub(super) async fn inspect(&self, id: &str) -> Result<ContainerInspectResponse, EngineError> {
+    pub(super) async fn inspect(&self, id: &str) -> Result<ContainerInspectResponse, DockerError> {
         self.call(
             "show a container",
             QUICK,
@@ -221,7 +221,7 @@ impl Engine {
     pub(super) async fn labelled(
         &self,
         labels: &[(&str, &str)],
-    ) -> Result<Vec<ContainerSummary>, EngineError> {
+    ) -> Result<Vec<ContainerSummary>, DockerError> {
         let labels: Vec<String> = labels
             .iter()
             .map(|(name, value)| format!("{name}={value}"))
@@ -236,7 +236,7 @@ impl Engine {
     }
 
     /// Kills and removes a container, with its anonymous volumes. Succeeds if it is already gone.
-    pub(super) async fn remove(&self, id: &str) -> Result<(), EngineError> {
+    pub(super) async fn remove(&self, id: &str) -> Result<(), DockerError> {
         let options = RemoveContainerOptionsBuilder::new()
             .force(true)
             .v(true)
@@ -250,7 +250,7 @@ impl Engine {
         }
     }
 
-    async fn removed(&self, id: &str) -> Result<(), EngineError> {
+    async fn removed(&self, id: &str) -> Result<(), DockerError> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("removed")
             .build();
@@ -265,7 +265,7 @@ impl Engine {
         match self.inspect(id).await {
             Err(error) if error.is_missing() => Ok(()),
             Err(error) => Err(error),
-            Ok(_) => Err(EngineError::Refused {
+            Ok(_) => Err(DockerError::Refused {
                 what: "remove a container",
                 status: 409,
                 message: "somebody else was removing it, and it is still there".to_owned(),
@@ -321,12 +321,12 @@ impl Engine {
         &self.docker
     }
 
-    /// Runs a call on [`Engine::api`] with the same error handling as the others.
+    /// Runs a call on [`DockerEngine::api`] with the same error handling as the others.
     pub(super) async fn run<T>(
         &self,
         what: &'static str,
         answer: impl Future<Output = Result<T, ApiError>> + Send,
-    ) -> Result<T, EngineError> {
+    ) -> Result<T, DockerError> {
         self.call(what, QUICK, answer).await
     }
 }
@@ -363,14 +363,14 @@ mod tests {
         let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
         let address = format!("unix://{}", socket.display());
         let docker = Docker::connect_with_host(&address).unwrap();
-        let engine = Engine {
+        let engine = DockerEngine {
             docker,
             address,
             pulse: Duration::from_millis(50),
         };
         let begun = std::time::Instant::now();
         let error = engine.remove("it").await.unwrap_err();
-        assert!(matches!(error, EngineError::Down { .. }), "{error}");
+        assert!(matches!(error, DockerError::Down { .. }), "{error}");
         assert!(begun.elapsed() < SLOW / 2, "{:?}", begun.elapsed());
     }
 }

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::engine::{Engine, EngineError};
+use super::engine::{DockerEngine, DockerError};
 use crate::connection::Connection;
 use crate::{ExecRequest, SandboxError, exec};
 
 /// An image's own configuration.
-pub(super) struct Brought {
+pub(super) struct ImageConfig {
     /// Its environment, as `NAME=value`.
     pub(super) environment: Vec<String>,
     /// The folders that an engine creates a volume for, in each container.
@@ -18,9 +18,12 @@ pub(super) struct Brought {
 }
 
 /// Reads an image's configuration. If the image does not exist, the error says what to do.
-pub(super) async fn brought(engine: &Engine, name: &str) -> Result<Brought, SandboxError> {
+pub(super) async fn brought(
+    engine: &DockerEngine,
+    name: &str,
+) -> Result<ImageConfig, SandboxError> {
     let image = match engine.image(name).await {
-        Err(EngineError::Refused { status: 404, .. }) => {
+        Err(DockerError::Refused { status: 404, .. }) => {
             return Err(SandboxError::Start(format!(
                 "the Docker engine has no image {name}. Run `docker pull {name}`, build it with sandbox-image/build, or set SANDBOX_IMAGE to one it has."
             )));
@@ -28,14 +31,14 @@ pub(super) async fn brought(engine: &Engine, name: &str) -> Result<Brought, Sand
         other => other?,
     };
     let config = image.config.unwrap_or_default();
-    Ok(Brought {
+    Ok(ImageConfig {
         environment: config.env.unwrap_or_default(),
         volumes: config.volumes.unwrap_or_default(),
     })
 }
 
 /// The tools found in an image.
-pub(super) struct Image {
+pub(super) struct ImageTools {
     /// The path of bash.
     pub(super) bash: Option<String>,
     /// The path of python3, in an image without a `python`.
@@ -43,7 +46,10 @@ pub(super) struct Image {
 }
 
 /// Tries a container with a command and a file in the workspace, and looks for the tools it has.
-pub(super) async fn look(connection: &Connection, workspace: &str) -> Result<Image, SandboxError> {
+pub(super) async fn look(
+    connection: &Connection,
+    workspace: &str,
+) -> Result<ImageTools, SandboxError> {
     let command = "touch .lucid-probe && rm .lucid-probe || exit 1
         echo bash:$(command -v bash); echo python:$(command -v python); echo python3:$(command -v python3)";
     let request = ExecRequest::argv(["/bin/sh", "-c", command]);
@@ -61,7 +67,7 @@ pub(super) async fn look(connection: &Connection, workspace: &str) -> Result<Ima
             .filter(|path| path.starts_with('/'))
             .map(str::to_owned)
     };
-    Ok(Image {
+    Ok(ImageTools {
         bash: found("bash"),
         python: found("python3").filter(|_| found("python").is_none()),
     })

@@ -28,14 +28,14 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use parking_lot::Mutex;
 
-pub use self::adoption::TakenOver;
-use self::container_spec::Plan;
-use self::state_dir::{BoxFolder, Identity, Owner, Root};
+pub use self::adoption::Adopted;
+use self::container_spec::ContainerTemplate;
+use self::state_dir::{ContainerDir, DirIdentity, OwnerDir, StateDir};
 use super::connection::Connection;
-use super::{SandboxError, Spec};
-use container::{Container, DockerContext, Opened};
-use engine::Engine;
-use pool::Pool;
+use super::{SandboxError, SandboxSpec};
+use container::{Container, DockerContext, ReadyContainer};
+use engine::DockerEngine;
+use pool::WarmPool;
 pub use transport::Transport;
 
 /// How long to wait for an engine that stopped answering: it may only be restarting.
@@ -43,9 +43,9 @@ const RESTART: Duration = Duration::from_secs(15);
 /// The interval at which it is asked meanwhile.
 const ASKED: Duration = Duration::from_millis(200);
 
-/// Settings of containers, beside [`super::Settings`].
+/// Settings of containers, beside [`super::SandboxSettings`].
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct DockerSettings {
     /// Address of the engine, as in `DOCKER_HOST`; the default socket if absent.
     pub host: Option<String>,
     /// The image of every container. It needs a shell, and must already exist on the engine.
@@ -67,7 +67,7 @@ pub struct Settings {
     pub transport: Option<Transport>,
 }
 
-impl Default for Settings {
+impl Default for DockerSettings {
     fn default() -> Self {
         Self {
             host: None,
@@ -84,9 +84,9 @@ impl Default for Settings {
 }
 
 /// A session's container, and the connection to it.
-pub(super) struct Ready {
+pub(super) struct ConnectedContainer {
     pub(super) connection: Connection,
-    pub(super) container: Held,
+    pub(super) container: SessionContainer,
     /// The folder that the container sees as `/run/lucid`.
     pub(super) dir: PathBuf,
     pub(super) shell: &'static str,
@@ -95,12 +95,12 @@ pub(super) struct Ready {
 }
 
 /// A session's container. Dropping it removes it.
-pub(super) struct Held {
+pub(super) struct SessionContainer {
     container: Container,
     transport: Transport,
 }
 
-impl Held {
+impl SessionContainer {
     pub(super) async fn remove(self) {
         self.container.remove().await;
     }
@@ -112,35 +112,35 @@ impl Held {
 }
 
 /// A working engine, and the containers of this host on it.
-pub(super) struct Backend {
+pub(super) struct DockerBackend {
     core: Arc<DockerContext>,
     transport: Transport,
     shell: &'static str,
-    pool: Arc<Pool>,
+    pool: Arc<WarmPool>,
     /// Containers of the previous host, by session.
     left: Mutex<HashMap<String, Container>>,
     /// Containers whose workspace was given to a session that has not asked for them yet, by
     /// session.
-    prepared: Mutex<HashMap<String, Opened>>,
+    prepared: Mutex<HashMap<String, ReadyContainer>>,
     /// The owner folders of this process's containers: its own, and those of the dead processes it
     /// took over from. Each container is labelled with its owner's name.
-    owned: Mutex<Vec<(Owner, File)>>,
+    owned: Mutex<Vec<(OwnerDir, File)>>,
     /// Held by the process that took over.
     lock: Mutex<Option<File>>,
     /// Since when the engine does not answer, as far as was observed.
     silent_since: Mutex<Option<Instant>>,
 }
 
-impl Backend {
+impl DockerBackend {
     /// Looks for an engine and really runs a container on it. `exec` is the installed exec server,
     /// `workspace` an empty folder to try with. An error is a sentence that says what to do.
     pub(super) async fn find(
-        common: &super::Settings,
+        common: &super::SandboxSettings,
         exec: &Path,
         workspace: &Path,
     ) -> Result<Self, SandboxError> {
         let own = common.docker.clone().unwrap_or_default();
-        let engine = Engine::connect(own.host.as_deref()).await?;
+        let engine = DockerEngine::connect(own.host.as_deref()).await?;
         let info = engine.info().await?;
         for (limit, there) in [
             ("memory", info.memory_limit),
@@ -159,9 +159,9 @@ impl Backend {
             );
         }
         let brought = image::brought(&engine, &own.image).await?;
-        let (root, life) = Root::open(&common.run_dir, exec)?;
+        let (root, life) = StateDir::open(&common.run_dir, exec)?;
         let owner = root.owner().clone();
-        let plan = Plan::new(common, &own, root.instance()?, info.ncpu, &brought);
+        let plan = ContainerTemplate::new(common, &own, root.instance()?, info.ncpu, &brought);
         let core = Arc::new(DockerContext::new(engine, root, plan, None));
         let tried = core
             .open(
@@ -184,7 +184,7 @@ impl Backend {
         let (engine, root) = (core.engine.clone(), core.root.clone());
         let core = Arc::new(DockerContext::new(engine, root, plan, image.python));
         Ok(Self {
-            pool: Arc::new(Pool::new(Arc::clone(&core), own.pool)),
+            pool: Arc::new(WarmPool::new(Arc::clone(&core), own.pool)),
             core,
             transport,
             shell: if image.bash.is_some() { "bash" } else { "sh" },
@@ -210,7 +210,10 @@ impl Backend {
 
     /// The container of a session: the one prepared for it, the one a dead host left it, or a new
     /// one.
-    pub(super) async fn start(&self, spec: Spec<'_>) -> Result<Ready, SandboxError> {
+    pub(super) async fn start(
+        &self,
+        spec: SandboxSpec<'_>,
+    ) -> Result<ConnectedContainer, SandboxError> {
         let open = || {
             let session = (spec.session.to_owned(), spec.workspace.to_owned());
             self.core.open(Some(session), Some(self.transport))
@@ -230,10 +233,10 @@ impl Backend {
                 }
             },
         };
-        Ok(Ready {
+        Ok(ConnectedContainer {
             connection: opened.connection,
             dir: opened.container.folder().lucid(),
-            container: Held {
+            container: SessionContainer {
                 container: opened.container,
                 transport: opened.transport,
             },
@@ -262,7 +265,7 @@ impl Backend {
         self.left.lock().contains_key(session) || self.prepared.lock().contains_key(session)
     }
 
-    async fn waiting(&self, spec: Spec<'_>) -> Option<Opened> {
+    async fn waiting(&self, spec: SandboxSpec<'_>) -> Option<ReadyContainer> {
         let prepared = self.prepared.lock().remove(spec.session);
         if let Some(opened) = prepared {
             if opened.connection.is_alive() && has(opened.container.folder(), spec) {
@@ -276,7 +279,7 @@ impl Backend {
             return None;
         }
         match container.reconnect(self.transport).await {
-            Ok(connection) => Some(Opened {
+            Ok(connection) => Some(ReadyContainer {
                 connection,
                 container,
                 transport: self.transport,
@@ -368,7 +371,7 @@ impl Backend {
     }
 }
 
-impl Drop for Backend {
+impl Drop for DockerBackend {
     fn drop(&mut self) {
         for (owner, _life) in self.owned.lock().drain(..) {
             owner.remove_if_empty();
@@ -377,9 +380,9 @@ impl Drop for Backend {
 }
 
 /// Whether a container has the workspace that the session has now.
-fn has(folder: &BoxFolder, spec: Spec<'_>) -> bool {
+fn has(folder: &ContainerDir, spec: SandboxSpec<'_>) -> bool {
     folder.recorded().is_some_and(|record| {
         record.session == spec.session
-            && Identity::of(spec.workspace).is_ok_and(|now| now == record.identity)
+            && DirIdentity::of(spec.workspace).is_ok_and(|now| now == record.identity)
     })
 }

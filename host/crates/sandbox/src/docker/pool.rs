@@ -16,8 +16,8 @@ use futures::future::{BoxFuture, select_all};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::container::{Container, DockerContext, Opened};
-use super::state_dir::{Identity, Record};
+use super::container::{Container, DockerContext, ReadyContainer};
+use super::state_dir::{ContainerRecord, DirIdentity};
 use super::transport::Transport;
 use crate::{SandboxError, io_error};
 
@@ -25,22 +25,22 @@ use crate::{SandboxError, io_error};
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The waiting containers.
-pub(super) struct Pool {
+pub(super) struct WarmPool {
     core: Arc<DockerContext>,
     size: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// Notified when a container was taken, or the pool was closed.
     changed: Arc<Notify>,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: VecDeque<Opened>,
+struct PoolState {
+    waiting: VecDeque<ReadyContainer>,
     filling: bool,
     closed: bool,
 }
 
-impl Pool {
+impl WarmPool {
     pub(super) fn new(core: Arc<DockerContext>, size: usize) -> Self {
         Self {
             core,
@@ -113,7 +113,7 @@ impl Pool {
     }
 
     /// Takes a container out for good.
-    pub(super) fn take(&self) -> Option<Opened> {
+    pub(super) fn take(&self) -> Option<ReadyContainer> {
         let taken = {
             let mut state = self.state.lock();
             loop {
@@ -153,12 +153,12 @@ pub(super) fn give(
     workspace: &Path,
 ) -> Result<(), SandboxError> {
     let folder = container.folder();
-    let identity = Identity::of(&folder.workspace())?;
+    let identity = DirIdentity::of(&folder.workspace())?;
     if let Some(parent) = workspace.parent() {
         std::fs::create_dir_all(parent)
             .map_err(io_error(format!("{} cannot be made", parent.display())))?;
     }
-    folder.record(&Record {
+    folder.record(&ContainerRecord {
         session: session.to_owned(),
         workspace: workspace.to_owned(),
         identity,

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::container::DockerContext;
 use super::container_spec::{BOX, INSTANCE};
-use super::engine::EngineError;
-use super::state_dir::BoxFolder;
+use super::engine::DockerError;
+use super::state_dir::ContainerDir;
 use crate::SandboxError;
 
 /// How many containers are removed concurrently.
@@ -24,14 +24,14 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Folders of containers that could not be removed yet.
 #[derive(Default)]
-pub(super) struct PendingRemovals(Mutex<Vec<BoxFolder>>);
+pub(super) struct PendingRemovals(Mutex<Vec<ContainerDir>>);
 
 impl PendingRemovals {}
 
 impl DockerContext {
     /// Removes what is left of a container whose creation failed. An engine that stopped answering
     /// may have created it all the same.
-    pub(super) fn undo(self: &Arc<Self>, folder: BoxFolder, error: &SandboxError) {
+    pub(super) fn undo(self: &Arc<Self>, folder: ContainerDir, error: &SandboxError) {
         if matches!(error, SandboxError::Engine(_)) {
             self.doom(folder);
         } else {
@@ -40,7 +40,7 @@ impl DockerContext {
     }
 
     /// Schedules a removal for when the engine can do it.
-    fn doom(self: &Arc<Self>, folder: BoxFolder) {
+    fn doom(self: &Arc<Self>, folder: ContainerDir) {
         let mut doomed = self.doomed.0.lock();
         doomed.push(folder);
         if doomed.len() > 1 {
@@ -83,7 +83,7 @@ impl DockerContext {
 
     /// Removes all containers that belong to a folder, and the folder: now, or when the engine can.
     /// Returns how many were removed now.
-    pub(super) async fn remove_box_in_the_end(self: &Arc<Self>, folder: BoxFolder) -> usize {
+    pub(super) async fn remove_box_in_the_end(self: &Arc<Self>, folder: ContainerDir) -> usize {
         match self.remove_box(&folder).await {
             Ok(removed) => removed,
             Err(error) => {
@@ -94,7 +94,7 @@ impl DockerContext {
         }
     }
 
-    async fn remove_box(&self, folder: &BoxFolder) -> Result<usize, EngineError> {
+    async fn remove_box(&self, folder: &ContainerDir) -> Result<usize, DockerError> {
         let labels = [
             (INSTANCE, self.plan.instance.as_str()),
             (BOX, folder.name()),
@@ -112,7 +112,7 @@ impl DockerContext {
 }
 
 /// Removes a container and its folder, now or when the engine answers again.
-pub(super) async fn remove(core: Arc<DockerContext>, id: String, folder: BoxFolder) {
+pub(super) async fn remove(core: Arc<DockerContext>, id: String, folder: ContainerDir) {
     match core.engine.remove(&id).await {
         Ok(()) => folder.remove(),
         Err(error) => {

@@ -38,38 +38,38 @@ const BOX_LENGTH: usize = 12;
 
 /// The state directory of this host's containers.
 #[derive(Debug, Clone)]
-pub(super) struct Root {
+pub(super) struct StateDir {
     path: PathBuf,
-    owner: Owner,
+    owner: OwnerDir,
     exec: PathBuf,
 }
 
 /// The folder of one process of this host, this one or another.
 #[derive(Debug, Clone)]
-pub(super) struct Owner {
+pub(super) struct OwnerDir {
     name: String,
     path: PathBuf,
 }
 
 /// The session that a container belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct ContainerRecord {
     /// The session's id.
     pub(super) session: String,
     /// Its workspace on the host.
     pub(super) workspace: PathBuf,
     /// The identity of the folder mounted in the container, whatever exists at that path later.
-    pub(super) identity: Identity,
+    pub(super) identity: DirIdentity,
 }
 
 /// The identity of a folder, which survives a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub(super) struct DirIdentity {
     device: u64,
     inode: u64,
 }
 
-impl Identity {
+impl DirIdentity {
     pub(super) fn of(path: &Path) -> Result<Self, SandboxError> {
         let data = fs::symlink_metadata(path)
             .map_err(io_error(format!("{} cannot be looked at", path.display())))?;
@@ -80,7 +80,7 @@ impl Identity {
     }
 }
 
-impl Root {
+impl StateDir {
     /// Opens the state directory, and creates this process's own folder in it. The returned file is
     /// the lock on that folder: releasing it gives up the process's containers to whoever takes
     /// over. `exec` is the installed exec server.
@@ -97,7 +97,7 @@ impl Root {
         let lock = lock(&draft)?.ok_or_else(|| {
             SandboxError::Start(format!("{} is locked by somebody else.", draft.display()))
         })?;
-        let owner = Owner {
+        let owner = OwnerDir {
             path: path.join(&name),
             name,
         };
@@ -112,7 +112,7 @@ impl Root {
     }
 
     /// This process's own folder.
-    pub(super) fn owner(&self) -> &Owner {
+    pub(super) fn owner(&self) -> &OwnerDir {
         &self.owner
     }
 
@@ -152,17 +152,17 @@ impl Root {
     }
 
     /// The folders of the other processes, living and dead.
-    pub(super) fn others(&self) -> Vec<Owner> {
+    pub(super) fn others(&self) -> Vec<OwnerDir> {
         named_folders(&self.path, OWNER_LENGTH)
             .filter(|(name, _)| *name != self.owner.name)
-            .map(|(name, path)| Owner { name, path })
+            .map(|(name, path)| OwnerDir { name, path })
             .collect()
     }
 
     /// Creates the folder of a new container. `python` is the target of that name in it.
-    pub(super) fn make(&self, python: Option<&str>) -> Result<BoxFolder, SandboxError> {
+    pub(super) fn make(&self, python: Option<&str>) -> Result<ContainerDir, SandboxError> {
         let name = fresh(BOX_LENGTH);
-        let folder = BoxFolder {
+        let folder = ContainerDir {
             path: self.owner.path.join(&name),
             name,
         };
@@ -173,7 +173,7 @@ impl Root {
         made.map(|()| folder)
     }
 
-    fn fill(&self, folder: &BoxFolder, python: Option<&str>) -> Result<(), SandboxError> {
+    fn fill(&self, folder: &ContainerDir, python: Option<&str>) -> Result<(), SandboxError> {
         private_folder(&folder.path)?;
         let lucid = folder.lucid();
         let failed = || io_error(format!("{} cannot be filled", lucid.display()));
@@ -194,7 +194,7 @@ impl Root {
     }
 }
 
-impl Owner {
+impl OwnerDir {
     /// The value of its containers' owner label.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -209,19 +209,19 @@ impl Owner {
     }
 
     /// The folder of an existing container; `None` if there is none of that name.
-    pub(super) fn find(&self, name: &str) -> Option<BoxFolder> {
+    pub(super) fn find(&self, name: &str) -> Option<ContainerDir> {
         // A container's label may contain anything.
         let path = self.path.join(name);
-        (is_name(name, BOX_LENGTH) && path.is_dir()).then(|| BoxFolder {
+        (is_name(name, BOX_LENGTH) && path.is_dir()).then(|| ContainerDir {
             path,
             name: name.to_owned(),
         })
     }
 
     /// All containers that have a folder.
-    pub(super) fn boxes(&self) -> Vec<BoxFolder> {
+    pub(super) fn boxes(&self) -> Vec<ContainerDir> {
         named_folders(&self.path, BOX_LENGTH)
-            .map(|(name, path)| BoxFolder { name, path })
+            .map(|(name, path)| ContainerDir { name, path })
             .collect()
     }
 
@@ -279,12 +279,12 @@ fn lock(folder: &Path) -> Result<Option<File>, SandboxError> {
 
 /// The folder of one container.
 #[derive(Debug, Clone)]
-pub(super) struct BoxFolder {
+pub(super) struct ContainerDir {
     name: String,
     path: PathBuf,
 }
 
-impl BoxFolder {
+impl ContainerDir {
     /// The name of the container among those of this host.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -309,7 +309,7 @@ impl BoxFolder {
     }
 
     /// Records the session that the container belongs to.
-    pub(super) fn record(&self, record: &Record) -> Result<(), SandboxError> {
+    pub(super) fn record(&self, record: &ContainerRecord) -> Result<(), SandboxError> {
         let (path, draft) = (
             self.path.join("record.json"),
             self.path.join("record.json.new"),
@@ -323,7 +323,7 @@ impl BoxFolder {
     }
 
     /// The session that the container belongs to; `None` if nobody.
-    pub(super) fn recorded(&self) -> Option<Record> {
+    pub(super) fn recorded(&self) -> Option<ContainerRecord> {
         let bytes = fs::read(self.path.join("record.json")).ok()?;
         serde_json::from_slice(&bytes).ok()
     }

@@ -22,9 +22,9 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::io::StreamReader;
 
-use super::container_spec::{EXEC, Plan};
-use super::engine::Engine;
-use crate::connection::{Connection, Inquiry, greet};
+use super::container_spec::{ContainerTemplate, EXEC};
+use super::engine::DockerEngine;
+use crate::connection::{Connection, EndReasonLookup, greet};
 use crate::runtime_dir::give_to_box_user;
 use crate::{SandboxError, io_error};
 
@@ -51,14 +51,14 @@ impl fmt::Display for Transport {
 }
 
 /// The host's socket for one container. Removed when dropped.
-pub(super) struct Listener {
+pub(super) struct ContainerSocket {
     listener: UnixListener,
     path: PathBuf,
     /// Whether processes other than the exec server may connect.
     among_others: bool,
 }
 
-impl Listener {
+impl ContainerSocket {
     /// Listens in the folder that the container sees.
     pub(super) fn bind(lucid: &Path) -> Result<Self, SandboxError> {
         let path = lucid.join("exec.sock");
@@ -84,7 +84,7 @@ impl Listener {
     pub(super) async fn accept(
         self,
         patience: Duration,
-        inquiry: Inquiry,
+        inquiry: EndReasonLookup,
     ) -> Result<Connection, SandboxError> {
         let mut told = false;
         let stream = loop {
@@ -109,7 +109,7 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for ContainerSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
@@ -144,11 +144,11 @@ fn of_process(pid: &str, what: &str) -> Option<String> {
 
 /// Starts an exec server beside the main process, and connects to it over its standard streams.
 pub(super) async fn attach(
-    engine: &Engine,
+    engine: &DockerEngine,
     id: &str,
-    plan: &Plan,
+    plan: &ContainerTemplate,
     patience: Duration,
-    inquiry: Inquiry,
+    inquiry: EndReasonLookup,
 ) -> Result<Connection, SandboxError> {
     let serve = serde_json::to_string(&plan.serve())
         .map_err(|error| SandboxError::Start(error.to_string()))?;

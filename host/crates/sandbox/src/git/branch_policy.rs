@@ -17,20 +17,20 @@ const LONGEST: usize = 1024;
 
 /// The branches that sessions may create, change and delete on the git server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Branches {
+pub enum BranchPolicy {
     /// Every branch.
     Any,
     /// Patterns: a branch's name, or a prefix with `*` at its end.
     These(Arc<[String]>),
 }
 
-impl Default for Branches {
+impl Default for BranchPolicy {
     fn default() -> Self {
         Self::These([DEFAULT.to_owned()].into())
     }
 }
 
-impl Branches {
+impl BranchPolicy {
     /// Parses a comma-separated list of patterns such as `lucid/*,feature/*,main`; `*` is every
     /// branch. `None` if one of them is not a pattern.
     #[must_use]
@@ -75,7 +75,7 @@ impl Branches {
 }
 
 /// As it is written in the setting.
-impl fmt::Display for Branches {
+impl fmt::Display for BranchPolicy {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any => out.write_str("*"),
@@ -109,12 +109,12 @@ mod tests {
     use super::*;
 
     fn allowed(patterns: &str, reference: &str) -> bool {
-        Branches::parse(patterns).unwrap().allow(reference)
+        BranchPolicy::parse(patterns).unwrap().allow(reference)
     }
 
     #[test]
     fn the_agents_own_branches_are_allowed_and_nothing_else() {
-        let own = Branches::default();
+        let own = BranchPolicy::default();
         for good in [
             "refs/heads/lucid/fix",
             "refs/heads/lucid/a/b",
@@ -170,9 +170,9 @@ mod tests {
             "/a",
             "a/",
         ] {
-            assert_eq!(Branches::parse(wrong), None, "{wrong}");
+            assert_eq!(BranchPolicy::parse(wrong), None, "{wrong}");
         }
-        let told = |patterns| Branches::parse(patterns).unwrap().to_string();
+        let told = |patterns| BranchPolicy::parse(patterns).unwrap().to_string();
         assert_eq!(told("a,b/*"), "a, b/*");
         assert_eq!(told("a,*"), "*");
     }
@@ -194,7 +194,7 @@ mod tests {
         #[test]
         fn whatever_is_allowed_is_a_branch_below_the_pattern(reference in "\\PC{0,40}") {
             for reference in [reference.clone(), format!("refs/heads/{reference}")] {
-                if Branches::default().allow(&reference) {
+                if BranchPolicy::default().allow(&reference) {
                     prop_assert!(reference.starts_with("refs/heads/lucid/"));
                 }
             }

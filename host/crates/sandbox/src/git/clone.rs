@@ -9,8 +9,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::Rules;
-use super::tracking::{self, Cloned};
+use super::GitRules;
+use super::tracking::{self, CloneState};
 use crate::{ExecRequest, ExecResult, Sandbox, SandboxError};
 use lucid_types::plural;
 use lucid_types::repository_url::{RepositoryUrlError, repository_url};
@@ -96,11 +96,11 @@ pub enum CloneError {
 pub async fn clone_into(
     sandbox: &Sandbox,
     wanted: Checkout<'_>,
-    rules: &Rules,
-) -> Result<Cloned, CloneError> {
+    rules: &GitRules,
+) -> Result<CloneState, CloneError> {
     let url = repository_url(wanted.repository)?;
     let branch = wanted.branch.map(branch_name).transpose()?;
-    let git = Git {
+    let git = GitRunner {
         sandbox,
         longest: rules.longest,
         end: Instant::now() + rules.longest,
@@ -146,7 +146,7 @@ pub async fn clone_into(
         .await?;
     if commit.exit_code != 0 {
         // The repository is empty: the session will make the first commit.
-        return Ok(Cloned {
+        return Ok(CloneState {
             empty: true,
             all_branches: false,
         });
@@ -161,20 +161,20 @@ pub async fn clone_into(
         Some(depth) => git.all_branches(depth).await?,
         None => true,
     };
-    Ok(Cloned {
+    Ok(CloneState {
         empty: false,
         all_branches,
     })
 }
 
 /// Git in a sandbox, with a single deadline for all its commands.
-struct Git<'a> {
+struct GitRunner<'a> {
     sandbox: &'a Sandbox,
     longest: Duration,
     end: Instant,
 }
 
-impl Git<'_> {
+impl GitRunner<'_> {
     async fn run(&self, arguments: &[impl AsRef<str>]) -> Result<ExecResult, CloneError> {
         let arguments = arguments.iter().map(AsRef::as_ref);
         let argv = ["git"].into_iter().chain(SETTINGS).chain(arguments);

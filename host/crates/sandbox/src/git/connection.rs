@@ -12,7 +12,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lucid_exec::protocol::{Frame, GitOpen, GitService, Kind, VERSION};
+use lucid_exec::protocol::{Frame, FrameKind, GitOpen, GitService, VERSION};
 use reqwest::{Body, Response};
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,8 +21,8 @@ use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use super::error::{HelperError, PushError, UpstreamError};
-use super::receive_pack::Commands;
-use super::upstream::{Remote, next_part};
+use super::receive_pack::PushCommands;
+use super::upstream::{UpstreamRemote, next_part};
 use super::url::{neighbour, permitted, plain};
 use crate::read_frame;
 
@@ -37,11 +37,14 @@ const MAX_REPORT: usize = 64 << 10;
 const IDLE: Duration = Duration::from_secs(600);
 
 /// Serves one helper.
-pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Result<(), HelperError> {
+pub(super) async fn serve(
+    connection: &mut UnixStream,
+    remote: &UpstreamRemote,
+) -> Result<(), HelperError> {
     let (mut reader, writer) = connection.split();
     let open = match tokio::time::timeout(Duration::from_secs(10), read_frame(&mut reader)).await {
         Ok(Ok(Frame {
-            kind: Kind::GitOpen,
+            kind: FrameKind::GitOpen,
             payload,
             ..
         })) => serde_json::from_slice::<GitOpen>(&payload).ok(),
@@ -61,7 +64,7 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
             neighbour: neighbour(&remote.url, &open.url),
         }
     })?;
-    let mut talk = Talk {
+    let mut talk = HelperConnection {
         reader,
         writer,
         remote,
@@ -79,7 +82,7 @@ pub(super) async fn serve(connection: &mut UnixStream, remote: &Remote) -> Resul
 }
 
 /// A message from the helper.
-enum Sent {
+enum HelperMessage {
     /// A part of a request.
     Part(Vec<u8>),
     /// The request is complete.
@@ -88,24 +91,24 @@ enum Sent {
     Nothing,
 }
 
-struct Talk<'a> {
+struct HelperConnection<'a> {
     reader: ReadHalf<'a>,
     writer: WriteHalf<'a>,
-    remote: &'a Remote,
+    remote: &'a UpstreamRemote,
 }
 
-impl Talk<'_> {
+impl HelperConnection<'_> {
     async fn fetch(&mut self, url: &str) -> Result<(), HelperError> {
         loop {
             let mut request = Vec::new();
             loop {
                 match next_sent(&mut self.reader).await? {
-                    Sent::Part(part) if request.len() + part.len() <= MAX_KEPT => {
+                    HelperMessage::Part(part) if request.len() + part.len() <= MAX_KEPT => {
                         request.extend(part);
                     }
-                    Sent::Part(_) => return Err(HelperError::LargeRequest),
-                    Sent::Whole => break,
-                    Sent::Nothing => return Ok(()),
+                    HelperMessage::Part(_) => return Err(HelperError::LargeRequest),
+                    HelperMessage::Whole => break,
+                    HelperMessage::Nothing => return Ok(()),
                 }
             }
             let longest = self.remote.rules.longest;
@@ -125,15 +128,15 @@ impl Talk<'_> {
     /// `own` says whether this is the session's own repository.
     async fn push(&mut self, url: &str, own: bool) -> Result<(), HelperError> {
         let mut first = Vec::new();
-        let mut commands = Commands::default();
+        let mut commands = PushCommands::default();
         let mut known = false;
         let small = loop {
             match next_sent(&mut self.reader).await? {
-                Sent::Part(part) => first.extend(part),
-                Sent::Whole if known => break true,
-                Sent::Whole => return Err(HelperError::ShortPush),
-                Sent::Nothing if first.is_empty() => return Ok(()),
-                Sent::Nothing => return Err(HelperError::Gone),
+                HelperMessage::Part(part) => first.extend(part),
+                HelperMessage::Whole if known => break true,
+                HelperMessage::Whole => return Err(HelperError::ShortPush),
+                HelperMessage::Nothing if first.is_empty() => return Ok(()),
+                HelperMessage::Nothing => return Err(HelperError::Gone),
             }
             if !known && commands.read(&first)? {
                 known = true;
@@ -166,7 +169,7 @@ impl Talk<'_> {
     /// Reports to git, in the server's place, that nothing was changed, and why.
     async fn refuse(
         &mut self,
-        commands: &Commands,
+        commands: &PushCommands,
         refusal: PushError,
         came: usize,
     ) -> Result<(), HelperError> {
@@ -179,9 +182,9 @@ impl Talk<'_> {
             let mut came = came as u64;
             loop {
                 match next_sent(&mut self.reader).await? {
-                    Sent::Part(part) => came += part.len() as u64,
-                    Sent::Whole => return Ok(()),
-                    Sent::Nothing => return Err(HelperError::Gone),
+                    HelperMessage::Part(part) => came += part.len() as u64,
+                    HelperMessage::Whole => return Ok(()),
+                    HelperMessage::Nothing => return Err(HelperError::Gone),
                 }
                 if came > most {
                     return Err(refusal.clone().into());
@@ -217,15 +220,15 @@ impl Talk<'_> {
             let _ = sender.send(Ok(first.into())).await;
             let failed = loop {
                 match next_sent(reader).await {
-                    Ok(Sent::Part(part)) => {
+                    Ok(HelperMessage::Part(part)) => {
                         sent += part.len() as u64;
                         if sent > most {
                             break HelperError::LargePush { most };
                         }
                         let _ = sender.send(Ok(part.into())).await;
                     }
-                    Ok(Sent::Whole) => return Ok(()),
-                    Ok(Sent::Nothing) => break HelperError::Gone,
+                    Ok(HelperMessage::Whole) => return Ok(()),
+                    Ok(HelperMessage::Nothing) => break HelperError::Gone,
                     Err(error) => break error,
                 }
             };
@@ -253,7 +256,7 @@ impl Talk<'_> {
     async fn pass_on(
         &mut self,
         answer: Response,
-        push: Option<&Commands>,
+        push: Option<&PushCommands>,
     ) -> Result<(), HelperError> {
         let mut report = Vec::new();
         let most = self.remote.rules.largest;
@@ -284,14 +287,15 @@ impl Talk<'_> {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), HelperError> {
-        for frame in Frame::split(Kind::GitData, 0, bytes) {
+        for frame in Frame::split(FrameKind::GitData, 0, bytes) {
             self.write(&frame).await?;
         }
         Ok(())
     }
 
     async fn end(&mut self) -> Result<(), HelperError> {
-        self.write(&Frame::new(Kind::GitEnd, 0, Vec::new())).await
+        self.write(&Frame::new(FrameKind::GitEnd, 0, Vec::new()))
+            .await
     }
 
     async fn write(&mut self, frame: &Frame) -> Result<(), HelperError> {
@@ -300,18 +304,18 @@ impl Talk<'_> {
     }
 }
 
-async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<Sent, HelperError> {
+async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<HelperMessage, HelperError> {
     match tokio::time::timeout(IDLE, read_frame(reader)).await {
         Ok(Ok(Frame {
-            kind: Kind::GitBody,
+            kind: FrameKind::GitBody,
             payload,
             ..
-        })) => Ok(Sent::Part(payload)),
+        })) => Ok(HelperMessage::Part(payload)),
         Ok(Ok(Frame {
-            kind: Kind::GitPost,
+            kind: FrameKind::GitPost,
             ..
-        })) => Ok(Sent::Whole),
-        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => Ok(Sent::Nothing),
+        })) => Ok(HelperMessage::Whole),
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => Ok(HelperMessage::Nothing),
         Ok(_) => Err(HelperError::Frame),
         Err(_) => Err(HelperError::Silent),
     }

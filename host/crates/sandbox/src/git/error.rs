@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lucid_exec::protocol::GitService;
 
-use super::branch_policy::Branches;
+use super::branch_policy::BranchPolicy;
 use lucid_types::plural;
 
 /// An error in serving one helper.
@@ -103,10 +103,10 @@ pub(super) enum PushError {
     #[error(
         "a session may push here only to branches named {0}, and to no tag: name one, as in `git push origin HEAD:<branch>`"
     )]
-    OtherBranch(Branches),
+    OtherBranch(BranchPolicy),
     /// It has options, with which a server may merge it into any branch.
     #[error("a session may push here only to branches named {0}, and without push options")]
-    Options(Branches),
+    Options(BranchPolicy),
 }
 
 /// An error in asking the git server.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::Client;
 use url::Url;
 
-use super::GatewayError;
+use super::GitGatewayError;
 use super::error::UpstreamError;
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;
@@ -23,11 +23,11 @@ const CONNECT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// If the HTTP client cannot be created.
-pub fn client(allow_private: bool) -> Result<Client, GatewayError> {
+pub fn client(allow_private: bool) -> Result<Client, GitGatewayError> {
     ClientSpec::new(AddressPolicy::public_or_private(allow_private), CONNECT)
         .without_proxy()
         .build()
-        .map_err(GatewayError::Client)
+        .map_err(GitGatewayError::Client)
 }
 
 /// Refuses a URL whose host is an address that is not allowed. A literal address is never resolved,

@@ -29,19 +29,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_exec::protocol::{Frame, Kind};
+use lucid_exec::protocol::{Frame, FrameKind};
 use reqwest::Client;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
-pub use self::branch_policy::Branches;
+pub use self::branch_policy::BranchPolicy;
 pub use self::clone::{Checkout, CloneError, clone_into};
 use self::connection::serve;
 pub use self::http::client;
-pub use self::tracking::Cloned;
-pub use self::upstream::Login;
-use self::upstream::{Pushed, Remote};
+pub use self::tracking::CloneState;
+pub use self::upstream::GitCredentials;
+use self::upstream::{LastPush, UpstreamRemote};
 pub use self::url::reach;
 use super::workspace::box_user;
 use lucid_types::repository_url::{RepositoryUrlError, repository_url};
@@ -51,7 +51,7 @@ const MAX_HELPERS: usize = 4;
 
 /// An error in opening a gateway.
 #[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
+pub enum GitGatewayError {
     /// The repository's URL cannot be used.
     #[error(transparent)]
     Url(#[from] RepositoryUrlError),
@@ -71,13 +71,13 @@ pub enum GatewayError {
 
 /// The operator's rules for what sessions may do with git.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
+pub struct GitRules {
     /// Whether repositories at private addresses may be reached, and a token may go over http.
     pub allow_private: bool,
     /// Whether other repositories of the same owner may be reached, with the same token.
     pub allow_owner: bool,
     /// The branches that sessions may push to.
-    pub branches: Branches,
+    pub branches: BranchPolicy,
     /// How many commits of history a clone fetches; `None` fetches all.
     pub depth: Option<u32>,
     /// Maximum size in bytes of one fetch, of one push, and of the session's first checkout.
@@ -87,13 +87,13 @@ pub struct Rules {
 }
 
 /// A session's open gateway. Dropping it closes it.
-pub struct Gateway {
+pub struct GitGateway {
     task: tokio::task::JoinHandle<()>,
     socket: PathBuf,
-    pushed: Pushed,
+    pushed: LastPush,
 }
 
-impl fmt::Debug for Gateway {
+impl fmt::Debug for GitGateway {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Gateway")
             .field("socket", &self.socket)
@@ -101,7 +101,7 @@ impl fmt::Debug for Gateway {
     }
 }
 
-impl Gateway {
+impl GitGateway {
     /// Listens in the session's runtime folder ([`Sandbox::runtime_dir`]) for helpers that want the
     /// repository. `client` is one from [`client`], created with the same `allow_private`.
     ///
@@ -109,13 +109,13 @@ impl Gateway {
     pub fn start(
         folder: &Path,
         repository: &str,
-        login: Option<Login>,
-        rules: Rules,
+        login: Option<GitCredentials>,
+        rules: GitRules,
         client: Client,
-    ) -> Result<Self, GatewayError> {
+    ) -> Result<Self, GitGatewayError> {
         let url = repository_url(repository)?;
         let socket = folder.join("git.sock");
-        let failed = |cause| GatewayError::Socket {
+        let failed = |cause| GitGatewayError::Socket {
             path: socket.display().to_string(),
             cause,
         };
@@ -131,8 +131,8 @@ impl Gateway {
                 std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
             }
         }
-        let pushed = Pushed::default();
-        let remote = Arc::new(Remote {
+        let pushed = LastPush::default();
+        let remote = Arc::new(UpstreamRemote {
             client,
             url,
             login,
@@ -155,7 +155,7 @@ impl Gateway {
     }
 }
 
-impl Drop for Gateway {
+impl Drop for GitGateway {
     fn drop(&mut self) {
         self.task.abort();
         let _ = std::fs::remove_file(&self.socket);
@@ -163,7 +163,7 @@ impl Drop for Gateway {
     }
 }
 
-async fn listen(listener: UnixListener, remote: Arc<Remote>) {
+async fn listen(listener: UnixListener, remote: Arc<UpstreamRemote>) {
     let places = Arc::new(Semaphore::new(MAX_HELPERS));
     // Dropping the gateway closes its connections too.
     let mut helpers = tokio::task::JoinSet::new();
@@ -185,7 +185,7 @@ async fn listen(listener: UnixListener, remote: Arc<Remote>) {
             let _place = place;
             let mut connection = connection;
             if let Err(error) = serve(&mut connection, &remote).await {
-                let frame = Frame::new(Kind::GitError, 0, error.to_string()).encode();
+                let frame = Frame::new(FrameKind::GitError, 0, error.to_string()).encode();
                 // One that does not read is not waited for: its slot is needed for another.
                 let told = connection.write_all(&frame);
                 let _ = tokio::time::timeout(Duration::from_secs(10), told).await;

@@ -8,7 +8,7 @@
 //! - Parsing resumes where it stopped, so a list in many pieces costs no more than one in a single
 //!   piece.
 
-use super::branch_policy::Branches;
+use super::branch_policy::BranchPolicy;
 use super::error::PushError;
 
 /// Maximum size of a list in bytes: some thousand branches.
@@ -20,19 +20,19 @@ const SHORT_LINE: usize = 1000;
 
 /// The commands of one push, as far as they were read.
 #[derive(Debug, Default)]
-pub(super) struct Commands {
+pub(super) struct PushCommands {
     /// How many bytes were read.
     at: usize,
     /// The refs to create, change or delete.
     refs: Vec<String>,
     /// Those of them that are not deleted.
     kept: Vec<String>,
-    abilities: Abilities,
+    abilities: PushCapabilities,
 }
 
 /// The capabilities that git requested, after the first command.
 #[derive(Debug, Default)]
-struct Abilities {
+struct PushCapabilities {
     /// Whether to report the result of each ref.
     report: bool,
     /// Maximum size of a side-band packet, if the report goes through one, beside messages for
@@ -42,7 +42,7 @@ struct Abilities {
     options: bool,
 }
 
-impl Commands {
+impl PushCommands {
     /// Continues parsing a push of which `bytes` were received so far, and returns whether the list
     /// is complete.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Result<bool, PushError> {
@@ -103,7 +103,7 @@ impl Commands {
             if !self.refs.is_empty() {
                 return Err(PushError::Unreadable);
             }
-            self.abilities = Abilities::read(abilities).ok_or(PushError::Unreadable)?;
+            self.abilities = PushCapabilities::read(abilities).ok_or(PushError::Unreadable)?;
         }
         if new.bytes().any(|digit| digit != b'0') {
             self.kept.push(name.to_owned());
@@ -132,21 +132,21 @@ impl Commands {
     }
 
     /// Why this push is not allowed; `None` if it is.
-    pub(super) fn refusal(&self, branches: &Branches) -> Option<PushError> {
+    pub(super) fn refusal(&self, branches: &BranchPolicy) -> Option<PushError> {
         if self.refs.iter().any(|name| !branches.allow(name)) {
             return Some(match branches {
-                Branches::Any => PushError::NoBranch,
-                Branches::These(_) => PushError::OtherBranch(branches.clone()),
+                BranchPolicy::Any => PushError::NoBranch,
+                BranchPolicy::These(_) => PushError::OtherBranch(branches.clone()),
             });
         }
         // An option may have the server merge what is pushed, into any branch.
-        (self.abilities.options && *branches != Branches::Any)
+        (self.abilities.options && *branches != BranchPolicy::Any)
             .then(|| PushError::Options(branches.clone()))
     }
 
     /// The report that git reads as the server's, saying that nothing was changed and why; `None`
     /// if git requested none.
-    pub(super) fn report(&self, branches: &Branches, refusal: &PushError) -> Option<Vec<u8>> {
+    pub(super) fn report(&self, branches: &BranchPolicy, refusal: &PushError) -> Option<Vec<u8>> {
         if !self.abilities.report {
             return None;
         }
@@ -176,7 +176,7 @@ impl Commands {
     }
 }
 
-impl Abilities {
+impl PushCapabilities {
     fn read(text: &str) -> Option<Self> {
         if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return None;
@@ -288,8 +288,8 @@ mod tests {
     }
 
     /// No error is one of a list that is not whole.
-    fn read(bytes: &[u8]) -> Result<Commands, Option<PushError>> {
-        let mut commands = Commands::default();
+    fn read(bytes: &[u8]) -> Result<PushCommands, Option<PushError>> {
+        let mut commands = PushCommands::default();
         match commands.read(bytes) {
             Ok(true) => Ok(commands),
             Ok(false) => Err(None),
@@ -298,7 +298,7 @@ mod tests {
     }
 
     fn taken(bytes: &[u8]) -> bool {
-        read(bytes).is_ok_and(|commands| commands.refusal(&Branches::default()).is_none())
+        read(bytes).is_ok_and(|commands| commands.refusal(&BranchPolicy::default()).is_none())
     }
 
     /// The refs that git itself would change, read as its receive-pack does: C strings, up to the
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(commands.refs, ["refs/heads/lucid/a", "refs/heads/lucid/b"]);
         assert_eq!(commands.abilities.band, Some(MAX_LINE));
         assert!(commands.abilities.report && !commands.abilities.options);
-        assert_eq!(commands.refusal(&Branches::default()), None);
+        assert_eq!(commands.refusal(&BranchPolicy::default()), None);
     }
 
     #[test]
@@ -346,17 +346,20 @@ mod tests {
             &["refs/heads/lucid/../main"],
         ] {
             let commands = read(&push(names, ASKED)).unwrap();
-            let sentence = commands.refusal(&Branches::default()).unwrap().to_string();
+            let sentence = commands
+                .refusal(&BranchPolicy::default())
+                .unwrap()
+                .to_string();
             assert!(
                 sentence.contains("only to branches named lucid/*"),
                 "{sentence}"
             );
         }
         let tag = read(&push(&["refs/tags/v1"], ASKED)).unwrap();
-        let sentence = tag.refusal(&Branches::Any).unwrap().to_string();
+        let sentence = tag.refusal(&BranchPolicy::Any).unwrap().to_string();
         assert!(sentence.contains("to no tag"), "{sentence}");
         let main = read(&push(&["refs/heads/main"], ASKED)).unwrap();
-        assert_eq!(main.refusal(&Branches::Any), None);
+        assert_eq!(main.refusal(&BranchPolicy::Any), None);
     }
 
     #[test]
@@ -367,13 +370,16 @@ mod tests {
             "\0push-options=1",
         ] {
             let commands = read(&push(&["refs/heads/lucid/a"], asked)).unwrap();
-            let sentence = commands.refusal(&Branches::default()).unwrap().to_string();
+            let sentence = commands
+                .refusal(&BranchPolicy::default())
+                .unwrap()
+                .to_string();
             assert!(sentence.contains("without push options"), "{sentence}");
-            assert_eq!(commands.refusal(&Branches::Any), None);
+            assert_eq!(commands.refusal(&BranchPolicy::Any), None);
         }
         let like = "\0 agent=push-options-like";
         let commands = read(&push(&["refs/heads/lucid/push-options"], like)).unwrap();
-        assert_eq!(commands.refusal(&Branches::default()), None);
+        assert_eq!(commands.refusal(&BranchPolicy::default()), None);
     }
 
     #[test]
@@ -416,7 +422,7 @@ mod tests {
             packet(b"\xff\xfe"),
         ];
         for bytes in odd {
-            let refused = Commands::default().read(&bytes);
+            let refused = PushCommands::default().read(&bytes);
             let text = String::from_utf8_lossy(&bytes);
             assert!(refused.is_err(), "{text:?}: {refused:?}");
         }
@@ -428,7 +434,7 @@ mod tests {
     fn a_list_without_an_end_is_refused() {
         let line = packet(format!("{NONE} {OLD} refs/heads/lucid/a").as_bytes());
         let mut bytes = line.repeat(MAX_COMMANDS / line.len());
-        let mut commands = Commands::default();
+        let mut commands = PushCommands::default();
         assert_eq!(commands.read(&bytes), Ok(false));
         bytes.extend(line);
         assert!(commands.read(&bytes).is_err());
@@ -439,7 +445,7 @@ mod tests {
         let names = ["refs/heads/lucid/a", "refs/heads/main"];
         let report = |asked: &str| {
             let commands = read(&push(&names, asked)).unwrap();
-            commands.report(&Branches::default(), &PushError::NoBranch)
+            commands.report(&BranchPolicy::default(), &PushError::NoBranch)
         };
         let plain = report("\0 report-status").unwrap();
         let text = String::from_utf8(plain.clone()).unwrap();
@@ -532,7 +538,7 @@ mod tests {
             let mut ends: Vec<usize> = places.iter().map(|place| place.index(bytes.len())).collect();
             ends.sort_unstable();
             ends.push(bytes.len());
-            let mut commands = Commands::default();
+            let mut commands = PushCommands::default();
             let mut last = Ok(false);
             for end in ends {
                 last = commands.read(&bytes[..end]);

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::Rules;
+use super::GitRules;
 
 /// How long fetching them may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
@@ -43,17 +43,17 @@ git "$@" pack-refs --all"#;
 
 /// The state of a session's clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cloned {
+pub struct CloneState {
     /// Whether the repository has no commit yet.
     pub empty: bool,
     /// Whether it has all branches and tags of the server.
     pub all_branches: bool,
 }
 
-impl Cloned {
+impl CloneState {
     /// Describes the clone to a model.
     #[must_use]
-    pub fn describe(&self, rules: &Rules) -> String {
+    pub fn describe(&self, rules: &GitRules) -> String {
         let mut said = vec!["The workspace is a git clone.".to_owned()];
         if self.empty {
             said.push("The repository has no commit yet.".to_owned());
@@ -80,20 +80,20 @@ impl Cloned {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Branches;
+    use super::super::BranchPolicy;
     use super::*;
 
     #[test]
     fn a_model_is_told_how_deep_its_clone_is_and_where_it_may_push() {
-        let mut rules = Rules {
+        let mut rules = GitRules {
             allow_private: false,
             allow_owner: false,
-            branches: Branches::parse("lucid/*,docs").unwrap(),
+            branches: BranchPolicy::parse("lucid/*,docs").unwrap(),
             depth: Some(20),
             largest: 1,
             longest: Duration::from_secs(1),
         };
-        let cloned = Cloned {
+        let cloned = CloneState {
             empty: false,
             all_branches: true,
         };
@@ -106,7 +106,7 @@ mod tests {
             assert!(told.contains(part), "{told}");
         }
         rules.depth = None;
-        let cloned = Cloned {
+        let cloned = CloneState {
             all_branches: false,
             ..cloned
         };

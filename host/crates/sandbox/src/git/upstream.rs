@@ -23,7 +23,7 @@ use reqwest::{Body, Client, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::Rules;
+use super::GitRules;
 use super::error::UpstreamError;
 use super::http::check_literal;
 use lucid_net::resolver::was_refused;
@@ -39,14 +39,14 @@ const MAX_REDIRECTS: usize = 3;
 
 /// Git's credentials: the token is the password.
 #[derive(Debug, Clone)]
-pub struct Login {
+pub struct GitCredentials {
     /// The user name, which differs between providers.
     pub user: String,
     /// The token.
     pub token: SecretString,
 }
 
-impl From<SecretString> for Login {
+impl From<SecretString> for GitCredentials {
     /// With the user name that most providers accept, since they look at the token alone.
     fn from(token: SecretString) -> Self {
         let user = "x-access-token".to_owned();
@@ -55,16 +55,16 @@ impl From<SecretString> for Login {
 }
 
 /// The branch that the server accepted last.
-pub(super) type Pushed = Arc<Mutex<Option<String>>>;
+pub(super) type LastPush = Arc<Mutex<Option<String>>>;
 
 /// A session's repository, and how to access it.
-pub(super) struct Remote {
+pub(super) struct UpstreamRemote {
     pub(super) client: Client,
     pub(super) url: String,
-    pub(super) login: Option<Login>,
+    pub(super) login: Option<GitCredentials>,
     /// The branch that was pushed last.
-    pub(super) pushed: Pushed,
-    pub(super) rules: Rules,
+    pub(super) pushed: LastPush,
+    pub(super) rules: GitRules,
     pub(super) key: String,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Advertisement {
     pub(super) bytes: Vec<u8>,
 }
 
-impl Remote {
+impl UpstreamRemote {
     /// Requests the server's capabilities.
     pub(super) async fn advertise(
         &self,
@@ -170,7 +170,7 @@ impl Remote {
         }
         // Some servers respond to git only.
         headers.insert(USER_AGENT, HeaderValue::from_static("git/2.40 (lucid)"));
-        if let Some(Login { user, token }) = &self.login {
+        if let Some(GitCredentials { user, token }) = &self.login {
             let pair = format!("{user}:{}", token.expose_secret());
             let value = format!(
                 "Basic {}",

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::super::tests::Ground;
-use super::super::{Choice, ExecRequest, Sandbox};
+use super::super::{BackendChoice, ExecRequest, Sandbox};
 use super::*;
 
-const BOTH: [Choice; 2] = [Choice::Bubblewrap, Choice::Landlock];
+const BOTH: [BackendChoice; 2] = [BackendChoice::Bubblewrap, BackendChoice::Landlock];
 
 fn spawn(sandbox: &Sandbox, command: &str) -> Process {
     let request = ExecRequest::shell(command).keep(0, 1000);
@@ -52,7 +52,7 @@ async fn a_program_that_stays_open_answers_and_says_how_it_ended() {
 
 #[tokio::test]
 async fn all_that_a_program_prints_comes_through_however_much_that_is() {
-    let ground = Ground::new(Choice::Landlock).await;
+    let ground = Ground::new(BackendChoice::Landlock).await;
     let sandbox = ground.start("one", None).await;
     let Process { mut output, .. } = spawn(&sandbox, "head -c 3000000 /dev/zero");
     // It waits for its reader, and others do not wait for it.
@@ -66,7 +66,7 @@ async fn all_that_a_program_prints_comes_through_however_much_that_is() {
 
 #[tokio::test]
 async fn a_program_ends_when_its_output_is_dropped_and_with_its_box() {
-    let ground = Ground::new(Choice::Landlock).await;
+    let ground = Ground::new(BackendChoice::Landlock).await;
     let sandbox = ground.start("one", None).await;
     let Process {
         input: _input,
@@ -107,7 +107,7 @@ async fn a_program_ends_when_its_output_is_dropped_and_with_its_box() {
 
 #[tokio::test]
 async fn a_program_that_is_not_there_ends_at_once_with_the_reason() {
-    let ground = Ground::new(Choice::Landlock).await;
+    let ground = Ground::new(BackendChoice::Landlock).await;
     let sandbox = ground.start("one", None).await;
     let request = ExecRequest::argv(["no-such-program"]);
     let Process {

@@ -3,7 +3,11 @@
 use super::Ground;
 use crate::*;
 
-const ALL: [Choice; 3] = [Choice::Bubblewrap, Choice::Landlock, Choice::Local];
+const ALL: [BackendChoice; 3] = [
+    BackendChoice::Bubblewrap,
+    BackendChoice::Landlock,
+    BackendChoice::Local,
+];
 
 async fn ran(sandbox: &Sandbox, request: ExecRequest) -> ExecResult {
     sandbox.exec(request, |_| {}).await.unwrap()
@@ -70,7 +74,7 @@ async fn no_command_has_a_terminal_or_is_in_the_session_of_one() {
         let (session, terminal) = session_and_terminal(stat);
         assert_eq!(terminal, "0", "{choice:?}: {stat}");
         // In bubblewrap the same session has another number.
-        if choice != Choice::Bubblewrap {
+        if choice != BackendChoice::Bubblewrap {
             assert_ne!(session, own, "{choice:?}: {stat}");
         }
     }

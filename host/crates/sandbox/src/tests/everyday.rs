@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Ground;
 use crate::landlock::Isolation;
-use crate::{Choice, ExecRequest, Kind, Sandbox};
+use crate::{BackendChoice, BackendKind, ExecRequest, Sandbox};
 
 /// One everyday task. It works if its script succeeds and prints what is expected.
 pub(crate) struct Check {
@@ -313,7 +313,7 @@ pub(crate) async fn run(sandbox: &Sandbox) -> (Vec<(&'static str, String)>, Vec<
 
 #[tokio::test]
 async fn what_people_run_runs_in_sandboxes_of_processes() {
-    for choice in [Choice::Bubblewrap, Choice::Landlock] {
+    for choice in [BackendChoice::Bubblewrap, BackendChoice::Landlock] {
         let ground = Ground::roomy(choice).await;
         let sandbox = ground.start("one", None).await;
         let (failed, skipped) = run(&sandbox).await;
@@ -330,8 +330,8 @@ async fn what_people_run_runs_in_sandboxes_of_processes() {
 
 #[tokio::test]
 async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
-    let ground = Ground::roomy(Choice::Landlock).await;
-    let mut found = crate::Found::clone(&ground.sandboxes.0.found());
+    let ground = Ground::roomy(BackendChoice::Landlock).await;
+    let mut found = crate::DetectedBackends::clone(&ground.sandboxes.0.found());
     assert_eq!(
         found.landlock,
         Some(Isolation::PrivateRoot),
@@ -340,7 +340,7 @@ async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
     found.landlock = Some(Isolation::HostRoot);
     ground.sandboxes.0.set_found(found);
     let sandbox = ground.start("one", None).await;
-    assert_eq!(sandbox.kind(), Kind::Landlock);
+    assert_eq!(sandbox.kind(), BackendKind::Landlock);
     let (failed, _) = run(&sandbox).await;
     let names = failed.iter().map(|(name, _)| *name);
     let names: Vec<&str> = names
@@ -353,7 +353,7 @@ async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
 /// What Landlock gives a session of its own belongs to no other session, and not to the host.
 #[tokio::test]
 async fn tmp_terminals_and_shared_memory_are_each_sandboxs_own() {
-    for choice in [Choice::Bubblewrap, Choice::Landlock] {
+    for choice in [BackendChoice::Bubblewrap, BackendChoice::Landlock] {
         let ground = Ground::roomy(choice).await;
         let (one, two) = (
             ground.start("one", None).await,

@@ -27,11 +27,11 @@ pub struct Ground {
 }
 
 impl Ground {
-    pub async fn new(choice: Choice) -> Self {
+    pub async fn new(choice: BackendChoice) -> Self {
         Self::with_network(choice, Network::None).await
     }
 
-    async fn with_network(choice: Choice, network: Network) -> Self {
+    async fn with_network(choice: BackendChoice, network: Network) -> Self {
         let room = ROOM.read().await;
         Self {
             _room: Some(room),
@@ -40,7 +40,7 @@ impl Ground {
     }
 
     /// With the memory and the network that everyday programs need.
-    pub(crate) async fn roomy(choice: Choice) -> Self {
+    pub(crate) async fn roomy(choice: BackendChoice) -> Self {
         let room = ROOM.read().await;
         Self {
             _room: Some(room),
@@ -48,14 +48,14 @@ impl Ground {
         }
     }
 
-    async fn alone(choice: Choice, network: Network) -> Self {
+    async fn alone(choice: BackendChoice, network: Network) -> Self {
         Self::with_memory(choice, network, 512 << 20).await
     }
 
-    async fn with_memory(choice: Choice, network: Network, memory_bytes: u64) -> Self {
+    async fn with_memory(choice: BackendChoice, network: Network, memory_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        let settings = Settings {
+        let settings = SandboxSettings {
             run_dir: dir.path().join("run"),
             memory_bytes,
             network,
@@ -79,7 +79,7 @@ impl Ground {
 
     pub async fn start(&self, session: &str, repository: Option<&str>) -> Sandbox {
         let workspace = self.workspace(session);
-        let spec = Spec {
+        let spec = SandboxSpec {
             session,
             workspace: workspace.host_path(),
             repository,
@@ -95,7 +95,7 @@ async fn shell(sandbox: &Sandbox, command: &str) -> ExecResult {
         .unwrap()
 }
 
-const BOTH: [Choice; 2] = [Choice::Bubblewrap, Choice::Landlock];
+const BOTH: [BackendChoice; 2] = [BackendChoice::Bubblewrap, BackendChoice::Landlock];
 
 /// Waits until no process on this machine has `mark` in its command line.
 async fn all_gone(mark: &str) {
@@ -214,7 +214,7 @@ async fn nothing_of_the_host_or_of_other_sessions_can_be_read_or_written() {
             let result = shell(&sandbox, &format!("cat {path}")).await;
             // In a process namespace, process 1 is the sandbox's own, and its environment is no
             // secret.
-            let own = choice == Choice::Bubblewrap && path == "/proc/1/environ";
+            let own = choice == BackendChoice::Bubblewrap && path == "/proc/1/environ";
             assert!(
                 own || result.exit_code != 0,
                 "{choice:?} {path}: {}",
@@ -401,7 +401,7 @@ async fn a_box_whose_last_handle_is_dropped_takes_everything_along() {
 
 #[tokio::test]
 async fn a_hundred_megabytes_of_output_are_capped_and_counted() {
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     let sandbox = ground.start("one", None).await;
     let mut live = 0;
     let command = "echo first; head -c 104857600 /dev/zero | tr '\\0' x; echo; echo last";
@@ -523,7 +523,7 @@ async fn no_zombie_stays_of_orphans_or_of_failed_starts() {
 
 #[tokio::test]
 async fn many_commands_run_at_once_and_each_gets_its_own_output() {
-    let ground = Ground::new(Choice::Landlock).await;
+    let ground = Ground::new(BackendChoice::Landlock).await;
     let sandbox = ground.start("one", None).await;
     let run = |number: usize| {
         let sandbox = sandbox.clone();
@@ -580,22 +580,25 @@ async fn a_folder_that_a_command_closed_goes_with_its_box() {
 
 #[test]
 fn for_several_users_only_a_kind_that_keeps_them_apart_is_taken_by_itself() {
-    let found = |kind, problem: Option<&str>| Finding {
+    let found = |kind, problem: Option<&str>| BackendStatus {
         kind,
         problem: problem.map(str::to_owned),
         remark: None,
     };
-    let missing = found(Kind::Bubblewrap, Some("bwrap is not installed."));
-    let (bubblewrap, landlock) = (found(Kind::Bubblewrap, None), found(Kind::Landlock, None));
+    let missing = found(BackendKind::Bubblewrap, Some("bwrap is not installed."));
+    let (bubblewrap, landlock) = (
+        found(BackendKind::Bubblewrap, None),
+        found(BackendKind::Landlock, None),
+    );
     let only_landlock = [missing.clone(), landlock.clone()];
     assert_eq!(
-        pick(Choice::Auto, &only_landlock).unwrap(),
-        (Kind::Landlock, None),
+        pick(BackendChoice::Auto, &only_landlock).unwrap(),
+        (BackendKind::Landlock, None),
         "one user has nobody to be kept from"
     );
-    let (kind, refusal) = pick(Choice::AutoForMany, &only_landlock).unwrap();
+    let (kind, refusal) = pick(BackendChoice::AutoForMany, &only_landlock).unwrap();
     let refusal = refusal.unwrap();
-    assert_eq!(kind, Kind::None);
+    assert_eq!(kind, BackendKind::None);
     for part in [
         "bwrap is not installed",
         "apt-get install bubblewrap",
@@ -603,28 +606,28 @@ fn for_several_users_only_a_kind_that_keeps_them_apart_is_taken_by_itself() {
     ] {
         assert!(refusal.contains(part), "{refusal}");
     }
-    for choice in [Choice::Auto, Choice::AutoForMany] {
+    for choice in [BackendChoice::Auto, BackendChoice::AutoForMany] {
         assert_eq!(
             pick(choice, &[bubblewrap.clone(), landlock.clone()]).unwrap(),
-            (Kind::Bubblewrap, None)
+            (BackendKind::Bubblewrap, None)
         );
     }
     assert_eq!(
-        pick(Choice::Landlock, std::slice::from_ref(&landlock)).unwrap(),
-        (Kind::Landlock, None),
+        pick(BackendChoice::Landlock, std::slice::from_ref(&landlock)).unwrap(),
+        (BackendKind::Landlock, None),
         "who asks for it gets it"
     );
-    let (_, refusal) = pick(Choice::AutoForMany, std::slice::from_ref(&missing)).unwrap();
+    let (_, refusal) = pick(BackendChoice::AutoForMany, std::slice::from_ref(&missing)).unwrap();
     assert_eq!(refusal.unwrap(), "bubblewrap: bwrap is not installed.");
-    assert!(pick(Choice::Bubblewrap, &[missing]).is_err());
+    assert!(pick(BackendChoice::Bubblewrap, &[missing]).is_err());
 }
 
-/// Tests what [`Kind::keeps_users_apart`] says, as commands see it.
+/// Tests what [`BackendKind::keeps_users_apart`] says, as commands see it.
 #[tokio::test]
 async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes() {
     for (choice, kind) in [
-        (Choice::Bubblewrap, Kind::Bubblewrap),
-        (Choice::Landlock, Kind::Landlock),
+        (BackendChoice::Bubblewrap, BackendKind::Bubblewrap),
+        (BackendChoice::Landlock, BackendKind::Landlock),
     ] {
         let ground = Ground::new(choice).await;
         let (one, two) = (
@@ -654,15 +657,21 @@ async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes(
 
 #[tokio::test]
 async fn auto_prefers_bubblewrap_and_tells_what_it_found() {
-    let ground = Ground::new(Choice::Auto).await;
-    assert_eq!(ground.sandboxes.kind(), Kind::Bubblewrap);
+    let ground = Ground::new(BackendChoice::Auto).await;
+    assert_eq!(ground.sandboxes.kind(), BackendKind::Bubblewrap);
     assert_eq!(ground.sandboxes.refusal(), None);
     let found = ground.sandboxes.findings();
     let found: Vec<_> = found
         .iter()
         .map(|found| (found.kind, found.problem.clone()))
         .collect();
-    assert_eq!(found, [(Kind::Bubblewrap, None), (Kind::Landlock, None)]);
+    assert_eq!(
+        found,
+        [
+            (BackendKind::Bubblewrap, None),
+            (BackendKind::Landlock, None)
+        ]
+    );
 }
 
 #[tokio::test]
@@ -672,14 +681,14 @@ async fn a_folder_that_boxes_cannot_reach_is_named() {
     }
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let settings = Settings {
+    let settings = SandboxSettings {
         run_dir: dir.path().join("run"),
         memory_bytes: 1 << 30,
         network: Network::None,
         workspace_mount: "/workspace".to_owned(),
         docker: None,
     };
-    let error = Sandboxes::detect(Choice::Auto, settings, EXEC)
+    let error = Sandboxes::detect(BackendChoice::Auto, settings, EXEC)
         .await
         .err()
         .unwrap()
@@ -692,11 +701,11 @@ async fn a_folder_that_boxes_cannot_reach_is_named() {
 
 #[tokio::test]
 async fn without_a_kind_of_box_nothing_is_run() {
-    let ground = Ground::new(Choice::None).await;
+    let ground = Ground::new(BackendChoice::None).await;
     let workspace = ground.workspace("one");
     let refused = ground
         .sandboxes
-        .start(Spec {
+        .start(SandboxSpec {
             session: "one",
             workspace: workspace.host_path(),
             repository: None,
@@ -710,8 +719,8 @@ async fn without_a_kind_of_box_nothing_is_run() {
 
 #[tokio::test]
 async fn with_nothing_around_them_commands_see_the_machine_and_still_end_with_their_box() {
-    let ground = Ground::new(Choice::Local).await;
-    assert_eq!(ground.sandboxes.kind(), Kind::Local);
+    let ground = Ground::new(BackendChoice::Local).await;
+    assert_eq!(ground.sandboxes.kind(), BackendKind::Local);
     let outside = ground.dir.path().join("outside");
     std::fs::write(&outside, "the machine's").unwrap();
     std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o666)).unwrap();
@@ -728,30 +737,34 @@ async fn with_nothing_around_them_commands_see_the_machine_and_still_end_with_th
 
 #[test]
 fn commands_go_without_a_sandbox_only_where_that_is_allowed_and_nothing_else_works() {
-    let found = |kind, works: bool| Finding {
+    let found = |kind, works: bool| BackendStatus {
         kind,
         problem: (!works).then(|| format!("No {kind} here.")),
         remark: None,
     };
-    let kinds = [Kind::Docker, Kind::Bubblewrap, Kind::Landlock];
+    let kinds = [
+        BackendKind::Docker,
+        BackendKind::Bubblewrap,
+        BackendKind::Landlock,
+    ];
     let none = kinds.map(|kind| found(kind, false));
-    for choice in [Choice::Auto, Choice::AutoForMany] {
+    for choice in [BackendChoice::Auto, BackendChoice::AutoForMany] {
         let (kind, refusal) = pick(choice, &none).unwrap();
-        assert_eq!(kind, Kind::None);
+        assert_eq!(kind, BackendKind::None);
         let refusal = refusal.unwrap();
         for kind in kinds {
             assert!(refusal.contains(&format!("No {kind} here.")), "{refusal}");
         }
     }
     let mut allowed = none.to_vec();
-    allowed.push(found(Kind::Local, true));
+    allowed.push(found(BackendKind::Local, true));
     assert_eq!(
-        pick(Choice::AutoOrLocal, &allowed).unwrap(),
-        (Kind::Local, None)
+        pick(BackendChoice::AutoOrLocal, &allowed).unwrap(),
+        (BackendKind::Local, None)
     );
-    allowed[1] = found(Kind::Bubblewrap, true);
+    allowed[1] = found(BackendKind::Bubblewrap, true);
     assert_eq!(
-        pick(Choice::AutoOrLocal, &allowed).unwrap(),
-        (Kind::Bubblewrap, None)
+        pick(BackendChoice::AutoOrLocal, &allowed).unwrap(),
+        (BackendKind::Bubblewrap, None)
     );
 }

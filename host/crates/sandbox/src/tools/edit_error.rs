@@ -5,7 +5,7 @@
 
 use super::image::ImageError;
 use super::locate::LocateError;
-use super::text_file::Unencodable;
+use super::text_file::UnencodableChar;
 use crate::workspace::{QuotaError, WorkspaceError, WorkspacePath};
 use lucid_types::plural;
 use lucid_types::sentence::{full_stop, sentence};
@@ -119,7 +119,7 @@ pub(super) enum EditError {
         path: String,
         /// The cause.
         #[source]
-        cause: Unencodable,
+        cause: UnencodableChar,
     },
     /// The editor has not changed the file.
     #[error("there is no change of {0} to take back")]

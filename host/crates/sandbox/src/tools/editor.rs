@@ -8,10 +8,10 @@
 use serde::Deserialize;
 
 use super::edit_error::EditError;
-use super::history::{Before, Change, History};
+use super::history::{EditHistory, FileChange, PreviousContent};
 use super::locate::locate;
-use super::present::{MAX_FILE, Present, Side, diff};
-use super::text_file::{TextFile, Unencodable};
+use super::present::{DiffSide, ExistingFile, MAX_FILE, diff};
+use super::text_file::{TextFile, UnencodableChar};
 use super::{ToolOutcome, image, match_hint};
 use crate::workspace::{Quota, Workspace, WorkspaceError, WorkspacePath};
 use lucid_types::plural;
@@ -25,7 +25,7 @@ const PLACES: usize = 20;
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Command {
+pub(super) enum EditorCommand {
     View,
     Create,
     StrReplace,
@@ -35,8 +35,8 @@ pub(super) enum Command {
 
 /// One call of the editor.
 #[derive(Debug, Deserialize)]
-pub(super) struct Edit {
-    pub(super) command: Command,
+pub(super) struct EditorCall {
+    pub(super) command: EditorCommand,
     pub(super) path: String,
     #[serde(default)]
     pub(super) file_text: Option<String>,
@@ -51,21 +51,21 @@ pub(super) struct Edit {
 }
 
 /// The result of a call, or why nothing was done.
-type Done = Result<ToolOutcome, EditError>;
+type EditorResult = Result<ToolOutcome, EditError>;
 
 /// The context of one call.
 #[derive(Clone, Copy)]
-pub(super) struct Ground<'a> {
+pub(super) struct EditorContext<'a> {
     pub(super) workspace: &'a Workspace,
     /// The workspace's path as commands see it.
     pub(super) root: &'a str,
-    pub(super) history: &'a History,
+    pub(super) history: &'a EditHistory,
     pub(super) quota: Option<&'a Quota>,
     /// Whether the model accepts images.
     pub(super) pictures: bool,
 }
 
-impl Ground<'_> {
+impl EditorContext<'_> {
     /// Replaces a file, if the workspace's quota allows its growth.
     fn write(&self, path: &WorkspacePath, before: u64, after: &[u8]) -> Result<(), EditError> {
         if let Some(quota) = self.quota {
@@ -80,19 +80,19 @@ impl Ground<'_> {
     }
 }
 
-pub(super) fn run(ground: &Ground<'_>, edit: &Edit) -> ToolOutcome {
+pub(super) fn run(ground: &EditorContext<'_>, edit: &EditorCall) -> ToolOutcome {
     let workspace = ground.workspace;
     let path = match locate(workspace, ground.root, &edit.path) {
         Ok(path) => path,
         Err(error) => return ToolOutcome::failed(EditError::from(error).told()),
     };
     let done = match edit.command {
-        Command::View => image::view(workspace, &path, ground.pictures)
+        EditorCommand::View => image::view(workspace, &path, ground.pictures)
             .unwrap_or_else(|| view(workspace, &path, edit.view_range)),
-        Command::Create => create(ground, &path, edit),
-        Command::StrReplace => replace(ground, &path, edit),
-        Command::Insert => insert(ground, &path, edit),
-        Command::UndoEdit => undo(ground, &path),
+        EditorCommand::Create => create(ground, &path, edit),
+        EditorCommand::StrReplace => replace(ground, &path, edit),
+        EditorCommand::Insert => insert(ground, &path, edit),
+        EditorCommand::UndoEdit => undo(ground, &path),
     };
     let shown = Some(path.shown());
     match done {
@@ -112,7 +112,7 @@ fn read(workspace: &Workspace, path: &WorkspacePath) -> Result<TextFile, EditErr
     TextFile::open(bytes).map_err(|_| EditError::Binary(path.relative()))
 }
 
-fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) -> Done {
+fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) -> EditorResult {
     if workspace.is_folder(path)? {
         if range.is_some() {
             return Err(EditError::Folder(path.relative()));
@@ -170,14 +170,14 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
     })
 }
 
-fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
+fn create(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
     let text = edit
         .file_text
         .as_deref()
         .ok_or(missing("create", "file_text"))?;
-    let present = Present::find(ground.workspace, path)?;
+    let present = ExistingFile::find(ground.workspace, path)?;
     let mut said = match present {
-        Present::Absent => "was created",
+        ExistingFile::Absent => "was created",
         _ => "was written anew",
     }
     .to_owned();
@@ -196,13 +196,13 @@ fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     });
     let bytes = match written {
         Some(Ok(bytes)) => bytes,
-        Some(Err(Unencodable { .. })) => {
+        Some(Err(UnencodableChar { .. })) => {
             said += " (in UTF-8: it was Windows-1252, which has not all of these characters)";
             text.as_bytes().to_vec()
         }
         None => text.as_bytes().to_vec(),
     };
-    if let Present::Large(size, _) = present {
+    if let ExistingFile::Large(size, _) = present {
         said += &format!(" (its {size} bytes before are too many to be kept for `undo_edit`)");
     }
     let lines = text.lines().count();
@@ -215,7 +215,7 @@ fn create(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     change(ground, path, present, &bytes, &text, said)
 }
 
-fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
+fn replace(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
     let old = edit
         .old_str
         .as_deref()
@@ -263,7 +263,7 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
             let bytes = file
                 .replace(*at..end, new)
                 .map_err(|cause| unencodable(path, cause))?;
-            change(ground, path, Present::Text(file), &bytes, &after, text)
+            change(ground, path, ExistingFile::Text(file), &bytes, &after, text)
         }
         _ => {
             let shown = places.iter().take(PLACES);
@@ -276,7 +276,7 @@ fn replace(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     }
 }
 
-fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
+fn insert(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
     let line = edit.insert_line.ok_or(missing("insert", "insert_line"))?;
     let new = edit
         .new_str
@@ -309,19 +309,19 @@ fn insert(ground: &Ground<'_>, path: &WorkspacePath, edit: &Edit) -> Done {
     let bytes = file
         .replace(at..at, &inserted)
         .map_err(|cause| unencodable(path, cause))?;
-    change(ground, path, Present::Text(file), &bytes, &after, text)
+    change(ground, path, ExistingFile::Text(file), &bytes, &after, text)
 }
 
 fn missing(command: &'static str, argument: &'static str) -> EditError {
     EditError::Missing { command, argument }
 }
 
-fn unencodable(path: &WorkspacePath, cause: Unencodable) -> EditError {
+fn unencodable(path: &WorkspacePath, cause: UnencodableChar) -> EditError {
     let path = path.relative();
     EditError::Encoding { path, cause }
 }
 
-fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
+fn undo(ground: &EditorContext<'_>, path: &WorkspacePath) -> EditorResult {
     let Some(change) = ground.history.pop(path) else {
         return Err(EditError::NoChange(path.relative()));
     };
@@ -331,7 +331,11 @@ fn undo(ground: &Ground<'_>, path: &WorkspacePath) -> Done {
     })
 }
 
-fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done {
+fn take_back(
+    ground: &EditorContext<'_>,
+    path: &WorkspacePath,
+    change: &FileChange,
+) -> EditorResult {
     let name = path.relative();
     let limit = MAX_FILE.max(change.length() as u64);
     let now = match ground.workspace.read(path, limit) {
@@ -346,23 +350,24 @@ fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done
     };
     let length = now.len() as u64;
     let (text, before) = match &change.before {
-        Before::Content(bytes) => {
+        PreviousContent::Content(bytes) => {
             ground.write(path, length, bytes)?;
-            let before = TextFile::open(bytes.clone()).map_or_else(Present::Binary, Present::Text);
+            let before =
+                TextFile::open(bytes.clone()).map_or_else(ExistingFile::Binary, ExistingFile::Text);
             (format!("The last change of {name} was taken back."), before)
         }
-        Before::Absent => {
+        PreviousContent::Absent => {
             ground.workspace.remove_file(path)?;
-            (format!("{name} was removed again."), Present::Absent)
+            (format!("{name} was removed again."), ExistingFile::Absent)
         }
-        Before::TooLarge(size) => {
+        PreviousContent::TooLarge(size) => {
             return Err(EditError::NotKept {
                 path: name,
                 size: *size,
             });
         }
     };
-    let now = TextFile::open(now).map_or_else(Present::Binary, Present::Text);
+    let now = TextFile::open(now).map_or_else(ExistingFile::Binary, ExistingFile::Text);
     Ok(ToolOutcome {
         text,
         diff: Some(diff(path, now.side(), before.side())),
@@ -372,16 +377,18 @@ fn take_back(ground: &Ground<'_>, path: &WorkspacePath, change: &Change) -> Done
 
 /// Writes the result of an edit to a file.
 fn change(
-    ground: &Ground<'_>,
+    ground: &EditorContext<'_>,
     path: &WorkspacePath,
-    before: Present,
+    before: ExistingFile,
     bytes: &[u8],
     after: &str,
     text: String,
-) -> Done {
+) -> EditorResult {
     ground.write(path, before.size(), bytes)?;
-    let diff = Some(diff(path, before.side(), Side::Text(after)));
-    ground.history.push(path, Change::new(before.kept(), bytes));
+    let diff = Some(diff(path, before.side(), DiffSide::Text(after)));
+    ground
+        .history
+        .push(path, FileChange::new(before.kept(), bytes));
     Ok(ToolOutcome {
         text,
         diff,

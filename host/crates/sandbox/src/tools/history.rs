@@ -19,7 +19,7 @@ const MAX_KEPT: usize = 32 << 20;
 
 /// A file before a change.
 #[derive(Debug)]
-pub(super) enum Before {
+pub(super) enum PreviousContent {
     /// The file did not exist.
     Absent,
     /// The file's content.
@@ -28,7 +28,7 @@ pub(super) enum Before {
     TooLarge(u64),
 }
 
-impl Before {
+impl PreviousContent {
     fn kept(&self) -> usize {
         match self {
             Self::Content(bytes) => bytes.len(),
@@ -39,15 +39,15 @@ impl Before {
 
 /// A change of a file.
 #[derive(Debug)]
-pub(super) struct Change {
-    pub(super) before: Before,
+pub(super) struct FileChange {
+    pub(super) before: PreviousContent,
     /// The file's length in bytes after the change, and its SHA-256.
     after: (usize, [u8; 32]),
 }
 
-impl Change {
+impl FileChange {
     /// A change that has just been made.
-    pub(super) fn new(before: Before, after: &[u8]) -> Self {
+    pub(super) fn new(before: PreviousContent, after: &[u8]) -> Self {
         Self {
             before,
             after: fingerprint(after),
@@ -71,17 +71,17 @@ fn fingerprint(bytes: &[u8]) -> (usize, [u8; 32]) {
 
 /// The changes of a session's files.
 #[derive(Debug, Default)]
-pub(super) struct History(Mutex<Changes>);
+pub(super) struct EditHistory(Mutex<FileChanges>);
 
 #[derive(Debug, Default)]
-struct Changes {
-    files: HashMap<WorkspacePath, VecDeque<Change>>,
+struct FileChanges {
+    files: HashMap<WorkspacePath, VecDeque<FileChange>>,
     bytes: usize,
 }
 
-impl History {
+impl EditHistory {
     /// Adds a file's latest change.
-    pub(super) fn push(&self, path: &WorkspacePath, change: Change) {
+    pub(super) fn push(&self, path: &WorkspacePath, change: FileChange) {
         let mut all = self.0.lock();
         all.bytes += change.before.kept();
         let changes = all.files.entry(path.clone()).or_default();
@@ -105,7 +105,7 @@ impl History {
     }
 
     /// Removes and returns a file's latest change.
-    pub(super) fn pop(&self, path: &WorkspacePath) -> Option<Change> {
+    pub(super) fn pop(&self, path: &WorkspacePath) -> Option<FileChange> {
         let mut all = self.0.lock();
         let change = all.files.get_mut(path)?.pop_back()?;
         all.bytes -= change.before.kept();

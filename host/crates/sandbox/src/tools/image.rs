@@ -15,14 +15,14 @@ const LONGEST_SIDE: usize = 8_000;
 
 /// An image for a model.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct EncodedImage {
     /// The media type, as in `Content-Type`.
     pub media_type: &'static str,
     /// The file's content.
     pub bytes: Vec<u8>,
 }
 
-impl std::fmt::Debug for Picture {
+impl std::fmt::Debug for EncodedImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -81,7 +81,7 @@ pub(super) fn view(
                     "{shown} is a picture ({media_type}, {width}x{height} pixels, {} bytes):",
                     bytes.len()
                 ),
-                picture: Some(Picture { media_type, bytes }),
+                picture: Some(EncodedImage { media_type, bytes }),
                 ..ToolOutcome::default()
             }),
         Err(WorkspaceError::TooLarge { size, limit, .. }) => {

@@ -24,10 +24,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use self::image::Picture;
+pub use self::image::EncodedImage;
 pub use describe::{CallView, describe_call};
-use editor::Edit;
-use history::History;
+use editor::EditorCall;
+use history::EditHistory;
 
 use super::workspace::{Quota, Workspace};
 use crate::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
@@ -46,7 +46,7 @@ const MAX_SECONDS: u64 = 3600;
 
 /// A tool's definition for a model.
 #[derive(Debug, Clone)]
-pub struct Definition {
+pub struct SandboxToolDefinition {
     /// The tool's name.
     pub name: &'static str,
     /// Its purpose and when to use it.
@@ -57,9 +57,9 @@ pub struct Definition {
 
 /// The definitions of all tools.
 #[must_use]
-pub fn definitions() -> Vec<Definition> {
+pub fn definitions() -> Vec<SandboxToolDefinition> {
     vec![
-        Definition {
+        SandboxToolDefinition {
             name: "terminal",
             description: "Runs a command line in the sandbox's shell, in the workspace's folder, and gives back what \
                 it wrote to standard output and error, and its exit code. Each call is a new shell: `cd` and \
@@ -79,7 +79,7 @@ pub fn definitions() -> Vec<Definition> {
                 "additionalProperties": false,
             }),
         },
-        Definition {
+        SandboxToolDefinition {
             name: "file_editor",
             description: "Views and changes text files of the workspace. `view` shows a file with line numbers, what is \
                 in a folder, or a picture (PNG, JPEG, GIF, WebP); `create` writes a whole file; `str_replace` replaces `old_str`, which must occur \
@@ -123,7 +123,7 @@ pub struct ToolOutcome {
     /// The changes of an edit, as a unified diff.
     pub diff: Option<String>,
     /// An image for the model.
-    pub picture: Option<Picture>,
+    pub picture: Option<EncodedImage>,
     /// A limit of the sandbox that a command hit.
     pub limit: Option<LimitHit>,
 }
@@ -140,17 +140,17 @@ impl ToolOutcome {
 
 /// The tools of one session, and what they work on.
 #[derive(Debug, Clone)]
-pub struct ToolBox {
+pub struct SandboxTools {
     sandbox: Sandbox,
     workspace: Arc<Workspace>,
-    history: Arc<History>,
+    history: Arc<EditHistory>,
     /// If absent, the editor writes as much as the disk holds.
     quota: Option<Arc<Quota>>,
     /// Whether the model accepts images.
     pictures: bool,
 }
 
-impl ToolBox {
+impl SandboxTools {
     /// The tools of a session, with an empty undo history.
     #[must_use]
     pub fn new(sandbox: Sandbox, workspace: Arc<Workspace>) -> Self {
@@ -198,7 +198,7 @@ struct Terminal {
 /// # Errors
 /// Only if the sandbox is gone; a tool's own failure is its outcome.
 pub async fn run(
-    tools: &ToolBox,
+    tools: &SandboxTools,
     name: &str,
     arguments: &str,
     timeout: Duration,
@@ -209,7 +209,7 @@ pub async fn run(
             Ok(call) => terminal(tools, call, timeout, on_output).await,
             Err(error) => Ok(unreadable(name, &error)),
         },
-        "file_editor" => match serde_json::from_str::<Edit>(arguments) {
+        "file_editor" => match serde_json::from_str::<EditorCall>(arguments) {
             Ok(edit) => Ok(edit_file(tools, edit).await),
             Err(error) => Ok(unreadable(name, &error)),
         },
@@ -226,7 +226,7 @@ fn unreadable(name: &str, error: &serde_json::Error) -> ToolOutcome {
 }
 
 async fn terminal(
-    tools: &ToolBox,
+    tools: &SandboxTools,
     call: Terminal,
     timeout: Duration,
     on_output: impl FnMut(&[u8]) + Send,
@@ -327,10 +327,10 @@ fn within(head: String, tail: &str, omitted: u64) -> String {
     )
 }
 
-async fn edit_file(tools: &ToolBox, edit: Edit) -> ToolOutcome {
+async fn edit_file(tools: &SandboxTools, edit: EditorCall) -> ToolOutcome {
     let tools = tools.clone();
     let edited = tokio::task::spawn_blocking(move || {
-        let ground = editor::Ground {
+        let ground = editor::EditorContext {
             workspace: &tools.workspace,
             root: tools.sandbox.workspace_path(),
             history: &tools.history,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use similar::TextDiff;
 
-use super::history::Before;
+use super::history::PreviousContent;
 use super::text_file::TextFile;
 use crate::workspace::{Workspace, WorkspaceError, WorkspacePath};
 
@@ -21,7 +21,7 @@ const SAMPLE: u64 = 64 << 10;
 const COMPARING: Duration = Duration::from_secs(1);
 
 /// A file before it is changed.
-pub(super) enum Present {
+pub(super) enum ExistingFile {
     Absent,
     Text(TextFile),
     Binary(Vec<u8>),
@@ -29,7 +29,7 @@ pub(super) enum Present {
     Large(u64, Option<TextFile>),
 }
 
-impl Present {
+impl ExistingFile {
     pub(super) fn find(
         workspace: &Workspace,
         path: &WorkspacePath,
@@ -67,27 +67,27 @@ impl Present {
         }
     }
 
-    pub(super) fn side(&self) -> Side<'_> {
+    pub(super) fn side(&self) -> DiffSide<'_> {
         match self {
-            Self::Absent => Side::Absent,
-            Self::Text(file) => Side::Text(file.text()),
-            Self::Binary(_) | Self::Large(..) => Side::NoText,
+            Self::Absent => DiffSide::Absent,
+            Self::Text(file) => DiffSide::Text(file.text()),
+            Self::Binary(_) | Self::Large(..) => DiffSide::NoText,
         }
     }
 
-    pub(super) fn kept(self) -> Before {
+    pub(super) fn kept(self) -> PreviousContent {
         match self {
-            Self::Absent => Before::Absent,
-            Self::Text(file) => Before::Content(file.into_bytes()),
-            Self::Binary(bytes) => Before::Content(bytes),
-            Self::Large(size, _) => Before::TooLarge(size),
+            Self::Absent => PreviousContent::Absent,
+            Self::Text(file) => PreviousContent::Content(file.into_bytes()),
+            Self::Binary(bytes) => PreviousContent::Content(bytes),
+            Self::Large(size, _) => PreviousContent::TooLarge(size),
         }
     }
 }
 
 /// One side of a diff.
 #[derive(Clone, Copy)]
-pub(super) enum Side<'a> {
+pub(super) enum DiffSide<'a> {
     Absent,
     Text(&'a str),
     /// Binary, or too large to be compared.
@@ -95,17 +95,17 @@ pub(super) enum Side<'a> {
 }
 
 /// The changes as a unified diff.
-pub(super) fn diff(path: &WorkspacePath, before: Side<'_>, after: Side<'_>) -> String {
+pub(super) fn diff(path: &WorkspacePath, before: DiffSide<'_>, after: DiffSide<'_>) -> String {
     let shown = path.shown();
-    let name = |side: &str, content: Side<'_>| match content {
-        Side::Absent => "/dev/null".to_owned(),
-        Side::Text(_) | Side::NoText => format!("{side}{shown}"),
+    let name = |side: &str, content: DiffSide<'_>| match content {
+        DiffSide::Absent => "/dev/null".to_owned(),
+        DiffSide::Text(_) | DiffSide::NoText => format!("{side}{shown}"),
     };
     let (old, new) = (name("a", before), name("b", after));
     let text = |side| match side {
-        Side::Absent => Some(""),
-        Side::Text(text) => Some(text),
-        Side::NoText => None,
+        DiffSide::Absent => Some(""),
+        DiffSide::Text(text) => Some(text),
+        DiffSide::NoText => None,
     };
     let (Some(before), Some(after)) = (text(before), text(after)) else {
         return format!("Binary or large files {old} and {new} differ\n");

@@ -3,19 +3,19 @@
 use serde_json::json;
 
 use super::*;
-use crate::Choice;
+use crate::BackendChoice;
 use crate::tests::Ground;
 
 struct Tools {
     ground: Ground,
-    tools: ToolBox,
+    tools: SandboxTools,
 }
 
 impl Tools {
     async fn new() -> Self {
-        let ground = Ground::new(Choice::Bubblewrap).await;
+        let ground = Ground::new(BackendChoice::Bubblewrap).await;
         let workspace = Arc::new(ground.workspace("one"));
-        let tools = ToolBox::new(ground.start("one", None).await, workspace);
+        let tools = SandboxTools::new(ground.start("one", None).await, workspace);
         Self { ground, tools }
     }
 

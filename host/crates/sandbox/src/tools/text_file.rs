@@ -36,7 +36,7 @@ enum Encoding {
 /// A character that a file's encoding lacks.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("Windows-1252, which the file is written in, has no {0:?}")]
-pub(super) struct Unencodable(char);
+pub(super) struct UnencodableChar(char);
 
 /// A decoded text file.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(super) struct TextFile {
 
 /// A character of the text, and the bytes that it stands for.
 #[derive(Clone, Copy)]
-struct Unit<'a> {
+struct DecodedChar<'a> {
     seen: char,
     bytes: &'a [u8],
 }
@@ -114,7 +114,11 @@ impl TextFile {
     }
 
     /// The file's bytes with a range of the text replaced. The new text's line endings are LF.
-    pub(super) fn replace(&self, range: Range<usize>, new: &str) -> Result<Vec<u8>, Unencodable> {
+    pub(super) fn replace(
+        &self,
+        range: Range<usize>,
+        new: &str,
+    ) -> Result<Vec<u8>, UnencodableChar> {
         let edits = edits(range.start, &self.text[range], new);
         let mut edited = self.bytes[..self.mark].to_vec();
         let mut units = self.units();
@@ -163,13 +167,13 @@ impl TextFile {
 
     /// The bytes of an entirely new text, with its own line endings, after this file's byte order
     /// mark.
-    pub(super) fn with_text(&self, text: &str) -> Result<Vec<u8>, Unencodable> {
+    pub(super) fn with_text(&self, text: &str) -> Result<Vec<u8>, UnencodableChar> {
         let mut bytes = self.bytes[..self.mark].to_vec();
         self.encode(text, &mut bytes)?;
         Ok(bytes)
     }
 
-    fn encode(&self, text: &str, into: &mut Vec<u8>) -> Result<(), Unencodable> {
+    fn encode(&self, text: &str, into: &mut Vec<u8>) -> Result<(), UnencodableChar> {
         match self.encoding {
             Encoding::Utf8 => into.extend_from_slice(text.as_bytes()),
             Encoding::Utf16Le => into.extend(text.encode_utf16().flat_map(u16::to_le_bytes)),
@@ -178,7 +182,9 @@ impl TextFile {
                 let (encoded, _, failed) = WINDOWS_1252.encode(text);
                 if failed {
                     let fails = |c: &char| WINDOWS_1252.encode(c.encode_utf8(&mut [0; 4])).2;
-                    return Err(Unencodable(text.chars().find(fails).unwrap_or_default()));
+                    return Err(UnencodableChar(
+                        text.chars().find(fails).unwrap_or_default(),
+                    ));
                 }
                 into.extend_from_slice(&encoded);
             }
@@ -186,14 +192,14 @@ impl TextFile {
         Ok(())
     }
 
-    fn units(&self) -> Units<'_> {
+    fn units(&self) -> DecodedChars<'_> {
         let mut stray = ['\0'; 128];
         let bytes: Vec<u8> = (0x80..=0xff).collect();
         let (decoded, _) = WINDOWS_1252.decode_without_bom_handling(&bytes);
         for (c, decoded) in stray.iter_mut().zip(decoded.chars()) {
             *c = decoded;
         }
-        Units {
+        DecodedChars {
             rest: &self.bytes[self.mark..],
             encoding: self.encoding,
             cr_alone: self.cr_alone,
@@ -214,7 +220,7 @@ fn eight_bit(bytes: &[u8]) -> Encoding {
 
 /// Iterates over a file, one character of its text at a time.
 #[derive(Clone)]
-struct Units<'a> {
+struct DecodedChars<'a> {
     rest: &'a [u8],
     encoding: Encoding,
     cr_alone: bool,
@@ -222,7 +228,7 @@ struct Units<'a> {
     stray: [char; 128],
 }
 
-impl<'a> Units<'a> {
+impl<'a> DecodedChars<'a> {
     /// The next character, and its length in bytes.
     fn peek(&self, from: usize) -> Option<(char, usize)> {
         let rest = self.rest.get(from..)?;
@@ -263,10 +269,10 @@ impl<'a> Units<'a> {
     }
 }
 
-impl<'a> Iterator for Units<'a> {
-    type Item = Unit<'a>;
+impl<'a> Iterator for DecodedChars<'a> {
+    type Item = DecodedChar<'a>;
 
-    fn next(&mut self) -> Option<Unit<'a>> {
+    fn next(&mut self) -> Option<DecodedChar<'a>> {
         let (mut seen, mut length) = self.peek(0)?;
         if seen == '\r' && self.cr_alone {
             seen = '\n';
@@ -286,16 +292,16 @@ impl<'a> Iterator for Units<'a> {
         }
         let (bytes, rest) = self.rest.split_at(length);
         self.rest = rest;
-        Some(Unit { seen, bytes })
+        Some(DecodedChar { seen, bytes })
     }
 }
 
 /// A range of a text, and its replacement.
-type Change<'a> = (Range<usize>, &'a str);
+type Replacement<'a> = (Range<usize>, &'a str);
 
 /// The changes that turn one text, which is at `from`, into another, in order. They cover neither
 /// unchanged lines nor the unchanged characters of a slightly changed line.
-fn edits<'a>(from: usize, old: &'a str, new: &'a str) -> Vec<Change<'a>> {
+fn edits<'a>(from: usize, old: &'a str, new: &'a str) -> Vec<Replacement<'a>> {
     let deadline = Instant::now() + COMPARING;
     let lines = |text: &'a str| -> Vec<&'a str> { text.split_inclusive('\n').collect() };
     let mut edits = Vec::new();
@@ -329,7 +335,7 @@ fn compared<'a>(
     new_pieces: &[&str],
     new: &'a str,
     deadline: Instant,
-) -> Vec<Change<'a>> {
+) -> Vec<Replacement<'a>> {
     let (old_starts, new_starts) = (starts(old_pieces), starts(new_pieces));
     capture_diff_slices_deadline(Algorithm::Myers, old_pieces, new_pieces, Some(deadline))
         .into_iter()

@@ -17,7 +17,7 @@ use flate2::write::GzEncoder;
 use rustix::fs::FileType;
 use tar::{Builder, EntryType, Header};
 
-use super::walk::{DEEPEST, Found, MOST_ENTRIES, Step, Walk};
+use super::walk::{DEEPEST, MOST_ENTRIES, Walk, WalkEntry, WalkStep};
 use super::{Workspace, WorkspaceError, WorkspacePath, explain};
 use lucid_types::plural;
 
@@ -39,7 +39,7 @@ impl Workspace {
         let walk = Walk::new(self).map_err(failed)?;
         let packed = Archive {
             tar: Builder::new(GzEncoder::new(to, Compression::fast())),
-            left_out: LeftOut::default(),
+            left_out: SkippedEntries::default(),
             holes: HOLES,
             names: HashMap::new(),
             names_left: NAMES,
@@ -50,7 +50,7 @@ impl Workspace {
 
 struct Archive<W: Write> {
     tar: Builder<GzEncoder<W>>,
-    left_out: LeftOut,
+    left_out: SkippedEntries,
     /// Bytes of holes that may still be written.
     holes: u64,
     /// The path in the archive of each hard-linked file.
@@ -59,12 +59,12 @@ struct Archive<W: Write> {
 }
 
 #[derive(Default)]
-struct LeftOut {
+struct SkippedEntries {
     lines: String,
     count: usize,
 }
 
-impl LeftOut {
+impl SkippedEntries {
     fn note(&mut self, path: &Path, why: &str) {
         self.count += 1;
         if self.count <= LINES {
@@ -79,16 +79,16 @@ impl<W: Write> Archive<W> {
         self.folder(Path::new(TOP), 0o755, None)?;
         while let Some(step) = walk.next() {
             match step {
-                Step::Found(found) => self.entry(&walk, &found)?,
-                Step::Closed(path, error) => {
+                WalkStep::Found(found) => self.entry(&walk, &found)?,
+                WalkStep::Closed(path, error) => {
                     let why = format!("the folder cannot be looked into ({error}).");
                     self.left_out.note(&path, &why);
                 }
-                Step::Deep(path) => {
+                WalkStep::Deep(path) => {
                     let why = format!("the folder is more than {DEEPEST} folders deep.");
                     self.left_out.note(&path, &why);
                 }
-                Step::Many => {
+                WalkStep::Many => {
                     let why = format!("what comes after the first {MOST_ENTRIES} entries.");
                     self.left_out.note(Path::new(""), &why);
                 }
@@ -98,7 +98,7 @@ impl<W: Write> Archive<W> {
         self.tar.into_inner()?.finish()?.flush()
     }
 
-    fn entry(&mut self, walk: &Walk, found: &Found) -> io::Result<()> {
+    fn entry(&mut self, walk: &Walk, found: &WalkEntry) -> io::Result<()> {
         match found.kind() {
             FileType::Directory => {
                 self.folder(&below_top(&found.path), found.stat.st_mode, Some(found))
@@ -124,12 +124,12 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    fn unread(&mut self, found: &Found, error: &io::Error) {
+    fn unread(&mut self, found: &WalkEntry, error: &io::Error) {
         self.left_out
             .note(&found.path, &format!("it cannot be read ({error})."));
     }
 
-    fn file(&mut self, walk: &Walk, found: &Found) -> io::Result<()> {
+    fn file(&mut self, walk: &Walk, found: &WalkEntry) -> io::Result<()> {
         let path = below_top(&found.path);
         if let Some(file) = found.identity() {
             if let Some(first) = self.names.get(&file) {
@@ -164,7 +164,7 @@ impl<W: Write> Archive<W> {
         self.holes = left;
         let mut header = header(EntryType::Regular, found.stat.st_mode, Some(found));
         header.set_size(length);
-        let mut content = AsLong {
+        let mut content = FixedLengthReader {
             file,
             left: length,
             short: None,
@@ -182,14 +182,14 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    fn folder(&mut self, path: &Path, mode: u32, found: Option<&Found>) -> io::Result<()> {
+    fn folder(&mut self, path: &Path, mode: u32, found: Option<&WalkEntry>) -> io::Result<()> {
         // Whoever unpacks the folder must be able to fill it.
         let mut header = header(EntryType::Directory, mode | 0o700, found);
         self.tar.append_data(&mut header, path, io::empty())
     }
 
     fn list(&mut self) -> io::Result<()> {
-        let LeftOut { mut lines, count } = std::mem::take(&mut self.left_out);
+        let SkippedEntries { mut lines, count } = std::mem::take(&mut self.left_out);
         if count == 0 {
             return Ok(());
         }
@@ -209,7 +209,7 @@ fn below_top(path: &Path) -> PathBuf {
 }
 
 /// Omits the files' owner, which is nobody's business, and any setuid and setgid bits.
-fn header(kind: EntryType, mode: u32, found: Option<&Found>) -> Header {
+fn header(kind: EntryType, mode: u32, found: Option<&WalkEntry>) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode & 0o777);
@@ -223,14 +223,14 @@ fn header(kind: EntryType, mode: u32, found: Option<&Found>) -> Header {
 
 /// A file's content at exactly the announced length: later growth is not read, missing bytes are
 /// zeros.
-struct AsLong<R> {
+struct FixedLengthReader<R> {
     file: R,
     left: u64,
     /// How many bytes were missing, if any.
     short: Option<u64>,
 }
 
-impl<R: Read> Read for AsLong<R> {
+impl<R: Read> Read for FixedLengthReader<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left).map_or(into.len(), |left| left.min(into.len()));
         let into = &mut into[..most];
@@ -375,7 +375,7 @@ mod tests {
             }
         }
         let read = |file: Box<dyn Read>| {
-            let mut content = AsLong {
+            let mut content = FixedLengthReader {
                 file,
                 left: 100,
                 short: None,

@@ -27,10 +27,10 @@ use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt}
 use rustix::fs::{AtFlags, Gid, OFlags, Uid};
 
 pub use self::path::WorkspacePath;
-pub use self::quota::{Excess, Quota, QuotaError, disk_usage_of};
+pub use self::quota::{Quota, QuotaCheck, QuotaError, disk_usage_of};
 pub use self::remove_tree::erase;
-pub use self::tree::{Node, NodeKind};
-pub use self::watch::{Watched, Watcher};
+pub use self::tree::{TreeNode, TreeNodeKind};
+pub use self::watch::{WatchedWorkspace, Watcher};
 use lucid_types::digest::sha256_hex;
 use lucid_types::plural;
 

@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use super::Workspace;
-use super::walk::{DEEPEST, MOST_ENTRIES, Step, Walk};
-use lucid_types::disk_reserve::Reserve;
+use super::walk::{DEEPEST, MOST_ENTRIES, Walk, WalkStep};
+use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::plural;
 
 /// By which part of the limit it may be passed before a sandbox is ended for it.
@@ -38,7 +38,7 @@ const UNHEARD: Duration = Duration::from_secs(30);
 
 /// What a count of a workspace gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Usage {
+pub(super) enum DiskUsage {
     /// So many bytes of the disk.
     Bytes(u64),
     /// It cannot be counted, and why, as the end of a sentence.
@@ -47,9 +47,9 @@ pub(super) enum Usage {
 
 impl Workspace {
     /// Counts what all of it takes on the disk. Blocks; two million entries take seconds.
-    pub(super) fn usage(&self) -> Usage {
+    pub(super) fn usage(&self) -> DiskUsage {
         let closed = |path: &Path, error: &std::io::Error| {
-            Usage::Unknown(format!(
+            DiskUsage::Unknown(format!(
                 "the folder /{} cannot be looked into ({error})",
                 path.display()
             ))
@@ -62,16 +62,16 @@ impl Workspace {
         let mut seen = HashSet::new();
         for step in walk {
             let found = match step {
-                Step::Found(found) => found,
-                Step::Closed(path, error) => return closed(&path, &error),
-                Step::Deep(path) => {
-                    return Usage::Unknown(format!(
+                WalkStep::Found(found) => found,
+                WalkStep::Closed(path, error) => return closed(&path, &error),
+                WalkStep::Deep(path) => {
+                    return DiskUsage::Unknown(format!(
                         "/{} is more than {DEEPEST} folders deep",
                         shortened(&path)
                     ));
                 }
-                Step::Many => {
-                    return Usage::Unknown(format!("it holds more than {MOST_ENTRIES} files"));
+                WalkStep::Many => {
+                    return DiskUsage::Unknown(format!("it holds more than {MOST_ENTRIES} files"));
                 }
             };
             let again = found.kind() != FileType::Directory
@@ -80,14 +80,14 @@ impl Workspace {
                 bytes = bytes.saturating_add(found.allocated());
             }
         }
-        Usage::Bytes(bytes)
+        DiskUsage::Bytes(bytes)
     }
 
     /// What all of it takes on the disk, in bytes; none where it cannot be counted. Blocks.
     pub fn disk_usage(&self) -> Option<u64> {
         match self.usage() {
-            Usage::Bytes(bytes) => Some(bytes),
-            Usage::Unknown(_) => None,
+            DiskUsage::Bytes(bytes) => Some(bytes),
+            DiskUsage::Unknown(_) => None,
         }
     }
 }
@@ -110,7 +110,7 @@ fn shortened(path: &Path) -> String {
 
 /// Whether a workspace takes so much that its sandbox must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Excess {
+pub enum QuotaCheck {
     /// It does not.
     Within,
     /// It does, as a sentence says.
@@ -145,13 +145,13 @@ pub enum QuotaError {
 pub struct Quota {
     limit: u64,
     /// What of the disk no workspace may take, whatever its own limit.
-    reserve: Reserve,
-    known: Mutex<Known>,
+    reserve: DiskReserve,
+    known: Mutex<QuotaState>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    counted: Option<Counted>,
+struct QuotaState {
+    counted: Option<CountedUsage>,
     /// A command may have changed it since.
     stale: bool,
     /// The user knows that it is full.
@@ -159,8 +159,8 @@ struct Known {
 }
 
 #[derive(Debug)]
-struct Counted {
-    usage: Usage,
+struct CountedUsage {
+    usage: DiskUsage,
     at: Instant,
     took: Duration,
 }
@@ -171,14 +171,14 @@ impl Quota {
     pub fn new(limit: u64) -> Self {
         Self {
             limit,
-            reserve: Reserve::none(),
+            reserve: DiskReserve::none(),
             known: Mutex::default(),
         }
     }
 
     /// The same on a disk that has a reserve.
     #[must_use]
-    pub fn with_reserve(mut self, reserve: Reserve) -> Self {
+    pub fn with_reserve(mut self, reserve: DiskReserve) -> Self {
         self.reserve = reserve;
         self
     }
@@ -208,7 +208,7 @@ impl Quota {
         if let Some(sentence) = self.full(&counted.usage) {
             return Err(QuotaError::Full(sentence));
         }
-        if let Usage::Bytes(bytes) = &mut counted.usage {
+        if let DiskUsage::Bytes(bytes) = &mut counted.usage {
             let after = bytes.saturating_add(growth);
             if after > self.limit {
                 return Err(QuotaError::Growth {
@@ -246,33 +246,33 @@ impl Quota {
     }
 
     /// Whether it takes more than it may by a tenth, or cannot be counted. Blocks.
-    pub fn excess(&self, workspace: &Workspace) -> Excess {
+    pub fn excess(&self, workspace: &Workspace) -> QuotaCheck {
         let mut known = self.known.lock();
         known.stale = true;
         self.count(&mut known, workspace);
         if known.stale {
-            return Excess::NotKnown;
+            return QuotaCheck::NotKnown;
         }
         let Some(counted) = &known.counted else {
-            return Excess::NotKnown;
+            return QuotaCheck::NotKnown;
         };
         let most = self.limit.saturating_add(self.limit / MARGIN);
         let takes = match &counted.usage {
-            Usage::Bytes(bytes) if *bytes <= most => return Excess::Within,
-            Usage::Bytes(bytes) => format!("took {} of the disk", plural::size(*bytes)),
-            Usage::Unknown(why) => format!("could not be counted, because {why}"),
+            DiskUsage::Bytes(bytes) if *bytes <= most => return QuotaCheck::Within,
+            DiskUsage::Bytes(bytes) => format!("took {} of the disk", plural::size(*bytes)),
+            DiskUsage::Unknown(why) => format!("could not be counted, because {why}"),
         };
-        Excess::Over(format!(
+        QuotaCheck::Over(format!(
             "The workspace {takes}; it may take {}.",
             plural::size(self.limit)
         ))
     }
 
-    fn full(&self, usage: &Usage) -> Option<String> {
+    fn full(&self, usage: &DiskUsage) -> Option<String> {
         let takes = match usage {
-            Usage::Bytes(bytes) if *bytes <= self.limit => return None,
-            Usage::Bytes(bytes) => format!("takes {} of the disk", plural::size(*bytes)),
-            Usage::Unknown(why) => {
+            DiskUsage::Bytes(bytes) if *bytes <= self.limit => return None,
+            DiskUsage::Bytes(bytes) => format!("takes {} of the disk", plural::size(*bytes)),
+            DiskUsage::Unknown(why) => {
                 format!("cannot be counted, because {why}, and counts as full")
             }
         };
@@ -283,7 +283,7 @@ impl Quota {
     }
 
     /// Counts, where what is known is too old.
-    fn count(&self, known: &mut Known, workspace: &Workspace) {
+    fn count(&self, known: &mut QuotaState, workspace: &Workspace) {
         let holds = known.counted.as_ref().is_some_and(|counted| {
             let exact = counted.took < A_MOMENT || self.full(&counted.usage).is_some();
             let holds = counted.took * HOLDS;
@@ -299,7 +299,7 @@ impl Quota {
         let begun = Instant::now();
         let usage = workspace.usage();
         known.stale = false;
-        known.counted = Some(Counted {
+        known.counted = Some(CountedUsage {
             usage,
             at: Instant::now(),
             took: begun.elapsed(),
@@ -323,8 +323,8 @@ mod tests {
 
     fn counted(workspace: &Workspace) -> u64 {
         match workspace.usage() {
-            Usage::Bytes(bytes) => bytes,
-            Usage::Unknown(why) => panic!("{why}"),
+            DiskUsage::Bytes(bytes) => bytes,
+            DiskUsage::Unknown(why) => panic!("{why}"),
         }
     }
 

@@ -389,7 +389,7 @@ fn a_tree_of_hostile_size_and_depth_is_bounded() {
     for number in 0..MAX_NODES + 10 {
         std::fs::write(workspace.host_path().join(format!("f{number}")), "").unwrap();
     }
-    fn count(nodes: &[Node]) -> usize {
+    fn count(nodes: &[TreeNode]) -> usize {
         nodes
             .iter()
             .map(|node| 1 + count(node.children.as_deref().unwrap_or_default()))

@@ -11,7 +11,7 @@ use cap_std::fs::{Dir, ReadDir};
 use serde::Serialize;
 
 use super::names::spell;
-use super::{Watched, Workspace, WorkspaceError, WorkspacePath, explain};
+use super::{WatchedWorkspace, Workspace, WorkspaceError, WorkspacePath, explain};
 
 /// The depth limit of a tree.
 const MAX_DEPTH: usize = 24;
@@ -38,23 +38,23 @@ const LEFT_OUT: [&str; 12] = [
 
 /// One entry of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Node {
+pub struct TreeNode {
     /// The entry's own name.
     pub name: String,
     /// The entry's kind.
     #[serde(rename = "type")]
-    pub kind: NodeKind,
+    pub kind: TreeNodeKind,
     /// The path from the workspace's root, with a leading slash.
     pub path: String,
     /// The entries of a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub children: Option<Vec<Node>>,
+    pub children: Option<Vec<TreeNode>>,
 }
 
 /// The kind of a node. A symbolic link counts as a file: it is shown and not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum NodeKind {
+pub enum TreeNodeKind {
     /// Anything that is not a folder.
     File,
     /// A folder.
@@ -64,18 +64,21 @@ pub enum NodeKind {
 impl Workspace {
     /// The tree that clients are shown: bounded, without folders that nobody looks for, links not
     /// followed.
-    pub fn tree(&self) -> Result<Vec<Node>, WorkspaceError> {
+    pub fn tree(&self) -> Result<Vec<TreeNode>, WorkspaceError> {
         self.tree_of(&mut |_| {})
     }
 
     /// The same tree, whose folders are watched from here on.
-    pub fn watched_tree(&self, watched: &Watched) -> Result<Vec<Node>, WorkspaceError> {
+    pub fn watched_tree(
+        &self,
+        watched: &WatchedWorkspace,
+    ) -> Result<Vec<TreeNode>, WorkspaceError> {
         let mut round = watched.round();
         self.tree_of(&mut |folder| round.folder(folder.as_fd()))
     }
 
-    fn tree_of(&self, visit: &mut dyn FnMut(&Dir)) -> Result<Vec<Node>, WorkspaceError> {
-        let mut left = Left {
+    fn tree_of(&self, visit: &mut dyn FnMut(&Dir)) -> Result<Vec<TreeNode>, WorkspaceError> {
+        let mut left = TreeBudget {
             nodes: MAX_NODES,
             bytes: MAX_BYTES,
         };
@@ -89,12 +92,12 @@ impl Workspace {
 }
 
 /// The remaining limits of a tree.
-struct Left {
+struct TreeBudget {
     nodes: usize,
     bytes: usize,
 }
 
-impl Left {
+impl TreeBudget {
     /// Takes space for an entry with names of that many bytes; false if there is none left.
     fn take(&mut self, bytes: usize) -> bool {
         let Some(left) = self.bytes.checked_sub(bytes) else {
@@ -112,9 +115,9 @@ fn branch(
     entries: ReadDir,
     parent: &str,
     depth: usize,
-    left: &mut Left,
+    left: &mut TreeBudget,
     visit: &mut dyn FnMut(&Dir),
-) -> Vec<Node> {
+) -> Vec<TreeNode> {
     let mut nodes = Vec::new();
     let mut folders = Vec::new();
     for entry in entries.flatten() {
@@ -134,14 +137,14 @@ fn branch(
             break;
         }
         let kind = if folder {
-            NodeKind::Folder
+            TreeNodeKind::Folder
         } else {
-            NodeKind::File
+            TreeNodeKind::File
         };
         if folder {
             folders.push((nodes.len(), entry));
         }
-        nodes.push(Node {
+        nodes.push(TreeNode {
             name,
             kind,
             path,

@@ -24,7 +24,7 @@ pub(super) const DEEPEST: usize = 128;
 pub(super) const MOST_ENTRIES: u64 = 2_000_000;
 
 /// An entry of a workspace.
-pub(super) struct Found {
+pub(super) struct WalkEntry {
     /// The path relative to the workspace's root.
     pub(super) path: PathBuf,
     /// The entry's metadata; of a link, the link's own.
@@ -32,7 +32,7 @@ pub(super) struct Found {
     name: CString,
 }
 
-impl Found {
+impl WalkEntry {
     /// The entry's type.
     pub(super) fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.stat.st_mode)
@@ -55,9 +55,9 @@ impl Found {
 }
 
 /// A step of a walk.
-pub(super) enum Step {
+pub(super) enum WalkStep {
     /// An entry. The contents of a folder follow it.
-    Found(Found),
+    Found(WalkEntry),
     /// A folder that could not be read.
     Closed(PathBuf, io::Error),
     /// A folder too deep to be read.
@@ -83,7 +83,7 @@ impl Walk {
     }
 
     /// Opens an entry that was just found, if it is still a regular file.
-    pub(super) fn open(&self, found: &Found) -> io::Result<File> {
+    pub(super) fn open(&self, found: &WalkEntry) -> io::Result<File> {
         let (folder, _) = self.levels.last().ok_or(io::ErrorKind::NotFound)?;
         // Non-blocking: a pipe may have replaced it.
         let flags =
@@ -98,42 +98,42 @@ impl Walk {
     }
 
     /// The target of a link that was just found.
-    pub(super) fn target(&self, found: &Found) -> io::Result<PathBuf> {
+    pub(super) fn target(&self, found: &WalkEntry) -> io::Result<PathBuf> {
         let (folder, _) = self.levels.last().ok_or(io::ErrorKind::NotFound)?;
         let target = rustix::fs::readlinkat(folder.fd()?, &found.name, Vec::new())?;
         Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
     }
 
-    fn look(&mut self, name: CString) -> Option<Step> {
+    fn look(&mut self, name: CString) -> Option<WalkStep> {
         let (folder, above) = self.levels.last()?;
         let path = above.join(Path::new(OsStr::from_bytes(name.as_bytes())));
         let folder = folder.fd().ok()?;
         // An entry that is gone by now is skipped.
         let stat = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let found = Found { path, stat, name };
+        let found = WalkEntry { path, stat, name };
         if found.kind() != FileType::Directory {
-            return Some(Step::Found(found));
+            return Some(WalkStep::Found(found));
         }
         if self.levels.len() >= DEEPEST {
-            return Some(Step::Deep(found.path));
+            return Some(WalkStep::Deep(found.path));
         }
         let opened = open_folder(folder, &found.name).and_then(Dir::new);
         match opened {
             Ok(inner) => {
                 self.levels.push((inner, found.path.clone()));
-                Some(Step::Found(found))
+                Some(WalkStep::Found(found))
             }
             // Gone, or no longer a folder.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
-            Err(error) => Some(Step::Closed(found.path, error.into())),
+            Err(error) => Some(WalkStep::Closed(found.path, error.into())),
         }
     }
 }
 
 impl Iterator for Walk {
-    type Item = Step;
+    type Item = WalkStep;
 
-    fn next(&mut self) -> Option<Step> {
+    fn next(&mut self) -> Option<WalkStep> {
         loop {
             let (folder, path) = self.levels.last_mut()?;
             let name = match folder.read() {
@@ -141,7 +141,7 @@ impl Iterator for Walk {
                 Some(Err(error)) => {
                     let path = path.clone();
                     self.levels.pop();
-                    return Some(Step::Closed(path, error.into()));
+                    return Some(WalkStep::Closed(path, error.into()));
                 }
                 None => {
                     self.levels.pop();
@@ -153,7 +153,7 @@ impl Iterator for Walk {
             }
             let Some(left) = self.left.checked_sub(1) else {
                 self.levels.clear();
-                return Some(Step::Many);
+                return Some(WalkStep::Many);
             };
             self.left = left;
             if let Some(step) = self.look(name) {

@@ -63,11 +63,11 @@ impl Drop for Shared {
 }
 
 /// The workspace that each watch belongs to, by number.
-type Watches = Mutex<HashMap<i32, Arc<Slot>>>;
+type Watches = Mutex<HashMap<i32, Arc<Notification>>>;
 
 /// The notifications of one workspace.
 #[derive(Debug, Default)]
-struct Slot {
+struct Notification {
     changed: Notify,
     events: AtomicU32,
     numbers: Mutex<HashSet<i32>>,
@@ -111,8 +111,8 @@ impl Watcher {
 
     /// Watches a workspace, from its next tree until the result is dropped.
     #[must_use]
-    pub fn workspace(&self) -> Watched {
-        Watched {
+    pub fn workspace(&self) -> WatchedWorkspace {
+        WatchedWorkspace {
             watcher: self.clone(),
             slot: Arc::default(),
             complete: AtomicBool::new(false),
@@ -121,7 +121,7 @@ impl Watcher {
     }
 
     /// Adds a watch to a folder, if possible.
-    fn watch(&self, folder: BorrowedFd<'_>, slot: &Arc<Slot>) -> Option<i32> {
+    fn watch(&self, folder: BorrowedFd<'_>, slot: &Arc<Notification>) -> Option<i32> {
         let shared = &self.0;
         let what =
             WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
@@ -156,7 +156,7 @@ impl Watcher {
 /// Removes watches of one workspace.
 fn forget(
     inotify: &OwnedFd,
-    watches: &mut HashMap<i32, Arc<Slot>>,
+    watches: &mut HashMap<i32, Arc<Notification>>,
     numbers: impl IntoIterator<Item = i32>,
 ) {
     for number in numbers {
@@ -209,15 +209,15 @@ fn tell(all: &Events, number: i32, events: ReadFlags) {
 
 /// A watched workspace. Its watches are removed with it.
 #[derive(Debug)]
-pub struct Watched {
+pub struct WatchedWorkspace {
     watcher: Watcher,
-    slot: Arc<Slot>,
+    slot: Arc<Notification>,
     complete: AtomicBool,
     /// One tree at a time: each adds watches to its folders, and removes the others.
     turn: Mutex<()>,
 }
 
-impl Watched {
+impl WatchedWorkspace {
     /// Waits until something has changed since the last tree was begun, or since the last call
     /// returned.
     pub async fn changed(&self) {
@@ -232,10 +232,10 @@ impl Watched {
     }
 
     /// Begins a tree.
-    pub(super) fn round(&self) -> Round<'_> {
+    pub(super) fn round(&self) -> WatchPass<'_> {
         let turn = self.turn.lock();
         self.slot.events.store(0, Ordering::Relaxed);
-        Round {
+        WatchPass {
             watched: self,
             seen: HashSet::new(),
             complete: true,
@@ -244,7 +244,7 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for WatchedWorkspace {
     fn drop(&mut self) {
         let events = &self.watcher.0.events;
         let mut watches = events.watches.lock();
@@ -254,14 +254,14 @@ impl Drop for Watched {
 }
 
 /// The folders of one tree.
-pub(super) struct Round<'a> {
-    watched: &'a Watched,
+pub(super) struct WatchPass<'a> {
+    watched: &'a WatchedWorkspace,
     seen: HashSet<i32>,
     complete: bool,
     _turn: MutexGuard<'a, ()>,
 }
 
-impl Round<'_> {
+impl WatchPass<'_> {
     /// Adds a folder that the tree is about to read: changes from here on are noticed.
     pub(super) fn folder(&mut self, folder: BorrowedFd<'_>) {
         let number = if self.seen.len() < MOST_OF_ONE {
@@ -278,7 +278,7 @@ impl Round<'_> {
     }
 }
 
-impl Drop for Round<'_> {
+impl Drop for WatchPass<'_> {
     fn drop(&mut self) {
         let (events, slot) = (&self.watched.watcher.0.events, &self.watched.slot);
         let mut watches = events.watches.lock();
@@ -313,7 +313,7 @@ mod tests {
             Self { base, watcher }
         }
 
-        fn workspace(&self, name: &str) -> (Workspace, Watched) {
+        fn workspace(&self, name: &str) -> (Workspace, WatchedWorkspace) {
             let workspace = Workspace::create(self.base.path(), "user", name).unwrap();
             (workspace, self.watcher.workspace())
         }
@@ -324,14 +324,14 @@ mod tests {
     }
 
     /// Waits until a change is noticed.
-    async fn noticed(watched: &Watched) {
+    async fn noticed(watched: &WatchedWorkspace) {
         tokio::time::timeout(Duration::from_secs(10), watched.changed())
             .await
             .expect("nothing was noticed");
     }
 
     /// Checks that no change is pending: a later change elsewhere has come through.
-    async fn quiet(ground: &Ground, watched: &Watched) {
+    async fn quiet(ground: &Ground, watched: &WatchedWorkspace) {
         let (other, witness) = ground.workspace("witness");
         other.watched_tree(&witness).unwrap();
         fs::write(other.host_path().join("now"), "").unwrap();
@@ -382,7 +382,7 @@ mod tests {
     }
 
     /// Consumes what was noticed before.
-    async fn quiet_after(watched: &Watched) {
+    async fn quiet_after(watched: &WatchedWorkspace) {
         tokio::select! {
             biased;
             () = watched.changed() => {}

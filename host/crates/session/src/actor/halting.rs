@@ -14,17 +14,17 @@ use lucid_types::log::LogError;
 use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
 use super::super::ports::ActorMessage;
-use super::{Actor, End};
+use super::{Actor, ActorEnd};
 use crate::retry::when_possible;
 use crate::round::StartedWork;
 
 impl Actor {
     /// Waits for the running command and records its outcome.
-    pub(super) async fn come_to_rest(&mut self) -> End {
+    pub(super) async fn come_to_rest(&mut self) -> ActorEnd {
         self.effects.pause();
         loop {
             if self.shared.hurry.is_cancelled() {
-                return End::Halted;
+                return ActorEnd::Halted;
             }
             if !self.queue.is_empty() {
                 if let Err(end) = self.round().await {
@@ -33,20 +33,20 @@ impl Actor {
                 continue;
             }
             if !self.effects.runs_tool() {
-                return End::Halted;
+                return ActorEnd::Halted;
             }
             let news = tokio::select! {
                 biased;
-                () = self.shared.hurry.cancelled() => return End::Halted,
-                () = self.session.stop.cancelled() => return End::Stopped,
+                () = self.shared.hurry.cancelled() => return ActorEnd::Halted,
+                () = self.session.stop.cancelled() => return ActorEnd::Stopped,
                 news = self.news.recv() => news,
             };
             match news.map(|news| *news) {
-                None => return End::Halted,
+                None => return ActorEnd::Halted,
                 Some(ActorMessage::Tool(effect, Err(_), _) | ActorMessage::Failed(effect, _))
                     if self.effects.is_tool(&effect) =>
                 {
-                    return End::Halted;
+                    return ActorEnd::Halted;
                 }
                 Some(news) => self.queue.push_back(news),
             }
@@ -54,7 +54,7 @@ impl Actor {
     }
 
     /// Starts the effects that the previous host logged but did not begin.
-    pub(super) async fn begin_paused(&mut self) -> Result<(), End> {
+    pub(super) async fn begin_paused(&mut self) -> Result<(), ActorEnd> {
         if self.paused.is_empty() {
             return Ok(());
         }

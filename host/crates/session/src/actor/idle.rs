@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::handle::{Session, held};
-use crate::{CloseReason, EnvironmentSpec, Shared};
+use crate::handle::{SessionHandle, held};
+use crate::{CloseReason, EnvironmentSpec, SessionsShared};
 
 /// How long a question waits for its answer with nobody attached.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -30,7 +30,7 @@ pub(super) const PUT_AWAY: &str = "Nobody was connected while the agent waits fo
 
 /// The state of a session, as far as it matters while nobody is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum IdleState {
     /// Being set up, or running a task.
     Works,
     /// Waiting for its user's answer and nothing else. Holds the host's uptime at the last
@@ -43,7 +43,7 @@ pub(crate) enum Standing {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum IdleAction {
     Stays,
     GivesBack,
     Ends,
@@ -52,34 +52,34 @@ enum Verdict {
 /// Decides what happens to the session. `alone` is how long nobody has been attached; `uptime` is
 /// the host's uptime in milliseconds.
 fn verdict(
-    standing: Standing,
+    standing: IdleState,
     alone: Option<Duration>,
     (now, uptime): (Instant, u64),
     grace: Duration,
-) -> Verdict {
+) -> IdleAction {
     let Some(alone) = alone.filter(|alone| *alone >= grace) else {
-        return Verdict::Stays;
+        return IdleAction::Stays;
     };
     match standing {
-        Standing::Works | Standing::Held => Verdict::Stays,
-        Standing::Asks(since) => {
+        IdleState::Works | IdleState::Held => IdleAction::Stays,
+        IdleState::Asks(since) => {
             if Duration::from_millis(uptime.saturating_sub(since)) < ANSWER {
-                Verdict::GivesBack
+                IdleAction::GivesBack
             } else {
-                Verdict::Ends
+                IdleAction::Ends
             }
         }
-        Standing::Idle(since) => {
+        IdleState::Idle(since) => {
             if alone.min(now.saturating_duration_since(since)) < grace {
-                Verdict::Stays
+                IdleAction::Stays
             } else {
-                Verdict::Ends
+                IdleAction::Ends
             }
         }
     }
 }
 
-impl Session {
+impl SessionHandle {
     /// The key of the session's files.
     fn spec(&self) -> EnvironmentSpec {
         EnvironmentSpec {
@@ -91,9 +91,9 @@ impl Session {
 
     /// Sets the current state. A session that was already idle keeps the time at which it became
     /// so.
-    pub(crate) fn stands(&self, standing: Standing) {
+    pub(crate) fn stands(&self, standing: IdleState) {
         let mut known = held(&self.standing);
-        if !matches!((*known, standing), (Standing::Idle(_), Standing::Idle(_))) {
+        if !matches!((*known, standing), (IdleState::Idle(_), IdleState::Idle(_))) {
             *known = standing;
         }
     }
@@ -104,7 +104,7 @@ pub(crate) const ALONE: &str = "Nobody was connected any more, so the session wa
 
 /// Watches over unattended sessions until the host halts or drops its sessions.
 pub(crate) async fn sweep(
-    shared: Weak<Shared>,
+    shared: Weak<SessionsShared>,
     halt: CancellationToken,
     grace: Duration,
     retention: Duration,
@@ -126,13 +126,13 @@ pub(crate) async fn sweep(
         for session in sessions {
             let standing = *held(&session.standing);
             match verdict(standing, session.alone_for(), now, grace) {
-                Verdict::Stays => {}
+                IdleAction::Stays => {}
                 // The actor checks again: somebody may have answered just now.
-                Verdict::GivesBack => session.unattended.notify_one(),
-                Verdict::Ends if keeps && shared.deps.places.has_workspace(&session.spec()) => {
+                IdleAction::GivesBack => session.unattended.notify_one(),
+                IdleAction::Ends if keeps && shared.deps.places.has_workspace(&session.spec()) => {
                     session.stop(kept.clone());
                 }
-                Verdict::Ends => session.stop(ended.clone()),
+                IdleAction::Ends => session.stop(ended.clone()),
             }
         }
     }
@@ -149,20 +149,20 @@ mod tests {
         let uptime = 1 << 50;
         let hours = |hours| Some(Duration::from_hours(hours));
         let short = Some(Duration::from_secs(299));
-        let idle = |alone: Option<Duration>| Standing::Idle(now - alone.unwrap_or_default());
-        let asks = |hours: u64| Standing::Asks(uptime - hours * 3_600_000);
+        let idle = |alone: Option<Duration>| IdleState::Idle(now - alone.unwrap_or_default());
+        let asks = |hours: u64| IdleState::Asks(uptime - hours * 3_600_000);
         for (alone, standing, expected) in [
-            (None, idle(hours(1000)), Verdict::Stays),
-            (None, asks(1000), Verdict::Stays),
-            (short, idle(hours(1000)), Verdict::Stays),
-            (hours(1000), idle(short), Verdict::Stays),
-            (hours(1000), Standing::Works, Verdict::Stays),
-            (hours(1000), Standing::Held, Verdict::Stays),
-            (short, asks(1000), Verdict::Stays),
-            (Some(grace), idle(Some(grace)), Verdict::Ends),
-            (Some(grace), asks(0), Verdict::GivesBack),
-            (hours(90), asks(7 * 24 - 1), Verdict::GivesBack),
-            (Some(grace), asks(7 * 24), Verdict::Ends),
+            (None, idle(hours(1000)), IdleAction::Stays),
+            (None, asks(1000), IdleAction::Stays),
+            (short, idle(hours(1000)), IdleAction::Stays),
+            (hours(1000), idle(short), IdleAction::Stays),
+            (hours(1000), IdleState::Works, IdleAction::Stays),
+            (hours(1000), IdleState::Held, IdleAction::Stays),
+            (short, asks(1000), IdleAction::Stays),
+            (Some(grace), idle(Some(grace)), IdleAction::Ends),
+            (Some(grace), asks(0), IdleAction::GivesBack),
+            (hours(90), asks(7 * 24 - 1), IdleAction::GivesBack),
+            (Some(grace), asks(7 * 24), IdleAction::Ends),
         ] {
             let found = verdict(standing, alone, (now, uptime), grace);
             assert_eq!(found, expected, "alone {alone:?}, {standing:?}");

@@ -28,16 +28,16 @@ use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use self::budget::Budget;
-use self::idle::{PUT_AWAY, Standing};
+use self::idle::{IdleState, PUT_AWAY};
 use self::task_clock::{TaskClock, now};
-use super::Shared;
-use super::create::{Found, OpenChange};
+use super::SessionsShared;
+use super::create::{OpenChange, ResumeState};
 use super::effects::Effects;
-use super::handle::Session;
+use super::handle::SessionHandle;
 use super::ports::tools::SEPARATOR;
 use super::ports::{
     ActorMessage, AvailableModels, Deployment, Environment, EnvironmentSpec, Generation,
-    NewPullRequest, Policy, Started, StepOutcome,
+    NewPullRequest, SessionPolicy, StartInputs, StepOutcome,
 };
 use super::retry::when_possible;
 use super::round::{
@@ -49,7 +49,7 @@ const ROUND: usize = 64;
 
 /// Why the loop of rounds ended.
 #[derive(Debug)]
-enum End {
+enum ActorEnd {
     /// The session was asked to end.
     Stopped,
     /// The host is shutting down; the session lives on.
@@ -69,8 +69,8 @@ use self::upgrade::offers_of;
 pub(super) use self::upgrade::takes_over;
 
 pub(super) struct Actor {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
+    shared: Arc<SessionsShared>,
+    session: Arc<SessionHandle>,
     fixed: Arc<NewSessionRow>,
     deployment: Deployment,
     /// The number of the last generation that was examined.
@@ -78,7 +78,7 @@ pub(super) struct Actor {
     /// Held during a round that only moves the session to another generation.
     turn: Option<OwnedSemaphorePermit>,
     generation: Arc<Generation>,
-    policy: Arc<dyn Policy>,
+    policy: Arc<dyn SessionPolicy>,
     /// The policy build that left the state, if it is a different build and this one has yet to
     /// take the state over.
     taken_over: Option<String>,
@@ -110,12 +110,12 @@ const TITLE: usize = 120;
 
 /// Runs a session from where the log left it until its end.
 pub(super) async fn live(
-    shared: Arc<Shared>,
-    session: Arc<Session>,
-    found: Found,
+    shared: Arc<SessionsShared>,
+    session: Arc<SessionHandle>,
+    found: ResumeState,
     news: mpsc::Receiver<Box<ActorMessage>>,
 ) {
-    let _last = shutdown::Last::new(&shared, &session);
+    let _last = shutdown::ActorGuard::new(&shared, &session);
     let id: Arc<str> = found.fixed.id.as_str().into();
     let offers = offers_of(&found.generation, &found.fixed);
     let spec = EnvironmentSpec {
@@ -177,14 +177,14 @@ pub(super) async fn live(
         actor.say_what_it_does();
         actor.resume(found.open);
     } else {
-        actor.session.stands(Standing::Works);
+        actor.session.stands(IdleState::Works);
     }
     let unread = found.unread.into_iter();
     actor
         .queue
         .extend(unread.map(|message| ActorMessage::Message(message.number, message.text)));
     let end = if found.status == Status::Stopping {
-        End::Stopped
+        ActorEnd::Stopped
     } else {
         Box::pin(actor.run(begun)).await
     };
@@ -219,7 +219,7 @@ impl Actor {
         }
     }
 
-    async fn run(&mut self, begun: bool) -> End {
+    async fn run(&mut self, begun: bool) -> ActorEnd {
         let ready = if begun {
             self.come_back().await
         } else {
@@ -230,7 +230,7 @@ impl Actor {
         }
         loop {
             match self.wait().await {
-                Some(End::Halted) => return self.come_to_rest().await,
+                Some(ActorEnd::Halted) => return self.come_to_rest().await,
                 Some(end) => return end,
                 None => {}
             }
@@ -242,10 +242,10 @@ impl Actor {
         }
     }
 
-    async fn provision(&mut self) -> Result<(), End> {
-        let mut started = Started {
+    async fn provision(&mut self) -> Result<(), ActorEnd> {
+        let mut started = StartInputs {
             workspace: "/workspace".to_owned(),
-            ..Started::default()
+            ..StartInputs::default()
         };
         let mut room = None;
         if self.shared.deps.places.refusal().is_none() {
@@ -255,7 +255,7 @@ impl Actor {
             let noted = self.persist(move |log| log.mark_started(&id));
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Err(End::Stopped),
+                () = stop.cancelled() => return Err(ActorEnd::Stopped),
                 noted = noted => noted?,
             };
             // From here on the end of the session closes the environment, even while the repository
@@ -263,9 +263,9 @@ impl Actor {
             let place = self.place().await?;
             tokio::select! {
                 biased;
-                () = self.session.stop.cancelled() => return Err(End::Stopped),
-                () = self.shared.halt.cancelled() => return Err(End::Halted),
-                fetched = place.fetch() => fetched.map_err(End::NoPlace)?,
+                () = self.session.stop.cancelled() => return Err(ActorEnd::Stopped),
+                () = self.shared.halt.cancelled() => return Err(ActorEnd::Halted),
+                fetched = place.fetch() => fetched.map_err(ActorEnd::NoPlace)?,
             }
             // Only now does the environment have its files.
             self.session.show_workspace();
@@ -286,13 +286,13 @@ impl Actor {
     /// precedence.
     async fn add_tools(
         &mut self,
-        started: &mut Started,
+        started: &mut StartInputs,
         place: Option<Arc<dyn Environment>>,
-    ) -> Result<Vec<String>, End> {
+    ) -> Result<Vec<String>, ActorEnd> {
         let opened = tokio::select! {
             biased;
-            () = self.session.stop.cancelled() => return Err(End::Stopped),
-            () = self.shared.halt.cancelled() => return Err(End::Halted),
+            () = self.session.stop.cancelled() => return Err(ActorEnd::Stopped),
+            () = self.shared.halt.cancelled() => return Err(ActorEnd::Halted),
             opened = self.effects.open_tools(place) => opened,
         };
         let Some(tools) = opened else {
@@ -307,8 +307,8 @@ impl Actor {
         Ok(tools.notices())
     }
 
-    async fn describe_place(&mut self, place: &dyn Environment) -> Started {
-        Started {
+    async fn describe_place(&mut self, place: &dyn Environment) -> StartInputs {
+        StartInputs {
             workspace: place.root(),
             instructions: place.instructions().await,
             tools: place.definitions(),
@@ -317,20 +317,20 @@ impl Actor {
     }
 
     /// Waits until there is something to do.
-    async fn wait(&mut self) -> Option<End> {
+    async fn wait(&mut self) -> Option<ActorEnd> {
         let waits = self.waits_for_user();
         self.count_time();
         let limit = self.shared.deps.limits.task_time;
         let deadline = self.clock.deadline(&self.counters, limit).into();
         tokio::select! {
             biased;
-            () = self.session.stop.cancelled() => return Some(End::Stopped),
-            () = self.shared.halt.cancelled() => return Some(End::Halted),
+            () = self.session.stop.cancelled() => return Some(ActorEnd::Stopped),
+            () = self.shared.halt.cancelled() => return Some(ActorEnd::Halted),
             () = sleep_until(deadline), if self.counters.task_open && !waits => {
                 // The process may have been suspended.
                 self.count_time();
                 if task_clock::left(&self.counters, limit).is_zero() {
-                    return Some(End::TimedOut);
+                    return Some(ActorEnd::TimedOut);
                 }
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
@@ -363,11 +363,11 @@ impl Actor {
     /// Publishes the session's state for the sweep over unattended sessions.
     fn say_what_it_does(&self) {
         self.session.stands(if self.waits_for_user() {
-            Standing::Asks(self.counters.uptime_ms)
+            IdleState::Asks(self.counters.uptime_ms)
         } else if self.counters.task_open {
-            Standing::Works
+            IdleState::Works
         } else {
-            Standing::Idle(std::time::Instant::now())
+            IdleState::Idle(std::time::Instant::now())
         });
         let waits = self.waits_for_user();
         let shown = self.counters.next_seq.saturating_sub(1);
@@ -394,7 +394,7 @@ impl Actor {
     }
 
     /// Runs one round: takes messages, steps the policy, commits, publishes, starts effects.
-    async fn round(&mut self) -> Result<(), End> {
+    async fn round(&mut self) -> Result<(), ActorEnd> {
         let at = now();
         let limit = self.shared.deps.limits.task_time;
         self.count_time();
@@ -402,7 +402,7 @@ impl Actor {
         counters.uptime_ms = self.shared.deps.log.uptime();
         if task_clock::left(&counters, limit).is_zero() {
             // So that no policy is stepped with no time left.
-            return Err(End::TimedOut);
+            return Err(ActorEnd::TimedOut);
         }
         let next = self.next().await;
         let (policy, fixed, places, offers, tools) = (
@@ -504,7 +504,7 @@ impl Actor {
             .find(|input| matches!(input, Input::Started(_)))
     }
 
-    async fn commit(&mut self, round: CommittedRound) -> Result<(), End> {
+    async fn commit(&mut self, round: CommittedRound) -> Result<(), ActorEnd> {
         let CommittedRound {
             row,
             open,

@@ -14,11 +14,11 @@ use lucid_types::log::{Logged, SessionLog, Waiting};
 use lucid_types::transient::Transient;
 
 use super::super::ports::ActorMessage;
-use super::{Actor, End};
+use super::{Actor, ActorEnd};
 use crate::stream::frames;
 
 /// An ongoing wait for the log.
-struct Wait {
+struct LogWait {
     attempts: Waiting,
     /// The session was stopped during the wait and has released what it held.
     is_quiet: bool,
@@ -26,13 +26,13 @@ struct Wait {
 
 impl Actor {
     /// Writes as soon as that is possible. Returns whether it had to wait.
-    pub(super) async fn persist<W>(&mut self, write: W) -> Result<bool, End>
+    pub(super) async fn persist<W>(&mut self, write: W) -> Result<bool, ActorEnd>
     where
         W: Fn(&dyn SessionLog) -> Logged<()>,
     {
         let log = self.shared.deps.log.clone();
         let (stop, halt) = (self.session.stop.clone(), self.shared.halt.clone());
-        let mut wait: Option<Wait> = None;
+        let mut wait: Option<LogWait> = None;
         loop {
             let last = halt.is_cancelled();
             let failed = match write(&*log).await {
@@ -46,10 +46,10 @@ impl Actor {
             };
             let Some(reason) = failed.transient() else {
                 tracing::error!(session = %self.id, cause = %failed, "a session's log can never be written; the session pauses until the next start");
-                return Err(End::Broken(failed.to_string()));
+                return Err(ActorEnd::Broken(failed.to_string()));
             };
             if last {
-                return Err(End::Halted);
+                return Err(ActorEnd::Halted);
             }
             let mut waiting = match wait.take() {
                 Some(wait) => wait,
@@ -68,7 +68,7 @@ impl Actor {
         }
     }
 
-    fn wait_for_log(&self, reason: Transient) -> Wait {
+    fn wait_for_log(&self, reason: Transient) -> LogWait {
         tracing::debug!(session = %self.id, %reason, "a session waits until its log can be written");
         let sentence = format!(
             "The session pauses: the server's log cannot be written, because {reason}. It goes on by itself as soon as it can."
@@ -76,7 +76,7 @@ impl Actor {
         self.session
             .feed
             .pause(frames::status("paused", &sentence, None));
-        Wait {
+        LogWait {
             attempts: self.shared.deps.log.health().wait(),
             is_quiet: false,
         }

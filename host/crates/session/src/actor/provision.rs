@@ -13,12 +13,12 @@ use lucid_types::log::pauses;
 use lucid_types::transient::Transient;
 
 use super::super::ports::Environment;
-use super::{Actor, End};
+use super::{Actor, ActorEnd};
 use crate::stream::frames;
 
 impl Actor {
     /// A new place, as soon as there can be one. From here on the end of the session closes it.
-    pub(super) async fn place(&mut self) -> Result<Arc<dyn Environment>, End> {
+    pub(super) async fn place(&mut self) -> Result<Arc<dyn Environment>, ActorEnd> {
         let mut pauses = pauses();
         let mut waits = false;
         loop {
@@ -32,7 +32,7 @@ impl Actor {
                 Err(failed) => failed,
             };
             let Some(reason) = failed.passing else {
-                return Err(End::NoPlace(failed.to_string()));
+                return Err(ActorEnd::NoPlace(failed.to_string()));
             };
             if !std::mem::replace(&mut waits, true) {
                 tracing::warn!(session = %self.id, cause = %failed, "a session waits until its workspace and sandbox can be made");
@@ -40,8 +40,8 @@ impl Actor {
             }
             tokio::select! {
                 biased;
-                () = self.session.stop.cancelled() => return Err(End::Stopped),
-                () = self.shared.halt.cancelled() => return Err(End::Halted),
+                () = self.session.stop.cancelled() => return Err(ActorEnd::Stopped),
+                () = self.shared.halt.cancelled() => return Err(ActorEnd::Halted),
                 () = tokio::time::sleep(pauses.next().unwrap_or_default()) => {}
             }
         }

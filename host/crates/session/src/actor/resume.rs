@@ -13,7 +13,7 @@ use lucid_types::wit::policy::Input;
 use lucid_types::wit::types::Custom;
 
 use super::super::ports::ActorMessage;
-use super::{Actor, End};
+use super::{Actor, ActorEnd};
 use crate::ports::tools::SEPARATOR;
 use crate::stream::frames::EventDraft;
 
@@ -23,7 +23,7 @@ const WORKSPACE_LOST: &str = "lucid.workspace-lost";
 
 impl Actor {
     /// Whatever waited for this start.
-    pub(super) async fn come_back(&mut self) -> Result<(), End> {
+    pub(super) async fn come_back(&mut self) -> Result<(), ActorEnd> {
         if self.session.stop.is_cancelled() || self.shared.halt.is_cancelled() {
             // Nothing begins for the moment that is left.
             return Ok(());

@@ -15,11 +15,11 @@ use lucid_types::log::Status;
 use lucid_types::plural;
 
 use super::super::ports::{ActorMessage, CallCost};
-use super::super::{CloseReason, Shared};
+use super::super::{CloseReason, SessionsShared};
 use super::budget::Budget;
 use super::task_clock::now;
-use super::{Actor, End};
-use crate::handle::Session;
+use super::{Actor, ActorEnd};
+use crate::handle::SessionHandle;
 use crate::round::inputs::change_event;
 use crate::round::{CHANGE, RoundBuilder, RoundContext};
 use crate::stream::frames::{self, EventDraft};
@@ -29,20 +29,20 @@ const LAST_CHANGE: Duration = Duration::from_secs(20);
 
 /// What a client sees last.
 #[derive(Default)]
-struct Shown {
+struct FinalFrames {
     frame: Option<String>,
     change: Option<EventDraft>,
 }
 
 /// Lets nobody wait for a session whose actor came to grief. Its log is whole, so the next start goes
 /// on with it.
-pub(super) struct Last {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
+pub(super) struct ActorGuard {
+    shared: Arc<SessionsShared>,
+    session: Arc<SessionHandle>,
 }
 
-impl Last {
-    pub(super) fn new(shared: &Arc<Shared>, session: &Arc<Session>) -> Self {
+impl ActorGuard {
+    pub(super) fn new(shared: &Arc<SessionsShared>, session: &Arc<SessionHandle>) -> Self {
         Self {
             shared: shared.clone(),
             session: session.clone(),
@@ -50,7 +50,7 @@ impl Last {
     }
 }
 
-impl Drop for Last {
+impl Drop for ActorGuard {
     fn drop(&mut self) {
         if !self.session.feed.head().ended {
             tracing::error!(session = %self.session.id(), "a session came to grief; it pauses until the next start");
@@ -64,14 +64,14 @@ impl Drop for Last {
 
 impl Actor {
     /// Ends the session, or pauses it, and gives back what it held.
-    pub(super) async fn end(mut self, end: End, status: Status) {
+    pub(super) async fn end(mut self, end: ActorEnd, status: Status) {
         // A wish that came while the host went down holds, where there is time to write it.
         let end = match end {
-            End::Halted if self.session.stop.is_cancelled() => End::Stopped,
+            ActorEnd::Halted if self.session.stop.is_cancelled() => ActorEnd::Stopped,
             end => end,
         };
         let change = match end {
-            End::Stopped => self.last_change().await,
+            ActorEnd::Stopped => self.last_change().await,
             _ => None,
         };
         let not_begun = self.effects.not_begun(&self.open);
@@ -79,7 +79,7 @@ impl Actor {
         let spent = self.unheard();
         let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
         let (close, frame) = match &end {
-            End::Halted => {
+            ActorEnd::Halted => {
                 let used = self.counters.task_used_ms;
                 self.count_time();
                 let used = self.counters.task_used_ms != used;
@@ -90,16 +90,16 @@ impl Actor {
                 self.effects.close_place().await;
                 return self.pause(CloseReason::restarting());
             }
-            End::Broken(_) => {
+            ActorEnd::Broken(_) => {
                 self.effects.close_place().await;
                 return self.pause(unwritten(&end));
             }
-            End::Stopped => {
+            ActorEnd::Stopped => {
                 let reason = self.session.closing.get().cloned().unwrap_or_default();
                 let frame = frames::status("stopping", reason.recorded(), None);
                 (reason, (status != Status::Stopping).then_some(frame))
             }
-            End::TimedOut => {
+            ActorEnd::TimedOut => {
                 let limits = &self.shared.deps.limits;
                 let keeps = held && !limits.retention.is_zero();
                 let retention = keeps.then_some(limits.retention);
@@ -107,7 +107,7 @@ impl Actor {
                 let frame = frames::error(close.recorded());
                 (close, Some(frame))
             }
-            End::NoPlace(reason) => (CloseReason::done(reason), Some(frames::error(reason))),
+            ActorEnd::NoPlace(reason) => (CloseReason::done(reason), Some(frames::error(reason))),
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
@@ -118,14 +118,16 @@ impl Actor {
             .get()
             .is_some_and(|first| !first.keeps_files);
         if held && close.keeps_files && !wish && !self.shared.deps.limits.retention.is_zero() {
-            return self.expire(spent, Shown { frame, change }, close).await;
+            return self
+                .expire(spent, FinalFrames { frame, change }, close)
+                .await;
         }
         let status = if held {
             Status::Stopping
         } else {
             Status::Ended
         };
-        let shown = Shown { frame, change };
+        let shown = FinalFrames { frame, change };
         let written = self.last_round(spent, shown, (status, false), &close).await;
         self.effects.close_place().await;
         if let Err(end) = written {
@@ -138,7 +140,7 @@ impl Actor {
                     let ended = (Status::Ended, false);
                     // Where that cannot be written the next start ends it once more.
                     let _ = self
-                        .last_round(Vec::new(), Shown::default(), ended, &close)
+                        .last_round(Vec::new(), FinalFrames::default(), ended, &close)
                         .await;
                 }
                 // Still `stopping` in the log: the next start tries again.
@@ -151,7 +153,12 @@ impl Actor {
     }
 
     /// Ends the session, and leaves its files for the retention time.
-    async fn expire(mut self, spent: Vec<(String, CallCost)>, shown: Shown, close: CloseReason) {
+    async fn expire(
+        mut self,
+        spent: Vec<(String, CallCost)>,
+        shown: FinalFrames,
+        close: CloseReason,
+    ) {
         // Before the log says that it ended: from then on its files may be removed at any time.
         self.effects.close_place().await;
         self.counters.uptime_ms = self.shared.deps.log.uptime();
@@ -198,10 +205,10 @@ impl Actor {
     async fn last_round(
         &mut self,
         spent: Vec<(String, CallCost)>,
-        shown: Shown,
+        shown: FinalFrames,
         (status, retains_workspace): (Status, bool),
         close: &CloseReason,
-    ) -> Result<(), End> {
+    ) -> Result<(), ActorEnd> {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
@@ -279,9 +286,9 @@ pub(crate) fn took_longer(limit: Duration) -> String {
 }
 
 /// With which words a session is closed whose last round could not be written.
-fn unwritten(end: &End) -> CloseReason {
+fn unwritten(end: &ActorEnd) -> CloseReason {
     match end {
-        End::Broken(cause) => {
+        ActorEnd::Broken(cause) => {
             CloseReason::failed(&format!("The session's log cannot be written: {cause}."))
         }
         _ => CloseReason::restarting(),

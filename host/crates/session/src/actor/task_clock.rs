@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use lucid_types::log::{Counters, EffectKind};
 
-use crate::Shared;
+use crate::SessionsShared;
 use crate::handle::held;
 
 /// Interval at which the wall clock is compared with the monotonic one.
@@ -63,14 +63,14 @@ pub(super) fn kinds(open: &BTreeMap<String, EffectKind>) -> impl Iterator<Item =
 
 /// Detects that the process was suspended, from a check of the clock that came late.
 #[derive(Debug)]
-struct Awake {
+struct SuspendDetector {
     looked: Instant,
     stood_still: Duration,
 }
 
 /// Checked by a dedicated thread, so that a busy executor is not mistaken for a suspended process;
 /// and by every reader, since it is unknown which thread runs first after a suspension.
-static AWAKE: LazyLock<Mutex<Awake>> = LazyLock::new(|| {
+static AWAKE: LazyLock<Mutex<SuspendDetector>> = LazyLock::new(|| {
     let look = || {
         loop {
             std::thread::sleep(TICK);
@@ -81,13 +81,13 @@ static AWAKE: LazyLock<Mutex<Awake>> = LazyLock::new(|| {
     if let Err(cause) = thread.spawn(look) {
         tracing::warn!(%cause, "it is not noticed whether this process stands still");
     }
-    Mutex::new(Awake {
+    Mutex::new(SuspendDetector {
         looked: Instant::now(),
         stood_still: Duration::ZERO,
     })
 });
 
-impl Awake {
+impl SuspendDetector {
     /// Returns how long the process was suspended in total, and since the last check if it was.
     fn look(&mut self, now: Instant) -> (Duration, Option<Duration>) {
         let gap = now.saturating_duration_since(self.looked);
@@ -161,12 +161,12 @@ pub(super) fn left(counters: &Counters, limit: Duration) -> Duration {
 }
 
 /// A simultaneous reading of the wall clock and the monotonic one.
-struct Clocks {
+struct ClockReading {
     wall: u64,
     monotonic: Instant,
 }
 
-impl Clocks {
+impl ClockReading {
     fn read() -> Self {
         Self {
             wall: now(),
@@ -185,14 +185,14 @@ impl Clocks {
 }
 
 /// Reports each jump of the wall clock once, with its size, and stores the host's uptime.
-pub(crate) async fn watch(shared: Weak<Shared>, halt: CancellationToken) {
-    let (mut clocks, mut noted) = (Clocks::read(), Instant::now());
+pub(crate) async fn watch(shared: Weak<SessionsShared>, halt: CancellationToken) {
+    let (mut clocks, mut noted) = (ClockReading::read(), Instant::now());
     while halt
         .run_until_cancelled(tokio::time::sleep(LOOK))
         .await
         .is_some()
     {
-        let later = Clocks::read();
+        let later = ClockReading::read();
         if let Some(millis) = clocks.jump(&later) {
             let seconds = millis as f64 / 1000.0;
             let direction = if millis < 0 { "back" } else { "forward" };
@@ -248,8 +248,8 @@ mod tests {
 
     #[test]
     fn a_jump_of_the_wall_clock_is_told_from_time_that_passes() {
-        let start = Clocks::read();
-        let after = |wall: i128, seconds: u64| Clocks {
+        let start = ClockReading::read();
+        let after = |wall: i128, seconds: u64| ClockReading {
             wall: u64::try_from(i128::from(start.wall) + wall).unwrap(),
             monotonic: start.monotonic + Duration::from_secs(seconds),
         };
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn a_process_that_stood_still_is_told_from_a_busy_one() {
         let start = Instant::now();
-        let mut awake = Awake {
+        let mut awake = SuspendDetector {
             looked: start,
             stood_still: Duration::ZERO,
         };

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ports::{
-    AvailableModels, Deployment, Generation, Models, Policy, PolicyInfo, StepOutcome, StepVerdict,
+    AvailableModels, Deployment, Generation, Models, PolicyInfo, SessionPolicy, StepOutcome,
+    StepVerdict,
 };
 use crate::round::RoundBuilder;
 use lucid_types::log::NewSessionRow;
@@ -26,15 +27,15 @@ use lucid_types::wit::policy::{Context, Input, Snapshot};
 use super::Actor;
 
 /// A newer build, and its version of the session's state.
-pub(super) struct Next {
+pub(super) struct PendingUpgrade {
     generation: Arc<Generation>,
-    policy: Arc<dyn Policy>,
+    policy: Arc<dyn SessionPolicy>,
     /// The schema of the state that it takes over.
     from: u32,
     state: Result<Snapshot, String>,
 }
 
-impl Next {
+impl PendingUpgrade {
     async fn step(&self, context: &Context, inputs: &[Input]) -> StepOutcome {
         let state = match &self.state {
             Ok(state) => state,
@@ -54,7 +55,7 @@ impl Next {
 }
 
 /// A failed step.
-struct Failed {
+struct FailedStep {
     stepped: StepOutcome,
     /// Whether the build was called at all.
     asked: bool,
@@ -102,7 +103,7 @@ pub(crate) fn takes_over(policy: &PolicyInfo, state: &Snapshot) -> Result<(), St
 impl Actor {
     /// Returns the build to try with the next step, if there is a newer one that differs. One that
     /// does not differ is adopted at once.
-    pub(super) async fn next(&mut self) -> Option<Next> {
+    pub(super) async fn next(&mut self) -> Option<PendingUpgrade> {
         let current = self.deployment.borrow_and_update().clone();
         let number = current.number;
         self.looked_at = number;
@@ -128,7 +129,7 @@ impl Actor {
             self.stay(number, reason);
             return None;
         }
-        Some(Next {
+        Some(PendingUpgrade {
             from: old.schema,
             generation,
             policy,
@@ -142,7 +143,7 @@ impl Actor {
         &mut self,
         context: &Context,
         draft: &mut RoundBuilder<'_>,
-        next: Option<Next>,
+        next: Option<PendingUpgrade>,
     ) -> Option<StepOutcome> {
         let (generation, policy, failed) = match next {
             Some(next) => {
@@ -162,7 +163,7 @@ impl Actor {
                             return None;
                         }
                         // A state that could not be taken over is not a failed step.
-                        (next.generation, next.policy, Failed { stepped, asked })
+                        (next.generation, next.policy, FailedStep { stepped, asked })
                     }
                     Err(reason) => {
                         self.stay(next.generation.number, reason);
@@ -179,7 +180,7 @@ impl Actor {
                     return Some(stepped);
                 }
                 let asked = true;
-                (generation, policy, Failed { stepped, asked })
+                (generation, policy, FailedStep { stepped, asked })
             }
         };
         Some(
@@ -193,7 +194,7 @@ impl Actor {
         &mut self,
         context: &Context,
         draft: &RoundBuilder<'_>,
-        next: &Next,
+        next: &PendingUpgrade,
     ) -> Option<StepOutcome> {
         if draft.inputs.is_empty() {
             self.took(&next.generation, &*next.policy, StepVerdict::Badly);
@@ -215,10 +216,10 @@ impl Actor {
         &mut self,
         context: &Context,
         draft: &mut RoundBuilder<'_>,
-        (generation, policy): (Arc<Generation>, Arc<dyn Policy>),
-        failed: Failed,
+        (generation, policy): (Arc<Generation>, Arc<dyn SessionPolicy>),
+        failed: FailedStep,
     ) -> StepOutcome {
-        let Failed {
+        let FailedStep {
             stepped: failed,
             asked,
         } = failed;
@@ -264,9 +265,9 @@ impl Actor {
     /// schema.
     async fn taken_back(
         &self,
-        older: Option<Arc<dyn Policy>>,
+        older: Option<Arc<dyn SessionPolicy>>,
         newer: &PolicyInfo,
-    ) -> Option<(Arc<dyn Policy>, Option<(Snapshot, Option<u32>)>)> {
+    ) -> Option<(Arc<dyn SessionPolicy>, Option<(Snapshot, Option<u32>)>)> {
         let older = older?;
         let info = older.info();
         let asks = |info: &PolicyInfo| (info.calls_models, info.needs_sandbox);
@@ -286,13 +287,13 @@ impl Actor {
         Some((older, Some((taken, Some(state.schema)))))
     }
 
-    fn took(&self, generation: &Generation, policy: &dyn Policy, took: StepVerdict) {
+    fn took(&self, generation: &Generation, policy: &dyn SessionPolicy, took: StepVerdict) {
         let (name, digest) = (&self.fixed.policy, &policy.info().digest);
         generation.policies.took(name, digest, &self.id, took);
     }
 
     /// Returns the policy that would continue this session.
-    fn successor(&self, current: &Generation) -> Result<Arc<dyn Policy>, String> {
+    fn successor(&self, current: &Generation) -> Result<Arc<dyn SessionPolicy>, String> {
         let (fixed, info) = (&self.fixed, self.policy.info());
         let policy = current.policies.successor(&fixed.policy, &info.digest);
         let policy = policy.ok_or("the deployment no longer has the policy")?;
@@ -331,7 +332,7 @@ impl Actor {
         Ok(policy)
     }
 
-    fn adopt(&mut self, generation: Arc<Generation>, policy: Arc<dyn Policy>) {
+    fn adopt(&mut self, generation: Arc<Generation>, policy: Arc<dyn SessionPolicy>) {
         tracing::debug!(
             session = %self.id,
             generation = generation.number,
@@ -351,7 +352,7 @@ impl Actor {
     }
 }
 
-async fn migrated(policy: &dyn Policy, old: &Snapshot) -> Result<Snapshot, String> {
+async fn migrated(policy: &dyn SessionPolicy, old: &Snapshot) -> Result<Snapshot, String> {
     let state = policy.migrate(old).await?;
     let schema = policy.info().schema;
     if state.schema == schema {

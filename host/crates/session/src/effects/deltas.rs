@@ -9,27 +9,27 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::handle::{Session, held};
+use crate::handle::{SessionHandle, held};
 use crate::ports::DeltaKind;
-use crate::stream::feed::Item;
+use crate::stream::feed::FeedItem;
 use crate::stream::frames;
 
-pub(crate) struct Stream {
-    session: Arc<Session>,
+pub(crate) struct DeltaStream {
+    session: Arc<SessionHandle>,
     effect: Arc<str>,
-    state: Mutex<State>,
+    state: Mutex<DeltaState>,
 }
 
 #[derive(Default)]
-struct State {
+struct DeltaState {
     over: bool,
     /// The number of the next delta.
     number: u64,
     again: bool,
 }
 
-impl Stream {
-    pub(crate) fn new(session: Arc<Session>, effect: &str) -> Arc<Self> {
+impl DeltaStream {
+    pub(crate) fn new(session: Arc<SessionHandle>, effect: &str) -> Arc<Self> {
         Arc::new(Self {
             session,
             effect: effect.into(),
@@ -46,11 +46,11 @@ impl Stream {
         }
         if kind == DeltaKind::Reset {
             (state.number, state.again) = (0, true);
-            return self.tell(Item::Void);
+            return self.tell(FeedItem::Void);
         }
         let (number, again) = (state.number, state.again);
         state.number += 1;
-        self.session.feed.tell(|| Item::Piece {
+        self.session.feed.tell(|| FeedItem::Piece {
             effect: self.effect.clone(),
             number,
             again,
@@ -66,15 +66,15 @@ impl Stream {
             return false;
         }
         if state.number > 0 && !stands {
-            self.tell(Item::Void);
+            self.tell(FeedItem::Void);
         }
         if state.number > 0 || state.again {
-            self.tell(Item::Done);
+            self.tell(FeedItem::Done);
         }
         true
     }
 
-    fn tell(&self, item: fn(Arc<str>) -> Item) {
+    fn tell(&self, item: fn(Arc<str>) -> FeedItem) {
         self.session.feed.tell(|| item(self.effect.clone()));
     }
 }

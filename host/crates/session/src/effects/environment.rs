@@ -14,10 +14,10 @@ use futures::FutureExt;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::Shared;
-use crate::handle::Session;
-use crate::ports::tools::{EventSink, SessionTools, Tools, ToolsSpec};
-use crate::ports::{ActorMessage, Environment, EnvironmentSpec, Mailbox, Tree};
+use crate::SessionsShared;
+use crate::handle::SessionHandle;
+use crate::ports::tools::{EventSink, SessionTools, ToolProvider, ToolsSpec};
+use crate::ports::{ActorMessage, Environment, EnvironmentSpec, Mailbox, WorkspaceTree};
 
 /// Forwards an environment's unsolicited events to the session's mailbox.
 #[derive(Clone)]
@@ -29,12 +29,12 @@ pub(super) struct EnvironmentEvents {
 }
 
 impl EnvironmentEvents {
-    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<Tree> {
+    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<WorkspaceTree> {
         // Taken before the tree is read: a tree with a larger number then includes everything that
         // a smaller one does.
         let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
         let json = place.tree().await?;
-        Some(Tree { number, json })
+        Some(WorkspaceTree { number, json })
     }
 
     /// Listens until the end of the environment or of the session.
@@ -70,12 +70,12 @@ impl EnvironmentEvents {
 /// The deployment's tools, as opened for one session. A clone is a handle to the same tools.
 #[derive(Clone)]
 pub(super) struct SessionToolsSlot {
-    pub(super) tools: Arc<dyn Tools>,
+    pub(super) tools: Arc<dyn ToolProvider>,
     opened: Arc<OnceCell<Arc<dyn SessionTools>>>,
 }
 
 impl SessionToolsSlot {
-    pub(super) fn new(tools: Arc<dyn Tools>) -> Self {
+    pub(super) fn new(tools: Arc<dyn ToolProvider>) -> Self {
         Self {
             tools,
             opened: Arc::default(),
@@ -91,8 +91,8 @@ impl SessionToolsSlot {
 
 /// Access to a session's environment and tools.
 pub(super) struct EnvironmentHandle {
-    pub(super) shared: Arc<Shared>,
-    pub(super) session: Arc<Session>,
+    pub(super) shared: Arc<SessionsShared>,
+    pub(super) session: Arc<SessionHandle>,
     pub(super) spec: EnvironmentSpec,
     pub(super) policy: String,
     pub(super) place: Arc<OnceCell<Arc<dyn Environment>>>,

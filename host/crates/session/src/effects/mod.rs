@@ -23,20 +23,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use lucid_types::log::{EffectKind, NewSessionRow};
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::secret::Secret;
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{ModelCall, ToolRun};
 use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
 
-use self::deltas::Stream;
+use self::deltas::DeltaStream;
 use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};
-use super::Shared;
-use super::handle::Session;
-use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, Tools};
+use super::SessionsShared;
+use super::handle::SessionHandle;
+use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, ToolProvider};
 use super::ports::{
     ActorMessage, CallCost, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, Generation,
-    ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, Tree, UsageMeter,
+    ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, UsageMeter, WorkspaceTree,
 };
 use super::round::{fault, prompt};
 use super::stream::frames::EventDraft;
@@ -49,14 +49,14 @@ const CANCELLED: &str = "The agent cancelled this before it was done.";
 const FAILED_WITH_AGENT: &str = "This was given up before it was done, since the agent failed.";
 
 pub(super) struct Effects {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
+    shared: Arc<SessionsShared>,
+    session: Arc<SessionHandle>,
     fixed: Arc<NewSessionRow>,
     /// The models that answer requests from here on.
     models: Arc<dyn Models>,
     spec: EnvironmentSpec,
     api_key: Option<Secret>,
-    running: HashMap<String, Running>,
+    running: HashMap<String, RunningEffect>,
     waiting: VecDeque<ToolRun>,
     /// The running tool's effect and description.
     tool: Option<(String, String)>,
@@ -82,13 +82,13 @@ pub(super) struct Effects {
 }
 
 /// A started effect.
-struct Running {
+struct RunningEffect {
     work: AbortHandle,
-    stream: Arc<Stream>,
+    stream: Arc<DeltaStream>,
     meter: UsageMeter,
 }
 
-impl Running {
+impl RunningEffect {
     /// Cancels the effect and returns what it has cost so far. Returns `None` if its own report is
     /// in the mailbox or on its way there.
     fn give_up(&self) -> Option<Option<CallCost>> {
@@ -108,8 +108,8 @@ impl Drop for Effects {
 
 impl Effects {
     pub(super) fn new(
-        shared: Arc<Shared>,
-        session: Arc<Session>,
+        shared: Arc<SessionsShared>,
+        session: Arc<SessionHandle>,
         generation: &Generation,
         spec: EnvironmentSpec,
         api_key: Option<Secret>,
@@ -164,7 +164,7 @@ impl Effects {
             let news = ActorMessage::Change(opened.unwrap_or_else(|_| fell()));
             let _ = mailbox.send(Box::new(news)).await;
         };
-        let caller = Caller::session(&self.spec.session).at_step(self.step);
+        let caller = PluginCaller::session(&self.spec.session).at_step(self.step);
         self.change = Some(AbortOnDropHandle::new(tokio::spawn(caller.scope(work))));
     }
 
@@ -210,7 +210,7 @@ impl Effects {
     }
 
     /// The deployment's tools beside the environment's.
-    pub(super) fn tools(&self) -> &Arc<dyn Tools> {
+    pub(super) fn tools(&self) -> &Arc<dyn ToolProvider> {
         &self.shelf.tools
     }
 
@@ -230,7 +230,7 @@ impl Effects {
     }
 
     /// Reads the current file tree.
-    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<Tree> {
+    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<WorkspaceTree> {
         self.listener.tree(place).await
     }
 
@@ -241,14 +241,14 @@ impl Effects {
 
     fn spawn(
         &mut self,
-        stream: Arc<Stream>,
+        stream: Arc<DeltaStream>,
         effect: String,
         meter: UsageMeter,
         work: impl Future<Output = ActorMessage> + Send + 'static,
     ) {
         let mailbox = self.session.mailbox.clone();
         let running = (effect.clone(), stream.clone(), meter.clone());
-        let caller = Caller::session(&self.spec.session).at_step(self.step);
+        let caller = PluginCaller::session(&self.spec.session).at_step(self.step);
         let task = tokio::spawn(caller.scope(async move {
             let news = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(news) => news,
@@ -269,7 +269,7 @@ impl Effects {
             }
         }));
         let (effect, stream, meter) = running;
-        let running = Running {
+        let running = RunningEffect {
             work: task.abort_handle(),
             stream,
             meter,
@@ -277,8 +277,8 @@ impl Effects {
         self.running.insert(effect, running);
     }
 
-    fn stream(&self, effect: &str) -> Arc<Stream> {
-        Stream::new(self.session.clone(), effect)
+    fn stream(&self, effect: &str) -> Arc<DeltaStream> {
+        DeltaStream::new(self.session.clone(), effect)
     }
 
     /// Starts a timer that expires after `left`.
@@ -589,7 +589,7 @@ fn summary(call: &ToolCall) -> String {
     cut(line, LOGGED_CALL).to_owned()
 }
 
-fn sink(stream: &Arc<Stream>) -> DeltaSink {
+fn sink(stream: &Arc<DeltaStream>) -> DeltaSink {
     let stream = stream.clone();
     Arc::new(move |kind, text| stream.show(kind, text))
 }

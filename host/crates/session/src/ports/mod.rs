@@ -23,7 +23,7 @@ use lucid_types::wit::types::{
     Error, Message, StopReason, ToolCall, ToolDefinition, ToolResult, Usage,
 };
 
-use self::tools::Tools;
+use self::tools::ToolProvider;
 use super::CreateError;
 use super::handle::held;
 use super::stream::frames::EventDraft;
@@ -64,7 +64,7 @@ pub struct StepOutcome {
 }
 
 /// One policy. Pure: the same arguments give the same transition.
-pub trait Policy: Send + Sync {
+pub trait SessionPolicy: Send + Sync {
     /// What it is.
     fn info(&self) -> &PolicyInfo;
     /// One step.
@@ -81,15 +81,15 @@ pub trait Policy: Send + Sync {
 /// The policies of the deployment.
 pub trait Policies: Send + Sync {
     /// The one of that name, or the deployment's default.
-    fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError>;
+    fn find(&self, name: Option<&str>) -> Result<Arc<dyn SessionPolicy>, CreateError>;
     /// The one that goes on with a session of the policy of this name, which the component of this
     /// digest had so far: that very component where it is still there, or else its successor.
-    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>>;
+    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
     /// The build that a new session begins with: of a policy with a candidate, the one whose turn it is.
     fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError>;
     /// The build that was there before the one of this digest, while that is on probation: it takes a
     /// step that this one fails.
-    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn Policy>>;
+    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
     /// Tells how a step of a session went with the build of this digest.
     fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict);
     /// The name of the one that this user or this project gets in place of the deployment's default.
@@ -99,13 +99,13 @@ pub trait Policies: Send + Sync {
 /// The build for a new session.
 pub struct BuildAssignment {
     /// The build.
-    pub policy: Arc<dyn Policy>,
+    pub policy: Arc<dyn SessionPolicy>,
     /// Whose turn it was, where there are two.
     pub turn: Option<SplitSlot>,
 }
 
-impl From<Arc<dyn Policy>> for BuildAssignment {
-    fn from(policy: Arc<dyn Policy>) -> Self {
+impl From<Arc<dyn SessionPolicy>> for BuildAssignment {
+    fn from(policy: Arc<dyn SessionPolicy>) -> Self {
         Self { policy, turn: None }
     }
 }
@@ -131,7 +131,7 @@ pub struct Generation {
     pub models: Arc<dyn Models>,
     /// What sessions can run beside what their sandbox has. The very same one as in the generation
     /// before where nothing about it changed: sessions then keep what they have open.
-    pub tools: Arc<dyn Tools>,
+    pub tools: Arc<dyn ToolProvider>,
 }
 
 /// The deployment, whose generations follow one another.
@@ -139,7 +139,7 @@ pub type Deployment = watch::Receiver<Arc<Generation>>;
 
 /// Who answers a session's model calls.
 #[derive(Debug, Clone, Default)]
-pub struct Provider {
+pub struct ModelSelection {
     /// Its name in this deployment.
     pub name: String,
     /// The model, where the policy names none.
@@ -285,7 +285,7 @@ pub trait Models: Send + Sync {
         name: Option<&str>,
         model: Option<&str>,
         has_key: bool,
-    ) -> Result<Provider, CreateError>;
+    ) -> Result<ModelSelection, CreateError>;
     /// The server that a user's own key for this provider goes to, as `https://host:port`; none where
     /// there is no such provider.
     fn server(&self, provider: &str) -> Option<String>;
@@ -507,7 +507,7 @@ pub struct OpenedPullRequest {
 }
 
 /// Opens changes at the repositories' providers. Opening one twice gives the same one.
-pub trait Changes: Send + Sync {
+pub trait PullRequests: Send + Sync {
     /// Opens it, or says why not in a sentence. Takes seconds.
     fn open(
         &self,
@@ -519,7 +519,7 @@ pub trait Changes: Send + Sync {
 #[derive(Debug)]
 pub(super) enum ActorMessage {
     /// The place is ready, or none is needed.
-    Started(Started),
+    Started(StartInputs),
     /// The user says something; its number in the inbox.
     Message(u64, String),
     /// A model call of which nobody waits to hear took this.
@@ -532,7 +532,7 @@ pub(super) enum ActorMessage {
     Tool(
         String,
         Result<Box<ToolResultWithEvent>, Error>,
-        Option<Tree>,
+        Option<WorkspaceTree>,
     ),
     /// A tool is about to do this; whoever waits is told once that is written down.
     Shows(String, Box<EventDraft>, oneshot::Sender<()>),
@@ -545,7 +545,7 @@ pub(super) enum ActorMessage {
     /// The change that was to be opened.
     Change(Result<OpenedPullRequest, String>),
     /// The tree, as it is now without any tool.
-    Tree(Tree),
+    Tree(WorkspaceTree),
     /// A timer ran out.
     Timer(String),
     /// The host stopped while this ran.
@@ -556,16 +556,16 @@ pub(super) enum ActorMessage {
 
 /// What the first input needs beside the task.
 #[derive(Debug, Default)]
-pub(super) struct Started {
+pub(super) struct StartInputs {
     pub(super) workspace: String,
     pub(super) instructions: Vec<String>,
     pub(super) tools: Vec<ToolDefinition>,
-    pub(super) tree: Option<Tree>,
+    pub(super) tree: Option<WorkspaceTree>,
 }
 
 /// A workspace's tree.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(super) struct WorkspaceTree {
     /// Trees that were begun later have a larger number, and know more.
     pub(super) number: u64,
     /// A list of nodes.

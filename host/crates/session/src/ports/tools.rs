@@ -44,7 +44,7 @@ pub struct ToolOutput {
 }
 
 /// The deployment's tools beside the sandbox's own.
-pub trait Tools: Send + Sync {
+pub trait ToolProvider: Send + Sync {
     /// Returns whether sessions of this policy have any of these tools.
     fn any_for(&self, policy: &str) -> bool;
     /// Describes a call of a session of this policy before it runs. Returns `None` if no source of
@@ -80,9 +80,9 @@ pub trait SessionTools: Send + Sync {
 
 /// The tools of a deployment that has none.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NoTools;
+pub struct NoToolProvider;
 
-impl Tools for NoTools {
+impl ToolProvider for NoToolProvider {
     fn any_for(&self, _: &str) -> bool {
         false
     }
@@ -100,7 +100,7 @@ impl Tools for NoTools {
     }
 }
 
-impl SessionTools for NoTools {
+impl SessionTools for NoToolProvider {
     fn definitions(&self) -> Vec<ToolDefinition> {
         Vec::new()
     }

@@ -9,11 +9,11 @@ pub(crate) mod diff;
 pub(crate) mod shadow;
 
 use lucid_types::log::{LogError, LoggedStep, SessionLog};
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use super::Sessions;
-use super::ports::Policy;
+use super::ports::SessionPolicy;
 
 /// The result of a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Sessions {
             generation.policies.find(Some(&row.fixed.policy))?
         };
         let replayed = replay(log, session, &*policy);
-        Ok(Caller::shadow().scope(replayed).await?)
+        Ok(PluginCaller::shadow().scope(replayed).await?)
     }
 }
 
@@ -57,7 +57,7 @@ impl Sessions {
 pub(super) async fn replay(
     log: &dyn SessionLog,
     session: &str,
-    policy: &dyn Policy,
+    policy: &dyn SessionPolicy,
 ) -> Result<Replay, LogError> {
     let mut state: Option<Snapshot> = None;
     let mut same = 0;
@@ -91,7 +91,7 @@ pub(super) async fn replay(
 }
 
 /// The result of replaying a logged step.
-pub(super) struct Again {
+pub(super) struct ReplayedStep {
     /// The commands as JSON, or why the step failed.
     pub(super) commands: Result<String, String>,
     /// The state after the step; `None` if it failed.
@@ -102,14 +102,14 @@ pub(super) struct Again {
 
 /// Replays one logged step, from the state that this same policy left before it.
 pub(super) async fn again(
-    policy: &dyn Policy,
+    policy: &dyn SessionPolicy,
     logged: &LoggedStep,
     state: Option<&Snapshot>,
-) -> Result<Again, LogError> {
+) -> Result<ReplayedStep, LogError> {
     let content = |cause: serde_json::Error| LogError::Content(cause.to_string());
     let context: Context = serde_json::from_str(&logged.context).map_err(content)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(content)?;
-    let failed = |reason, fuel| Again {
+    let failed = |reason, fuel| ReplayedStep {
         commands: Err(reason),
         state: None,
         fuel,
@@ -125,7 +125,7 @@ pub(super) async fn again(
     let state = migrated.as_ref().or(state);
     let stepped = policy.step(&context, state, &inputs).await;
     match stepped.result {
-        Ok(transition) => Ok(Again {
+        Ok(transition) => Ok(ReplayedStep {
             commands: Ok(serde_json::to_string(&transition.commands).map_err(content)?),
             state: Some(transition.state),
             fuel: stepped.fuel,

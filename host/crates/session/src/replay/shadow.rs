@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use lucid_types::log::{LogError, LoggedStep};
-use lucid_types::log_label::Caller;
+use lucid_types::log_label::PluginCaller;
 use lucid_types::plural;
 use lucid_types::wit::policy::Snapshot;
 
@@ -23,11 +23,11 @@ use super::diff::{difference, readable};
 use crate::Sessions;
 use crate::actor::takes_over;
 use crate::handle::held;
-use crate::ports::Policy;
+use crate::ports::SessionPolicy;
 
 /// The limits of a shadow run.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct ShadowLimits {
     /// Steps per session, counted from its first.
     pub session_steps: u64,
     /// Steps of all sessions.
@@ -38,7 +38,7 @@ pub struct Bounds {
     pub differences: usize,
 }
 
-impl Default for Bounds {
+impl Default for ShadowLimits {
     /// A step takes well below a millisecond, so these limits are for unusual builds and sessions.
     fn default() -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Default for Bounds {
 
 /// The progress and the findings of a shadow run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Shadowed {
+pub struct ShadowReport {
     /// Sessions to be replayed in total.
     pub wanted: u64,
     /// Sessions replayed. Each is counted in one of the next three.
@@ -78,20 +78,20 @@ pub struct Shadowed {
     /// Fuel that the build used for the same steps.
     pub fuel_now: u64,
     /// The first differences: at most two per session for its steps and one for its state.
-    pub differences: Vec<Difference>,
+    pub differences: Vec<ShadowDifference>,
     /// Why not everything was replayed, as a sentence, if that is so.
     pub cut: Option<String>,
 }
 
 /// A difference in the build's behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
+pub struct ShadowDifference {
     /// The session's id.
     pub session: String,
     /// The step's number; `None` if the difference is in the session's last state.
     pub step: Option<u64>,
     /// The kind of difference.
-    pub what: Differs,
+    pub what: DifferenceKind,
     /// The SHA-256 in lower-case hex of the component that the log names; empty if there is no
     /// step.
     pub recorded_by: String,
@@ -101,7 +101,7 @@ pub struct Difference {
 
 /// How a build differs from the recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Differs {
+pub enum DifferenceKind {
     /// It gives other commands.
     Commands,
     /// It gives no commands: it crashed, refused or met a limit.
@@ -118,10 +118,10 @@ impl Sessions {
     pub async fn shadow(
         &self,
         name: &str,
-        build: &dyn Policy,
+        build: &dyn SessionPolicy,
         most: u64,
-        bounds: Bounds,
-        told: &Mutex<Shadowed>,
+        bounds: ShadowLimits,
+        told: &Mutex<ShadowReport>,
     ) -> Result<(), LogError> {
         let until = Instant::now() + bounds.time;
         let log = &self.shared.deps.log;
@@ -136,7 +136,7 @@ impl Sessions {
             let Some(row) = log.find(&session).await? else {
                 continue;
             };
-            let mut one = One {
+            let mut one = ShadowedSession {
                 sessions: self,
                 build,
                 bounds,
@@ -145,7 +145,7 @@ impl Sessions {
                 session,
                 first_differs: false,
             };
-            let caller = Caller::shadow().in_session(&one.session);
+            let caller = PluginCaller::shadow().in_session(&one.session);
             let steps = caller.clone().scope(one.steps(row.counters.step));
             let verdict = match steps.await {
                 Err(LogError::Content(cause)) => {
@@ -182,18 +182,18 @@ enum Verdict {
 }
 
 /// One session of a shadow run.
-struct One<'a> {
+struct ShadowedSession<'a> {
     sessions: &'a Sessions,
-    build: &'a dyn Policy,
-    bounds: Bounds,
+    build: &'a dyn SessionPolicy,
+    bounds: ShadowLimits,
     until: Instant,
-    told: &'a Mutex<Shadowed>,
+    told: &'a Mutex<ShadowReport>,
     session: String,
     /// Whether an earlier step of the session differed.
     first_differs: bool,
 }
 
-impl One<'_> {
+impl ShadowedSession<'_> {
     /// Replays the first steps, up to this number, so that the replay of a session that is still
     /// running also ends.
     async fn steps(&mut self, end: u64) -> Result<Verdict, LogError> {
@@ -234,7 +234,7 @@ impl One<'_> {
 
     fn is_over(&self) -> bool {
         let mut told = held(self.told);
-        let Bounds { steps, time, .. } = self.bounds;
+        let ShadowLimits { steps, time, .. } = self.bounds;
         if told.steps >= steps {
             told.cut = Some(format!(
                 "It was ended after {}.",
@@ -268,20 +268,20 @@ impl One<'_> {
             (Some(then), Ok(now)) => {
                 if then != now && self.differs() {
                     let text = difference(&readable(then), &readable(now));
-                    self.keep(logged, Differs::Commands, text);
+                    self.keep(logged, DifferenceKind::Commands, text);
                 }
                 Ok(Some(again.state))
             }
             (Some(_), Err(reason)) => {
                 self.differs();
-                self.keep(logged, Differs::Failed, reason.clone());
+                self.keep(logged, DifferenceKind::Failed, reason.clone());
                 Ok(None)
             }
             (None, Err(_)) => Ok(Some(None)),
             (None, Ok(now)) => {
                 if self.differs() {
                     let text = difference("(the step failed)\n", &readable(now));
-                    self.keep(logged, Differs::Mended, text);
+                    self.keep(logged, DifferenceKind::Mended, text);
                 }
                 // The log continues from the previous state.
                 Ok(Some(None))
@@ -296,8 +296,8 @@ impl One<'_> {
         !std::mem::replace(&mut self.first_differs, true)
     }
 
-    fn keep(&self, logged: &LoggedStep, what: Differs, text: String) {
-        self.push(Difference {
+    fn keep(&self, logged: &LoggedStep, what: DifferenceKind, text: String) {
+        self.push(ShadowDifference {
             session: self.session.clone(),
             step: Some(logged.step),
             what,
@@ -306,7 +306,7 @@ impl One<'_> {
         });
     }
 
-    fn push(&self, difference: Difference) {
+    fn push(&self, difference: ShadowDifference) {
         let mut told = held(self.told);
         if told.differences.len() < self.bounds.differences {
             told.differences.push(difference);
@@ -321,10 +321,10 @@ impl One<'_> {
         };
         if let Err(reason) = taken {
             held(self.told).not_migrated += 1;
-            self.push(Difference {
+            self.push(ShadowDifference {
                 session: self.session.clone(),
                 step: None,
-                what: Differs::NotMigrated,
+                what: DifferenceKind::NotMigrated,
                 recorded_by: String::new(),
                 text: reason,
             });

@@ -12,7 +12,7 @@ const SENTENCE: usize = 200;
 
 /// The final message of a task.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct LastWords<'a> {
+pub(super) struct FinalMessage<'a> {
     /// The text still to be shown as an event.
     pub(super) event: Option<&'a str>,
     /// The short sentence for the frame `completed`.
@@ -21,24 +21,24 @@ pub(super) struct LastWords<'a> {
 
 /// Splits the final message. `text` is what the policy ends its task with; `said` is the agent's
 /// last message in the task, which clients have already been shown.
-pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> LastWords<'a> {
+pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> FinalMessage<'a> {
     let text = text.trim();
     let rest = said.and_then(|said| behind(text, said.trim()));
     let unseen = rest.unwrap_or(text);
     if unseen.is_empty() {
-        return LastWords {
+        return FinalMessage {
             event: None,
             sentence: COMPLETED,
         };
     }
     // A task with no other message ends in a single sentence, as the mock's does.
     if rest.is_none() && !text.contains('\n') && text.chars().count() <= SENTENCE {
-        return LastWords {
+        return FinalMessage {
             event: None,
             sentence: text,
         };
     }
-    LastWords {
+    FinalMessage {
         event: Some(unseen),
         sentence: COMPLETED,
     }
@@ -56,7 +56,7 @@ mod tests {
 
     #[track_caller]
     fn told(text: &str, said: Option<&str>, event: Option<&str>, sentence: &str) {
-        assert_eq!(last_words(text, said), LastWords { event, sentence });
+        assert_eq!(last_words(text, said), FinalMessage { event, sentence });
     }
 
     #[test]

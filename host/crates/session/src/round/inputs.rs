@@ -12,7 +12,7 @@ use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResu
 use super::{CHANGE, RoundBuilder};
 use crate::actor::workspace_lost;
 use crate::ports::{
-    ActorMessage, AvailableModels, CallCost, ModelAnswer, OpenedPullRequest, Started,
+    ActorMessage, AvailableModels, CallCost, ModelAnswer, OpenedPullRequest, StartInputs,
 };
 use crate::stream::frames::{self, EventDraft};
 
@@ -117,7 +117,7 @@ impl RoundBuilder<'_> {
         }
     }
 
-    fn started(&mut self, started: Started) {
+    fn started(&mut self, started: StartInputs) {
         let scene = self.scene;
         let (status, message) = if scene.mock {
             ("mock_mode", "Running the mock agent: no model is called.")

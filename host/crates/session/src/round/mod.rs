@@ -29,7 +29,7 @@ use lucid_types::wit::types::{Error, ErrorKind, Message, ToolCall};
 use self::final_message::last_words;
 use self::inputs::user_says;
 use super::actor::budget::Budget;
-use super::ports::{ActorMessage, AvailableModels, PolicyInfo, StepOutcome, Tree};
+use super::ports::{ActorMessage, AvailableModels, PolicyInfo, StepOutcome, WorkspaceTree};
 use super::stream::frames::{self, EventDraft};
 
 /// Steps without a message from the user after which a policy is considered to be looping.
@@ -237,7 +237,7 @@ impl<'a> RoundBuilder<'a> {
     }
 
     /// Shows a file tree, unless it is the same as the last one shown or older.
-    pub(super) fn tree(&mut self, tree: &Tree) {
+    pub(super) fn tree(&mut self, tree: &WorkspaceTree) {
         let digest = Sha256::digest(&tree.json).into();
         if tree.number < self.shown.number || digest == self.shown.digest {
             return;

@@ -24,7 +24,7 @@ pub(crate) const BEHIND: usize = 128;
 
 /// A session's position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Head {
+pub struct FeedHead {
     /// The number of the last published frame.
     pub(super) seq: u64,
     /// Whether the feed has ended.
@@ -33,9 +33,9 @@ pub(crate) struct Head {
 
 /// An item for followers, in order.
 #[derive(Debug, Clone)]
-pub enum Item {
+pub enum FeedItem {
     /// The log's new position.
-    Head(Head),
+    Head(FeedHead),
     /// A delta of an effect.
     Piece {
         /// The effect.
@@ -55,11 +55,11 @@ pub enum Item {
 
 #[derive(Debug)]
 pub(crate) struct Feed {
-    head: watch::Sender<Head>,
+    head: watch::Sender<FeedHead>,
     /// A frame that says why nothing is coming, or `None` if the session is not paused.
     pause: watch::Sender<Option<Arc<str>>>,
     ring: Mutex<Ring>,
-    items: OnceLock<broadcast::Sender<Item>>,
+    items: OnceLock<broadcast::Sender<FeedItem>>,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ impl Feed {
     /// Creates the feed of a session whose last frame so far is `seq`.
     pub(crate) fn new(seq: u64) -> Self {
         Self {
-            head: watch::Sender::new(Head { seq, ended: false }),
+            head: watch::Sender::new(FeedHead { seq, ended: false }),
             pause: watch::Sender::new(None),
             ring: Mutex::default(),
             items: OnceLock::new(),
@@ -80,18 +80,18 @@ impl Feed {
     }
 
     /// The session's position.
-    pub(crate) fn head(&self) -> Head {
+    pub(crate) fn head(&self) -> FeedHead {
         *self.head.borrow()
     }
 
     /// Subscribes to frames only.
-    pub(crate) fn watch(&self) -> watch::Receiver<Head> {
+    pub(crate) fn watch(&self) -> watch::Receiver<FeedHead> {
         self.head.subscribe()
     }
 
     /// Subscribes to deltas as well: returns all items from now on, and the log's current position.
     /// The frames up to that position followed by the items form the one order.
-    pub(super) fn follow(&self) -> (broadcast::Receiver<Item>, Head) {
+    pub(super) fn follow(&self) -> (broadcast::Receiver<FeedItem>, FeedHead) {
         let _now = held(&self.ring);
         let items = self.items.get_or_init(|| broadcast::Sender::new(BEHIND));
         (items.subscribe(), self.head())
@@ -139,13 +139,13 @@ impl Feed {
         self.goes_to(|head| head.ended = true);
     }
 
-    fn goes_to(&self, change: impl FnOnce(&mut Head)) {
+    fn goes_to(&self, change: impl FnOnce(&mut FeedHead)) {
         self.head.send_modify(change);
-        self.tell(|| Item::Head(self.head()));
+        self.tell(|| FeedItem::Head(self.head()));
     }
 
     /// Sends an item to followers, if there are any.
-    pub(crate) fn tell(&self, item: impl FnOnce() -> Item) {
+    pub(crate) fn tell(&self, item: impl FnOnce() -> FeedItem) {
         if let Some(items) = self.items.get().filter(|items| items.receiver_count() > 0) {
             // Fails if the last follower has just left.
             let _ = items.send(item());

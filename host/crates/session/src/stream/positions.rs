@@ -38,7 +38,7 @@ const REMEMBERED: usize = 64;
 
 /// How a connection was lost without a close frame from its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
+pub enum ConnectionLoss {
     /// The client's side ended it in an orderly way.
     Ended,
     /// It was reset, or nothing more arrived on it.
@@ -47,7 +47,7 @@ pub enum Loss {
 
 /// The position of one connection.
 #[derive(Debug)]
-pub struct Position {
+pub struct ClientPosition {
     features: Features,
     state: Mutex<State>,
 }
@@ -68,9 +68,9 @@ struct State {
 
 impl State {
     /// The last frame that counts as received.
-    fn taken(&self, loss: Loss, now: Instant) -> u64 {
+    fn taken(&self, loss: ConnectionLoss, now: Instant) -> u64 {
         match loss {
-            Loss::Ended if !self.is_silent(now) => self.sent,
+            ConnectionLoss::Ended if !self.is_silent(now) => self.sent,
             _ => self.acknowledged,
         }
     }
@@ -81,7 +81,7 @@ impl State {
     }
 }
 
-impl Position {
+impl ClientPosition {
     /// Creates the position of a connection that is given everything after frame `from`.
     fn new(features: Features, from: u64) -> Self {
         Self {
@@ -125,42 +125,42 @@ impl Position {
 
 /// The connections of a session whose clients do not count frames.
 #[derive(Debug, Default)]
-pub(crate) struct Positions {
-    known: Mutex<Known>,
+pub(crate) struct ClientPositions {
+    known: Mutex<KnownClient>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    open: Vec<Arc<Position>>,
-    lost: Vec<Lost>,
+struct KnownClient {
+    open: Vec<Arc<ClientPosition>>,
+    lost: Vec<LostClient>,
 }
 
 /// A client whose connection broke.
 #[derive(Debug)]
-struct Lost {
+struct LostClient {
     features: Features,
     taken: u64,
     at: Instant,
 }
 
-impl Lost {
+impl LostClient {
     fn may_return(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.at) < RETURNS_WITHIN
     }
 }
 
-impl Positions {
+impl ClientPositions {
     /// Registers the connection of a client that is given everything after a frame.
-    pub(crate) fn open(&self, features: Features, from: u64) -> Arc<Position> {
-        let position = Arc::new(Position::new(features, from));
+    pub(crate) fn open(&self, features: Features, from: u64) -> Arc<ClientPosition> {
+        let position = Arc::new(ClientPosition::new(features, from));
         held(&self.known).open.push(position.clone());
         position
     }
 
     /// Removes a connection that was lost, or that its client closed; the latter starts afresh when
     /// it comes back.
-    pub(crate) fn close(&self, position: &Arc<Position>, loss: Option<Loss>) {
+    pub(crate) fn close(&self, position: &Arc<ClientPosition>, loss: Option<ConnectionLoss>) {
         let mut known = held(&self.known);
         known.open.retain(|open| !Arc::ptr_eq(open, position));
         let state = held(&position.state);
@@ -189,7 +189,7 @@ impl Positions {
     /// Records a lost client, to be continued after this frame.
     pub(super) fn lost(&self, features: Features, taken: u64) {
         let mut known = held(&self.known);
-        known.lost.push(Lost {
+        known.lost.push(LostClient {
             features,
             taken,
             at: Instant::now(),
@@ -209,7 +209,7 @@ impl Positions {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             let found = self.take(features);
-            let alike = |open: &Arc<Position>| open.features == features;
+            let alike = |open: &Arc<ClientPosition>| open.features == features;
             if found.is_some() || !held(&self.known).open.iter().any(alike) {
                 return found;
             }
@@ -236,7 +236,7 @@ impl Positions {
     }
 }
 
-impl Known {
+impl KnownClient {
     /// Treats a connection whose client does not answer as lost, though nothing has reported it
     /// yet.
     fn lose_the_silent(&mut self, features: Features, now: Instant) {
@@ -244,7 +244,7 @@ impl Known {
             let mut state = held(&position.state);
             if position.features == features && !state.replaced && state.is_silent(now) {
                 state.replaced = true;
-                self.lost.push(Lost {
+                self.lost.push(LostClient {
                     features,
                     taken: state.acknowledged,
                     at: now,
@@ -273,7 +273,7 @@ mod tests {
         usage: false,
     };
 
-    fn lost(positions: &Positions, features: Features, sent: u64, loss: Loss) {
+    fn lost(positions: &ClientPositions, features: Features, sent: u64, loss: ConnectionLoss) {
         let position = positions.open(features, 0);
         position.sent(sent);
         positions.close(&position, Some(loss));
@@ -281,9 +281,9 @@ mod tests {
 
     #[test]
     fn who_was_lost_is_continued_once_and_who_closed_begins_anew() {
-        let positions = Positions::default();
+        let positions = ClientPositions::default();
         assert_eq!(positions.take(NONE), None);
-        lost(&positions, NONE, 7, Loss::Ended);
+        lost(&positions, NONE, 7, ConnectionLoss::Ended);
         assert_eq!(positions.take(NONE), Some(7));
         assert_eq!(positions.take(NONE), None);
         let closed = positions.open(NONE, 0);
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_was_written_to_a_connection_that_broke_counts_only_as_far_as_it_was_acknowledged() {
-        let positions = Positions::default();
+        let positions = ClientPositions::default();
         let position = positions.open(NONE, 2);
         let pings = [3, 4, 5].map(|seq| position.ping(seq));
         position.sent(5);
@@ -304,14 +304,14 @@ mod tests {
         // An answer covers the pings before it, and an older one does not move the position back.
         position.pong(&pings[1]);
         position.pong(&pings[0]);
-        positions.close(&position, Some(Loss::Broken));
+        positions.close(&position, Some(ConnectionLoss::Broken));
         assert_eq!(positions.taken(), [(NONE, 4)]);
         assert_eq!(positions.take(NONE), Some(4));
     }
 
     #[tokio::test]
     async fn who_comes_back_before_its_connection_is_known_to_be_lost_is_continued_too() {
-        let positions = Arc::new(Positions::default());
+        let positions = Arc::new(ClientPositions::default());
         let position = positions.open(NONE, 0);
         position.sent(3);
         let finding = tokio::spawn({
@@ -319,7 +319,7 @@ mod tests {
             async move { positions.find(NONE).await }
         });
         tokio::task::yield_now().await;
-        positions.close(&position, Some(Loss::Ended));
+        positions.close(&position, Some(ConnectionLoss::Ended));
         assert_eq!(finding.await.unwrap(), Some(3));
         // Another connection that stays open is another tab.
         let _open = positions.open(NONE, 0);
@@ -328,9 +328,9 @@ mod tests {
 
     #[test]
     fn of_several_lost_clients_none_misses_a_frame_whoever_comes_first() {
-        let positions = Positions::default();
+        let positions = ClientPositions::default();
         for sent in [20, 10, 30] {
-            lost(&positions, NONE, sent, Loss::Ended);
+            lost(&positions, NONE, sent, ConnectionLoss::Ended);
         }
         let given: Vec<_> = (0..4).map(|_| positions.take(NONE)).collect();
         assert_eq!(given, [Some(10), Some(10), Some(10), None]);
@@ -338,27 +338,27 @@ mod tests {
 
     #[test]
     fn a_client_with_other_features_is_another_client() {
-        let positions = Positions::default();
+        let positions = ClientPositions::default();
         let usage = Features {
             usage: true,
             ..NONE
         };
-        lost(&positions, usage, 10, Loss::Ended);
+        lost(&positions, usage, 10, ConnectionLoss::Ended);
         assert_eq!(positions.take(NONE), None);
         assert_eq!(positions.take(usage), Some(10));
     }
 
     #[test]
     fn who_comes_too_late_is_another_page() {
-        let positions = Positions::default();
-        lost(&positions, NONE, 10, Loss::Ended);
+        let positions = ClientPositions::default();
+        lost(&positions, NONE, 10, ConnectionLoss::Ended);
         let late = Instant::now() + RETURNS_WITHIN;
         assert_eq!(positions.take_at(NONE, late), None);
     }
 
     #[test]
     fn a_connection_whose_client_does_not_answer_is_lost_and_one_that_does_is_another_tab() {
-        let positions = Positions::default();
+        let positions = ClientPositions::default();
         let position = positions.open(NONE, 0);
         let ping = position.ping(4);
         position.sent(4);
@@ -369,15 +369,15 @@ mod tests {
         let later = Instant::now() + UNANSWERED;
         assert_eq!(positions.take_at(NONE, later), Some(4));
         assert_eq!(positions.take_at(NONE, later), None);
-        positions.close(&position, Some(Loss::Ended));
+        positions.close(&position, Some(ConnectionLoss::Ended));
         assert_eq!(positions.take(NONE), None, "its client is back already");
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_the_least_stays() {
-        let positions = Positions::default();
+        let positions = ClientPositions::default();
         for sent in 0..200 {
-            lost(&positions, NONE, 200 - sent, Loss::Ended);
+            lost(&positions, NONE, 200 - sent, ConnectionLoss::Ended);
         }
         assert_eq!(held(&positions.known).lost.len(), REMEMBERED);
         assert_eq!(positions.take(NONE), Some(1));

@@ -14,15 +14,15 @@ use tokio_util::sync::CancellationToken;
 use lucid_types::log::PositionRow;
 
 use super::frames::Features;
-use crate::handle::{Session, held};
+use crate::handle::{SessionHandle, held};
 use crate::retry::when_possible;
-use crate::{Sessions, Shared};
+use crate::{Sessions, SessionsShared};
 
 /// The interval between two checks for changes.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Tracks the clients of all sessions for as long as there are sessions.
-async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
+async fn follow(shared: Weak<SessionsShared>, halt: CancellationToken) {
     let mut written = Vec::new();
     while halt
         .run_until_cancelled(tokio::time::sleep(PAUSE))
@@ -39,10 +39,11 @@ async fn follow(shared: Weak<Shared>, halt: CancellationToken) {
     }
 }
 
-impl Shared {
+impl SessionsShared {
     /// The positions of the clients of all sessions.
     fn positions(&self) -> Vec<PositionRow> {
-        let sessions: Vec<Arc<Session>> = held(&self.registry).by_id.values().cloned().collect();
+        let sessions: Vec<Arc<SessionHandle>> =
+            held(&self.registry).by_id.values().cloned().collect();
         let mut rows: Vec<PositionRow> = Vec::new();
         for session in sessions {
             let known = session.positions.taken().into_iter();

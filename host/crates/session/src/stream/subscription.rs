@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! - Frames come in order, each once, with none left out; if the log cannot supply one, a
-//!   [`Batch::Gap`] says so. Only deltas may be lost.
+//!   [`SubscriptionItem::Gap`] says so. Only deltas may be lost.
 //! - No delta comes after the frame that replaces it.
 //! - A reader of deltas is shown an effect's text from its beginning and without a hole, or not at
 //!   all. One that fell behind is told to discard what it has, continues at the end of the feed,
@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, watch};
 
-use super::feed::{Head, Item};
+use super::feed::{FeedHead, FeedItem};
 use super::frames;
 use crate::CloseReason;
-use crate::handle::Session;
+use crate::handle::SessionHandle;
 use crate::ports::DeltaKind;
 use crate::retry::when_possible;
 
@@ -29,7 +29,7 @@ const CHUNK_BYTES: usize = 128 * 1024;
 
 /// The items of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Batch {
+pub enum SubscriptionItem {
     /// The next frames, with their sequence numbers.
     Frames(Vec<(u64, Arc<str>)>),
     /// A delta, or a notice that deltas are void. Not in the log, and may be lost.
@@ -45,7 +45,7 @@ pub enum Batch {
 /// A client's subscription to a session.
 #[derive(Debug)]
 pub struct Subscription {
-    session: Arc<Session>,
+    session: Arc<SessionHandle>,
     seen: u64,
     source: Source,
     pauses: watch::Receiver<Option<Arc<str>>>,
@@ -57,28 +57,28 @@ pub struct Subscription {
 #[derive(Debug)]
 enum Source {
     /// Frames only.
-    Frames(watch::Receiver<Head>),
+    Frames(watch::Receiver<FeedHead>),
     /// Frames, and the deltas between them.
     All(Follower),
 }
 
 #[derive(Debug)]
 struct Follower {
-    items: broadcast::Receiver<Item>,
+    items: broadcast::Receiver<FeedItem>,
     /// The position of the last item received: what the log has beyond it comes later.
-    head: Head,
-    screen: Screen,
+    head: FeedHead,
+    screen: DeltaCursor,
 }
 
 /// What the client has of running effects, and what it is to be sent.
 #[derive(Debug, Default)]
-struct Screen {
+struct DeltaCursor {
     /// The index of the next delta of each effect that is shown.
     next: HashMap<Arc<str>, u64>,
     due: VecDeque<Arc<str>>,
 }
 
-impl Screen {
+impl DeltaCursor {
     fn piece(&mut self, effect: Arc<str>, number: u64, again: bool, frame: Arc<str>) {
         let next = self.next.get(&effect).copied();
         if next != Some(number) {
@@ -111,30 +111,30 @@ impl Screen {
 }
 
 impl Follower {
-    fn new(session: &Session) -> Self {
+    fn new(session: &SessionHandle) -> Self {
         let (items, head) = session.feed.follow();
         Self {
             items,
             head,
-            screen: Screen::default(),
+            screen: DeltaCursor::default(),
         }
     }
 
     /// Takes the next item. Cancel safe.
-    async fn advance(&mut self, session: &Session) {
+    async fn advance(&mut self, session: &SessionHandle) {
         match self.items.recv().await {
-            Ok(Item::Head(head)) => self.head = head,
-            Ok(Item::Piece {
+            Ok(FeedItem::Head(head)) => self.head = head,
+            Ok(FeedItem::Piece {
                 effect,
                 number,
                 again,
                 frame,
             }) => self.screen.piece(effect, number, again, frame),
-            Ok(Item::Void(effect)) => {
+            Ok(FeedItem::Void(effect)) => {
                 self.screen.void(&effect);
                 self.screen.next.insert(effect, 0);
             }
-            Ok(Item::Done(effect)) => {
+            Ok(FeedItem::Done(effect)) => {
                 self.screen.next.remove(&effect);
             }
             Err(broadcast::error::RecvError::Lagged(_)) => {
@@ -148,7 +148,7 @@ impl Follower {
 }
 
 impl Subscription {
-    pub fn new(session: Arc<Session>, last_seq: u64) -> Self {
+    pub fn new(session: Arc<SessionHandle>, last_seq: u64) -> Self {
         let source = Source::Frames(session.feed.watch());
         let pauses = session.feed.watch_pauses();
         Self {
@@ -173,13 +173,13 @@ impl Subscription {
     }
 
     /// Returns the next item. Cancel safe: nothing is lost if the future is dropped.
-    pub async fn next(&mut self) -> Batch {
+    pub async fn next(&mut self) -> SubscriptionItem {
         loop {
             let head = match &mut self.source {
                 Source::Frames(head) => *head.borrow_and_update(),
                 Source::All(follower) => {
                     if let Some(frame) = follower.screen.due.pop_front() {
-                        return Batch::Delta(frame);
+                        return SubscriptionItem::Delta(frame);
                     }
                     follower.head
                 }
@@ -188,16 +188,16 @@ impl Subscription {
                 // The client claims more than there is: its numbers are from another log.
                 let from = self.seen;
                 self.seen = head.seq;
-                return Batch::Gap(head.seq + 1, from);
+                return SubscriptionItem::Gap(head.seq + 1, from);
             }
             if self.seen < head.seq {
                 return self.behind(head.seq).await;
             }
             if head.ended {
-                return Batch::Ended(self.session.close_reason());
+                return SubscriptionItem::Ended(self.session.close_reason());
             }
             if let Some(notice) = self.notice() {
-                return Batch::Notice(notice);
+                return SubscriptionItem::Notice(notice);
             }
             let pause = self.pauses.changed();
             match &mut self.source {
@@ -225,7 +225,7 @@ impl Subscription {
         Some(pause.unwrap_or_else(goes_on))
     }
 
-    async fn behind(&mut self, head: u64) -> Batch {
+    async fn behind(&mut self, head: u64) -> SubscriptionItem {
         let mut frames = match self.session.feed.recent(self.seen) {
             Some(frames) => frames,
             None => {
@@ -236,7 +236,7 @@ impl Subscription {
                     Err(cause) => {
                         tracing::error!(session = %self.session.id(), %cause, "frames could not be read");
                         // The client reconnects and asks for the same again.
-                        return Batch::Ended(CloseReason::failed(
+                        return SubscriptionItem::Ended(CloseReason::failed(
                             "The session's log could not be read.",
                         ));
                     }
@@ -249,15 +249,15 @@ impl Subscription {
         match (frames.first(), frames.last()) {
             (Some((first, _)), Some(_)) if *first > expected => {
                 self.seen = *first - 1;
-                Batch::Gap(expected, *first - 1)
+                SubscriptionItem::Gap(expected, *first - 1)
             }
             (Some(_), Some((last, _))) => {
                 self.seen = *last;
-                Batch::Frames(frames)
+                SubscriptionItem::Frames(frames)
             }
             _ => {
                 self.seen = head;
-                Batch::Gap(expected, head)
+                SubscriptionItem::Gap(expected, head)
             }
         }
     }

@@ -24,7 +24,7 @@ impl Beside {
     }
 }
 
-impl Tools for Beside {
+impl ToolProvider for Beside {
     fn any_for(&self, policy: &str) -> bool {
         policy == "scripted"
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::effects::deltas::Stream;
+use crate::effects::deltas::DeltaStream;
 use crate::handle::SessionInfo;
 use crate::stream::feed::BEHIND;
 
@@ -43,7 +43,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 
 /// One run of an effect; names are reused.
 struct Run {
-    stream: Arc<Stream>,
+    stream: Arc<DeltaStream>,
     number: u64,
     tries: u64,
     pieces: u64,
@@ -60,9 +60,13 @@ struct Client {
 
 impl Client {
     /// Plays a client that follows the protocol, and checks what must hold for it.
-    fn takes(&mut self, batch: Batch, over: &BTreeMap<String, u64>) -> Result<(), TestCaseError> {
+    fn takes(
+        &mut self,
+        batch: SubscriptionItem,
+        over: &BTreeMap<String, u64>,
+    ) -> Result<(), TestCaseError> {
         match batch {
-            Batch::Frames(frames) => {
+            SubscriptionItem::Frames(frames) => {
                 for (seq, frame) in frames {
                     prop_assert_eq!(seq, self.seen + 1, "a frame is left out");
                     self.seen = seq;
@@ -71,7 +75,7 @@ impl Client {
                     }
                 }
             }
-            Batch::Delta(frame) => {
+            SubscriptionItem::Delta(frame) => {
                 let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
                 let effect = frame["effect"].as_str().unwrap().to_owned();
                 if frame["reset"] == true {
@@ -98,7 +102,7 @@ impl Client {
     }
 }
 
-fn session(store: &Store) -> Arc<Session> {
+fn session(store: &Store) -> Arc<SessionHandle> {
     let (mailbox, _) = tokio::sync::mpsc::channel(1);
     let about = SessionInfo {
         id: SessionId::new(),
@@ -109,7 +113,7 @@ fn session(store: &Store) -> Arc<Session> {
         mock: false,
         created_at: 0,
     };
-    Session::new(about, 0, Arc::new(store.clone()), mailbox, Box::new(|_| {}))
+    SessionHandle::new(about, 0, Arc::new(store.clone()), mailbox, Box::new(|_| {}))
 }
 
 /// The number of completed runs of each effect, by the rows up to a number.
@@ -126,7 +130,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
     let mut reader = session.subscribe(0).with_deltas();
     let mut client = Client::default();
     let run = |effect: usize, number| Run {
-        stream: Stream::new(session.clone(), &format!("e{effect}")),
+        stream: DeltaStream::new(session.clone(), &format!("e{effect}")),
         number,
         tries: 0,
         pieces: 0,
@@ -224,9 +228,9 @@ proptest! {
     }
 }
 
-fn text(batch: Option<Batch>) -> String {
+fn text(batch: Option<SubscriptionItem>) -> String {
     match batch {
-        Some(Batch::Delta(frame)) => {
+        Some(SubscriptionItem::Delta(frame)) => {
             let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
             frame["content"].as_str().unwrap_or("reset").to_owned()
         }
@@ -239,7 +243,7 @@ async fn who_fell_behind_is_told_to_forget_and_sees_the_next_try_from_its_beginn
     let folder = tempfile::tempdir().unwrap();
     let session = session(&Store::open(folder.path()).unwrap());
     let mut reader = session.subscribe(0).with_deltas();
-    let stream = Stream::new(session, "e");
+    let stream = DeltaStream::new(session, "e");
     let mut next = || text(reader.next().now_or_never());
     stream.show(DeltaKind::Text, "one");
     assert_eq!(next(), "one");

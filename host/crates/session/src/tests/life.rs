@@ -81,7 +81,7 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
     sessions.stop(session.id()).await;
     let seen = until(&mut frames, "never").await;
     assert_eq!(names(&seen), ["stopping"]);
-    assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1000));
+    assert!(matches!(frames.next().await, SubscriptionItem::Ended(reason) if reason.code == 1000));
     assert_eq!(
         (world.done("close"), world.done("wipe"), sessions.count()),
         (1, 1, 0)
@@ -362,7 +362,7 @@ async fn what_calls_use_is_summed_and_the_lower_limit_refuses_the_next_call() {
     let other = sessions.details(session.id(), &"v".into()).await;
     assert!(matches!(
         other,
-        Err(DetailsError::Lookup(LookupError::NotYours))
+        Err(SessionDetailsError::Lookup(LookupError::NotYours))
     ));
     let chats = lucid_store::Chats::new(store.clone());
     assert_eq!(
@@ -548,7 +548,7 @@ async fn a_task_that_takes_too_long_ends_the_session() {
     sessions.start(&session);
     let seen = until(&mut frames, "longer than").await;
     assert_eq!(names(&seen).last().unwrap(), "error");
-    assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1000));
+    assert!(matches!(frames.next().await, SubscriptionItem::Ended(reason) if reason.code == 1000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -660,10 +660,10 @@ async fn nobody_waits_for_a_session_that_came_to_grief() {
     let mut frames = session.subscribe(0);
     sessions.start(&session);
     until(&mut frames, "never").await;
-    assert!(matches!(frames.next().await, Batch::Ended(reason) if reason.code == 1011));
+    assert!(matches!(frames.next().await, SubscriptionItem::Ended(reason) if reason.code == 1011));
     sessions.stop(session.id()).await;
     assert_eq!(sessions.count(), 0);
-    // The log still has it as it was: the next host tries again.
+    // The log still has it was: the next host tries again.
     let alive = sessions.in_log().await.unwrap();
     assert!(alive.contains(&session.id().to_string()));
 }

@@ -139,11 +139,11 @@ fn opened(folder: &Path) -> Store {
     }
 }
 
-fn with_limits(store: Store, world: &World, change: fn(&mut Limits)) -> Host {
+fn with_limits(store: Store, world: &World, change: fn(&mut SessionLimits)) -> Host {
     made_of(store, world, "k", change)
 }
 
-fn made_of(store: Store, world: &World, key: &str, change: fn(&mut Limits)) -> Host {
+fn made_of(store: Store, world: &World, key: &str, change: fn(&mut SessionLimits)) -> Host {
     let (_, deployment) = deployment(1, world);
     deployed(store, deployment, world, key, change)
 }
@@ -153,9 +153,9 @@ fn deployed(
     deployment: Deployment,
     world: &World,
     key: &str,
-    change: fn(&mut Limits),
+    change: fn(&mut SessionLimits),
 ) -> Host {
-    let mut limits = Limits {
+    let mut limits = SessionLimits {
         iterations: 5,
         session_tokens: None,
         session_cost: None,
@@ -165,13 +165,13 @@ fn deployed(
         sessions_per_user: 100,
     };
     change(&mut limits);
-    let sessions = Sessions::new(Deps {
+    let sessions = Sessions::new(SessionDeps {
         log: Arc::new(store.clone()),
         sealer: Sealer::new(&Secret::new(key)),
         deployment,
         places: Arc::new(world.clone()),
         changes: Arc::new(world.clone()),
-        reserve: lucid_types::disk_reserve::Reserve::none(),
+        reserve: lucid_types::disk_reserve::DiskReserve::none(),
         limits,
     });
     Host { sessions, store }
@@ -217,7 +217,7 @@ async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)
     let read = async {
         loop {
             match subscription.next().await {
-                Batch::Frames(frames) => {
+                SubscriptionItem::Frames(frames) => {
                     let found = frames.iter().any(|(_, frame)| frame.contains(text));
                     seen.extend(
                         frames
@@ -228,9 +228,9 @@ async fn until(subscription: &mut Subscription, text: &str) -> Vec<(u64, String)
                         return;
                     }
                 }
-                Batch::Ended(_) => return,
-                Batch::Delta(_) | Batch::Notice(_) => {}
-                Batch::Gap(from, to) => panic!("gap {from} to {to}"),
+                SubscriptionItem::Ended(_) => return,
+                SubscriptionItem::Delta(_) | SubscriptionItem::Notice(_) => {}
+                SubscriptionItem::Gap(from, to) => panic!("gap {from} to {to}"),
             }
         }
     };

@@ -44,7 +44,7 @@ impl Ground {
         self.published.send_replace(generation(number, &next));
     }
 
-    async fn begin(&self) -> (Arc<Session>, Subscription) {
+    async fn begin(&self) -> (Arc<SessionHandle>, Subscription) {
         let session = self.sessions.create(new("u")).await.unwrap();
         let frames = session.subscribe(0);
         self.sessions.start(&session);
@@ -52,7 +52,7 @@ impl Ground {
     }
 
     /// The component, the inputs and the resulting state of each step.
-    async fn steps(&self, session: &Session) -> Vec<(String, Vec<Input>)> {
+    async fn steps(&self, session: &SessionHandle) -> Vec<(String, Vec<Input>)> {
         let store = &self.sessions.store;
         let steps = store.steps_from(&session.id().to_string(), 0);
         let steps = steps.await.unwrap().into_iter();
@@ -65,7 +65,7 @@ impl Ground {
     }
 
     /// Waits until that component has taken the session's last step.
-    async fn until_on(&self, session: &Session, digest: &str) -> Vec<(String, Vec<Input>)> {
+    async fn until_on(&self, session: &SessionHandle, digest: &str) -> Vec<(String, Vec<Input>)> {
         for _ in 0..2_000 {
             let steps = self.steps(session).await;
             if steps.last().is_some_and(|(plugin, _)| plugin == digest) {

@@ -9,13 +9,13 @@ async fn noticed(subscription: &mut Subscription, text: &str) -> Vec<(u64, Strin
     let read = async {
         loop {
             match subscription.next().await {
-                Batch::Frames(frames) => seen.extend(
+                SubscriptionItem::Frames(frames) => seen.extend(
                     frames
                         .into_iter()
                         .map(|(seq, frame)| (seq, frame.to_string())),
                 ),
-                Batch::Notice(frame) => seen.push((0, frame.to_string())),
-                Batch::Delta(_) => {}
+                SubscriptionItem::Notice(frame) => seen.push((0, frame.to_string())),
+                SubscriptionItem::Delta(_) => {}
                 end => panic!("{end:?} before {text}: {seen:?}"),
             }
             if seen.iter().any(|(_, frame)| frame.contains(text)) {
@@ -34,7 +34,7 @@ fn numbered(seen: Vec<(u64, String)>) -> Vec<(u64, String)> {
 }
 
 /// A session whose model has not answered, on a disk that is now full.
-async fn on_a_full_disk(folder: &Path, world: &World) -> (Host, Arc<Session>) {
+async fn on_a_full_disk(folder: &Path, world: &World) -> (Host, Arc<SessionHandle>) {
     let sessions = sessions(folder, world);
     world.hold.store(true, Ordering::SeqCst);
     let session = sessions.create(new("u")).await.unwrap();
@@ -62,7 +62,7 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
     assert!(!before.iter().any(|(_, frame)| frame.contains("hello")));
     assert_eq!(
         session.message("more").await,
-        Err(NotTaken::Unwritten),
+        Err(MessageRejected::Unwritten),
         "nothing is acknowledged meanwhile"
     );
     assert!(matches!(
@@ -183,9 +183,11 @@ async fn nobody_is_told_that_a_session_was_stopped_when_the_host_goes_down_befor
     assert!(!stopping.await.unwrap(), "it is not written that it ended");
     let end = loop {
         match frames.next().await {
-            Batch::Ended(reason) => break reason,
-            Batch::Frames(_) | Batch::Notice(_) | Batch::Delta(_) => {}
-            gap @ Batch::Gap(..) => panic!("{gap:?}"),
+            SubscriptionItem::Ended(reason) => break reason,
+            SubscriptionItem::Frames(_)
+            | SubscriptionItem::Notice(_)
+            | SubscriptionItem::Delta(_) => {}
+            gap @ SubscriptionItem::Gap(..) => panic!("{gap:?}"),
         }
     };
     assert!(end.is_restart(), "{end:?}");

@@ -72,14 +72,14 @@ impl Ground {
         }
     }
 
-    async fn begin(&self) -> (Arc<Session>, Subscription) {
+    async fn begin(&self) -> (Arc<SessionHandle>, Subscription) {
         let session = self.sessions.create(new("u")).await.unwrap();
         let frames = session.subscribe(0);
         self.sessions.start(&session);
         (session, frames)
     }
 
-    async fn plugins(&self, session: &Session) -> Vec<String> {
+    async fn plugins(&self, session: &SessionHandle) -> Vec<String> {
         let store = &self.sessions.store;
         let steps = store.steps_from(&session.id().to_string(), 0);
         let steps = steps.await.unwrap().into_iter();

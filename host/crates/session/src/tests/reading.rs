@@ -41,7 +41,10 @@ async fn a_client_that_has_seen_more_than_there_is_hears_of_a_gap() {
     let folder = tempfile::tempdir().unwrap();
     let sessions = sessions(folder.path(), &World::new(chatty));
     let session = sessions.create(new("u")).await.unwrap();
-    assert_eq!(session.subscribe(9).next().await, Batch::Gap(2, 9));
+    assert_eq!(
+        session.subscribe(9).next().await,
+        SubscriptionItem::Gap(2, 9)
+    );
 }
 
 #[tokio::test]
@@ -54,8 +57,8 @@ async fn deltas_go_to_those_who_ask() {
     let mut deltas = Vec::new();
     loop {
         match frames.next().await {
-            Batch::Delta(delta) => deltas.push(delta.to_string()),
-            Batch::Frames(frames)
+            SubscriptionItem::Delta(delta) => deltas.push(delta.to_string()),
+            SubscriptionItem::Frames(frames)
                 if frames.iter().any(|(_, frame)| frame.contains("completed")) =>
             {
                 break;

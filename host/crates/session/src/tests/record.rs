@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::ports::{ActorMessage, Started, Tree};
+use super::super::ports::{ActorMessage, StartInputs, WorkspaceTree};
 use super::*;
 use crate::actor::budget::Budget;
 use crate::round::{RoundBuilder, RoundContext, StartedWork, fault, of_effect};
 use lucid_types::log::{Counters, EffectKind};
 
-fn tree(number: u64, json: &str) -> Tree {
-    Tree {
+fn tree(number: u64, json: &str) -> WorkspaceTree {
+    WorkspaceTree {
         number,
         json: json.to_owned(),
     }
@@ -26,7 +26,7 @@ fn told(which: u8, effect: &str) -> ActorMessage {
         retry_after_ms: None,
     };
     match which {
-        0 => ActorMessage::Started(Started::default()),
+        0 => ActorMessage::Started(StartInputs::default()),
         1 | 2 => ActorMessage::Message(1, "hi".to_owned()),
         3 => ActorMessage::Model(effect, Err(error().into())),
         4 => ActorMessage::Tool(effect, Err(error()), Some(tree(1, "[]"))),

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn impatient(limits: &mut Limits) {
+fn impatient(limits: &mut SessionLimits) {
     limits.grace = Duration::from_millis(50);
 }
 
@@ -16,7 +16,7 @@ async fn left_alone(host: &Host, task: &str) -> SessionId {
     let mut frames = session.subscribe(0);
     host.start(&session);
     until(&mut frames, "never").await;
-    let Batch::Ended(reason) = frames.next().await else {
+    let SubscriptionItem::Ended(reason) = frames.next().await else {
         panic!("it goes on")
     };
     assert!(

@@ -2,7 +2,7 @@
 
 use super::world::{Build, Script};
 use super::*;
-use crate::{Differs, ShadowBounds, Shadowed};
+use crate::{DifferenceKind, ShadowBounds, ShadowReport};
 
 /// Sessions that have run, one after the other, and the build that they had.
 struct Ground {
@@ -35,7 +35,7 @@ impl Ground {
         }
     }
 
-    async fn shadow(&self, script: Script, build: Build, most: u64) -> Shadowed {
+    async fn shadow(&self, script: Script, build: Build, most: u64) -> ShadowReport {
         self.shadow_within(script, build, most, ShadowBounds::default())
             .await
     }
@@ -46,7 +46,7 @@ impl Ground {
         build: Build,
         most: u64,
         bounds: ShadowBounds,
-    ) -> Shadowed {
+    ) -> ShadowReport {
         let next = World {
             build,
             script,
@@ -144,7 +144,7 @@ async fn other_commands_are_shown_once_for_a_session_with_step_and_build() {
     );
     assert_eq!(
         (newest.what, &*newest.recorded_by),
-        (Differs::Commands, "d")
+        (DifferenceKind::Commands, "d")
     );
     assert!(newest.step.is_some_and(|step| step > 0), "{newest:?}");
     assert!(
@@ -169,7 +169,10 @@ async fn a_step_that_breaks_down_fails_its_session_with_the_reason() {
     let [one] = &shown.differences[..] else {
         panic!("{shown:?}");
     };
-    assert_eq!((one.what, &*one.text), (Differs::Failed, "It broke down."));
+    assert_eq!(
+        (one.what, &*one.text),
+        (DifferenceKind::Failed, "It broke down.")
+    );
 }
 
 #[tokio::test]
@@ -188,7 +191,7 @@ async fn a_build_that_does_not_take_a_state_over_says_so() {
         let shown = ground.shadow(worker, build, 10).await;
         assert_eq!((shown.same, shown.not_migrated), (1, 1), "{shown:?}");
         let one = &shown.differences[0];
-        assert_eq!((one.what, one.step), (Differs::NotMigrated, None));
+        assert_eq!((one.what, one.step), (DifferenceKind::NotMigrated, None));
         assert!(one.text.contains(reason), "{one:?}");
     }
 }

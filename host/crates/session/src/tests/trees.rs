@@ -1,6 +1,6 @@
 //! File trees that change without a tool's action.
 
-use super::super::ports::{ActorMessage, Tree};
+use super::super::ports::{ActorMessage, WorkspaceTree};
 use super::*;
 use crate::actor::budget::Budget;
 use crate::round::{RoundBuilder, RoundContext, ShownTree};
@@ -49,7 +49,7 @@ async fn a_change_that_no_tool_made_is_written_shown_and_no_step() {
     let mut kept = Vec::new();
     while kept.len() < seen.len() {
         match again.next().await {
-            Batch::Frames(frames) => {
+            SubscriptionItem::Frames(frames) => {
                 kept.extend(
                     frames
                         .into_iter()
@@ -120,7 +120,7 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         draft.shown = start;
         for (number, json) in trees {
             let json = (*json).to_owned();
-            draft.take(ActorMessage::Tree(Tree {
+            draft.take(ActorMessage::Tree(WorkspaceTree {
                 number: *number,
                 json,
             }));

@@ -11,7 +11,7 @@ struct Scripted {
     refuses: bool,
 }
 
-impl Policy for Scripted {
+impl SessionPolicy for Scripted {
     fn info(&self) -> &PolicyInfo {
         &self.info
     }
@@ -114,7 +114,7 @@ pub(super) struct World {
     pub(super) grown: Arc<AtomicUsize>,
     pub(super) stir: Arc<tokio::sync::Notify>,
     /// The deployment's tools beside the sandbox's.
-    pub(super) tools: Arc<dyn Tools>,
+    pub(super) tools: Arc<dyn ToolProvider>,
 }
 
 impl World {
@@ -148,7 +148,7 @@ impl World {
             no_room: Arc::default(),
             grown: Arc::default(),
             stir: Arc::default(),
-            tools: Arc::new(NoTools),
+            tools: Arc::new(NoToolProvider),
         }
     }
 
@@ -182,7 +182,7 @@ impl World {
 }
 
 impl World {
-    fn policy(&self, build: Build, script: Script) -> Arc<dyn Policy> {
+    fn policy(&self, build: Build, script: Script) -> Arc<dyn SessionPolicy> {
         let info = PolicyInfo {
             name: "scripted".to_owned(),
             digest: build.digest.to_owned(),
@@ -202,7 +202,7 @@ impl World {
 }
 
 impl Policies for World {
-    fn find(&self, name: Option<&str>) -> Result<Arc<dyn Policy>, CreateError> {
+    fn find(&self, name: Option<&str>) -> Result<Arc<dyn SessionPolicy>, CreateError> {
         match name {
             None | Some("scripted") => Ok(self.policy(self.build, self.script)),
             Some(other) => Err(CreateError::UnknownPolicy(
@@ -212,7 +212,7 @@ impl Policies for World {
         }
     }
 
-    fn successor(&self, name: &str, _: &str) -> Option<Arc<dyn Policy>> {
+    fn successor(&self, name: &str, _: &str) -> Option<Arc<dyn SessionPolicy>> {
         Policies::find(self, Some(name)).ok()
     }
 
@@ -224,7 +224,7 @@ impl Policies for World {
         None
     }
 
-    fn older(&self, _: &str, digest: &str) -> Option<Arc<dyn Policy>> {
+    fn older(&self, _: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
         let (build, script) = self.older.filter(|_| digest == self.build.digest)?;
         Some(self.policy(build, script))
     }
@@ -240,7 +240,7 @@ impl Models for World {
         name: Option<&str>,
         _: Option<&str>,
         has_key: bool,
-    ) -> Result<Provider, CreateError> {
+    ) -> Result<ModelSelection, CreateError> {
         match name {
             Some("nobody") => Err(CreateError::UnknownProvider(
                 "nobody".to_owned(),
@@ -250,7 +250,7 @@ impl Models for World {
                 provider: "keyless".to_owned(),
                 variable: "LLM_API_KEY".to_owned(),
             }),
-            _ => Ok(Provider {
+            _ => Ok(ModelSelection {
                 name: "fake".to_owned(),
                 model: "m".to_owned(),
             }),
@@ -530,7 +530,7 @@ impl Environment for World {
     }
 }
 
-impl Changes for World {
+impl PullRequests for World {
     fn open(
         &self,
         request: NewPullRequest,

@@ -19,7 +19,7 @@ const MOST: u64 = 64 << 10;
 
 /// A provider's verdict on an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum ImageVerdict {
     /// The provider answered a request that contained the image.
     Taken,
     /// The provider refused a request that contained the image, and answered the same request
@@ -27,7 +27,7 @@ pub enum Verdict {
     Refused,
 }
 
-impl Verdict {
+impl ImageVerdict {
     fn sign(self) -> char {
         match self {
             Self::Taken => '+',
@@ -38,28 +38,28 @@ impl Verdict {
 
 /// The known verdicts on a session's images.
 #[derive(Debug, Default)]
-pub struct Verdicts(HashSet<String>);
+pub struct ImageVerdicts(HashSet<String>);
 
-impl Verdicts {
+impl ImageVerdicts {
     /// Returns whether this verdict is known for a model and an image.
-    pub fn is(&self, verdict: Verdict, model: &str, digest: &str) -> bool {
+    pub fn is(&self, verdict: ImageVerdict, model: &str, digest: &str) -> bool {
         self.0.contains(&line(verdict, model, digest))
     }
 }
 
 impl SessionBlobs {
     /// Reads the known verdicts on the session's images.
-    pub async fn verdicts(&self) -> Verdicts {
+    pub async fn verdicts(&self) -> ImageVerdicts {
         let path = self.folder.join(NAME);
         match blocking(move || Ok(std::fs::read_to_string(path)?)).await {
-            Ok(text) => Verdicts(text.lines().map(str::to_owned).collect()),
+            Ok(text) => ImageVerdicts(text.lines().map(str::to_owned).collect()),
             // Usually there are no verdicts yet.
-            Err(_) => Verdicts::default(),
+            Err(_) => ImageVerdicts::default(),
         }
     }
 
     /// Records a verdict on images.
-    pub async fn judge(&self, verdict: Verdict, model: &str, digests: &[&str]) {
+    pub async fn judge(&self, verdict: ImageVerdict, model: &str, digests: &[&str]) {
         if digests.is_empty() {
             return;
         }
@@ -88,7 +88,7 @@ impl SessionBlobs {
 }
 
 /// A line of fixed length whatever the model's name is, since that is chosen by a user.
-fn line(verdict: Verdict, model: &str, digest: &str) -> String {
+fn line(verdict: ImageVerdict, model: &str, digest: &str) -> String {
     let sign = verdict.sign();
     format!("{sign}{}", sha256_hex(format!("{model}\0{digest}")))
 }
@@ -108,9 +108,9 @@ mod tests {
         let kept = files.put("image/png", b"abc".to_vec()).await.unwrap();
         let digest = kept.digest.as_str();
         files
-            .judge(Verdict::Refused, "a\nb", &[digest, "sha256:x"])
+            .judge(ImageVerdict::Refused, "a\nb", &[digest, "sha256:x"])
             .await;
-        files.judge(Verdict::Taken, "c", &[digest]).await;
+        files.judge(ImageVerdict::Taken, "c", &[digest]).await;
         // As after a restart: nothing is only in memory.
         let known = Blobs::new(folder.path())
             .of(SESSION)
@@ -118,12 +118,12 @@ mod tests {
             .verdicts()
             .await;
         for (verdict, model, digest, expected) in [
-            (Verdict::Refused, "a\nb", digest, true),
-            (Verdict::Refused, "a\nb", "sha256:x", true),
-            (Verdict::Refused, "b", digest, false),
-            (Verdict::Taken, "a\nb", digest, false),
-            (Verdict::Taken, "c", digest, true),
-            (Verdict::Taken, "c", "sha256:x", false),
+            (ImageVerdict::Refused, "a\nb", digest, true),
+            (ImageVerdict::Refused, "a\nb", "sha256:x", true),
+            (ImageVerdict::Refused, "b", digest, false),
+            (ImageVerdict::Taken, "a\nb", digest, false),
+            (ImageVerdict::Taken, "c", digest, true),
+            (ImageVerdict::Taken, "c", "sha256:x", false),
         ] {
             let is = known.is(verdict, model, digest);
             assert_eq!(is, expected, "{verdict:?} {model:?} {digest}");
@@ -133,12 +133,12 @@ mod tests {
             "it is found as a file"
         );
         files.remove().await.unwrap();
-        files.judge(Verdict::Refused, "c", &[digest]).await;
+        files.judge(ImageVerdict::Refused, "c", &[digest]).await;
         assert!(
             !folder.path().join(SESSION).exists(),
             "a session that is over has a folder again"
         );
-        assert!(!files.verdicts().await.is(Verdict::Taken, "c", digest));
+        assert!(!files.verdicts().await.is(ImageVerdict::Taken, "c", digest));
     }
 
     #[tokio::test]
@@ -150,13 +150,16 @@ mod tests {
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         for model in 0..20 {
             files
-                .judge(Verdict::Refused, &model.to_string(), &many)
+                .judge(ImageVerdict::Refused, &model.to_string(), &many)
                 .await;
         }
         let size = std::fs::metadata(folder.path().join(SESSION).join(NAME)).unwrap();
         assert!(size.len() <= MOST, "{} bytes", size.len());
         let known = files.verdicts().await;
-        assert!(known.is(Verdict::Refused, "0", "99"), "the first is gone");
-        assert!(!known.is(Verdict::Refused, "19", "99"), "all fit");
+        assert!(
+            known.is(ImageVerdict::Refused, "0", "99"),
+            "the first is gone"
+        );
+        assert!(!known.is(ImageVerdict::Refused, "19", "99"), "all fit");
     }
 }

@@ -20,7 +20,7 @@ use lucid_types::digest::sha256_hex;
 use lucid_types::limits::LARGEST_BLOB;
 use lucid_types::wit::types::BlobRef;
 
-pub use self::image_verdicts::{Verdict, Verdicts};
+pub use self::image_verdicts::{ImageVerdict, ImageVerdicts};
 
 /// Maximum total size of a session's files, in bytes.
 const MOST: u64 = 64 << 20;

@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use super::log::discard;
 use super::outbox::Outbox;
-use super::{Chat, ChatMessage, ChatStore, ChatStoreError, LocalRecords, Principal, Store};
+use super::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal, SqliteChatStore, Store};
 
 /// The result of deleting a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Deleted {
+pub struct DeletedChat {
     /// Whether the chat itself was deleted; `false` if the caller has no such chat.
     pub chat: bool,
     /// The sessions removed from the log. A live session is removed when it ends.
@@ -38,7 +38,7 @@ impl Chats {
     pub fn new(store: Store) -> Self {
         Self {
             store: store.clone(),
-            records: Arc::new(LocalRecords::new(store)),
+            records: Arc::new(SqliteChatStore::new(store)),
             outbox: None,
         }
     }
@@ -92,7 +92,11 @@ impl Chats {
     }
 
     /// Deletes a chat, its messages and the log of its session.
-    pub async fn delete(&self, caller: &Principal, id: &str) -> Result<Deleted, ChatStoreError> {
+    pub async fn delete(
+        &self,
+        caller: &Principal,
+        id: &str,
+    ) -> Result<DeletedChat, ChatStoreError> {
         self.settle(caller).await;
         let chat = match self.records.delete(caller, id).await? {
             true => true,
@@ -105,7 +109,7 @@ impl Chats {
         let (user, id) = (caller.user().to_string(), id.to_owned());
         let discard = move |connection: &_| discard::of_chat(connection, &user, &id);
         let sessions = self.store.erase(discard).await?;
-        Ok(Deleted { chat, sessions })
+        Ok(DeletedChat { chat, sessions })
     }
 
     /// Sends now what is waiting for this user.

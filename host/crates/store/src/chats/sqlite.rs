@@ -8,9 +8,10 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::store::{
-    Chat, ChatMessage, ChatStore, ChatStoreError, Principal, Progress, Recorded, TITLE_LENGTH,
+    Chat, ChatMessage, ChatProgress, ChatStore, ChatStoreError, ChatStoreFuture, Principal,
+    TITLE_LENGTH,
 };
-use crate::log::texts::{self, Packed};
+use crate::log::texts::{self, PackedValue};
 use crate::log::usage;
 use crate::log::write::to_sql;
 use crate::{Store, StoreError};
@@ -19,7 +20,7 @@ use lucid_types::text::cut;
 
 /// The chats of all users in the local database; each call sees those of one user.
 #[derive(Debug, Clone)]
-pub struct LocalRecords {
+pub struct SqliteChatStore {
     store: Store,
 }
 
@@ -27,13 +28,13 @@ const COLUMNS: &str =
     "id, agent_session_id, project_id, title, model_provider, is_active, created_at, updated_at";
 const SUMS: &str = usage::COLUMNS;
 
-impl LocalRecords {
+impl SqliteChatStore {
     /// The chats in a store.
     pub fn new(store: Store) -> Self {
         Self { store }
     }
 
-    fn read<T, F>(&self, read: F) -> Recorded<'_, T>
+    fn read<T, F>(&self, read: F) -> ChatStoreFuture<'_, T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -41,7 +42,7 @@ impl LocalRecords {
         Box::pin(async { self.store.read(read).await.map_err(ChatStoreError::from) })
     }
 
-    fn write<T, F>(&self, write: F) -> Recorded<'_, T>
+    fn write<T, F>(&self, write: F) -> ChatStoreFuture<'_, T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -54,8 +55,8 @@ fn user_of(caller: &Principal) -> String {
     caller.user().to_string()
 }
 
-impl ChatStore for LocalRecords {
-    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
+impl ChatStore for SqliteChatStore {
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>> {
         let user = user_of(caller);
         self.read(move |connection| {
             let mut select = connection.prepare_cached(&format!(
@@ -67,17 +68,22 @@ impl ChatStore for LocalRecords {
         })
     }
 
-    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>> {
+    fn find(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Option<Chat>> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.read(move |connection| find_chat(connection, Some(&user), &id))
     }
 
-    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()> {
+    fn create(&self, caller: &Principal, chat: Chat) -> ChatStoreFuture<'_, ()> {
         let user = user_of(caller);
         self.write(move |connection| insert_chat(connection, &user, &chat))
     }
 
-    fn rename(&self, caller: &Principal, id: &str, title: &str) -> Recorded<'_, Option<String>> {
+    fn rename(
+        &self,
+        caller: &Principal,
+        id: &str,
+        title: &str,
+    ) -> ChatStoreFuture<'_, Option<String>> {
         let (user, id, title) = (
             user_of(caller),
             id.to_owned(),
@@ -91,7 +97,12 @@ impl ChatStore for LocalRecords {
         })
     }
 
-    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool> {
+    fn note(
+        &self,
+        caller: &Principal,
+        id: &str,
+        progress: ChatProgress,
+    ) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.write(move |connection| {
             let changed = connection
@@ -104,7 +115,7 @@ impl ChatStore for LocalRecords {
         })
     }
 
-    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool> {
+    fn delete(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.write(move |connection| {
             let deleted = connection
@@ -124,7 +135,7 @@ impl ChatStore for LocalRecords {
         caller: &Principal,
         id: &str,
         messages: Vec<ChatMessage>,
-    ) -> Recorded<'_, bool> {
+    ) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.write(move |connection| {
             if find_chat(connection, Some(&user), &id)?.is_none() {
@@ -144,7 +155,7 @@ impl ChatStore for LocalRecords {
         })
     }
 
-    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
+    fn messages(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Vec<ChatMessage>> {
         let (user, id) = (user_of(caller), id.to_owned());
         self.read(move |connection| {
             let Some(chat) = find_chat(connection, Some(&user), &id)? else {
@@ -210,24 +221,24 @@ pub(crate) fn insert_chat(
 }
 
 /// A chat message to be inserted.
-pub(crate) struct Line<'a> {
+pub(crate) struct MessageInsert<'a> {
     pub id: &'a str,
     pub role: &'a str,
-    pub content: Packed<'a>,
+    pub content: PackedValue<'a>,
     pub event_type: Option<&'a str>,
-    pub metadata: Option<Packed<'a>>,
+    pub metadata: Option<PackedValue<'a>>,
     /// Milliseconds since 1970.
     pub at: i64,
 }
 
-impl<'a> From<&'a ChatMessage> for Line<'a> {
+impl<'a> From<&'a ChatMessage> for MessageInsert<'a> {
     fn from(message: &'a ChatMessage) -> Self {
         Self {
             id: &message.id,
             role: &message.role,
-            content: Packed::Whole(&message.content),
+            content: PackedValue::Whole(&message.content),
             event_type: message.event_type.as_deref(),
-            metadata: message.metadata_json.as_deref().map(Packed::Whole),
+            metadata: message.metadata_json.as_deref().map(PackedValue::Whole),
             at: message.created_at.timestamp_millis(),
         }
     }
@@ -237,7 +248,7 @@ impl<'a> From<&'a ChatMessage> for Line<'a> {
 pub(crate) fn insert_message(
     connection: &Connection,
     chat: &str,
-    line: &Line<'_>,
+    line: &MessageInsert<'_>,
 ) -> Result<(), StoreError> {
     connection
         .prepare_cached(

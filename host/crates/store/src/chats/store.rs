@@ -102,7 +102,7 @@ pub struct ChatMessage {
 
 /// The part of a chat that its session updates as it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct ChatProgress {
     /// Whether the session can still continue.
     pub is_active: bool,
     /// Usage totals of its model calls so far.
@@ -136,7 +136,7 @@ pub enum ChatStoreError {
     #[error(
         "The Supabase project that keeps the chats lacks {0}: its migrations did not run, or not all of them. The operator runs the files of migrations/supabase there."
     )]
-    Schema(Lack),
+    Schema(MissingSchema),
     /// The record belongs to a user that the database does not have.
     #[error(
         "The database has no row in its table `users` for you, and a git account belongs to one. The operator adds it; users who sign up through the project get it by themselves."
@@ -156,7 +156,7 @@ pub enum ChatStoreError {
 /// A part of the schema that a project lacks because its migrations did not run. It names what this
 /// version knows, and nothing from the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Lack {
+pub enum MissingSchema {
     /// A table.
     #[error("{}", named_table("the table ", "a table", *.0))]
     Table(Option<&'static str>),
@@ -187,24 +187,34 @@ fn named_column(column: Option<(&str, &str)>) -> String {
 }
 
 /// The future result of a call.
-pub type Recorded<'a, T> = BoxFuture<'a, Result<T, ChatStoreError>>;
+pub type ChatStoreFuture<'a, T> = BoxFuture<'a, Result<T, ChatStoreError>>;
 
 /// A store of chats and their messages. Cheap to share.
 pub trait ChatStore: Send + Sync + fmt::Debug {
     /// Lists the caller's chats, most recently changed first.
-    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>>;
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>>;
     /// Returns one of the caller's chats.
-    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>>;
+    fn find(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Option<Chat>>;
     /// Creates a chat. An existing one is left unchanged.
-    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()>;
+    fn create(&self, caller: &Principal, chat: Chat) -> ChatStoreFuture<'_, ()>;
     /// Renames a chat, truncating the title to [`TITLE_LENGTH`]. Resolves to the new title, or to
     /// `None` if the caller has no such chat.
-    fn rename(&self, caller: &Principal, id: &str, title: &str) -> Recorded<'_, Option<String>>;
+    fn rename(
+        &self,
+        caller: &Principal,
+        id: &str,
+        title: &str,
+    ) -> ChatStoreFuture<'_, Option<String>>;
     /// Records the progress of a chat's session. Resolves to `false` if the caller has no such
     /// chat.
-    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool>;
+    fn note(
+        &self,
+        caller: &Principal,
+        id: &str,
+        progress: ChatProgress,
+    ) -> ChatStoreFuture<'_, bool>;
     /// Deletes a chat and its messages. Resolves to `false` if the caller has no such chat.
-    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool>;
+    fn delete(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, bool>;
     /// Appends messages to a chat, in order. Existing ones are skipped. Resolves to `false` if the
     /// caller has no such chat.
     fn append(
@@ -212,8 +222,8 @@ pub trait ChatStore: Send + Sync + fmt::Debug {
         caller: &Principal,
         id: &str,
         messages: Vec<ChatMessage>,
-    ) -> Recorded<'_, bool>;
+    ) -> ChatStoreFuture<'_, bool>;
     /// Returns a chat's messages in the order they were written; none if the caller has no such
     /// chat.
-    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>>;
+    fn messages(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Vec<ChatMessage>>;
 }

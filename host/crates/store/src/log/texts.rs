@@ -25,32 +25,32 @@ type Digest = [u8; 16];
 
 /// One part of a value.
 #[derive(Debug, Serialize, Deserialize)]
-enum Part<'a> {
+enum PackedPart<'a> {
     /// Literal text.
     #[serde(rename = "l", borrow)]
     Literal(Cow<'a, str>),
     /// A slice of a stored text, in its JSON-escaped form.
     #[serde(rename = "j")]
-    Json(Place),
+    Json(TextSlice),
     /// A slice of a stored text, unescaped.
     #[serde(rename = "t")]
-    Plain(Place),
+    Plain(TextSlice),
 }
 
 /// A slice: the text's digest, and the start and end offsets in bytes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Place(Digest, usize, usize);
+struct TextSlice(Digest, usize, usize);
 
 /// A value as it is stored.
 #[derive(Debug)]
-pub(crate) enum Packed<'a> {
+pub(crate) enum PackedValue<'a> {
     /// A value without a large text.
     Whole(&'a str),
     /// A serialized list of parts.
     Parts(Vec<u8>),
 }
 
-impl ToSql for Packed<'_> {
+impl ToSql for PackedValue<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         let value = match self {
             Self::Whole(text) => ValueRef::Text(text.as_bytes()),
@@ -64,19 +64,19 @@ fn content(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Content(cause.to_string())
 }
 
-fn parts(parts: &[Part<'_>]) -> Result<Packed<'static>, StoreError> {
+fn parts(parts: &[PackedPart<'_>]) -> Result<PackedValue<'static>, StoreError> {
     let parts = serde_json::to_vec(parts).map_err(|cause| content(&cause))?;
-    Ok(Packed::Parts(parts))
+    Ok(PackedValue::Parts(parts))
 }
 
 /// The large texts of one round.
-pub(super) struct Texts<'a> {
+pub(super) struct RoundTexts<'a> {
     connection: &'a Connection,
     session: &'a str,
     kept: Vec<(Digest, String)>,
 }
 
-impl<'a> Texts<'a> {
+impl<'a> RoundTexts<'a> {
     pub(super) fn new(connection: &'a Connection, session: &'a str) -> Self {
         Self {
             connection,
@@ -86,39 +86,39 @@ impl<'a> Texts<'a> {
     }
 
     /// Packs JSON, storing its large strings separately.
-    pub(super) fn pack_json<'b>(&mut self, json: &'b str) -> Result<Packed<'b>, StoreError> {
+    pub(super) fn pack_json<'b>(&mut self, json: &'b str) -> Result<PackedValue<'b>, StoreError> {
         let mut pieces = Vec::new();
         let mut from = 0;
         for (begin, end) in large_strings(json) {
             let place = self.place(&json[begin..end])?;
-            pieces.push(Part::Literal(json[from..begin].into()));
-            pieces.push(Part::Json(place));
+            pieces.push(PackedPart::Literal(json[from..begin].into()));
+            pieces.push(PackedPart::Json(place));
             from = end;
         }
         if pieces.is_empty() {
-            return Ok(Packed::Whole(json));
+            return Ok(PackedValue::Whole(json));
         }
-        pieces.push(Part::Literal(json[from..].into()));
+        pieces.push(PackedPart::Literal(json[from..].into()));
         parts(&pieces)
     }
 
     /// Packs a text that is not JSON; a large one is stored separately.
-    pub(super) fn pack_text<'b>(&mut self, text: &'b str) -> Result<Packed<'b>, StoreError> {
+    pub(super) fn pack_text<'b>(&mut self, text: &'b str) -> Result<PackedValue<'b>, StoreError> {
         if text.len() < LARGE {
-            return Ok(Packed::Whole(text));
+            return Ok(PackedValue::Whole(text));
         }
         let quoted = serde_json::to_string(text).map_err(|cause| content(&cause))?;
         let place = self.place(&quoted[1..quoted.len() - 1])?;
-        parts(&[Part::Plain(place)])
+        parts(&[PackedPart::Plain(place)])
     }
 
     /// Returns the place of a string in the texts of this round, adding it if necessary. A string
     /// that is the beginning of a stored text (a frame holds no more than that) is not stored
     /// again.
-    fn place(&mut self, json: &str) -> Result<Place, StoreError> {
+    fn place(&mut self, json: &str) -> Result<TextSlice, StoreError> {
         let found = self.kept.iter().find_map(|(digest, kept)| {
             let at = kept.find(json)?;
-            Some(Place(*digest, at, at + json.len()))
+            Some(TextSlice(*digest, at, at + json.len()))
         });
         if let Some(place) = found {
             return Ok(place);
@@ -132,7 +132,7 @@ impl<'a> Texts<'a> {
             )?
             .execute(params![self.session, digest, json])?;
         self.kept.push((digest, json.to_owned()));
-        Ok(Place(digest, 0, json.len()))
+        Ok(TextSlice(digest, 0, json.len()))
     }
 }
 
@@ -184,10 +184,11 @@ pub(crate) fn optional(
 }
 
 fn unpack(connection: &Connection, session: &str, parts: &[u8]) -> Result<String, StoreError> {
-    let parts: Vec<Part<'_>> = serde_json::from_slice(parts).map_err(|cause| content(&cause))?;
+    let parts: Vec<PackedPart<'_>> =
+        serde_json::from_slice(parts).map_err(|cause| content(&cause))?;
     let mut select = connection
         .prepare_cached("SELECT text FROM texts WHERE session_id = ?1 AND digest = ?2")?;
-    let mut json_at = |Place(digest, from, to): Place| -> Result<String, StoreError> {
+    let mut json_at = |TextSlice(digest, from, to): TextSlice| -> Result<String, StoreError> {
         let text: String = select.query_row(params![session, digest], |row| row.get(0))?;
         let json = text.get(from..to).map(str::to_owned);
         json.ok_or_else(|| content(&"a part of a text is missing"))
@@ -195,9 +196,9 @@ fn unpack(connection: &Connection, session: &str, parts: &[u8]) -> Result<String
     let mut whole = String::new();
     for part in parts {
         match part {
-            Part::Literal(text) => whole.push_str(&text),
-            Part::Json(place) => whole.push_str(&json_at(place)?),
-            Part::Plain(place) => {
+            PackedPart::Literal(text) => whole.push_str(&text),
+            PackedPart::Json(place) => whole.push_str(&json_at(place)?),
+            PackedPart::Plain(place) => {
                 let quoted = format!("\"{}\"", json_at(place)?);
                 let plain: String =
                     serde_json::from_str(&quoted).map_err(|cause| content(&cause))?;
@@ -226,7 +227,7 @@ mod tests {
         connection
     }
 
-    fn stored(connection: &Connection, session: &str, packed: &Packed<'_>) -> String {
+    fn stored(connection: &Connection, session: &str, packed: &PackedValue<'_>) -> String {
         connection.execute("DELETE FROM held", []).unwrap();
         connection
             .execute("INSERT INTO held VALUES (?1)", [packed])
@@ -252,7 +253,7 @@ mod tests {
         let entry = json!({"role": "tool", "content": [{"text": said}]}).to_string();
         let frames = json!([{"content": &printed[..2000]}]).to_string();
         let inputs = json!([{"tool-replied": {"outcome": {"text": said}, "entry": 3}}]).to_string();
-        let mut texts = Texts::new(&connection, "s");
+        let mut texts = RoundTexts::new(&connection, "s");
         let packed = [
             texts.pack_json(&entry).unwrap(),
             texts.pack_json(&inputs).unwrap(),
@@ -263,15 +264,17 @@ mod tests {
         let whole = [&*entry, &*inputs, &*frames, &*printed, "short"];
         for (packed, whole) in packed.iter().zip(whole) {
             assert_eq!(stored(&connection, "s", packed), whole);
-            if let Packed::Parts(parts) = packed {
+            if let PackedValue::Parts(parts) = packed {
                 assert!(parts.len() < 300, "{}", parts.len());
             }
         }
         assert_eq!(kept(&connection).0, 1);
         // The same again in a later round, and in another session.
-        Texts::new(&connection, "s").pack_json(&entry).unwrap();
+        RoundTexts::new(&connection, "s").pack_json(&entry).unwrap();
         assert_eq!(kept(&connection).0, 1);
-        Texts::new(&connection, "other").pack_json(&entry).unwrap();
+        RoundTexts::new(&connection, "other")
+            .pack_json(&entry)
+            .unwrap();
         assert_eq!(kept(&connection).0, 2);
     }
 
@@ -279,7 +282,7 @@ mod tests {
     fn what_an_older_build_wrote_is_read_as_it_is() {
         let connection = database();
         let old = json!({"text": "x".repeat(5000)}).to_string();
-        assert_eq!(stored(&connection, "s", &Packed::Whole(&old)), old);
+        assert_eq!(stored(&connection, "s", &PackedValue::Whole(&old)), old);
     }
 
     proptest! {
@@ -288,7 +291,7 @@ mod tests {
             pieces in prop::collection::vec(("[\\PC\"\\\\\n\u{1}]{0,40}", 1_usize..80), 0..6),
         ) {
             let connection = database();
-            let mut texts = Texts::new(&connection, "s");
+            let mut texts = RoundTexts::new(&connection, "s");
             let strings: Vec<String> =
                 pieces.iter().map(|(text, times)| text.repeat(*times)).collect();
             let json = json!({"all": strings, "again": strings}).to_string();

@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::texts::Texts;
+use super::texts::RoundTexts;
 use super::{discard, retained, usage};
-use crate::chats::sqlite::{self, Line};
+use crate::chats::sqlite::{self, MessageInsert};
 use crate::{Chat, StoreError, TITLE_LENGTH, outbox};
 use lucid_types::log::{Decision, InboxMessage, NewSessionRow, RoundRow, Status, Totals};
 use lucid_types::text::cut;
@@ -226,7 +226,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
         frames.push_str(frame);
     }
     frames.push(']');
-    let mut texts = Texts::new(connection, &round.session);
+    let mut texts = RoundTexts::new(connection, &round.session);
     let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
     let commands = d.commands.as_deref();
     let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
@@ -275,7 +275,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
             sqlite::insert_message(
                 connection,
                 &round.chat,
-                &Line {
+                &MessageInsert {
                     id,
                     role: line.role,
                     content: texts.pack_text(&line.content)?,

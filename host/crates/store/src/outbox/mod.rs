@@ -27,9 +27,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 pub(super) use self::progress::{add, changed};
-use self::relay::Deliverer;
-use self::user_tokens::Tokens;
-use super::{ChatStoreError, Principal, Store, StoreError, SupabaseRecords};
+use self::relay::OutboxRelay;
+use self::user_tokens::UserTokens;
+use super::{ChatStoreError, Principal, Store, StoreError, SupabaseChatStore};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
@@ -71,7 +71,7 @@ pub struct Outbox {
 struct Shared {
     store: Store,
     news: Arc<OutboxSignal>,
-    tokens: Arc<Tokens>,
+    tokens: Arc<UserTokens>,
     /// Requests to send everything now, each with a channel to answer once that was tried.
     now: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -86,12 +86,12 @@ impl Outbox {
     /// Starts sending what the previous run left and what is written from now on, including chats
     /// that were only kept in the local database. Needs a tokio runtime, and ends with the last
     /// clone.
-    pub async fn start(store: Store, records: SupabaseRecords) -> Result<Self, StoreError> {
+    pub async fn start(store: Store, records: SupabaseChatStore) -> Result<Self, StoreError> {
         store.write(progress::take_in).await?;
         let news = store.announce();
-        let tokens = Arc::new(Tokens::default());
+        let tokens = Arc::new(UserTokens::default());
         let (now, asked) = mpsc::channel(64);
-        let deliverer = Deliverer::new(store.clone(), records, news.clone(), tokens.clone());
+        let deliverer = OutboxRelay::new(store.clone(), records, news.clone(), tokens.clone());
         tokio::spawn(deliverer.run(asked));
         Ok(Self {
             shared: Arc::new(Shared {

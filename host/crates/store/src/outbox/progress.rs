@@ -17,7 +17,7 @@ const BATCH_BYTES: usize = 2 << 20;
 
 /// The progress of a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct OutboxEntry {
     pub(super) chat: String,
     pub(super) user: String,
     pub(super) made: bool,
@@ -31,7 +31,7 @@ pub(super) struct Entry {
 
 /// A batch of a chat's messages, and the chat's progress once they have arrived.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct OutboxBatch {
     pub(super) messages: Vec<ChatMessage>,
     pub(super) sent: i64,
     pub(super) sent_at: i64,
@@ -80,12 +80,12 @@ pub(crate) fn changed(connection: &Connection, chat: &str) -> Result<(), StoreEr
 }
 
 /// Returns the chats with something to send, oldest first.
-pub(super) fn open(connection: &Connection) -> Result<Vec<Entry>, StoreError> {
+pub(super) fn open(connection: &Connection) -> Result<Vec<OutboxEntry>, StoreError> {
     let mut select = connection.prepare_cached(&format!(
         "SELECT chat_id, user_id, made, sent, sent_at, changed, told FROM outbox WHERE {OPEN} ORDER BY chat_id"
     ))?;
     let rows = select.query_map([], |row| {
-        Ok(Entry {
+        Ok(OutboxEntry {
             chat: row.get(0)?,
             user: row.get(1)?,
             made: row.get(2)?,
@@ -131,7 +131,7 @@ pub(super) fn next(
     chat: &str,
     sent: i64,
     sent_at: i64,
-) -> Result<Batch, StoreError> {
+) -> Result<OutboxBatch, StoreError> {
     let found = find_chat(connection, None, chat)?;
     let session = found.and_then(|chat| chat.agent_session_id);
     let session = session.unwrap_or_default();
@@ -144,7 +144,7 @@ pub(super) fn next(
         sent,
         i64::try_from(BATCH).unwrap_or(i64::MAX)
     ])?;
-    let mut batch = Batch {
+    let mut batch = OutboxBatch {
         messages: Vec::new(),
         sent,
         sent_at,

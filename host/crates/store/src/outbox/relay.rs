@@ -16,10 +16,12 @@ use futures::stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::progress::{self, Batch, Entry};
-use super::user_tokens::Tokens;
+use super::progress::{self, OutboxBatch, OutboxEntry};
+use super::user_tokens::UserTokens;
 use super::{INTERVAL, OutboxSignal};
-use crate::{ChatStore, ChatStoreError, Principal, Progress, Store, StoreError, SupabaseRecords};
+use crate::{
+    ChatProgress, ChatStore, ChatStoreError, Principal, Store, StoreError, SupabaseChatStore,
+};
 use lucid_types::user::UserId;
 
 /// Maximum number of chats sent at once.
@@ -28,11 +30,11 @@ const AT_ONCE: usize = 8;
 /// retry at the same time.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(15));
 
-pub(super) struct Deliverer {
+pub(super) struct OutboxRelay {
     store: Store,
-    records: SupabaseRecords,
+    records: SupabaseChatStore,
     news: Arc<OutboxSignal>,
-    tokens: Arc<Tokens>,
+    tokens: Arc<UserTokens>,
     /// The current pause of the store as a whole.
     down: Option<Backoff>,
     /// Pauses of chats that failed while others did not.
@@ -69,7 +71,7 @@ fn pauses() -> ExponentialBackoff {
 }
 
 /// The outcome of sending a chat.
-enum Outcome {
+enum DeliveryOutcome {
     /// Everything that was there has been sent.
     Sent,
     /// It waits for its user.
@@ -80,12 +82,12 @@ enum Outcome {
     Failed(ChatStoreError),
 }
 
-impl Deliverer {
+impl OutboxRelay {
     pub(super) fn new(
         store: Store,
-        records: SupabaseRecords,
+        records: SupabaseChatStore,
         news: Arc<OutboxSignal>,
-        tokens: Arc<Tokens>,
+        tokens: Arc<UserTokens>,
     ) -> Self {
         Self {
             store,
@@ -168,7 +170,9 @@ impl Deliverer {
                 }
                 let chat = entry.chat.clone();
                 let outcome = self.deliver(entry).await;
-                if let Outcome::Failed(ChatStoreError::Unavailable { answered: false }) = outcome {
+                if let DeliveryOutcome::Failed(ChatStoreError::Unavailable { answered: false }) =
+                    outcome
+                {
                     unreached.store(true, Ordering::Relaxed);
                 }
                 Some((chat, outcome))
@@ -193,18 +197,18 @@ impl Deliverer {
         Ok(())
     }
 
-    async fn note(&mut self, chat: String, outcome: Outcome) -> Result<(), StoreError> {
+    async fn note(&mut self, chat: String, outcome: DeliveryOutcome) -> Result<(), StoreError> {
         let before = self.troubled.remove(&chat);
         match outcome {
-            Outcome::Sent | Outcome::Waits => {}
-            Outcome::Failed(ChatStoreError::Unavailable { answered: false }) => {}
-            Outcome::Failed(why) => {
+            DeliveryOutcome::Sent | DeliveryOutcome::Waits => {}
+            DeliveryOutcome::Failed(ChatStoreError::Unavailable { answered: false }) => {}
+            DeliveryOutcome::Failed(why) => {
                 if before.is_none() {
                     tracing::warn!(chat, %why, "a chat could not be sent to the record; it is tried again");
                 }
                 self.troubled.insert(chat, Backoff::after(before));
             }
-            Outcome::Refused(why) => {
+            DeliveryOutcome::Refused(why) => {
                 tracing::error!(
                     chat,
                     why,
@@ -218,7 +222,7 @@ impl Deliverer {
     }
 
     /// Sends a chat, with the user's token or otherwise the service key.
-    async fn deliver(&self, mut entry: Entry) -> Outcome {
+    async fn deliver(&self, mut entry: OutboxEntry) -> DeliveryOutcome {
         let user = UserId::from(entry.user.as_str());
         let service = self
             .records
@@ -234,12 +238,16 @@ impl Deliverer {
         }
         let Some(caller) = service else {
             self.tokens.miss(&user);
-            return Outcome::Waits;
+            return DeliveryOutcome::Waits;
         };
         outcome_of(self.send(&caller, &mut entry).await)
     }
 
-    async fn send(&self, caller: &Principal, entry: &mut Entry) -> Result<(), ChatStoreError> {
+    async fn send(
+        &self,
+        caller: &Principal,
+        entry: &mut OutboxEntry,
+    ) -> Result<(), ChatStoreError> {
         let id = entry.chat.clone();
         let read = {
             let id = id.clone();
@@ -249,7 +257,7 @@ impl Deliverer {
         let Some(chat) = read.await? else {
             return self.forget(id).await;
         };
-        let progress = Progress {
+        let progress = ChatProgress {
             is_active: chat.is_active,
             totals: chat.totals,
         };
@@ -263,7 +271,7 @@ impl Deliverer {
         }
         loop {
             let (chat, sent, sent_at) = (id.clone(), entry.sent, entry.sent_at);
-            let Batch {
+            let OutboxBatch {
                 messages,
                 sent,
                 sent_at,
@@ -309,10 +317,10 @@ impl Deliverer {
     }
 }
 
-fn outcome_of(outcome: Result<(), ChatStoreError>) -> Outcome {
+fn outcome_of(outcome: Result<(), ChatStoreError>) -> DeliveryOutcome {
     match outcome {
-        Ok(()) => Outcome::Sent,
-        Err(ChatStoreError::Refused { code }) => Outcome::Refused(code),
-        Err(error) => Outcome::Failed(error),
+        Ok(()) => DeliveryOutcome::Sent,
+        Err(ChatStoreError::Refused { code }) => DeliveryOutcome::Refused(code),
+        Err(error) => DeliveryOutcome::Failed(error),
     }
 }

@@ -24,18 +24,18 @@ const MOST: usize = 4096;
 const MARGIN: u64 = 5;
 
 #[derive(Default)]
-pub(super) struct Tokens {
+pub(super) struct UserTokens {
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    held: HashMap<UserId, Held>,
+    held: HashMap<UserId, HeldToken>,
     /// Users whose rows wait for a token.
     missed: HashSet<UserId>,
 }
 
-struct Held {
+struct HeldToken {
     token: Secret,
     /// Expiry in seconds since 1970.
     expires: u64,
@@ -65,7 +65,7 @@ fn expiry(token: &str) -> Option<u64> {
     Some(claims.exp as u64)
 }
 
-impl Tokens {
+impl UserTokens {
     /// Stores the token of an active user. Returns whether something was waiting for it.
     pub(super) fn take(&self, who: &Identity) -> bool {
         let Some(token) = &who.token else {
@@ -86,7 +86,9 @@ impl Tokens {
             }
         }
         let token = token.clone();
-        inner.held.insert(who.user.clone(), Held { token, expires });
+        inner
+            .held
+            .insert(who.user.clone(), HeldToken { token, expires });
         inner.missed.remove(&who.user)
     }
 
@@ -106,7 +108,7 @@ impl Tokens {
             return;
         };
         let mut inner = self.inner.lock();
-        let same = |held: &Held| held.token.expose() == token.expose();
+        let same = |held: &HeldToken| held.token.expose() == token.expose();
         if inner.held.get(id).is_some_and(same) {
             inner.held.remove(id);
         }
@@ -136,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_token_is_given_for_its_own_user_until_it_expires() {
-        let tokens = Tokens::default();
+        let tokens = UserTokens::default();
         tokens.take(&who("ann", now() + 100));
         tokens.take(&who("bob", now() + 2));
         let ann = tokens.caller(&"ann".into()).unwrap();
@@ -152,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_newer_token_is_not_dropped_for_an_older_one() {
-        let tokens = Tokens::default();
+        let tokens = UserTokens::default();
         tokens.take(&who("ann", now() + 100));
         let old = tokens.caller(&"ann".into()).unwrap();
         tokens.take(&who("ann", now() + 200));
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_token_that_was_missed_is_told_of_once() {
-        let tokens = Tokens::default();
+        let tokens = UserTokens::default();
         assert!(!tokens.take(&who("ann", now() + 100)));
         tokens.miss(&"ann".into());
         assert!(!tokens.take(&who("bob", now() + 100)));
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn there_are_never_more_than_so_many() {
-        let tokens = Tokens::default();
+        let tokens = UserTokens::default();
         for number in 0..MOST as u64 + 10 {
             tokens.take(&who(&number.to_string(), now() + 100 + number));
         }

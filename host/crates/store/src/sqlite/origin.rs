@@ -10,7 +10,7 @@ use crate::StoreError;
 
 /// A start of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct HostOrigin {
     /// The machine's identity, or `None` if it has none of its own (most containers).
     pub machine: Option<String>,
     /// The storage folder, with links resolved.
@@ -22,11 +22,11 @@ pub struct Origin {
 }
 
 /// Reads the last start.
-pub fn origin(connection: &Connection) -> Result<Option<Origin>, StoreError> {
+pub fn origin(connection: &Connection) -> Result<Option<HostOrigin>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT machine, folder, marker, marked_ns FROM host_origin")?;
     let read = |row: &rusqlite::Row<'_>| {
-        Ok(Origin {
+        Ok(HostOrigin {
             machine: row.get(0)?,
             folder: row.get(1)?,
             marker: row.get(2)?,
@@ -38,7 +38,11 @@ pub fn origin(connection: &Connection) -> Result<Option<Origin>, StoreError> {
 
 /// Records this start. If `elsewhere` says that the last one was in another location, all sessions
 /// are held from now on.
-pub fn begin(connection: &Connection, start: &Origin, elsewhere: bool) -> Result<(), StoreError> {
+pub fn begin(
+    connection: &Connection,
+    start: &HostOrigin,
+    elsewhere: bool,
+) -> Result<(), StoreError> {
     connection.execute("DELETE FROM host_origin", [])?;
     connection.execute(
         "INSERT INTO host_origin (machine, folder, marker, marked_ns) VALUES (?1, ?2, ?3, ?4)",

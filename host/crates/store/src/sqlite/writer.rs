@@ -42,7 +42,7 @@ type Acknowledge = Box<dyn FnOnce(Option<Cause>) + Send>;
 /// A queued write.
 trait Write: Send {
     /// Carries out the write, and returns how to report it.
-    fn run(self: Box<Self>, connection: &Connection) -> Done;
+    fn run(self: Box<Self>, connection: &Connection) -> UncommittedWrite;
     /// Reports to the caller that the write was not carried out.
     fn refuse(self: Box<Self>, cause: Cause);
     /// Returns whether the caller still waits for another process's lock.
@@ -50,7 +50,7 @@ trait Write: Send {
 }
 
 /// A write that was carried out and is not yet committed.
-struct Done {
+struct UncommittedWrite {
     /// Whether its savepoint is kept.
     good: bool,
     /// SQLite's error code, if the write failed with one.
@@ -58,18 +58,18 @@ struct Done {
     acknowledge: Acknowledge,
 }
 
-struct Job<T, F> {
+struct WriteJob<T, F> {
     work: F,
     done: oneshot::Sender<Result<T, StoreError>>,
     patient_until: Instant,
 }
 
-impl<T, F> Write for Job<T, F>
+impl<T, F> Write for WriteJob<T, F>
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 {
-    fn run(self: Box<Self>, connection: &Connection) -> Done {
+    fn run(self: Box<Self>, connection: &Connection) -> UncommittedWrite {
         let Self { work, done, .. } = *self;
         let result = work(connection);
         let code = match &result {
@@ -84,7 +84,7 @@ where
                 _ => result,
             });
         });
-        Done {
+        UncommittedWrite {
             good,
             code,
             acknowledge,
@@ -100,31 +100,31 @@ where
     }
 }
 
-pub(crate) struct Writer {
+pub(crate) struct WriterThread {
     // `None` only while this is being dropped.
     queue: Option<mpsc::Sender<Box<dyn Write>>>,
     thread: Option<JoinHandle<()>>,
     /// Set to empty SQLite's own log after the current group.
     empty_log: Arc<AtomicBool>,
     #[cfg(any(test, feature = "testing"))]
-    probe: Arc<Probe>,
+    probe: Arc<WriterProbe>,
 }
 
 /// State that tests observe and manipulate.
 #[cfg(any(test, feature = "testing"))]
-pub(super) struct Probe {
+pub(super) struct WriterProbe {
     left: AtomicU64,
     full: AtomicBool,
     groups: AtomicU64,
     writes: AtomicU64,
 }
 
-impl Writer {
+impl WriterThread {
     pub(crate) fn start(connection: Connection, health: Health) -> Result<Self, StoreError> {
         connection.busy_timeout(TURN)?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         #[cfg(any(test, feature = "testing"))]
-        let probe = Arc::new(Probe {
+        let probe = Arc::new(WriterProbe {
             left: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
             groups: AtomicU64::new(0),
@@ -163,7 +163,7 @@ impl Writer {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
         let (done, outcome) = oneshot::channel();
-        let job = Box::new(Job {
+        let job = Box::new(WriteJob {
             work: write,
             done,
             patient_until: Instant::now() + patience,
@@ -198,7 +198,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for WriterThread {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take()
@@ -218,7 +218,7 @@ struct Work {
     empty_log: Arc<AtomicBool>,
     health: Health,
     #[cfg(any(test, feature = "testing"))]
-    probe: Arc<Probe>,
+    probe: Arc<WriterProbe>,
 }
 
 impl Work {
@@ -373,7 +373,7 @@ fn one(
     let done = outcome.ok();
     let undone = match done.as_ref().filter(|done| !done.good) {
         // When it lacks space, memory or a working disk, SQLite rolls back the whole transaction.
-        Some(Done {
+        Some(UncommittedWrite {
             code: Some(code), ..
         }) if connection.is_autocommit() || passes(*code) => {
             Err(rusqlite::Error::SqliteFailure(*code, None))

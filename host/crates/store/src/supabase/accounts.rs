@@ -8,9 +8,11 @@ use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::SupabaseRecords;
+use super::SupabaseChatStore;
 use super::rows::clean;
-use crate::{ChatStoreError, Integration, Integrations, Kept, NewIntegration, Principal};
+use crate::{
+    ChatStoreError, Integration, IntegrationFuture, Integrations, NewIntegration, Principal,
+};
 use lucid_types::identity::Identity;
 
 /// PostgreSQL: a foreign key violation.
@@ -70,8 +72,8 @@ impl From<NewIntegration> for NewIntegrationRow {
     }
 }
 
-impl Integrations for SupabaseRecords {
-    fn list(&self, who: &Identity) -> Kept<Vec<Integration>> {
+impl Integrations for SupabaseChatStore {
+    fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
         let (records, caller) = (self.clone(), Principal::from(who));
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
@@ -83,7 +85,7 @@ impl Integrations for SupabaseRecords {
         .boxed()
     }
 
-    fn get(&self, who: &Identity, provider: &str) -> Kept<Option<Integration>> {
+    fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>> {
         let (records, caller, provider) = (self.clone(), Principal::from(who), provider.to_owned());
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
@@ -96,7 +98,7 @@ impl Integrations for SupabaseRecords {
         .boxed()
     }
 
-    fn put(&self, who: &Identity, new: NewIntegration) -> Kept<()> {
+    fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()> {
         let (records, caller) = (self.clone(), Principal::from(who));
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {
@@ -113,7 +115,7 @@ impl Integrations for SupabaseRecords {
         .boxed()
     }
 
-    fn delete(&self, who: &Identity, provider: &str) -> Kept<bool> {
+    fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool> {
         let (records, caller, provider) = (self.clone(), Principal::from(who), provider.to_owned());
         async move {
             let Some(acting) = records.supabase().acting(&caller)? else {

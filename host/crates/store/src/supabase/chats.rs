@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::Supabase;
 use super::client::AuthorizedClient;
 use super::rows::{ChatRow, MessageRow, ProgressRow, TitleRow, title};
-use crate::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal, Progress, Recorded};
+use crate::{
+    Chat, ChatMessage, ChatProgress, ChatStore, ChatStoreError, ChatStoreFuture, Principal,
+};
 
 /// Rows requested at once; a project returns 1,000 unless configured otherwise.
 const PAGE: usize = 1000;
@@ -23,11 +25,11 @@ const LARGEST_CHAT: usize = 256 << 20;
 /// The chats and git accounts of a project's users; each call sees those of one user. Cheap to
 /// clone.
 #[derive(Debug, Clone)]
-pub struct SupabaseRecords {
+pub struct SupabaseChatStore {
     supabase: Arc<Supabase>,
 }
 
-impl SupabaseRecords {
+impl SupabaseChatStore {
     /// The chats of a project.
     pub fn new(supabase: Supabase) -> Self {
         Self {
@@ -138,8 +140,8 @@ async fn append(
     }
 }
 
-impl ChatStore for SupabaseRecords {
-    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> Recorded<'_, Vec<Chat>> {
+impl ChatStore for SupabaseChatStore {
+    fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>> {
         let caller = caller.clone();
         Box::pin(async move {
             let Some(acting) = self.supabase.acting(&caller)? else {
@@ -155,7 +157,7 @@ impl ChatStore for SupabaseRecords {
         })
     }
 
-    fn find(&self, caller: &Principal, id: &str) -> Recorded<'_, Option<Chat>> {
+    fn find(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Option<Chat>> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -165,7 +167,7 @@ impl ChatStore for SupabaseRecords {
         })
     }
 
-    fn create(&self, caller: &Principal, chat: Chat) -> Recorded<'_, ()> {
+    fn create(&self, caller: &Principal, chat: Chat) -> ChatStoreFuture<'_, ()> {
         let caller = caller.clone();
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &chat.id)? else {
@@ -177,7 +179,12 @@ impl ChatStore for SupabaseRecords {
         })
     }
 
-    fn rename(&self, caller: &Principal, id: &str, text: &str) -> Recorded<'_, Option<String>> {
+    fn rename(
+        &self,
+        caller: &Principal,
+        id: &str,
+        text: &str,
+    ) -> ChatStoreFuture<'_, Option<String>> {
         let (caller, id, title) = (caller.clone(), id.to_owned(), title(text));
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -188,7 +195,12 @@ impl ChatStore for SupabaseRecords {
         })
     }
 
-    fn note(&self, caller: &Principal, id: &str, progress: Progress) -> Recorded<'_, bool> {
+    fn note(
+        &self,
+        caller: &Principal,
+        id: &str,
+        progress: ChatProgress,
+    ) -> ChatStoreFuture<'_, bool> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -198,7 +210,7 @@ impl ChatStore for SupabaseRecords {
         })
     }
 
-    fn delete(&self, caller: &Principal, id: &str) -> Recorded<'_, bool> {
+    fn delete(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, bool> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -213,7 +225,7 @@ impl ChatStore for SupabaseRecords {
         caller: &Principal,
         id: &str,
         messages: Vec<ChatMessage>,
-    ) -> Recorded<'_, bool> {
+    ) -> ChatStoreFuture<'_, bool> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {
@@ -223,7 +235,7 @@ impl ChatStore for SupabaseRecords {
         })
     }
 
-    fn messages(&self, caller: &Principal, id: &str) -> Recorded<'_, Vec<ChatMessage>> {
+    fn messages(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Vec<ChatMessage>> {
         let (caller, id) = (caller.clone(), id.to_owned());
         Box::pin(async move {
             let Some((acting, id)) = self.to_chat(&caller, &id)? else {

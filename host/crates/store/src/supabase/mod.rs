@@ -25,7 +25,7 @@ use reqwest::Client;
 use reqwest::header::HeaderValue;
 use url::Url;
 
-pub use self::chats::SupabaseRecords;
+pub use self::chats::SupabaseChatStore;
 use super::ChatStoreError;
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::client::{CHAT, INTEGRATION};
-use crate::{ChatStoreError, Lack};
+use crate::{ChatStoreError, MissingSchema};
 use lucid_types::text::cut;
 
 /// The tables that this version uses.
@@ -68,7 +68,7 @@ pub(super) async fn rows<T: DeserializeOwned>(
         // Valid JSON, but rows of another shape: a column has another type.
         Category::Data => {
             tracing::error!(%why, "the REST API of the record of chats answered rows of another form");
-            ChatStoreError::Schema(Lack::Form)
+            ChatStoreError::Schema(MissingSchema::Form)
         }
         _ => unreadable(why.to_string()),
     })
@@ -93,7 +93,7 @@ async fn body(response: Response, largest: usize) -> Result<(Vec<u8>, bool), Cha
 /// omitted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Said {
+struct PostgrestError {
     code: Option<String>,
     message: Option<String>,
 }
@@ -104,7 +104,7 @@ async fn refusal(response: Response, service: bool) -> ChatStoreError {
         Ok((body, _)) => body,
         Err(error) => return error,
     };
-    let said: Said = serde_json::from_slice(&body).unwrap_or_default();
+    let said: PostgrestError = serde_json::from_slice(&body).unwrap_or_default();
     let code = said.code.unwrap_or_default();
     let message: String = cut(&said.message.unwrap_or_default(), 200)
         .chars()
@@ -153,7 +153,7 @@ fn meaning(status: u16, code: &str, message: &str, service: bool) -> ChatStoreEr
 }
 
 /// Returns the part of the schema that the project lacks, if that is what the error says.
-fn lack(status: u16, code: &str, message: &str) -> Option<Lack> {
+fn lack(status: u16, code: &str, message: &str) -> Option<MissingSchema> {
     let word = |known: &[&'static str]| {
         let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
         words.find_map(|word| known.iter().copied().find(|known| *known == word))
@@ -168,13 +168,13 @@ fn lack(status: u16, code: &str, message: &str) -> Option<Lack> {
     };
     // As reported by PostgREST and by PostgreSQL.
     match code {
-        "PGRST205" | "42P01" => Some(Lack::Table(table)),
-        "PGRST204" | "42703" => Some(Lack::Column(column())),
-        "PGRST200" => Some(Lack::Link),
-        "42P10" => Some(Lack::Unique),
-        "PGRST202" => Some(Lack::Form),
+        "PGRST205" | "42P01" => Some(MissingSchema::Table(table)),
+        "PGRST204" | "42703" => Some(MissingSchema::Column(column())),
+        "PGRST200" => Some(MissingSchema::Link),
+        "42P10" => Some(MissingSchema::Unique),
+        "PGRST202" => Some(MissingSchema::Form),
         "42501" if status == 403 && message.starts_with("permission denied for") => {
-            Some(Lack::Right(table))
+            Some(MissingSchema::Right(table))
         }
         _ => None,
     }

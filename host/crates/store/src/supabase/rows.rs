@@ -12,7 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{Chat, ChatMessage, Progress, TITLE_LENGTH};
+use crate::{Chat, ChatMessage, ChatProgress, TITLE_LENGTH};
 use lucid_types::log::Totals;
 use lucid_types::text::cut;
 
@@ -129,7 +129,7 @@ fn written_metadata(value: &RawValue) -> String {
 impl ChatRow {
     pub(super) fn new(id: Uuid, chat: &Chat) -> Self {
         let text = |text: &Option<String>| text.as_deref().map(|text| clean(text).into_owned());
-        let sums = ProgressRow::from(Progress {
+        let sums = ProgressRow::from(ChatProgress {
             is_active: chat.is_active,
             totals: chat.totals,
         });
@@ -175,8 +175,8 @@ impl From<ChatRow> for Chat {
     }
 }
 
-impl From<Progress> for ProgressRow {
-    fn from(progress: Progress) -> Self {
+impl From<ChatProgress> for ProgressRow {
+    fn from(progress: ChatProgress) -> Self {
         let totals = &progress.totals;
         Self {
             is_active: progress.is_active,

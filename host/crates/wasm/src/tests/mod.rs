@@ -24,14 +24,14 @@ fn context() -> Context {
     }
 }
 
-async fn policy_with(step: &str, limits: &Limits) -> PolicyPlugin {
+async fn policy_with(step: &str, limits: &PluginLimits) -> PolicyPlugin {
     let wasm = testing::policy(step);
     PolicyPlugin::load(&engine(), "test", &wasm, limits)
         .await
         .unwrap()
 }
 
-async fn stepped(step: &str, limits: &Limits) -> Called<policy_types::Transition> {
+async fn stepped(step: &str, limits: &PluginLimits) -> CallOutcome<policy_types::Transition> {
     let plugin = policy_with(step, limits).await;
     let inputs = [Input::TimerFired("t".into())];
     plugin.step(&context(), None, &inputs).await
@@ -39,7 +39,7 @@ async fn stepped(step: &str, limits: &Limits) -> Called<policy_types::Transition
 
 async fn refused(wat: &str) -> LoadError {
     let wasm = wat::parse_str(wat).unwrap();
-    PolicyPlugin::load(&engine(), "bad", &wasm, &Limits::default())
+    PolicyPlugin::load(&engine(), "bad", &wasm, &PluginLimits::default())
         .await
         .unwrap_err()
 }
@@ -96,7 +96,7 @@ async fn a_log_import_of_another_type_is_refused_before_anything_runs() {
 #[tokio::test]
 async fn what_is_no_component_or_too_large_is_refused() {
     let engine = engine();
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     for wasm in [&b"hello"[..], b"", b"\0asm\x01\0\0\0"] {
         let error = PolicyPlugin::load(&engine, "bad", wasm, &limits).await;
         assert!(matches!(error, Err(LoadError::NotAComponent { .. })));
@@ -120,13 +120,13 @@ async fn what_is_no_component_or_too_large_is_refused() {
 #[tokio::test]
 async fn a_policy_of_another_kind_is_not_taken_for_an_adapter() {
     let wasm = testing::policy("global.get $ok");
-    let error = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default()).await;
+    let error = LlmPlugin::load(&engine(), "test", &wasm, &PluginLimits::default()).await;
     assert!(matches!(error, Err(LoadError::MissingExport { .. })));
 }
 
 #[tokio::test]
 async fn a_component_of_another_kind_is_refused_and_one_of_tools_is_known_by_what_it_exports() {
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let error = ToolsPlugin::load(&engine(), "t", &testing::policy("global.get $ok"), &limits)
         .await
         .unwrap_err();
@@ -137,7 +137,7 @@ async fn a_component_of_another_kind_is_refused_and_one_of_tools_is_known_by_wha
     let any = AnyPlugin::load(&engine(), "t", released::TOOLS, &limits)
         .await
         .unwrap();
-    assert_eq!((any.kind(), any.own_name()), (Kind::Tools, "tooling"));
+    assert_eq!((any.kind(), any.own_name()), (PluginKind::Tools, "tooling"));
     let imports = any.imports();
     assert!(
         imports.iter().all(|one| ALLOWED_IMPORTS.contains(&&**one)),
@@ -147,7 +147,7 @@ async fn a_component_of_another_kind_is_refused_and_one_of_tools_is_known_by_wha
 
 #[tokio::test]
 async fn a_step_gives_its_transition_and_the_same_fuel_each_time() {
-    let plugin = policy_with("global.get $ok", &Limits::default()).await;
+    let plugin = policy_with("global.get $ok", &PluginLimits::default()).await;
     let descriptor = plugin.descriptor();
     assert_eq!((descriptor.name.as_str(), descriptor.schema), ("test", 7));
     assert!(descriptor.calls_models && !descriptor.needs_sandbox);
@@ -164,9 +164,9 @@ async fn a_step_gives_its_transition_and_the_same_fuel_each_time() {
 
 #[tokio::test]
 async fn an_endless_loop_runs_out_of_fuel() {
-    let limits = Limits {
+    let limits = PluginLimits {
         fuel: 100_000,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let called = stepped(ENDLESS, &limits).await;
     let error = called.result.unwrap_err();
@@ -180,10 +180,10 @@ async fn an_endless_loop_runs_out_of_fuel() {
 
 #[tokio::test]
 async fn an_endless_loop_with_endless_fuel_ends_at_the_deadline_and_holds_nobody_up() {
-    let limits = Limits {
+    let limits = PluginLimits {
         fuel: u64::MAX,
         wall: Duration::from_millis(200),
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let plugin = policy_with(ENDLESS, &limits).await;
     let begun = Instant::now();
@@ -210,7 +210,7 @@ async fn an_endless_loop_with_endless_fuel_ends_at_the_deadline_and_holds_nobody
 
 #[tokio::test]
 async fn a_trap_is_an_error_that_says_what_happened() {
-    let error = stepped("unreachable", &Limits::default())
+    let error = stepped("unreachable", &PluginLimits::default())
         .await
         .result
         .unwrap_err();
@@ -219,26 +219,29 @@ async fn a_trap_is_an_error_that_says_what_happened() {
         if detail.contains("unreachable")),
         "{error}"
     );
-    let deep = stepped("i32.const 0x7fffffff i32.load", &Limits::default()).await;
+    let deep = stepped("i32.const 0x7fffffff i32.load", &PluginLimits::default()).await;
     assert!(matches!(deep.result, Err(CallError::Trap { .. })));
 }
 
 #[tokio::test]
 async fn memory_beyond_the_limit_is_denied_and_named() {
     let grow = "(if (i32.eq (memory.grow (i32.const 4096)) (i32.const -1)) (then unreachable)) global.get $ok";
-    let error = stepped(grow, &Limits::default()).await.result.unwrap_err();
+    let error = stepped(grow, &PluginLimits::default())
+        .await
+        .result
+        .unwrap_err();
     assert!(matches!(error, CallError::OutOfMemory { .. }), "{error}");
-    let enough = Limits {
+    let enough = PluginLimits {
         memory_bytes: 300 << 20,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let called = stepped(grow, &enough).await;
     assert!(called.result.is_ok());
     assert_eq!(called.figures.memory_bytes, (160 + 4096) * 65536);
     // Less memory than it starts with, so it cannot even return its descriptor.
-    let little = Limits {
+    let little = PluginLimits {
         memory_bytes: 1 << 20,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let wasm = testing::policy("unreachable");
     let error = PolicyPlugin::load(&engine(), "test", &wasm, &little).await;
@@ -252,7 +255,10 @@ async fn memory_beyond_the_limit_is_denied_and_named() {
 async fn a_result_that_is_too_large_is_refused() {
     // The state's length, in the transition at `$ok`.
     let grow = "(i32.store offset=12 (global.get $ok) (i32.const 65536)) (i32.store offset=16 (global.get $ok) (i32.const 9437184)) global.get $ok";
-    let error = stepped(grow, &Limits::default()).await.result.unwrap_err();
+    let error = stepped(grow, &PluginLimits::default())
+        .await
+        .result
+        .unwrap_err();
     assert!(
         matches!(
             error,
@@ -267,7 +273,7 @@ async fn a_result_that_is_too_large_is_refused() {
 
 #[tokio::test]
 async fn a_plugins_own_error_comes_back_cleaned() {
-    let error = stepped("global.get $err", &Limits::default())
+    let error = stepped("global.get $err", &PluginLimits::default())
         .await
         .result
         .unwrap_err();
@@ -281,12 +287,17 @@ async fn a_plugins_own_error_comes_back_cleaned() {
 #[tokio::test]
 async fn a_flood_of_log_lines_does_not_end_a_call() {
     let flood = "(local $n i32) (loop $more (call $say) (local.set $n (i32.add (local.get $n) (i32.const 1))) (br_if $more (i32.lt_u (local.get $n) (i32.const 1000)))) global.get $ok";
-    assert!(stepped(flood, &Limits::default()).await.result.is_ok());
+    assert!(
+        stepped(flood, &PluginLimits::default())
+            .await
+            .result
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn when_all_slots_are_taken_the_next_call_waits_and_does_not_fail() {
-    let plugin = policy_with("global.get $ok", &Limits::default()).await;
+    let plugin = policy_with("global.get $ok", &PluginLimits::default()).await;
     let calls = (0..50).map(|_| {
         let plugin = plugin.clone();
         tokio::spawn(async move { plugin.step(&context(), None, &[]).await.result.is_ok() })
@@ -299,7 +310,7 @@ async fn when_all_slots_are_taken_the_next_call_waits_and_does_not_fail() {
 #[tokio::test]
 async fn a_decoder_waits_for_a_decoder_and_a_short_call_for_neither() {
     let wasm = testing::llm(&testing::Llm::default());
-    let plugin = LlmPlugin::load(&engine(), "test", &wasm, &Limits::default())
+    let plugin = LlmPlugin::load(&engine(), "test", &wasm, &PluginLimits::default())
         .await
         .unwrap();
     let mut first = plugin.decoder("m").await.result.unwrap();
@@ -343,7 +354,7 @@ async fn what_was_compiled_is_kept_and_taken_again() {
     let wasm = testing::policy("global.get $ok");
     for _ in 0..2 {
         let engine = Engine::new(options.clone()).unwrap();
-        let plugin = PolicyPlugin::load(&engine, "test", &wasm, &Limits::default())
+        let plugin = PolicyPlugin::load(&engine, "test", &wasm, &PluginLimits::default())
             .await
             .unwrap();
         let called = plugin.step(&context(), None, &[]).await;

@@ -48,7 +48,7 @@ fn started(task: &str) -> Input {
 
 #[tokio::test]
 async fn a_git_provider_of_the_first_release_asks_and_reads() {
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let plugin = GitPlugin::load(&engine(), "old", GIT, &limits)
         .await
         .unwrap();
@@ -82,7 +82,7 @@ async fn a_git_provider_of_the_first_release_asks_and_reads() {
 
 #[tokio::test]
 async fn a_policy_of_the_first_release_steps_and_takes_over() {
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let plugin = PolicyPlugin::load(&engine(), "old", POLICY, &limits)
         .await
         .unwrap();
@@ -139,7 +139,7 @@ async fn a_policy_of_the_first_release_steps_and_takes_over() {
 
 #[tokio::test]
 async fn an_adapter_of_the_first_release_encodes_decodes_and_tells_errors() {
-    let plugin = LlmPlugin::load(&engine(), "old", LLM, &Limits::default())
+    let plugin = LlmPlugin::load(&engine(), "old", LLM, &PluginLimits::default())
         .await
         .unwrap();
     assert_eq!(plugin.descriptor().name, "openai");
@@ -193,7 +193,7 @@ async fn an_adapter_of_the_first_release_encodes_decodes_and_tells_errors() {
 
 #[tokio::test]
 async fn tools_of_the_first_release_want_commands_and_requests_and_answer() {
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let plugin = ToolsPlugin::load(&engine(), "old", TOOLS, &limits)
         .await
         .unwrap();

@@ -55,7 +55,7 @@ const IMPORTS: &str = r#"
 /// Makes the 32 bytes at 65536 the state.
 const GIVE: &str = "(i32.store offset=12 (global.get $ok) (i32.const 65536)) (i32.store offset=16 (global.get $ok) (i32.const 32)) global.get $ok";
 
-async fn guest(step: &str, limits: &Limits) -> PolicyPlugin {
+async fn guest(step: &str, limits: &PluginLimits) -> PolicyPlugin {
     let mut wit = Resolve::default();
     for (number, text) in WIT.iter().enumerate() {
         wit.push_str(format!("{number}.wit"), text).unwrap();
@@ -67,13 +67,13 @@ async fn guest(step: &str, limits: &Limits) -> PolicyPlugin {
 }
 
 async fn state(step: &str, context: &Context) -> Vec<u8> {
-    let plugin = guest(&format!("{step} {GIVE}"), &Limits::default()).await;
+    let plugin = guest(&format!("{step} {GIVE}"), &PluginLimits::default()).await;
     let called = plugin.step(context, None, &[]).await;
     called.result.unwrap().state.bytes
 }
 
 async fn trap(step: &str) -> String {
-    let plugin = guest(step, &Limits::default()).await;
+    let plugin = guest(step, &PluginLimits::default()).await;
     let error = plugin.step(&context(), None, &[]).await.result.unwrap_err();
     assert!(matches!(error, CallError::Trap { .. }), "{error}");
     error.to_string()
@@ -142,16 +142,16 @@ async fn a_guest_that_waits_is_told_at_once_what_to_do_instead() {
 #[tokio::test]
 async fn a_guest_that_asks_for_the_time_again_and_again_ends_by_its_limits() {
     let until = "(loop $again (br_if $again (i64.lt_u (call $now) (i64.const -1)))) unreachable";
-    let few = Limits {
+    let few = PluginLimits {
         fuel: 1_000_000,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let called = guest(until, &few).await.step(&context(), None, &[]).await;
     assert!(matches!(called.result, Err(CallError::OutOfFuel { .. })));
-    let short = Limits {
+    let short = PluginLimits {
         fuel: u64::MAX,
         wall: Duration::from_millis(200),
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let called = guest(until, &short).await.step(&context(), None, &[]).await;
     assert!(matches!(called.result, Err(CallError::Deadline { .. })));

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::Doing;
+use crate::ActivityKind;
 
 /// A component that does nothing and whose code takes a while to compile.
 fn long() -> Vec<u8> {
@@ -33,7 +33,7 @@ async fn a_component_that_is_compiled_is_in_the_list_while_that_lasts() {
         let list = engine.works().list();
         seen |= list
             .iter()
-            .any(|work| work.what == "long" && work.doing == Doing::Compiling);
+            .any(|work| work.what == "long" && work.doing == ActivityKind::Compiling);
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     assert!(compiling.await.unwrap(), "it is a component");

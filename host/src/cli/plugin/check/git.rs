@@ -6,8 +6,8 @@
 //! every request is one that a host would send, a refusal becomes an error of the right kind, and
 //! no malformed response causes a trap.
 
-use super::super::report::Report;
-use lucid_net::egress::{Endpoint, Injection, refusal_of};
+use super::super::report::CheckReport;
+use lucid_net::egress::{Endpoint, KeyInjection, refusal_of};
 use lucid_types::wit::git::{NewChange, Next, Operation, Page, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 use lucid_wasm::{CallError, GitPlugin};
@@ -18,7 +18,7 @@ const MOST_REQUESTS: usize = 8;
 /// A token that a server repeats in its refusal.
 const TOKEN: &str = "token-of-the-check-0123456789";
 /// Runs all checks.
-pub(super) async fn check(report: &mut Report, git: &GitPlugin, settings: &str) {
+pub(super) async fn check(report: &mut CheckReport, git: &GitPlugin, settings: &str) {
     report.result("addresses", addresses(git));
     report.result("requests", requests(git, settings).await);
     report.result("refusals", refusals(git, settings).await);
@@ -32,7 +32,7 @@ fn addresses(git: &GitPlugin) -> Result<String, String> {
         ("default-web-url", &said.default_web_url),
     ] {
         let url = url::Url::parse(address).map_err(|_| format!("its {what} is no URL"))?;
-        Endpoint::public(url, Injection::Bearer)
+        Endpoint::public(url, KeyInjection::Bearer)
             .map_err(|why| format!("its {what} `{address}` cannot be used: {why}"))?;
     }
     Ok(format!(

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use sse_stream::SseStream;
 
-use super::super::report::Report;
+use super::super::report::CheckReport;
 use lucid_types::plural;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Frame, Sse};
 use lucid_types::wit::types::{
@@ -41,7 +41,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// Runs all checks.
 pub(super) async fn check(
-    report: &mut Report,
+    report: &mut CheckReport,
     llm: &LlmPlugin,
     settings: &str,
     recorded: Option<&Path>,

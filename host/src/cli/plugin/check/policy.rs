@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use serde_json::{Map, Value};
 
-use super::super::report::Report;
+use super::super::report::CheckReport;
 use lucid_types::plural;
 use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Part, Snapshot,
@@ -28,7 +28,7 @@ const MOST_STEPS: u32 = 200;
 
 /// An event besides the regular course of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum InjectedEvent {
     /// No event.
     Nothing,
     /// The user sends a message while the first effect is pending.
@@ -46,25 +46,37 @@ pub(super) enum Event {
 }
 
 /// All events, and their names in a report.
-const PLAYED: [(Event, &str, &str); 7] = [
-    (Event::Nothing, "a task", "from the start to its end"),
+const PLAYED: [(InjectedEvent, &str, &str); 7] = [
     (
-        Event::Message,
+        InjectedEvent::Nothing,
+        "a task",
+        "from the start to its end",
+    ),
+    (
+        InjectedEvent::Message,
         "a message",
         "the user speaks in the middle of a task",
     ),
-    (Event::Restart, "a restart", "what was open is lost"),
-    (Event::Failures, "failures", "each effect fails"),
-    (Event::Cancel, "a cancel", "the user ends the task"),
-    (Event::OddModel, "odd model", "calls that cannot be run"),
-    (Event::Strange, "strangers", "inputs that it does not know"),
+    (InjectedEvent::Restart, "a restart", "what was open is lost"),
+    (InjectedEvent::Failures, "failures", "each effect fails"),
+    (InjectedEvent::Cancel, "a cancel", "the user ends the task"),
+    (
+        InjectedEvent::OddModel,
+        "odd model",
+        "calls that cannot be run",
+    ),
+    (
+        InjectedEvent::Strange,
+        "strangers",
+        "inputs that it does not know",
+    ),
 ];
 
 /// Plays all of them.
-pub(super) async fn check(report: &mut Report, policy: &PolicyPlugin, settings: &str) {
+pub(super) async fn check(report: &mut CheckReport, policy: &PolicyPlugin, settings: &str) {
     for (event, name, what) in PLAYED {
         match Box::pin(play(policy, settings, event)).await {
-            Ok(Played { steps, notes }) => {
+            Ok(PlayedSession { steps, notes }) => {
                 report.good(
                     name,
                     &format!(
@@ -83,7 +95,7 @@ pub(super) async fn check(report: &mut Report, policy: &PolicyPlugin, settings: 
 
 /// The outcome of a session.
 #[derive(Debug)]
-pub(super) struct Played {
+pub(super) struct PlayedSession {
     pub(super) steps: u32,
     pub(super) notes: Vec<String>,
 }
@@ -92,20 +104,20 @@ pub(super) struct Played {
 pub(super) async fn play(
     policy: &PolicyPlugin,
     settings: &str,
-    event: Event,
-) -> Result<Played, String> {
-    let mut session = Session::new(policy, event);
+    event: InjectedEvent,
+) -> Result<PlayedSession, String> {
+    let mut session = SimulatedSession::new(policy, event);
     let start = session.start(settings);
     session.step(vec![start]).await?;
     if !session.ended && session.open.is_empty() {
         return Err("the task is open and it waits for nothing: it must call a model, run a tool, ask, set a timer or finish".into());
     }
     match event {
-        Event::Message => {
+        InjectedEvent::Message => {
             let said = session.user_says("Take care of the tests, too.");
             session.step(vec![said]).await?;
         }
-        Event::Restart => {
+        InjectedEvent::Restart => {
             let lost = session
                 .open
                 .drain(..)
@@ -115,12 +127,12 @@ pub(super) async fn play(
                 session.step(lost).await?;
             }
         }
-        Event::Cancel if !session.ended => {
+        InjectedEvent::Cancel if !session.ended => {
             session
                 .step(vec![Input::CancelRequested("Stop.".into())])
                 .await?;
         }
-        Event::Strange => {
+        InjectedEvent::Strange => {
             let strange = Input::Other(Custom {
                 kind: "acme.review".into(),
                 body: "{}".into(),
@@ -144,7 +156,7 @@ pub(super) async fn play(
         session.step(vec![said]).await?;
         session.play_on().await?;
     }
-    Ok(Played {
+    Ok(PlayedSession {
         steps: session.steps,
         notes: session.notes,
     })
@@ -152,7 +164,7 @@ pub(super) async fn play(
 
 /// An effect that a policy waits for.
 #[derive(Debug, Clone)]
-enum Open {
+enum OpenEffect {
     Model(ModelCall),
     Tool(ToolRun),
     Question(String),
@@ -161,7 +173,7 @@ enum Open {
     Cancelled(String),
 }
 
-impl Open {
+impl OpenEffect {
     fn effect(&self) -> &str {
         match self {
             Self::Model(call) => &call.effect,
@@ -171,13 +183,13 @@ impl Open {
     }
 }
 
-struct Session<'a> {
+struct SimulatedSession<'a> {
     policy: &'a PolicyPlugin,
-    event: Event,
+    event: InjectedEvent,
     context: Context,
     state: Option<Snapshot>,
     entries: u64,
-    open: VecDeque<Open>,
+    open: VecDeque<OpenEffect>,
     ended: bool,
     steps: u32,
     /// The number of answered model calls.
@@ -185,8 +197,8 @@ struct Session<'a> {
     notes: Vec<String>,
 }
 
-impl<'a> Session<'a> {
-    fn new(policy: &'a PolicyPlugin, event: Event) -> Self {
+impl<'a> SimulatedSession<'a> {
+    fn new(policy: &'a PolicyPlugin, event: InjectedEvent) -> Self {
         Self {
             policy,
             event,
@@ -258,7 +270,7 @@ impl<'a> Session<'a> {
     /// Provides the results that the policy waits for, until the task is over.
     async fn play_on(&mut self) -> Result<(), String> {
         while let Some(open) = self.open.pop_front() {
-            let given_up = matches!(open, Open::Cancelled(_));
+            let given_up = matches!(open, OpenEffect::Cancelled(_));
             if self.ended && !given_up {
                 continue;
             }
@@ -283,22 +295,22 @@ impl<'a> Session<'a> {
     }
 
     /// The result of an effect.
-    fn news(&mut self, open: Open) -> Input {
+    fn news(&mut self, open: OpenEffect) -> Input {
         let failed = |effect: String, kind, message: &str| {
             Input::EffectFailed(Failure {
                 effect,
                 error: Error::new(kind, message),
             })
         };
-        if let Open::Cancelled(effect) = open {
+        if let OpenEffect::Cancelled(effect) = open {
             return failed(effect, ErrorKind::Cancelled, "It was given up.");
         }
-        if self.event == Event::Failures {
+        if self.event == InjectedEvent::Failures {
             return failed(open.effect().to_owned(), ErrorKind::Upstream, "It failed.");
         }
         match open {
-            Open::Model(call) => self.model_replies(&call),
-            Open::Tool(run) => Input::ToolReplied(ToolReply {
+            OpenEffect::Model(call) => self.model_replies(&call),
+            OpenEffect::Tool(run) => Input::ToolReplied(ToolReply {
                 effect: run.effect,
                 entry: self.entry(),
                 outcome: ToolResult {
@@ -309,12 +321,12 @@ impl<'a> Session<'a> {
                     blobs: Vec::new(),
                 },
             }),
-            Open::Question(effect) => Input::Answered(Answer {
+            OpenEffect::Question(effect) => Input::Answered(Answer {
                 effect,
                 entry: self.entry(),
                 text: "Yes.".into(),
             }),
-            Open::Timer(effect) | Open::Cancelled(effect) => Input::TimerFired(effect),
+            OpenEffect::Timer(effect) | OpenEffect::Cancelled(effect) => Input::TimerFired(effect),
         }
     }
 
@@ -330,7 +342,7 @@ impl<'a> Session<'a> {
             })
         };
         let (content, stop) = match tool {
-            Some(_) if self.event == Event::OddModel => {
+            Some(_) if self.event == InjectedEvent::OddModel => {
                 (vec![called("no-such-tool", "{\"a\":")], StopReason::ToolUse)
             }
             Some(tool) => (
@@ -394,18 +406,18 @@ impl<'a> Session<'a> {
         match command {
             Command::CallModel(call) => {
                 self.check_call(&call)?;
-                self.begins(Open::Model(call))?;
+                self.begins(OpenEffect::Model(call))?;
             }
-            Command::RunTool(run) => self.begins(Open::Tool(run))?,
+            Command::RunTool(run) => self.begins(OpenEffect::Tool(run))?,
             Command::Ask(question) => {
                 object("the detail of a question", &question.detail)?;
-                self.begins(Open::Question(question.effect))?;
+                self.begins(OpenEffect::Question(question.effect))?;
             }
-            Command::SetTimer(timer) => self.begins(Open::Timer(timer.effect))?,
+            Command::SetTimer(timer) => self.begins(OpenEffect::Timer(timer.effect))?,
             Command::Cancel(effect) => {
                 for open in &mut self.open {
                     if open.effect() == effect {
-                        *open = Open::Cancelled(effect.clone());
+                        *open = OpenEffect::Cancelled(effect.clone());
                     }
                 }
             }
@@ -431,7 +443,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn begins(&mut self, open: Open) -> Result<(), String> {
+    fn begins(&mut self, open: OpenEffect) -> Result<(), String> {
         let effect = open.effect();
         if effect.is_empty() {
             return Err("it begins an effect without a name".into());

@@ -1,26 +1,28 @@
 //! Runs the checks on the built-in plugins and on hand-written guests.
 
-use super::policy::{Event, play};
-use super::tools::{self, Tried, World};
+use super::policy::{InjectedEvent, play};
+use super::tools::{self, CallResults, SimulatedEnvironment};
 use super::{git, llm};
 use crate::builtin;
-use crate::cli::plugin::report::Report;
+use crate::cli::plugin::report::CheckReport;
 use lucid_wasm::testing;
-use lucid_wasm::{Engine, EngineOptions, GitPlugin, Limits, LlmPlugin, PolicyPlugin, ToolsPlugin};
+use lucid_wasm::{
+    Engine, EngineOptions, GitPlugin, LlmPlugin, PluginLimits, PolicyPlugin, ToolsPlugin,
+};
 
-const EVENTS: [Event; 7] = [
-    Event::Nothing,
-    Event::Message,
-    Event::Restart,
-    Event::Failures,
-    Event::Cancel,
-    Event::OddModel,
-    Event::Strange,
+const EVENTS: [InjectedEvent; 7] = [
+    InjectedEvent::Nothing,
+    InjectedEvent::Message,
+    InjectedEvent::Restart,
+    InjectedEvent::Failures,
+    InjectedEvent::Cancel,
+    InjectedEvent::OddModel,
+    InjectedEvent::Strange,
 ];
 
 async fn policy(wasm: &[u8]) -> PolicyPlugin {
     let engine = Engine::new(EngineOptions::default()).unwrap();
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     PolicyPlugin::load(&engine, "test", wasm, &limits)
         .await
         .unwrap()
@@ -48,7 +50,9 @@ async fn a_policy_that_traps_refuses_or_waits_for_nothing_fails_with_the_reason(
         ("(global.get $ok)", "waits for nothing"),
     ] {
         let policy = policy(&testing::policy(step)).await;
-        let why = play(&policy, "{}", Event::Nothing).await.unwrap_err();
+        let why = play(&policy, "{}", InjectedEvent::Nothing)
+            .await
+            .unwrap_err();
         assert!(why.contains(reason), "{step}: {why}");
     }
 }
@@ -57,13 +61,13 @@ async fn a_policy_that_traps_refuses_or_waits_for_nothing_fails_with_the_reason(
 async fn the_built_in_adapters_pass() {
     let engine = Engine::new(EngineOptions::default()).unwrap();
     for (name, wasm) in builtin::PROVIDERS {
-        let limits = Limits::default();
+        let limits = PluginLimits::default();
         let adapter = LlmPlugin::load(&engine, name, wasm, &limits).await.unwrap();
         let folder = format!(
             "{}/../plugins/{name}/tests/recorded",
             env!("CARGO_MANIFEST_DIR")
         );
-        let mut report = Report::new();
+        let mut report = CheckReport::new();
         llm::check(&mut report, &adapter, "{}", Some(folder.as_ref())).await;
         assert!(
             !report.is_bad(),
@@ -76,9 +80,9 @@ async fn the_built_in_adapters_pass() {
 async fn the_built_in_git_providers_pass() {
     let engine = Engine::new(EngineOptions::default()).unwrap();
     for (name, wasm) in builtin::GIT {
-        let limits = Limits::default();
+        let limits = PluginLimits::default();
         let plugin = GitPlugin::load(&engine, name, wasm, &limits).await.unwrap();
-        let mut report = Report::new();
+        let mut report = CheckReport::new();
         git::check(&mut report, &plugin, "{}").await;
         assert!(
             !report.is_bad(),
@@ -95,10 +99,10 @@ async fn an_adapter_that_sets_the_hosts_header_or_makes_answers_of_nothing_fails
             header,
             ..testing::Llm::default()
         };
-        let limits = Limits::default();
+        let limits = PluginLimits::default();
         let wasm = testing::llm(&guest);
         let adapter = LlmPlugin::load(&engine, "test", &wasm, &limits);
-        let mut report = Report::new();
+        let mut report = CheckReport::new();
         llm::check(&mut report, &adapter.await.unwrap(), "{}", None).await;
         // It also knows no models, and returns `done` whatever was pushed.
         assert!(report.is_bad(), "{header} passed");
@@ -108,18 +112,23 @@ async fn an_adapter_that_sets_the_hosts_header_or_makes_answers_of_nothing_fails
 #[tokio::test]
 async fn a_tool_that_behaves_passes_and_one_that_does_not_fails_with_the_reason() {
     let engine = Engine::new(EngineOptions::default()).unwrap();
-    let limits = Limits {
+    let limits = PluginLimits {
         fuel: 500_000_000,
-        ..Limits::default()
+        ..PluginLimits::default()
     };
     let wasm = lucid_tests::TOOLING;
     let plugin = ToolsPlugin::load(&engine, "test", wasm, &limits)
         .await
         .unwrap();
     let arguments = r#"{"name": "x"}"#;
-    for world in [World::Kind, World::Unkind, World::Gone, World::Odd] {
+    for world in [
+        SimulatedEnvironment::Kind,
+        SimulatedEnvironment::Unkind,
+        SimulatedEnvironment::Gone,
+        SimulatedEnvironment::Odd,
+    ] {
         for tool in ["lines", "item", "build", "echo", "shell", "both"] {
-            let mut tried = Tried::default();
+            let mut tried = CallResults::default();
             let played = tools::play(&plugin, "{}", tool, arguments, world, &mut tried).await;
             assert_eq!(played, Ok(()), "{tool} in a world that is {world:?}");
         }
@@ -137,8 +146,16 @@ async fn a_tool_that_behaves_passes_and_one_that_does_not_fails_with_the_reason(
         ("null", "null character"),
         ("hoard", "keeps 2097"),
     ] {
-        let mut tried = Tried::default();
-        let played = tools::play(&plugin, "{}", tool, arguments, World::Kind, &mut tried).await;
+        let mut tried = CallResults::default();
+        let played = tools::play(
+            &plugin,
+            "{}",
+            tool,
+            arguments,
+            SimulatedEnvironment::Kind,
+            &mut tried,
+        )
+        .await;
         let why = played.expect_err(tool);
         assert!(why.contains(reason), "{tool}: {why}");
     }

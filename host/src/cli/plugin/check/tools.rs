@@ -9,7 +9,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::report::Report;
+use super::super::report::CheckReport;
 use crate::toolsets::component::call::{LARGEST_STATE, MOST_STEPS, check as check_action};
 use lucid_net::egress::refusal_of;
 use lucid_types::plural;
@@ -20,7 +20,7 @@ use lucid_wasm::{CallError, ToolsPlugin};
 
 /// How the environment responds to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum World {
+pub(super) enum SimulatedEnvironment {
     /// Commands print something and succeed, servers respond with a small object.
     Kind,
     /// Commands fail, servers refuse.
@@ -32,23 +32,31 @@ pub(super) enum World {
 }
 
 /// All of them, and their names in a report.
-const WORLDS: [(World, &str, &str); 4] = [
-    (World::Kind, "calls", "each tool, where all goes well"),
+const WORLDS: [(SimulatedEnvironment, &str, &str); 4] = [
     (
-        World::Unkind,
+        SimulatedEnvironment::Kind,
+        "calls",
+        "each tool, where all goes well",
+    ),
+    (
+        SimulatedEnvironment::Unkind,
         "refusals",
         "commands fail, and servers refuse",
     ),
-    (World::Gone, "failures", "nothing can be carried out"),
     (
-        World::Odd,
+        SimulatedEnvironment::Gone,
+        "failures",
+        "nothing can be carried out",
+    ),
+    (
+        SimulatedEnvironment::Odd,
         "oddities",
         "bytes that are no text, and many of them",
     ),
 ];
 
 /// Runs all checks.
-pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &str) {
+pub(super) async fn check(report: &mut CheckReport, plugin: &ToolsPlugin, settings: &str) {
     let tools = match plugin.definitions(settings).await.result {
         Ok(tools) => tools,
         Err(error) => return report.bad("tools", &error.to_string()),
@@ -60,7 +68,7 @@ pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &
         report.good("tools", &names.join(", "));
     }
     for (world, name, what) in WORLDS {
-        let mut tried = Tried::default();
+        let mut tried = CallResults::default();
         let mut wrong = None;
         for tool in &tools {
             let arguments = example(tool);
@@ -81,14 +89,14 @@ pub(super) async fn check(report: &mut Report, plugin: &ToolsPlugin, settings: &
 
 /// The outcome of some calls.
 #[derive(Debug, Default)]
-pub(super) struct Tried {
+pub(super) struct CallResults {
     steps: usize,
     commands: usize,
     requests: usize,
     errors: usize,
 }
 
-impl Tried {
+impl CallResults {
     fn sentence(&self) -> String {
         let Self {
             steps,
@@ -113,7 +121,7 @@ async fn arguments(
 ) -> Result<String, String> {
     let long = json!({ "x": "x".repeat(100_000) }).to_string();
     let names = tools.iter().map(|tool| &*tool.name).chain(["no-such-tool"]);
-    let mut tried = Tried::default();
+    let mut tried = CallResults::default();
     for name in names {
         for arguments in [
             "",
@@ -124,7 +132,15 @@ async fn arguments(
             r#"{"unknown": [1, {"a": null}]}"#,
             &long,
         ] {
-            let played = play(plugin, settings, name, arguments, World::Kind, &mut tried).await;
+            let played = play(
+                plugin,
+                settings,
+                name,
+                arguments,
+                SimulatedEnvironment::Kind,
+                &mut tried,
+            )
+            .await;
             let shown: String = arguments.chars().take(40).collect();
             played.map_err(|why| format!("{name} with the arguments `{shown}`: {why}"))?;
         }
@@ -141,8 +157,8 @@ pub(super) async fn play(
     settings: &str,
     tool: &str,
     arguments: &str,
-    world: World,
-    tried: &mut Tried,
+    world: SimulatedEnvironment,
+    tried: &mut CallResults,
 ) -> Result<(), String> {
     let call = ToolCall {
         id: "call-1".to_owned(),
@@ -194,26 +210,38 @@ pub(super) async fn play(
     Err(format!("it was not done after {MOST_STEPS} steps"))
 }
 
-fn answer(action: &Action, world: World) -> Answer {
-    if world == World::Gone {
+fn answer(action: &Action, world: SimulatedEnvironment) -> Answer {
+    if world == SimulatedEnvironment::Gone {
         return Answer::Failed(Error::new(ErrorKind::Unsupported, "It cannot be done."));
     }
     if let Action::Run(_) = action {
         let text = match world {
-            World::Odd => "\u{fffd}\u{0}".repeat(40_000),
-            World::Kind | World::Unkind | World::Gone => "one\ntwo\n".to_owned(),
+            SimulatedEnvironment::Odd => "\u{fffd}\u{0}".repeat(40_000),
+            SimulatedEnvironment::Kind
+            | SimulatedEnvironment::Unkind
+            | SimulatedEnvironment::Gone => "one\ntwo\n".to_owned(),
         };
         return Answer::Ran(Output {
-            exit_code: if world == World::Unkind { 1 } else { 0 },
+            exit_code: if world == SimulatedEnvironment::Unkind {
+                1
+            } else {
+                0
+            },
             timed_out: false,
             text,
-            left_out: if world == World::Odd { 1 << 20 } else { 0 },
+            left_out: if world == SimulatedEnvironment::Odd {
+                1 << 20
+            } else {
+                0
+            },
         });
     }
     let (status, body) = match world {
-        World::Unkind => (503, b"{\"error\": \"busy\"}".to_vec()),
-        World::Odd => (200, vec![0xff; 1 << 20]),
-        World::Kind | World::Gone => (200, b"{\"id\": 1, \"items\": []}".to_vec()),
+        SimulatedEnvironment::Unkind => (503, b"{\"error\": \"busy\"}".to_vec()),
+        SimulatedEnvironment::Odd => (200, vec![0xff; 1 << 20]),
+        SimulatedEnvironment::Kind | SimulatedEnvironment::Gone => {
+            (200, b"{\"id\": 1, \"items\": []}".to_vec())
+        }
     };
     let headers = vec![Header {
         name: "content-type".to_owned(),

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::builtin;
 use lucid_sandbox::workspace::Workspace;
-use lucid_sandbox::{Choice, Network, Sandbox, Sandboxes, Settings, Spec};
+use lucid_sandbox::{BackendChoice, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes};
 use lucid_session::{DeltaSink, OutputSink};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::wit::types::{Error, ErrorKind};
@@ -17,19 +17,19 @@ const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
 async fn sandbox() -> (tempfile::TempDir, Sandbox) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-    let settings = Settings {
+    let settings = SandboxSettings {
         run_dir: folder.path().join("run"),
         memory_bytes: 512 << 20,
         network: Network::None,
         workspace_mount: "/workspace".to_owned(),
         docker: None,
     };
-    let sandboxes = Sandboxes::detect(Choice::Landlock, settings, builtin::EXEC);
+    let sandboxes = Sandboxes::detect(BackendChoice::Landlock, settings, builtin::EXEC);
     let sandboxes = sandboxes
         .await
         .expect("this test needs a kernel with Landlock");
     let workspace = Workspace::create(&folder.path().join("storage"), "user", "one").unwrap();
-    let spec = Spec {
+    let spec = SandboxSpec {
         session: "one",
         workspace: workspace.host_path(),
         repository: None,
@@ -107,11 +107,11 @@ impl Environment for Room {
     }
 }
 
-fn server(tools: &[&str]) -> Server {
+fn server(tools: &[&str]) -> McpServer {
     let names = tools.iter().map(|tool| (*tool).to_owned());
-    Server {
+    McpServer {
         name: "s".to_owned(),
-        way: Way::Program {
+        way: ServerTransport::Program {
             argv: ["python3", "-u", "-c", SERVER].map(str::to_owned).into(),
             env: BTreeMap::new(),
         },
@@ -121,7 +121,7 @@ fn server(tools: &[&str]) -> Server {
     }
 }
 
-async fn said(client: &Client, tool: &str, arguments: &str) -> (String, bool) {
+async fn said(client: &McpClient, tool: &str, arguments: &str) -> (String, bool) {
     let call = ToolCall {
         id: "c".to_owned(),
         name: tool.to_owned(),
@@ -136,7 +136,7 @@ async fn said(client: &Client, tool: &str, arguments: &str) -> (String, bool) {
 async fn what_may_not_be_asked_never_reaches_the_server() {
     let (_folder, sandbox) = sandbox().await;
     let room: Arc<dyn Environment> = Arc::new(Room(sandbox));
-    let client = Client::open(server(&["count", "no-such-tool"]), Some(room.clone())).await;
+    let client = McpClient::open(server(&["count", "no-such-tool"]), Some(room.clone())).await;
     let client = Arc::new(client.unwrap());
     let told: Vec<_> = client
         .definitions()
@@ -175,7 +175,9 @@ async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
     let (_folder, sandbox) = sandbox().await;
     let room = Arc::new(Room(sandbox));
     let place: Arc<dyn Environment> = room.clone();
-    let client = Client::open(server(&["count"]), Some(place)).await.unwrap();
+    let client = McpClient::open(server(&["count"]), Some(place))
+        .await
+        .unwrap();
     room.close().await;
     let (text, failed) = said(&client, "count", "{}").await;
     assert!(failed && text.contains("sandbox is gone"), "{text}");
@@ -183,7 +185,10 @@ async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
 
 #[tokio::test]
 async fn without_a_sandbox_a_program_is_refused_with_the_reason() {
-    let refused = Client::open(server(&["count"]), None).await.err().unwrap();
+    let refused = McpClient::open(server(&["count"]), None)
+        .await
+        .err()
+        .unwrap();
     let refused = refused.to_string();
     assert!(
         refused.contains("runs in the session's sandbox"),

@@ -24,7 +24,7 @@ async fn server_of(
     answer: impl Fn(&RecordedRequest, usize) -> Response + Send + Sync + 'static,
 ) -> (Endpoint, RecordedRequests) {
     let (url, requests) = record_requests(answer).await;
-    let endpoint = Endpoint::new(Url::parse(&url).unwrap(), Injection::Bearer).unwrap();
+    let endpoint = Endpoint::new(Url::parse(&url).unwrap(), KeyInjection::Bearer).unwrap();
     (endpoint, requests)
 }
 
@@ -65,7 +65,7 @@ fn post() -> HttpRequest {
     }
 }
 
-async fn asked(endpoint: &Endpoint, framing: Framing) -> Result<Answer, EgressError> {
+async fn asked(endpoint: &Endpoint, framing: Framing) -> Result<EgressResponse, EgressError> {
     egress()
         .send(endpoint, Some(&key()), &post(), framing)
         .await
@@ -73,8 +73,8 @@ async fn asked(endpoint: &Endpoint, framing: Framing) -> Result<Answer, EgressEr
 
 async fn frames(endpoint: &Endpoint, framing: Framing) -> Result<Vec<Frame>, EgressError> {
     match asked(endpoint, framing).await? {
-        Answer::Frames(frames) => frames.try_collect().await,
-        Answer::Refused(refusal) => panic!("{refusal:?}"),
+        EgressResponse::Frames(frames) => frames.try_collect().await,
+        EgressResponse::Refused(refusal) => panic!("{refusal:?}"),
     }
 }
 
@@ -159,7 +159,7 @@ async fn a_redirect_on_the_same_server_is_followed_a_few_times_with_method_body_
 async fn a_key_goes_into_the_header_that_the_adapter_names_and_into_no_other() {
     let (endpoint, log) = server(|_| "ok".into_response()).await;
     let place = KeyPlace::Header("X-Api-Key".to_owned());
-    let injection = Injection::of(&place).unwrap();
+    let injection = KeyInjection::of(&place).unwrap();
     let endpoint = Endpoint::new(endpoint.base_url().clone(), injection).unwrap();
     frames(&endpoint, Framing::WholeBody).await.unwrap();
     let seen = log.lock().unwrap()[0].clone();
@@ -170,13 +170,13 @@ async fn a_key_goes_into_the_header_that_the_adapter_names_and_into_no_other() {
 #[tokio::test]
 async fn a_name_that_no_base_url_of_the_deployment_has_is_not_looked_for_in_private_networks() {
     let url = Url::parse("http://localhost:9/v1").unwrap();
-    let public = Endpoint::public(url.clone(), Injection::Bearer).unwrap();
+    let public = Endpoint::public(url.clone(), KeyInjection::Bearer).unwrap();
     let error = asked(&public, Framing::WholeBody).await.unwrap_err();
     assert!(
         matches!(&error, EgressError::Address { host } if host == "localhost"),
         "{error:?}"
     );
-    let named = Endpoint::new(url, Injection::Bearer).unwrap();
+    let named = Endpoint::new(url, KeyInjection::Bearer).unwrap();
     let egress = Egress::new(EgressLimits::default(), [&named]).unwrap();
     let sent = egress.send(&named, None, &post(), Framing::WholeBody).await;
     assert!(matches!(sent, Err(EgressError::Connect { .. })), "{sent:?}");
@@ -185,7 +185,7 @@ async fn a_name_that_no_base_url_of_the_deployment_has_is_not_looked_for_in_priv
 #[test]
 fn a_client_goes_on_over_a_change_only_where_it_may_reach_the_same_private_hosts() {
     let limits = EgressLimits::default;
-    let at = |url: &str| Endpoint::new(Url::parse(url).unwrap(), Injection::Bearer).unwrap();
+    let at = |url: &str| Endpoint::new(Url::parse(url).unwrap(), KeyInjection::Bearer).unwrap();
     let (one, other) = (at("http://one.internal/v1"), at("http://other.internal/v1"));
     let before = Egress::new(limits(), [&one]).unwrap();
     let after = Egress::or_new(Some(&before), limits(), &[&one, &one]).unwrap();
@@ -231,7 +231,8 @@ async fn a_refusal_is_cut_and_blanked_and_has_no_cookies() {
         (StatusCode::UNAUTHORIZED, headers, body).into_response()
     })
     .await;
-    let Ok(Answer::Refused(refusal)) = asked(&endpoint, Framing::ServerSentEvents).await else {
+    let Ok(EgressResponse::Refused(refusal)) = asked(&endpoint, Framing::ServerSentEvents).await
+    else {
         panic!("that was a refusal");
     };
     assert_eq!((refusal.status, refusal.body.len()), (401, 100));
@@ -362,7 +363,7 @@ async fn an_answer_that_breaks_off_or_pauses_too_long_is_an_error_of_its_own() {
 async fn a_provider_that_does_not_begin_or_is_not_there_is_named() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-    let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
+    let endpoint = Endpoint::new(url, KeyInjection::Bearer).unwrap();
     let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
     assert!(matches!(&error, EgressError::FirstByte { host, .. } if host == "127.0.0.1"));
     drop(listener);
@@ -375,7 +376,7 @@ async fn a_server_without_tls_is_told_to_be_one() {
     let (plain, _) = server(|_| "ok".into_response()).await;
     let mut url = plain.base_url().clone();
     url.set_scheme("https").unwrap();
-    let endpoint = Endpoint::new(url, Injection::Bearer).unwrap();
+    let endpoint = Endpoint::new(url, KeyInjection::Bearer).unwrap();
     let error = asked(&endpoint, Framing::WholeBody).await.unwrap_err();
     assert!(error.to_string().contains("http://"), "{error}");
 }
@@ -390,7 +391,7 @@ fn a_base_url_is_http_with_a_host_and_nothing_secret() {
         "data:x",
     ] {
         let url = Url::parse(wrong).unwrap();
-        let refused = Endpoint::new(url, Injection::Bearer);
+        let refused = Endpoint::new(url, KeyInjection::Bearer);
         assert!(
             matches!(refused, Err(EgressError::BaseUrl { .. })),
             "{wrong}"

@@ -2,20 +2,22 @@
 
 use super::*;
 
-fn plan(change: impl FnOnce(&mut crate::Settings, &mut Settings)) -> Plan {
+fn plan(
+    change: impl FnOnce(&mut crate::SandboxSettings, &mut DockerSettings),
+) -> ContainerTemplate {
     plan_for([], change)
 }
 
 /// The specification for an image with these volumes.
 fn plan_for<const N: usize>(
     volumes: [&str; N],
-    change: impl FnOnce(&mut crate::Settings, &mut Settings),
-) -> Plan {
-    let mut own = Settings {
+    change: impl FnOnce(&mut crate::SandboxSettings, &mut DockerSettings),
+) -> ContainerTemplate {
+    let mut own = DockerSettings {
         image: "image".to_owned(),
-        ..Settings::default()
+        ..DockerSettings::default()
     };
-    let mut common = crate::Settings {
+    let mut common = crate::SandboxSettings {
         run_dir: "/run".into(),
         memory_bytes: 1 << 30,
         network: Network::None,
@@ -23,15 +25,15 @@ fn plan_for<const N: usize>(
         docker: None,
     };
     change(&mut common, &mut own);
-    let image = Brought {
+    let image = ImageConfig {
         environment: vec!["PATH=/opt/bin".to_owned()],
         volumes: volumes.map(str::to_owned).to_vec(),
     };
-    Plan::new(&common, &own, "me".to_owned(), Some(2), &image)
+    ContainerTemplate::new(&common, &own, "me".to_owned(), Some(2), &image)
 }
 
-fn wanted<'a>(session: Option<&'a str>) -> Wanted<'a> {
-    Wanted {
+fn wanted<'a>(session: Option<&'a str>) -> ContainerSpec<'a> {
+    ContainerSpec {
         name: "box",
         owner: "process",
         transport: None,
@@ -120,7 +122,7 @@ fn a_container_gives_up_without_a_host_unless_none_can_come() {
         (Some(Transport::Socket), true),
         (Some(Transport::Exec), false),
     ] {
-        let wanted = Wanted {
+        let wanted = ContainerSpec {
             transport,
             ..wanted(None)
         };
@@ -162,7 +164,7 @@ fn a_host_in_a_container_names_the_engines_paths() {
         Some("/srv/lucid/run/docker/box/lucid")
     );
     assert_eq!(sources[1].source.as_deref(), Some("/srv/lucid/user-1/one"));
-    let elsewhere = Wanted {
+    let elsewhere = ContainerSpec {
         workspace: Path::new("/elsewhere"),
         ..wanted(None)
     };

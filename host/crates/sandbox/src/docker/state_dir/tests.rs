@@ -2,9 +2,9 @@
 
 use super::*;
 
-fn root(dir: &Path) -> (Root, File) {
+fn root(dir: &Path) -> (StateDir, File) {
     fs::write(dir.join("exec"), "program").unwrap();
-    Root::open(dir, &dir.join("exec")).unwrap()
+    StateDir::open(dir, &dir.join("exec")).unwrap()
 }
 
 #[test]
@@ -71,17 +71,17 @@ fn a_workspace_that_is_given_away_stays_the_same_folder() {
     let (root, _life) = root(dir.path());
     let made = root.make(Some("/usr/bin/python3")).unwrap();
     let waiting = made.make_workspace().unwrap();
-    let identity = Identity::of(&waiting).unwrap();
+    let identity = DirIdentity::of(&waiting).unwrap();
     let to = dir.path().join("given");
     assert_eq!(made.recorded(), None);
-    let record = Record {
+    let record = ContainerRecord {
         session: "one".to_owned(),
         workspace: to.clone(),
         identity,
     };
     made.record(&record).unwrap();
     made.give_workspace(&to).unwrap();
-    assert_eq!(Identity::of(&to).unwrap(), identity);
+    assert_eq!(DirIdentity::of(&to).unwrap(), identity);
     assert_eq!(made.recorded(), Some(record));
     made.remove();
     assert!(to.is_dir() && !made.path.exists());

@@ -9,9 +9,9 @@ use super::*;
 async fn without_an_engine_or_its_image_the_next_kind_is_taken_and_the_reason_is_told() {
     let data = Data::new();
     let nowhere =
-        |own: &mut Settings| own.host = Some("unix:///nonexistent/docker.sock".to_owned());
+        |own: &mut DockerSettings| own.host = Some("unix:///nonexistent/docker.sock".to_owned());
     let error = Box::pin(Sandboxes::detect(
-        Choice::Docker,
+        BackendChoice::Docker,
         data.settings(nowhere),
         EXEC,
     ))
@@ -24,20 +24,23 @@ async fn without_an_engine_or_its_image_the_next_kind_is_taken_and_the_reason_is
         "{error}"
     );
     let host = Box::pin(Sandboxes::detect(
-        Choice::Auto,
+        BackendChoice::Auto,
         data.settings(nowhere),
         EXEC,
     ))
     .await
     .unwrap();
-    assert_eq!((host.kind(), host.transport()), (Kind::Bubblewrap, None));
-    assert_eq!(host.findings()[0].kind, Kind::Docker);
+    assert_eq!(
+        (host.kind(), host.transport()),
+        (BackendKind::Bubblewrap, None)
+    );
+    assert_eq!(host.findings()[0].kind, BackendKind::Docker);
     assert!(host.findings()[0].problem.is_some());
     if image().is_none() {
         return;
     }
     let settings = data.settings(|own| own.image = "lucid-no-such-image:1".to_owned());
-    let error = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+    let error = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
         .await
         .err()
         .unwrap()
@@ -78,7 +81,7 @@ async fn a_container_that_cannot_be_removed_keeps_no_other_from_it() {
     let faulty = Faulty::default();
     let _engine = faulty.engine_at(&socket);
     let settings = data.settings(|own| own.host = Some(format!("unix://{}", socket.display())));
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
         .await
         .unwrap();
     let (stuck, other) = (
@@ -105,10 +108,10 @@ fn dead_hosts(data: &Data, sessions: [&'static str; 2]) {
         let settings = data.settings(|_| {});
         let workspace = data.workspace(session);
         die(async move || {
-            let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+            let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
                 .await
                 .unwrap();
-            let spec = Spec {
+            let spec = SandboxSpec {
                 session,
                 workspace: workspace.host_path(),
                 repository: None,
@@ -134,7 +137,7 @@ async fn what_cannot_be_removed_at_a_take_over_is_removed_later_and_keeps_nothin
         own.host = Some(format!("unix://{}", socket.display()));
         own.pool = 1;
     });
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
         .await
         .unwrap();
     let id = id_of(&data.name("one"));
@@ -189,7 +192,7 @@ async fn what_is_being_made_when_the_host_ends_is_waited_for_and_removed() {
         own.host = Some(format!("unix://{}", socket.display()));
         own.pool = 2;
     });
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
         .await
         .unwrap();
     faulty.make_slowly();
@@ -209,7 +212,7 @@ async fn an_engine_that_is_restarted_is_waited_for() {
     let socket = data.dir.path().join("engine.sock");
     let engine = engine_at(&socket);
     let settings = data.settings(|own| own.host = Some(format!("unix://{}", socket.display())));
-    let host = Box::pin(Sandboxes::detect(Choice::Auto, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Auto, settings, EXEC))
         .await
         .unwrap();
     engine.abort();
@@ -222,7 +225,10 @@ async fn an_engine_that_is_restarted_is_waited_for() {
     };
     let (sandbox, ()) = tokio::join!(data.start(&host, "one"), back);
     assert!(again.is_some());
-    assert_eq!((sandbox.kind(), sandbox.notice()), (Kind::Docker, None));
+    assert_eq!(
+        (sandbox.kind(), sandbox.notice()),
+        (BackendKind::Docker, None)
+    );
     assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
     sandbox.close().await;
 }
@@ -236,16 +242,19 @@ async fn a_session_that_starts_while_the_engine_is_dead_gets_another_box_and_is_
     let socket = data.dir.path().join("engine.sock");
     let engine = engine_at(&socket);
     let settings = data.settings(|own| own.host = Some(format!("unix://{}", socket.display())));
-    let host = Box::pin(Sandboxes::detect(Choice::Auto, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Auto, settings, EXEC))
         .await
         .unwrap();
-    assert_eq!(host.kind(), Kind::Docker);
+    assert_eq!(host.kind(), BackendKind::Docker);
     let before = data.start(&host, "before").await;
-    assert_eq!((before.kind(), before.notice()), (Kind::Docker, None));
+    assert_eq!(
+        (before.kind(), before.notice()),
+        (BackendKind::Docker, None)
+    );
     engine.abort();
     let _ = engine.await;
     let during = data.start(&host, "during").await;
-    assert_eq!(during.kind(), Kind::Bubblewrap);
+    assert_eq!(during.kind(), BackendKind::Bubblewrap);
     let notice = during.notice().unwrap();
     assert!(
         notice.contains("does not answer") && notice.contains("bubblewrap"),
@@ -268,7 +277,7 @@ async fn a_session_that_starts_while_the_engine_is_dead_gets_another_box_and_is_
     };
     let (again, ()) = tokio::join!(data.start(&host, "again"), returning);
     assert!(back.is_some());
-    assert_eq!((again.kind(), again.notice()), (Kind::Docker, None));
+    assert_eq!((again.kind(), again.notice()), (BackendKind::Docker, None));
     again.close().await;
     before.close().await;
 }
@@ -282,7 +291,7 @@ async fn a_container_that_cannot_be_removed_now_is_removed_when_the_engine_is_ba
     let socket = data.dir.path().join("engine.sock");
     let engine = engine_at(&socket);
     let settings = data.settings(|own| own.host = Some(format!("unix://{}", socket.display())));
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
         .await
         .unwrap();
     let sandbox = data.start(&host, "one").await;

@@ -31,7 +31,7 @@ async fn what_people_run_runs_in_a_container() {
         }
     });
     settings.memory_bytes = 2 << 30;
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC)).await;
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC)).await;
     let host = host.unwrap();
     let sandbox = data.start(&host, "one").await;
     let (failed, skipped) = everyday::run(&sandbox).await;

@@ -44,13 +44,13 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
         let (lost, kept) = (data.workspace("lost"), data.workspace("kept"));
         let again = settings.clone();
         die(async move || {
-            let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+            let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
                 .await
                 .unwrap();
             for workspace in [&lost, &kept] {
                 let path = workspace.host_path();
                 let session = path.file_name().unwrap().to_str().unwrap();
-                let spec = Spec {
+                let spec = SandboxSpec {
                     session,
                     workspace: path,
                     repository: None,
@@ -74,7 +74,7 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
         });
         let before = data.containers();
         assert_eq!(before.len(), 2);
-        let host = Box::pin(Sandboxes::detect(Choice::Docker, again, EXEC))
+        let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
             .await
             .unwrap();
         let done = host.take_over(|session| session == "kept").await.unwrap();
@@ -122,10 +122,10 @@ while True:
     workspace.write(&path, impostor.as_bytes()).unwrap();
     let again = settings.clone();
     die(async move || {
-        let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+        let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
             .await
             .unwrap();
-        let spec = Spec {
+        let spec = SandboxSpec {
             session: "one",
             workspace: workspace.host_path(),
             repository: None,
@@ -137,7 +137,7 @@ while True:
         (host, ())
     });
     let before = data.containers();
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, again, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
         .await
         .unwrap();
     let done = host.take_over(|_| true).await.unwrap();
@@ -160,10 +160,10 @@ async fn a_container_is_not_taken_over_for_another_workspace_or_other_settings()
         let workspace = data.workspace("one");
         let settings = settings.clone();
         die(async move || {
-            let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+            let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
                 .await
                 .unwrap();
-            let spec = Spec {
+            let spec = SandboxSpec {
                 session: "one",
                 workspace: workspace.host_path(),
                 repository: None,
@@ -175,7 +175,7 @@ async fn a_container_is_not_taken_over_for_another_workspace_or_other_settings()
             data.workspace("one").remove().unwrap();
             data.workspace("one");
         }
-        let host = Box::pin(Sandboxes::detect(Choice::Docker, second, EXEC))
+        let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, second, EXEC))
             .await
             .unwrap();
         let done = host.take_over(|_| true).await.unwrap();
@@ -201,7 +201,7 @@ async fn two_hosts_on_one_engine_do_not_touch_each_others_containers() {
     assert_ne!(one.containers(), two.containers());
     other.close().await;
     let done = second.take_over(|_| false).await.unwrap();
-    assert_eq!(done, super::super::TakenOver::default());
+    assert_eq!(done, super::super::Adopted::default());
     second.shut_down().await;
     assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
     first.shut_down().await;
@@ -219,7 +219,7 @@ async fn what_belongs_to_another_living_process_of_the_same_host_is_left_alone()
     let sandbox = data.start(&run, "one").await;
     let server = data.host(|_| {}).await;
     let done = server.take_over(|_| false).await.unwrap();
-    assert_eq!(done, super::super::TakenOver::default());
+    assert_eq!(done, super::super::Adopted::default());
     server.shut_down().await;
     assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
     sandbox.close().await;

@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 use lucid_tests::EXEC;
 
 use super::super::{
-    Choice, ExecRequest, ExecResult, Kind, Network, Sandbox, SandboxError, Sandboxes, Spec,
+    BackendChoice, BackendKind, ExecRequest, ExecResult, Network, Sandbox, SandboxError,
+    SandboxSpec, Sandboxes,
 };
-use super::{Settings, Transport};
+use super::{DockerSettings, Transport};
 use crate::workspace::Workspace;
 
 const BOTH: [Transport; 2] = [Transport::Socket, Transport::Exec];
@@ -104,18 +105,18 @@ impl Data {
         format!("{}{session}", self.prefix)
     }
 
-    fn settings(&self, change: impl FnOnce(&mut Settings)) -> super::super::Settings {
-        let mut docker = Settings {
+    fn settings(&self, change: impl FnOnce(&mut DockerSettings)) -> super::super::SandboxSettings {
+        let mut docker = DockerSettings {
             host: engine_host(),
             image: image().unwrap_or_default().to_owned(),
             cpus: 0.5,
             processes: PROCESSES,
             prefix: self.prefix.clone(),
             transport: Some(Transport::Socket),
-            ..Settings::default()
+            ..DockerSettings::default()
         };
         change(&mut docker);
-        super::super::Settings {
+        super::super::SandboxSettings {
             run_dir: self.dir.path().join("storage/.lucid/run"),
             memory_bytes: MEMORY,
             network: Network::None,
@@ -125,9 +126,9 @@ impl Data {
     }
 
     /// Starts a host over this folder.
-    async fn host(&self, change: impl FnOnce(&mut Settings)) -> Sandboxes {
+    async fn host(&self, change: impl FnOnce(&mut DockerSettings)) -> Sandboxes {
         let settings = self.settings(change);
-        Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+        Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
             .await
             .unwrap()
     }
@@ -146,7 +147,7 @@ impl Data {
 
     async fn try_start(&self, host: &Sandboxes, session: &str) -> Result<Sandbox, SandboxError> {
         let workspace = self.workspace(session);
-        let spec = Spec {
+        let spec = SandboxSpec {
             session,
             workspace: workspace.host_path(),
             repository: None,

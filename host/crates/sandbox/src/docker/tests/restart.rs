@@ -95,7 +95,7 @@ async fn a_session_survives_a_restart_of_the_engine() {
     docker(&["save", "--output", &archive, image]);
     docker(&["-H", &engine.address(), "load", "--input", &archive]);
     let settings = data.settings(|own| own.host = Some(engine.address()));
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
         .await
         .unwrap();
     let sandbox = data.start(&host, "one").await;
@@ -107,7 +107,7 @@ async fn a_session_survives_a_restart_of_the_engine() {
     sandbox.close().await;
     engine.start().await;
     let sandbox = data.start(&host, "one").await;
-    assert_eq!(sandbox.kind(), Kind::Docker);
+    assert_eq!(sandbox.kind(), BackendKind::Docker);
     assert_eq!(shell(&sandbox, "cat file").await.output, "work\n");
     sandbox.close().await;
     // What could not be removed during the outage is gone as well.

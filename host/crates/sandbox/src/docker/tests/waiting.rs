@@ -53,7 +53,7 @@ async fn what_waited_at_a_crash_is_removed_and_what_was_given_stays_that_session
     let settings = data.settings(|own| own.pool = 2);
     let (again, path) = (settings.clone(), data.workspace_path("one"));
     die(async move || {
-        let host = Box::pin(Sandboxes::detect(Choice::Docker, settings, EXEC))
+        let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
             .await
             .unwrap();
         host.take_over(|_| false).await.unwrap();
@@ -64,7 +64,7 @@ async fn what_waited_at_a_crash_is_removed_and_what_was_given_stays_that_session
     if let Some(docker) = &mut again.docker {
         docker.pool = 0;
     }
-    let host = Box::pin(Sandboxes::detect(Choice::Docker, again, EXEC))
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
         .await
         .unwrap();
     let done = host.take_over(|session| session == "one").await.unwrap();

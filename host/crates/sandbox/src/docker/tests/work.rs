@@ -12,7 +12,7 @@ async fn a_command_runs_in_the_workspace_as_a_user_with_output_in_order() {
         let host = data.host(|own| own.transport = Some(transport)).await;
         assert_eq!(
             (host.kind(), host.transport()),
-            (Kind::Docker, Some(transport))
+            (BackendKind::Docker, Some(transport))
         );
         let sandbox = data.start(&host, "one").await;
         let mut live = Vec::new();
@@ -172,7 +172,7 @@ async fn git_is_sent_to_the_gateway_in_a_container_that_is_older_than_its_sessio
     let data = Data::new();
     let host = data.host(|_| {}).await;
     let workspace = data.workspace("one");
-    let spec = Spec {
+    let spec = SandboxSpec {
         session: "one",
         workspace: workspace.host_path(),
         repository: Some("https://example.org/team/project.git"),

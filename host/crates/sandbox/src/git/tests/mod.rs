@@ -23,13 +23,13 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::tests::Ground;
-use crate::{Choice, ExecRequest, Sandbox, read_frame};
+use crate::{BackendChoice, ExecRequest, Sandbox, read_frame};
 
 const TOKEN: &str = "ghp_very-secret-token";
-pub(super) const RULES: Rules = Rules {
+pub(super) const RULES: GitRules = GitRules {
     allow_private: true,
     allow_owner: false,
-    branches: Branches::Any,
+    branches: BranchPolicy::Any,
     depth: Some(3),
     largest: 64 << 20,
     longest: Duration::from_secs(120),
@@ -50,8 +50,8 @@ pub(super) fn history() -> TempDir {
 /// A session: its sandbox and its gateway.
 pub(super) struct Session {
     sandbox: Sandbox,
-    _gateway: Gateway,
-    rules: Rules,
+    _gateway: GitGateway,
+    rules: GitRules,
     pub(super) url: String,
 }
 
@@ -60,7 +60,7 @@ impl Session {
         ground: &Ground,
         url: &str,
         token: Option<&str>,
-        rules: Rules,
+        rules: GitRules,
     ) -> Self {
         let name = uuid::Uuid::new_v4().to_string();
         let reach = reach(url, rules.allow_owner).unwrap();
@@ -68,10 +68,10 @@ impl Session {
         let token = token.map(|token| SecretString::from(token.to_owned()));
         let client = client(rules.allow_private).unwrap();
         Self {
-            _gateway: Gateway::start(
+            _gateway: GitGateway::start(
                 sandbox.runtime_dir(),
                 url,
-                token.map(Login::from),
+                token.map(GitCredentials::from),
                 rules.clone(),
                 client,
             )
@@ -94,7 +94,7 @@ impl Session {
         })
     }
 
-    pub(super) async fn cloned(&self, wanted: Checkout<'_>) -> Result<Cloned, CloneError> {
+    pub(super) async fn cloned(&self, wanted: Checkout<'_>) -> Result<CloneState, CloneError> {
         clone_into(&self.sandbox, wanted, &self.rules).await
     }
 
@@ -176,7 +176,7 @@ const VERSION_2: &str = "000eversion 2\n000cls-refs\n000afetch\n0000";
 async fn a_private_repository_is_cloned_deepened_and_pushed_to_from_a_box_without_a_network() {
     let server = GitServer::with_token(TOKEN).await;
     let source = history();
-    for choice in [Choice::Bubblewrap, Choice::Landlock] {
+    for choice in [BackendChoice::Bubblewrap, BackendChoice::Landlock] {
         let ground = Ground::new(choice).await;
         let name = format!("team/{choice:?}");
         let url = server.publish(&name, source.path());
@@ -247,7 +247,7 @@ async fn only_the_sessions_own_repository_is_reached() {
     let source = repository(&[("a", "a\n")]);
     let url = server.publish("team/own", source.path());
     let other = server.publish("team/own-and-more", source.path());
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
     session.clone(None).await.unwrap();
     let asked = server.seen().len();
@@ -305,8 +305,8 @@ async fn where_the_owner_is_allowed_its_other_repositories_and_submodules_come_a
     }
     git(whole.path(), &["commit", "-q", "-m", "With parts"]);
     let url = server.publish("team/whole", whole.path());
-    let ground = Ground::new(Choice::Bubblewrap).await;
-    let rules = Rules {
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let rules = GitRules {
         allow_owner: true,
         ..RULES
     };
@@ -350,7 +350,7 @@ async fn what_the_server_refuses_is_one_sentence() {
     let server = GitServer::with_token(TOKEN).await;
     let source = repository(&[("a", "a\n")]);
     let url = server.publish("team/own", source.path());
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     let wrong = Some("ghp_another-token");
     let missing = format!("{}/team/none.git", server.url);
     for (url, token, told) in [
@@ -403,7 +403,7 @@ async fn what_the_server_refuses_is_one_sentence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_gateway_git_says_so() {
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     let url = "http://127.0.0.1:1/team/own.git";
     let mut session = Session::open(&ground, url, None, RULES).await;
     let sentence = session.clone_failure(None).await;
@@ -412,7 +412,7 @@ async fn without_its_gateway_git_says_so() {
         "{sentence}"
     );
     let (folder, client) = (tempfile::tempdir().unwrap(), client(true).unwrap());
-    session._gateway = Gateway::start(folder.path(), url, None, RULES, client).unwrap();
+    session._gateway = GitGateway::start(folder.path(), url, None, RULES, client).unwrap();
     let sentence = session.clone(None).await.unwrap_err().to_string();
     assert!(sentence.contains("gateway cannot be reached"), "{sentence}");
     session.sandbox.close().await;
@@ -421,7 +421,7 @@ async fn without_its_gateway_git_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_commit_of_an_empty_repository_can_be_the_sessions() {
     let server = GitServer::with_token(TOKEN).await;
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     for (name, branch, expected) in [("team/a", None, "main"), ("team/b", Some("start"), "start")] {
         let url = server.publish_empty(name);
         let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
@@ -445,8 +445,8 @@ async fn a_repository_that_is_too_large_is_refused_before_it_fills_the_disk() {
         .collect();
     let large = repository(&[("noise", &noise)]);
     let packed = repository(&[("zeros", &"0".repeat(40 << 20))]);
-    let ground = Ground::new(Choice::Bubblewrap).await;
-    let rules = Rules {
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let rules = GitRules {
         largest: 1 << 20,
         ..RULES
     };
@@ -497,7 +497,7 @@ async fn a_redirect_is_followed_on_the_same_server_and_the_token_goes_to_no_othe
     server.redirect("/metadata/name", "http://169.254.169.254/team/new.git");
     server.redirect("/round/name", "/round/name");
     server.redirect("/private/name/info/refs", "/users/sign_in");
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
 
     let old = format!("{}/old/name", server.url);
     let session = Session::open(&ground, &old, Some(TOKEN), RULES).await;
@@ -527,7 +527,7 @@ async fn a_redirect_is_followed_on_the_same_server_and_the_token_goes_to_no_othe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_server_ends_in_a_sentence() {
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     let slowly = || {
         let drops = stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"0")));
         let drops = drops.then(async |drop| {
@@ -587,7 +587,7 @@ async fn a_hostile_server_ends_in_a_sentence() {
     ];
     for (server, told) in servers {
         let (url, _) = hostile(move |method, uri| server(method, uri)).await;
-        let rules = Rules {
+        let rules = GitRules {
             largest: 4 << 20,
             longest: Duration::from_secs(if told.contains("seconds") { 2 } else { 60 }),
             ..RULES
@@ -607,8 +607,8 @@ async fn a_hostile_server_ends_in_a_sentence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_takes_too_long_is_ended() {
     let (url, _) = hostile(|_, _| None).await;
-    let ground = Ground::new(Choice::Bubblewrap).await;
-    let rules = Rules {
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let rules = GitRules {
         longest: Duration::from_secs(1),
         ..RULES
     };
@@ -625,7 +625,7 @@ async fn a_helper_that_is_killed_gives_its_place_back_while_the_server_is_silent
         _ => None,
     })
     .await;
-    let ground = Ground::new(Choice::Bubblewrap).await;
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
     let session = Session::open(&ground, &url, None, RULES).await;
     let times = 2 * MAX_HELPERS;
     for _ in 0..times {
@@ -656,7 +656,7 @@ async fn a_helper_without_the_sessions_key_is_refused() {
     let url = server.publish("own", source.path());
     let folder = tempfile::tempdir().unwrap();
     let client = client(true).unwrap();
-    let _gateway = Gateway::start(folder.path(), &url, None, RULES, client).unwrap();
+    let _gateway = GitGateway::start(folder.path(), &url, None, RULES, client).unwrap();
     let mut connection = UnixStream::connect(folder.path().join("git.sock"))
         .await
         .unwrap();
@@ -667,11 +667,11 @@ async fn a_helper_without_the_sessions_key_is_refused() {
         service: GitService::Push,
     };
     connection
-        .write_all(&Frame::json(Kind::GitOpen, 0, &open).unwrap().encode())
+        .write_all(&Frame::json(FrameKind::GitOpen, 0, &open).unwrap().encode())
         .await
         .unwrap();
     let answer = read_frame(&mut connection).await.unwrap();
-    assert_eq!(answer.kind, Kind::GitError);
+    assert_eq!(answer.kind, FrameKind::GitError);
     assert!(server.seen().is_empty());
 }
 
@@ -681,8 +681,8 @@ async fn addresses_of_the_hosts_own_networks_are_refused_by_name_and_by_number()
     let source = repository(&[("a", "a\n")]);
     let by_number = server.publish("own", source.path());
     let by_name = by_number.replace("127.0.0.1", "localhost");
-    let ground = Ground::new(Choice::Bubblewrap).await;
-    let rules = Rules {
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let rules = GitRules {
         allow_private: false,
         ..RULES
     };
@@ -697,8 +697,8 @@ async fn addresses_of_the_hosts_own_networks_are_refused_by_name_and_by_number()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_not_sent_without_encryption_to_other_peoples_servers() {
-    let ground = Ground::new(Choice::Bubblewrap).await;
-    let rules = Rules {
+    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let rules = GitRules {
         allow_private: false,
         ..RULES
     };

@@ -43,15 +43,15 @@ async fn server() -> (String, Arc<Mutex<Vec<Bytes>>>) {
 struct Helper {
     stream: UnixStream,
     pushes: Arc<Mutex<Vec<Bytes>>>,
-    _gateway: Gateway,
+    _gateway: GitGateway,
     _folder: TempDir,
 }
 
 impl Helper {
-    async fn open(branches: Branches) -> Self {
+    async fn open(branches: BranchPolicy) -> Self {
         let (url, pushes) = server().await;
         let folder = tempfile::tempdir().unwrap();
-        let rules = Rules {
+        let rules = GitRules {
             allow_private: true,
             allow_owner: false,
             branches,
@@ -60,7 +60,7 @@ impl Helper {
             longest: Duration::from_secs(60),
         };
         let client = client(true).unwrap();
-        let gateway = Gateway::start(folder.path(), &url, None, rules, client).unwrap();
+        let gateway = GitGateway::start(folder.path(), &url, None, rules, client).unwrap();
         let stream = UnixStream::connect(folder.path().join("git.sock"));
         let mut helper = Self {
             stream: stream.await.unwrap(),
@@ -74,7 +74,7 @@ impl Helper {
             url,
             service: GitService::Push,
         };
-        let open = Frame::json(Kind::GitOpen, 0, &open).unwrap();
+        let open = Frame::json(FrameKind::GitOpen, 0, &open).unwrap();
         helper.write(&open).await;
         assert_eq!(helper.answer().await, Ok(b"0000".to_vec()));
         helper
@@ -87,7 +87,7 @@ impl Helper {
 
     async fn send(&mut self, bytes: &[u8], piece: usize) {
         for part in bytes.chunks(piece) {
-            self.write(&Frame::new(Kind::GitBody, 0, part)).await;
+            self.write(&Frame::new(FrameKind::GitBody, 0, part)).await;
         }
     }
 
@@ -97,9 +97,9 @@ impl Helper {
         loop {
             let frame = read_frame(&mut self.stream).await.unwrap();
             match frame.kind {
-                Kind::GitData => answer.extend(frame.payload),
-                Kind::GitEnd => return Ok(answer),
-                Kind::GitError => return Err(String::from_utf8(frame.payload).unwrap()),
+                FrameKind::GitData => answer.extend(frame.payload),
+                FrameKind::GitEnd => return Ok(answer),
+                FrameKind::GitError => return Err(String::from_utf8(frame.payload).unwrap()),
                 other => panic!("{other:?}"),
             }
         }
@@ -107,7 +107,8 @@ impl Helper {
 
     async fn push(&mut self, bytes: &[u8], piece: usize) -> Result<Vec<u8>, String> {
         self.send(bytes, piece).await;
-        self.write(&Frame::new(Kind::GitPost, 0, Vec::new())).await;
+        self.write(&Frame::new(FrameKind::GitPost, 0, Vec::new()))
+            .await;
         self.answer().await
     }
 
@@ -142,7 +143,7 @@ async fn what_is_allowed_reaches_the_server_byte_for_byte() {
         (70_000, 64_000),
         (3 << 20, 65_000),
     ] {
-        let mut helper = Helper::open(Branches::default()).await;
+        let mut helper = Helper::open(BranchPolicy::default()).await;
         let mut bytes = list(&["refs/heads/lucid/a", "refs/heads/lucid/b"], REPORT);
         bytes.extend(noise(pack));
         assert_eq!(helper.push(&bytes, piece).await, Ok(b"0000".to_vec()));
@@ -160,7 +161,7 @@ async fn of_what_is_not_allowed_not_a_byte_reaches_the_server() {
         &["refs/tags/lucid/a"],
     ] {
         for (pack, piece) in [(0, 1), (3 << 20, 65_000)] {
-            let mut helper = Helper::open(Branches::default()).await;
+            let mut helper = Helper::open(BranchPolicy::default()).await;
             let mut bytes = list(names, REPORT);
             bytes.extend(vec![0; pack]);
             let report = helper.push(&bytes, piece).await.unwrap();
@@ -177,7 +178,7 @@ async fn of_what_is_not_allowed_not_a_byte_reaches_the_server() {
         }
     }
     // If git requests no report, the helper gets an error.
-    let mut helper = Helper::open(Branches::default()).await;
+    let mut helper = Helper::open(BranchPolicy::default()).await;
     let sentence = helper.push(&list(&["refs/heads/main"], ""), 100).await;
     let sentence = sentence.unwrap_err();
     assert!(
@@ -191,13 +192,13 @@ async fn of_what_is_not_allowed_not_a_byte_reaches_the_server() {
 async fn a_list_that_is_not_whole_reaches_nobody() {
     let whole = list(&["refs/heads/lucid/a"], REPORT);
     for end in [0, 3, 50, whole.len() - 4, whole.len() - 1] {
-        let mut helper = Helper::open(Branches::Any).await;
+        let mut helper = Helper::open(BranchPolicy::Any).await;
         let sentence = helper.push(&whole[..end], 100).await.unwrap_err();
         assert!(sentence.contains("ends within its commands"), "{sentence}");
         assert!(helper.pushes().is_empty());
     }
     for bytes in [b"0001".to_vec(), b"+02a".to_vec(), b"fff0".repeat(1 << 19)] {
-        let mut helper = Helper::open(Branches::Any).await;
+        let mut helper = Helper::open(BranchPolicy::Any).await;
         let sentence = helper.push(&bytes, 60_000).await.unwrap_err();
         assert!(sentence.contains("push"), "{sentence}");
         assert!(helper.pushes().is_empty());
@@ -206,7 +207,7 @@ async fn a_list_that_is_not_whole_reaches_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_push_without_an_end_is_not_read_for_ever() {
-    let mut helper = Helper::open(Branches::default()).await;
+    let mut helper = Helper::open(BranchPolicy::default()).await;
     let mut bytes = list(&["refs/heads/main"], REPORT);
     bytes.extend(vec![0; 9 << 20]);
     let sentence = helper.push(&bytes, 65_000).await.unwrap_err();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use lucid_tests::{GitServer, git};
 
 use super::{RULES, Session, history};
-use crate::Choice;
+use crate::BackendChoice;
 use crate::git::*;
 use crate::tests::Ground;
 
@@ -54,7 +54,7 @@ async fn other_branches_and_tags_can_be_checked_out_without_a_fetch() {
             &name,
             &["config", "uploadpack.allowFilter", &filters.to_string()],
         );
-        let ground = Ground::new(Choice::Landlock).await;
+        let ground = Ground::new(BackendChoice::Landlock).await;
         let session = Session::open(&ground, &url, None, RULES).await;
         let cloned = session.cloned(checkout(&session)).await.unwrap();
         assert!(cloned.all_branches, "{filters}");
@@ -92,8 +92,8 @@ async fn other_branches_and_tags_can_be_checked_out_without_a_fetch() {
 async fn where_other_branches_are_too_much_the_clone_goes_without_them_and_says_so() {
     let server = GitServer::start().await;
     let url = server.publish("big", with_side_branch().path());
-    let ground = Ground::new(Choice::Landlock).await;
-    let rules = Rules {
+    let ground = Ground::new(BackendChoice::Landlock).await;
+    let rules = GitRules {
         largest: 2 << 20,
         ..RULES
     };
@@ -182,8 +182,8 @@ async fn three_thousand_branches_with_big_files_make_a_clone_neither_large_nor_s
     assert!(import.wait().unwrap().success());
     server.git("many", &["config", "uploadpack.allowFilter", "true"]);
 
-    let ground = Ground::roomy(Choice::Landlock).await;
-    let rules = Rules {
+    let ground = Ground::roomy(BackendChoice::Landlock).await;
+    let rules = GitRules {
         depth: Some(20),
         ..RULES
     };

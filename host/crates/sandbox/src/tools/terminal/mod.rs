@@ -7,7 +7,7 @@
 
 mod screen;
 
-use screen::{BLANKS, Move, Screen};
+use screen::{BLANKS, CursorMove, TerminalScreen};
 
 use lucid_types::unicode::lossy;
 
@@ -36,7 +36,7 @@ pub(super) fn rendered(output: &[u8]) -> String {
         return text;
     }
     let mut terminal = Terminal {
-        screen: Screen::new(BLANKS),
+        screen: TerminalScreen::new(BLANKS),
         main: None,
     };
     let mut rest = text.as_str();
@@ -102,9 +102,9 @@ fn is_old_title(rest: &[u8]) -> bool {
 }
 
 struct Terminal {
-    screen: Screen,
+    screen: TerminalScreen,
     /// The screen that is restored when a program leaves its full screen.
-    main: Option<Screen>,
+    main: Option<TerminalScreen>,
 }
 
 impl Terminal {
@@ -116,11 +116,11 @@ impl Terminal {
             '\u{9d}' => return behind_title(rest),
             '\u{90}' | '\u{98}' | '\u{9e}' | '\u{9f}' => return behind_string(rest),
             '\n' | '\u{b}' | '\u{c}' | '\u{85}' => self.screen.line_feed(),
-            '\r' => self.screen.move_by(Move::Column(0)),
-            '\u{8}' => self.screen.move_by(Move::Left(1)),
+            '\r' => self.screen.move_by(CursorMove::Column(0)),
+            '\u{8}' => self.screen.move_by(CursorMove::Left(1)),
             '\t' => self.screen.tab(),
             '\u{84}' => self.screen.index(),
-            '\u{8d}' => self.screen.move_by(Move::Up(1)),
+            '\u{8d}' => self.screen.move_by(CursorMove::Up(1)),
             c if c.is_control() => {}
             c => self.screen.put(c),
         }
@@ -140,10 +140,10 @@ impl Terminal {
             '8' => self.screen.restore_cursor(),
             'D' => self.screen.index(),
             'E' => self.screen.line_feed(),
-            'M' => self.screen.move_by(Move::Up(1)),
+            'M' => self.screen.move_by(CursorMove::Up(1)),
             'c' => {
                 self.screen.erase_in_screen(2);
-                self.screen.move_by(Move::To(0, 0));
+                self.screen.move_by(CursorMove::To(0, 0));
             }
             // A character set: its name follows.
             ' '..='/' => {
@@ -203,21 +203,21 @@ impl Terminal {
         let place = |number: Option<usize>| number.unwrap_or(1).max(1) - 1;
         let screen = &mut self.screen;
         match letter {
-            'A' => screen.move_by(Move::Up(count)),
-            'B' | 'e' => screen.move_by(Move::Down(count)),
-            'C' | 'a' => screen.move_by(Move::Right(count)),
-            'D' => screen.move_by(Move::Left(count)),
+            'A' => screen.move_by(CursorMove::Up(count)),
+            'B' | 'e' => screen.move_by(CursorMove::Down(count)),
+            'C' | 'a' => screen.move_by(CursorMove::Right(count)),
+            'D' => screen.move_by(CursorMove::Left(count)),
             'E' | 'F' => {
                 screen.move_by(if letter == 'E' {
-                    Move::Down(count)
+                    CursorMove::Down(count)
                 } else {
-                    Move::Up(count)
+                    CursorMove::Up(count)
                 });
-                screen.move_by(Move::Column(0));
+                screen.move_by(CursorMove::Column(0));
             }
-            'G' | '`' => screen.move_by(Move::Column(place(numbers[0]))),
-            'd' => screen.move_by(Move::Row(place(numbers[0]))),
-            'H' | 'f' => screen.move_by(Move::To(place(numbers[0]), place(numbers[1]))),
+            'G' | '`' => screen.move_by(CursorMove::Column(place(numbers[0]))),
+            'd' => screen.move_by(CursorMove::Row(place(numbers[0]))),
+            'H' | 'f' => screen.move_by(CursorMove::To(place(numbers[0]), place(numbers[1]))),
             'J' | 'K' => self.erase(letter, first),
             'X' => screen.erase_characters(count),
             'P' => screen.delete_characters(count),
@@ -243,7 +243,10 @@ impl Terminal {
     fn full_screen(&mut self, takes: bool) {
         let blanks = self.screen.blanks();
         if takes && self.main.is_none() {
-            self.main = Some(std::mem::replace(&mut self.screen, Screen::new(blanks)));
+            self.main = Some(std::mem::replace(
+                &mut self.screen,
+                TerminalScreen::new(blanks),
+            ));
         } else if !takes && let Some(main) = self.main.take() {
             self.screen = main;
         }

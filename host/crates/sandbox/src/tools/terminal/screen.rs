@@ -79,7 +79,7 @@ impl Row {
 
 /// A screen, and what scrolled off its top.
 #[derive(Debug)]
-pub(super) struct Screen {
+pub(super) struct TerminalScreen {
     rows: Vec<Row>,
     /// The first row that the cursor can reach.
     top: usize,
@@ -94,7 +94,7 @@ pub(super) struct Screen {
 
 /// A movement of the cursor.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Move {
+pub(super) enum CursorMove {
     Up(usize),
     Down(usize),
     Left(usize),
@@ -105,7 +105,7 @@ pub(super) enum Move {
     Column(usize),
 }
 
-impl Screen {
+impl TerminalScreen {
     pub(super) fn new(blanks: usize) -> Self {
         Self {
             rows: Vec::new(),
@@ -123,22 +123,22 @@ impl Screen {
         self.blanks
     }
 
-    pub(super) fn move_by(&mut self, how: Move) {
+    pub(super) fn move_by(&mut self, how: CursorMove) {
         let bottom = self.top + HEIGHT - 1;
         match how {
-            Move::Up(by) => self.row = self.row.saturating_sub(by).max(self.top),
+            CursorMove::Up(by) => self.row = self.row.saturating_sub(by).max(self.top),
             // The cursor cannot go below what was written.
-            Move::Down(by) => {
+            CursorMove::Down(by) => {
                 self.row = (self.row + by).min(self.row.max(self.rows.len().saturating_sub(1)));
             }
-            Move::Left(by) => self.column = self.column.saturating_sub(by),
-            Move::Right(by) => self.column = (self.column + by).min(WIDTH - 1),
-            Move::To(row, column) => {
+            CursorMove::Left(by) => self.column = self.column.saturating_sub(by),
+            CursorMove::Right(by) => self.column = (self.column + by).min(WIDTH - 1),
+            CursorMove::To(row, column) => {
                 self.row = (self.top + row).min(bottom);
                 self.column = column.min(WIDTH - 1);
             }
-            Move::Row(row) => self.row = (self.top + row).min(bottom),
-            Move::Column(column) => self.column = column.min(WIDTH - 1),
+            CursorMove::Row(row) => self.row = (self.top + row).min(bottom),
+            CursorMove::Column(column) => self.column = column.min(WIDTH - 1),
         }
     }
 
@@ -147,7 +147,7 @@ impl Screen {
     }
 
     pub(super) fn restore_cursor(&mut self) {
-        self.move_by(Move::To(self.saved.0, self.saved.1));
+        self.move_by(CursorMove::To(self.saved.0, self.saved.1));
     }
 
     /// Moves to the next row, in the same column.

@@ -93,7 +93,7 @@ fn bytes_that_are_not_utf8_stay_and_new_ones_are_of_the_files_encoding() {
         b"caf\xe9 \x80\nna\xefve \xfcber \x80\n"
     );
     let refused = file(latin).replace(0..1, "\u{4e2d}");
-    assert_eq!(refused, Err(Unencodable('\u{4e2d}')));
+    assert_eq!(refused, Err(UnencodableChar('\u{4e2d}')));
     // UTF-8 with one invalid byte, which stays beside the new text.
     let mixed = b"\xc3\xa9 and \xe9 x\n";
     assert_eq!(file(mixed).encoding, Encoding::Utf8);
