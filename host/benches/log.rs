@@ -115,7 +115,7 @@ impl Writer {
             }],
             not_begun: Vec::new(),
             closed: row.checked_sub(1).map(effect).into_iter().collect(),
-            taken: Vec::new(),
+            processed: Vec::new(),
             pushed: None,
             counters: Counters {
                 step: row + 1,

@@ -106,7 +106,7 @@ impl Hosted {
         };
         let detected = Sandboxes::detect(choice, settings, builtin::EXEC);
         let sandboxes = Box::pin(detected).await.unwrap();
-        sandboxes.take_over(|_| false).await.unwrap();
+        sandboxes.adopt(|_| false).await.unwrap();
         Self { sandboxes, data }
     }
 
@@ -181,7 +181,7 @@ async fn warm(plan: &Plan, host: &Hosted) -> Duration {
         // Only a container that is ready is measured; how soon the pool is full again is not.
         let begun = loop {
             let begun = Instant::now();
-            if host.sandboxes.prepare(&session, &place) {
+            if host.sandboxes.claim_warm(&session, &place) {
                 break begun;
             }
             // The pool tells nobody when it is full.

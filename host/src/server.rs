@@ -101,7 +101,7 @@ pub enum StartError {
 impl StartError {
     /// Whether the same start may succeed later: a disk is full, or another process holds the database's
     /// lock. What may not be written at all stays so.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         lucid_store::transient_cause(self).is_some_and(|reason| reason != Transient::ReadOnly)
     }
 }
@@ -120,7 +120,7 @@ pub struct App {
     reserve: DiskReserve,
     /// What of it never changes.
     about: DeploymentInfo,
-    generations: DeploymentManager,
+    deployment: DeploymentManager,
     /// How the last start was on another machine or in another folder; empty until this one is noted.
     elsewhere: OnceCell<Option<String>>,
 }
@@ -138,7 +138,7 @@ pub enum WorkspaceRetention {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResumeMode {
     /// They go on, unless the database comes from elsewhere.
-    Usual,
+    Default,
     /// They go on, wherever it comes from.
     All,
     /// They wait for their users.
@@ -154,7 +154,7 @@ pub(crate) struct DataDirs {
 }
 
 impl DataDirs {
-    pub(crate) fn below(base: &Path) -> Self {
+    pub(crate) fn under(base: &Path) -> Self {
         let own = base.join(".lucid");
         Self {
             data: own.join("data"),
@@ -184,21 +184,21 @@ impl App {
         storage: &Path,
         keep: WorkspaceRetention,
     ) -> Result<Self, StartError> {
-        let machine = DataDirs::below(&config.workspace_base_path);
-        make(&config.workspace_base_path)?;
-        make(storage)?;
+        let machine = DataDirs::under(&config.workspace_base_path);
+        create_dir(&config.workspace_base_path)?;
+        create_dir(storage)?;
         let keys = config.keys()?;
         let mut auth = Authenticator::new(keys.jwt.as_ref(), config.internal_api_key.clone());
         if let Some(url) = &config.jwks_url {
             auth = auth.with_jwks(Arc::new(
-                Jwks::new(url.clone())?.beside_secret(config.jwt_secret.is_some()),
+                Jwks::new(url.clone())?.with_shared_secret(config.jwt_secret.is_some()),
             ));
         }
-        let store = open_store(&DataDirs::below(storage))?;
-        let reserve = DiskReserve::of(store.folder(), config.disk_reserve);
-        let blobs = Blobs::new(&DataDirs::below(storage).data.join("blobs"));
-        let (generations, sandboxes) = tokio::try_join!(
-            generations(&config, &machine, blobs.clone()),
+        let store = open_store(&DataDirs::under(storage))?;
+        let reserve = DiskReserve::new(store.folder(), config.disk_reserve);
+        let blobs = Blobs::new(&DataDirs::under(storage).data.join("blobs"));
+        let (deployment, sandboxes) = tokio::try_join!(
+            start_deployment(&config, &machine, blobs.clone()),
             find_sandboxes(&config, &machine)
         )?;
         // A single run is refused with this reason itself.
@@ -207,32 +207,32 @@ impl App {
             .filter(|_| keep == WorkspaceRetention::No)
         {
             tracing::warn!("sessions that need a sandbox are refused: {reason}");
-        } else if let Some(shortfall) = sandboxes.shortfall() {
+        } else if let Some(shortfall) = sandboxes.shortcoming() {
             tracing::warn!("{shortfall}");
         }
-        sandboxes.keep_looking();
-        for warning in &generations.now().deployed.warnings {
+        sandboxes.start_monitoring();
+        for warning in &deployment.now().snapshot.warnings {
             tracing::warn!("{warning}");
         }
         let UserStores {
             chats,
             outbox,
             integrations,
-        } = records(&config, &store, keep).await?;
+        } = open_user_stores(&config, &store, keep).await?;
         if let Some(outbox) = outbox.clone() {
-            auth = auth.telling(move |who| outbox.seen(who));
+            auth = auth.on_authenticated(move |who| outbox.remember_token(who));
         }
         let about = DeploymentInfo {
             store: store.kind().to_owned(),
             ..DeploymentInfo::default()
         };
-        let deployed = generations.clone();
+        let snapshot = deployment.clone();
         let accounts = Accounts::new(integrations, TokenCipher::new(&keys.seal), move || {
-            deployed.now().deployed.git.clone()
+            snapshot.now().snapshot.git.clone()
         });
-        let git = generations.clone();
+        let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
-        let ground = EnvironmentFactory {
+        let factory = EnvironmentFactory {
             sandboxes: sandboxes.clone(),
             workspaces: workspaces.clone(),
             blobs,
@@ -245,22 +245,22 @@ impl App {
                 largest: config.git_size_limit,
                 longest: config.git_timeout,
             },
-            git_user: Arc::new(move |url| git.now().deployed.git.git_user(url)),
+            git_user: Arc::new(move |url| git.now().snapshot.git.git_user(url)),
             keep: keep == WorkspaceRetention::Workspaces,
             watcher: watcher(storage),
             disk_limit: config.sandbox_disk_limit,
-            quota_reserve: reserve.on(storage),
+            quota_reserve: reserve.for_folder(storage),
             reserve: reserve.clone(),
-            rooms: OpenEnvironments::default(),
+            open: OpenEnvironments::default(),
         };
-        disk_guard::watch(storage, ground.disk_limit, &ground.rooms);
-        log_reserve::watch(reserve.clone(), store.clone(), &ground.rooms);
+        disk_guard::watch(storage, factory.disk_limit, &factory.open);
+        log_reserve::watch(reserve.clone(), store.clone(), &factory.open);
         let sessions = Sessions::new(SessionDeps {
             log: Arc::new(store.clone()),
             sealer: Sealer::new(&keys.seal),
-            deployment: generations.deployment(),
-            places: Arc::new(ground),
-            changes: Arc::new(PullRequestOpener {
+            deployment: deployment.deployment(),
+            environments: Arc::new(factory),
+            pull_requests: Arc::new(PullRequestOpener {
                 accounts: accounts.clone(),
                 outbox: outbox.clone(),
             }),
@@ -288,7 +288,7 @@ impl App {
             store,
             reserve,
             about,
-            generations,
+            deployment,
             elsewhere: OnceCell::new(),
         })
     }
@@ -306,8 +306,8 @@ impl App {
             self.store.write(release).await?;
         }
         let alive = self.sessions.in_log().await?;
-        let taken = self.sandboxes.take_over(|session| alive.contains(session));
-        match taken.await {
+        let adopted = self.sandboxes.adopt(|session| alive.contains(session));
+        match adopted.await {
             Ok(none) if none == Adopted::default() => {}
             Ok(Adopted { kept, removed }) => {
                 tracing::info!(kept, removed, "containers of the last run");
@@ -351,10 +351,10 @@ impl App {
         // The last rounds are written when the time for commands is up.
         let rest = self.sessions.shut_down_within(patience.mul_f64(0.9));
         match timeout(patience, rest).await {
-            Ok(paused) => say_what_is_left(&paused),
+            Ok(paused) => report_paused(&paused),
             Err(_) => {
                 tracing::warn!("some sessions did not come to rest; they go on at the next start");
-                say_what_is_left(&self.sessions.take_paused());
+                report_paused(&self.sessions.take_paused());
             }
         }
         // What does not go now goes after the next start.
@@ -388,19 +388,19 @@ impl App {
     }
 
     /// What the deployment is by now.
-    pub fn generations(&self) -> &DeploymentManager {
-        &self.generations
+    pub fn deployment(&self) -> &DeploymentManager {
+        &self.deployment
     }
 
     /// What the routes work with.
     pub fn api(&self) -> Api {
         let (fixed, sessions) = (self.about.clone(), self.sessions.clone());
         let sandboxes = self.sandboxes.clone();
-        let generations = self.generations.clone();
+        let deployment = self.deployment.clone();
         let (store, reserve) = (self.store.clone(), self.reserve.clone());
         let about = move || {
-            let deployed = generations.now().deployed;
-            let (policy, model) = deployed.defaults();
+            let snapshot = deployment.now().snapshot;
+            let (policy, model) = snapshot.defaults();
             let unwritten = store.health().failure();
             let unwritten = unwritten.map(|reason| {
                 format!("The log cannot be written, because {reason}. Sessions wait until it can.")
@@ -413,8 +413,8 @@ impl App {
                 active_sandboxes: sessions.count_with_workspace(),
                 llm_model: model,
                 default_policy: policy.to_owned(),
-                real_agent: deployed.policies.default_is_real(),
-                plugins: deployed.plugins.list().into_iter().map(view).collect(),
+                real_agent: snapshot.policies.default_is_real(),
+                plugins: snapshot.plugins.list().into_iter().map(view).collect(),
                 ..fixed.clone()
             }
         };
@@ -424,7 +424,7 @@ impl App {
             self.workspaces.clone(),
             self.chats.clone(),
             self.accounts.clone(),
-            self.generations.clone(),
+            self.deployment.clone(),
             about,
         )
     }
@@ -435,7 +435,7 @@ impl App {
     }
 }
 
-fn say_what_is_left(paused: &PausedSessions) {
+fn report_paused(paused: &PausedSessions) {
     for (session, command) in &paused.commands {
         tracing::warn!(%session, command, "a command was cut off by the shutdown; its agent is told at the next start");
     }
@@ -450,7 +450,7 @@ fn say_what_is_left(paused: &PausedSessions) {
 }
 
 /// A folder that others may pass through, as sandboxes must, and not look into.
-pub(crate) fn make(folder: &Path) -> Result<(), StartError> {
+pub(crate) fn create_dir(folder: &Path) -> Result<(), StartError> {
     let made = std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
     made.map_err(|cause| StartError::Folder {
@@ -470,7 +470,7 @@ fn watcher(base: &Path) -> Option<Watcher> {
 
 /// The log and the chats.
 pub(crate) fn open_store(folders: &DataDirs) -> Result<Store, StartError> {
-    make(&folders.own)?;
+    create_dir(&folders.own)?;
     Ok(Store::open(&folders.data)?)
 }
 
@@ -483,7 +483,7 @@ struct UserStores {
 
 /// The records where the settings say, or in the local database. A single run at a terminal
 /// (`WorkspaceRetention::Workspaces`) is this machine's own.
-async fn records(
+async fn open_user_stores(
     config: &Config,
     store: &Store,
     keep: WorkspaceRetention,
@@ -499,18 +499,18 @@ async fn records(
             integrations: Arc::new(store.clone()),
         });
     };
-    let records = Arc::new(SupabaseChatStore::new(Supabase::new(settings)?));
-    let outbox = Outbox::start(store.clone(), SupabaseChatStore::clone(&records)).await?;
+    let stores = Arc::new(SupabaseChatStore::new(Supabase::new(settings)?));
+    let outbox = Outbox::start(store.clone(), SupabaseChatStore::clone(&stores)).await?;
     Ok(UserStores {
-        chats: Chats::elsewhere(store.clone(), records.clone(), outbox.clone()),
+        chats: Chats::remote(store.clone(), stores.clone(), outbox.clone()),
         outbox: Some(outbox),
-        integrations: records,
+        integrations: stores,
     })
 }
 
 /// The deployment that the manifest and the environment say, with the plugins compiled or taken from
 /// the cache. `blobs` has the files of conversations.
-async fn generations(
+async fn start_deployment(
     config: &Config,
     folders: &DataDirs,
     blobs: Blobs,
@@ -518,12 +518,18 @@ async fn generations(
     let engine = engine(folders)?;
     let largest = EngineOptions::default().largest_component as u64;
     let components = ComponentStore::new(folders.data.join("components"), largest);
-    let first = DeploymentManager::start(config, engine, blobs, depot(folders), components);
+    let first = DeploymentManager::start(
+        config,
+        engine,
+        blobs,
+        open_upload_store(folders),
+        components,
+    );
     Ok(Box::pin(first).await?)
 }
 
 /// What was uploaded on this machine.
-pub(crate) fn depot(folders: &DataDirs) -> UploadStore {
+pub(crate) fn open_upload_store(folders: &DataDirs) -> UploadStore {
     UploadStore::new(folders.data.join("plugins"))
 }
 
@@ -533,16 +539,16 @@ pub(crate) async fn deploy(
     folders: &DataDirs,
     blobs: Blobs,
 ) -> Result<Arc<DeploymentSnapshot>, StartError> {
-    let now = generations(config, folders, blobs).await?.now();
+    let now = start_deployment(config, folders, blobs).await?.now();
     match now.refused {
         // A server would start without it, and whoever looks is to know.
         Some((_, problems)) => Err(StartError::Deployment((*problems).clone())),
-        None => Ok(now.deployed),
+        None => Ok(now.snapshot),
     }
 }
 
 fn engine(folders: &DataDirs) -> Result<Engine, StartError> {
-    make(&folders.own)?;
+    create_dir(&folders.own)?;
     Ok(Engine::new(EngineOptions {
         cache: Some(folders.cache.clone()),
         ..EngineOptions::default()
@@ -554,7 +560,7 @@ pub(crate) async fn find_sandboxes(
     config: &Config,
     folders: &DataDirs,
 ) -> Result<Sandboxes, StartError> {
-    make(&folders.own)?;
+    create_dir(&folders.own)?;
     let choice = match config.sandbox_backend {
         SandboxBackend::Docker => BackendChoice::Docker,
         SandboxBackend::Auto if config.sandbox_allow_local => BackendChoice::AutoOrLocal,
@@ -607,7 +613,7 @@ fn sandbox_name(sandboxes: &Sandboxes) -> String {
 fn sandbox_notice(sandboxes: &Sandboxes) -> Option<String> {
     let kind = sandboxes.kind();
     sandboxes.refusal().is_none().then_some(())?;
-    sandboxes.shortfall().map(|_| {
+    sandboxes.shortcoming().map(|_| {
         format!(
             "Sandboxes are not as good as they could be: {kind} is used. The server's log and `lucid doctor` say why."
         )

@@ -133,15 +133,11 @@ async fn misbehaved(task: &str) -> CallError {
     neighbour.more(3).await;
     let before = neighbour.steps();
     let called = within(&format!("`{task}` to be stopped"), step(&hostile, task)).await;
+    assert!(called.usage.fuel <= limits().fuel + 1, "{:?}", called.usage);
     assert!(
-        called.figures.fuel <= limits().fuel + 1,
+        called.usage.memory_bytes <= limits().memory_bytes as u64,
         "{:?}",
-        called.figures
-    );
-    assert!(
-        called.figures.memory_bytes <= limits().memory_bytes as u64,
-        "{:?}",
-        called.figures
+        called.usage
     );
     let error = called.result.expect_err(task);
     // Whoever is told must know which plugin, and what to do.

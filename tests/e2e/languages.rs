@@ -154,9 +154,9 @@ async fn the_same_step_twice(built: &Template) {
     let before = begin(&plugin, 1_700_000_000_000).await;
     let second = engine(built);
     let after = begin(&load(&second, built).await, 1_700_000_000_000).await;
-    assert_eq!(before.figures.fuel, after.figures.fuel);
+    assert_eq!(before.usage.fuel, after.usage.fuel);
     assert_eq!(before.result, after.result);
-    let (figures, limits) = (before.figures, PluginLimits::default());
+    let (figures, limits) = (before.usage, PluginLimits::default());
     eprintln!("{}: {figures:?}", built.component.display());
     assert!(
         figures.memory_bytes < limits.memory_bytes as u64 / 2,

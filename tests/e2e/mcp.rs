@@ -14,11 +14,11 @@ const KEY: &str = "sk-the-wikis-own-key-0123456789";
 const WRONG: &str = "sk-another-key-9876543210-abc";
 
 /// A deployment whose manifest is these entries, and the default agent on this model.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
 }
 
-impl Ground {
+impl Fixture {
     fn new(entries: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("server.py"), SERVER).unwrap();
@@ -131,7 +131,7 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
         "box",
         "env = { GREETING = \"hello\" }\ntools = [\"echo\", \"count\", \"write\", \"env\", \"picture\", \"fail\", \"ask\", \"dotted.name\", \"half\"]",
     );
-    let ground = Ground::new(&entries);
+    let fixture = Fixture::new(&entries);
     let model = Model::start(|number, seen| {
         // The host asks first whether the key is good.
         if number == usize::MAX {
@@ -166,7 +166,7 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
         }
     })
     .await;
-    let host = ground.host(&model).start();
+    let host = fixture.host(&model).start();
     let mut one = Socket::open(&host, "alice", task()).await;
     one.completed().await;
     let first = results(&model);
@@ -222,7 +222,7 @@ async fn a_program_in_the_sandbox_gives_an_agent_the_tools_that_are_allowed_and_
 async fn a_hostile_program_harms_nothing_but_its_own_call_and_is_started_again() {
     let entries =
         program("box", "tools = [\"*\"]\ntime = 20") + &program("other", "tools = [\"count\"]");
-    let ground = Ground::new(&entries);
+    let fixture = Fixture::new(&entries);
     let model = Model::start(|number, _| match number {
         0 => calls([
             ("other__count", json!({})),
@@ -241,7 +241,7 @@ async fn a_hostile_program_harms_nothing_but_its_own_call_and_is_started_again()
         _ => call("finish", json!({"message": "Done."})),
     })
     .await;
-    let host = ground.host(&model).start();
+    let host = fixture.host(&model).start();
     let mut socket = Socket::open(&host, "alice", task()).await;
     socket.completed().await;
     let said = results(&model);
@@ -295,13 +295,13 @@ async fn servers_that_do_not_start_are_left_out_and_said_and_the_session_goes_on
         program("well", "tools = [\"echo\"]"),
         program("others", "tools = [\"*\"]\npolicies = [\"mock\"]"),
     ];
-    let ground = Ground::new(&entries.concat());
+    let fixture = Fixture::new(&entries.concat());
     let model = Model::start(|number, _| match number {
         0 => call("well__echo", json!({"text": "hi"})),
         _ => call("finish", json!({"message": "Done."})),
     })
     .await;
-    let host = ground.host(&model).start();
+    let host = fixture.host(&model).start();
     let mut socket = Socket::open(&host, "alice", task()).await;
     socket.completed().await;
     let mcp: Vec<_> = told(&model.completions()[0])
@@ -338,7 +338,7 @@ async fn servers_that_do_not_start_are_left_out_and_said_and_the_session_goes_on
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_takes_too_long_or_is_stopped_is_given_up_and_the_server_is_told() {
     let entries = program("box", "tools = [\"hang\", \"echo\"]\ntime = 1");
-    let ground = Ground::new(&entries);
+    let fixture = Fixture::new(&entries);
     let model = Model::start(|number, _| match number {
         0 => calls([
             ("box__hang", json!({})),
@@ -349,7 +349,7 @@ async fn a_call_that_takes_too_long_or_is_stopped_is_given_up_and_the_server_is_
         _ => call("box__hang", json!({})),
     })
     .await;
-    let mut host = ground.host(&model).start();
+    let mut host = fixture.host(&model).start();
     let mut socket = Socket::open(&host, "alice", task()).await;
     socket.completed().await;
     let said = results(&model);
@@ -362,7 +362,7 @@ async fn a_call_that_takes_too_long_or_is_stopped_is_given_up_and_the_server_is_
 
     // A stop in the middle of a call ends the session at once, and the program with it.
     let longer = entries.replace("time = 1", "time = 600");
-    std::fs::write(ground.path("lucid.toml"), longer).unwrap();
+    std::fs::write(fixture.path("lucid.toml"), longer).unwrap();
     host.stop().await;
     host.start_again();
     let mut socket = Socket::open(&host, "alice", task()).await;
@@ -385,8 +385,8 @@ async fn a_call_that_takes_too_long_or_is_stopped_is_given_up_and_the_server_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_on_the_network_is_asked_with_its_key_which_nobody_sees() {
-    let ground = Ground::new("");
-    let folder = ground.folder.path();
+    let fixture = Fixture::new("");
+    let folder = fixture.folder.path();
     let elsewhere = Http::start(folder, "elsewhere", "");
     let away = format!("http://localhost:{}/mcp", elsewhere.port);
     let wiki = Http::start(folder, "wiki", &away);
@@ -404,7 +404,7 @@ async fn a_server_on_the_network_is_asked_with_its_key_which_nobody_sees() {
         entry("keyless", "/mcp", "tools = [\"*\"]"),
         entry("wrong", "/mcp", "key = \"WRONG_KEY\"\ntools = [\"*\"]"),
     ];
-    std::fs::write(ground.path("lucid.toml"), entries.concat()).unwrap();
+    std::fs::write(fixture.path("lucid.toml"), entries.concat()).unwrap();
     let model = Model::start(|number, _| match number {
         0 => calls([
             ("wiki__echo", json!({"text": "hi"})),
@@ -418,7 +418,7 @@ async fn a_server_on_the_network_is_asked_with_its_key_which_nobody_sees() {
         _ => call("finish", json!({"message": "Done."})),
     })
     .await;
-    let host = ground
+    let host = fixture
         .host(&model)
         .set("WIKI_KEY", KEY)
         .set("WRONG_KEY", WRONG)
@@ -487,14 +487,14 @@ async fn a_server_on_the_network_is_asked_with_its_key_which_nobody_sees() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_manifest_holds_for_the_next_session() {
-    let ground = Ground::new(&program("box", "tools = [\"echo\"]"));
+    let fixture = Fixture::new(&program("box", "tools = [\"echo\"]"));
     let model = Model::start(|_, _| call("finish", json!({"message": "Done."}))).await;
-    let host = ground.host(&model).start();
+    let host = fixture.host(&model).start();
     let mut socket = Socket::open(&host, "alice", task()).await;
     socket.completed().await;
     assert!(told(&model.completions()[0]).contains(&"box__echo".to_owned()));
     std::fs::write(
-        ground.path("lucid.toml"),
+        fixture.path("lucid.toml"),
         program("crate", "tools = [\"count\"]"),
     )
     .unwrap();

@@ -29,12 +29,12 @@ fn digest(wasm: &[u8]) -> String {
 }
 
 /// A deployment with the first build of the policy that counts, which its manifest pins.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
     host: Host,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         Self::with(|host| host)
     }
@@ -222,8 +222,8 @@ fn adapter() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_but_an_administrator_sees_or_changes_plugins() {
-    let ground = Ground::new();
-    let build = ground.upload(counting(2, "good")).await;
+    let fixture = Fixture::new();
+    let build = fixture.upload(counting(2, "good")).await;
     let routes = [
         ("GET", PLUGINS.to_owned(), None),
         ("POST", PLUGINS.to_owned(), Some(String::new())),
@@ -247,7 +247,7 @@ async fn nobody_but_an_administrator_sees_or_changes_plugins() {
     ];
     for (method, path, body) in &routes {
         let call = async |headers: &[(&str, &str)]| {
-            ground.host.send(method, path, headers, body.clone()).await
+            fixture.host.send(method, path, headers, body.clone()).await
         };
         call(&[]).await.refused(401, "Authentication required");
         let old = format!("Bearer {}", expired_token("alice"));
@@ -272,7 +272,7 @@ async fn nobody_but_an_administrator_sees_or_changes_plugins() {
         call(&both).await.problem(403);
     }
     assert_eq!(
-        ground.plugin("policy", "counting").await["source"],
+        fixture.plugin("policy", "counting").await["source"],
         "file",
         "nothing was activated"
     );
@@ -283,24 +283,24 @@ async fn nobody_but_an_administrator_sees_or_changes_plugins() {
         &[("authorization", &*of_app)][..],
         &[("x-user-id", "dave"), ("x-internal-key", INTERNAL)],
     ] {
-        ground.host.send("GET", PLUGINS, headers, None).await.ok();
+        fixture.host.send("GET", PLUGINS, headers, None).await.ok();
         let path = format!("{PLUGINS}/policy/counting/activate");
         let body = json!({ "digest": build }).to_string();
-        ground
+        fixture
             .host
             .send("POST", &path, headers, Some(body))
             .await
             .ok();
-        let by = &ground.plugin("policy", "counting").await["activated"][0]["by"];
+        let by = &fixture.plugin("policy", "counting").await["activated"][0]["by"];
         assert!(by == "carol" || by == "dave", "{by}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back() {
-    let mut ground = Ground::new();
+    let mut fixture = Fixture::new();
     let manifests = digest(&counting(1, "good"));
-    let (status, kept) = ground.send(counting(2, "good")).await;
+    let (status, kept) = fixture.send(counting(2, "good")).await;
     assert_eq!(status, 200, "{kept}");
     let second = digest(&counting(2, "good"));
     assert_eq!(
@@ -326,18 +326,18 @@ async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back(
     );
     assert_eq!(kept["calls"][0]["call"], "describe", "{kept}");
     assert_eq!(
-        ground.begins_with().await,
+        fixture.begins_with().await,
         "build-0001",
         "an upload alone changes nothing"
     );
 
     // A session that is in the middle of something moves along.
-    let mut long = Socket::open(&ground.host, "bob", task(10_000, "counting")).await;
+    let mut long = Socket::open(&fixture.host, "bob", task(10_000, "counting")).await;
     long.until("its beginning", |frame| {
         frame["content"] == "begun by build-0001"
     })
     .await;
-    let before = ground.plugin("policy", "counting").await;
+    let before = fixture.plugin("policy", "counting").await;
     assert_eq!(
         (&before["source"], &before["digest"]),
         (&json!("file"), &json!(manifests))
@@ -361,7 +361,7 @@ async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back(
         "{before}"
     );
 
-    let first_change = ground
+    let first_change = fixture
         .activate("policy", "counting", &format!("sha256:{second}"))
         .await
         .ok();
@@ -373,12 +373,12 @@ async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back(
         ),
         (&json!(second), &json!("upload"), &json!("build-0002"))
     );
-    assert_eq!(ground.begins_with().await, "build-0002");
+    assert_eq!(fixture.begins_with().await, "build-0002");
     long.until("the move", |frame| {
         frame["content"] == "moved to build-0002"
     })
     .await;
-    let now = ground.plugin("policy", "counting").await;
+    let now = fixture.plugin("policy", "counting").await;
     let others: u64 = now["otherBuilds"]
         .as_array()
         .unwrap()
@@ -401,37 +401,37 @@ async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back(
     );
     assert_eq!(now["activated"][0]["by"], "alice");
 
-    let third = ground.upload(counting(3, "good")).await;
-    let second_change = ground.activate("policy", "counting", &third).await.ok();
+    let third = fixture.upload(counting(3, "good")).await;
+    let second_change = fixture.activate("policy", "counting", &third).await.ok();
     assert!(second_change["generation"].as_u64() > first_change["generation"].as_u64());
-    assert_eq!(ground.begins_with().await, "build-0003");
+    assert_eq!(fixture.begins_with().await, "build-0003");
     // What is active already is no other build to go back from.
-    ground.activate("policy", "counting", &third).await.ok();
+    fixture.activate("policy", "counting", &third).await.ok();
 
-    let back = ground.roll_back("policy", "counting").await.ok();
+    let back = fixture.roll_back("policy", "counting").await.ok();
     assert_eq!(back["digest"], second.as_str());
-    assert_eq!(ground.begins_with().await, "build-0002");
+    assert_eq!(fixture.begins_with().await, "build-0002");
     drop(long);
 
-    ground.host.stop().await;
-    ground.host.start_again();
+    fixture.host.stop().await;
+    fixture.host.start_again();
     assert_eq!(
-        ground.begins_with().await,
+        fixture.begins_with().await,
         "build-0002",
         "it holds over a restart"
     );
-    let back = ground.roll_back("policy", "counting").await.ok();
+    let back = fixture.roll_back("policy", "counting").await.ok();
     assert_eq!(
         (&back["digest"], &back["source"]),
         (&json!(manifests), &json!("file"))
     );
-    assert_eq!(ground.begins_with().await, "build-0001");
-    let detail = ground.roll_back("policy", "counting").await.problem(409);
+    assert_eq!(fixture.begins_with().await, "build-0001");
+    let detail = fixture.roll_back("policy", "counting").await.problem(409);
     assert!(
         detail.contains("no uploaded build to go back from"),
         "{detail}"
     );
-    let uploads = ground.list().await["uploads"].clone();
+    let uploads = fixture.list().await["uploads"].clone();
     assert_eq!(uploads.as_array().unwrap().len(), 2, "{uploads}");
     assert_eq!(
         (&uploads[0]["version"], &uploads[0]["by"]),
@@ -441,10 +441,10 @@ async fn an_uploaded_build_takes_over_and_a_rollback_brings_the_one_before_back(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() {
-    let ground = Ground::new();
-    let build = ground.upload(counting(5, "good")).await;
+    let fixture = Fixture::new();
+    let build = fixture.upload(counting(5, "good")).await;
     // A name that nobody has is a slip more often, and is answered with those that there are.
-    let detail = ground
+    let detail = fixture
         .activate("policy", "countin", &build)
         .await
         .problem(404);
@@ -453,26 +453,26 @@ async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() 
             && detail.contains("--new"),
         "{detail}"
     );
-    let added = ground.add("policy", "fresh", &build).await.ok();
+    let added = fixture.add("policy", "fresh", &build).await.ok();
     assert_eq!(
         (&added["name"], &added["source"]),
         (&json!("fresh"), &json!("upload"))
     );
-    assert_eq!(ground.begins_with_policy("fresh").await, "build-0005");
+    assert_eq!(fixture.begins_with_policy("fresh").await, "build-0005");
     assert_eq!(
-        ground.begins_with().await,
+        fixture.begins_with().await,
         "build-0001",
         "the default is the manifest's"
     );
     assert_eq!(
-        ground.plugin("policy", "fresh").await["component"],
+        fixture.plugin("policy", "fresh").await["component"],
         Value::Null
     );
     // From then on it is a name like others.
-    let next = ground.upload(counting(6, "good")).await;
-    ground.activate("policy", "fresh", &next).await.ok();
-    ground.roll_back("policy", "fresh").await.ok();
-    let shown = ground.plugin("policy", "fresh").await;
+    let next = fixture.upload(counting(6, "good")).await;
+    fixture.activate("policy", "fresh", &next).await.ok();
+    fixture.roll_back("policy", "fresh").await.ok();
+    let shown = fixture.plugin("policy", "fresh").await;
     assert_eq!(shown["digest"], build.as_str());
     let rolled = &shown["rolledBack"];
     assert_eq!(
@@ -482,28 +482,31 @@ async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() 
     );
     assert!(rolled[0]["at"].is_string(), "{rolled}");
     let back = format!("a plugin's build was rolled back (sha256:{next})");
-    ground.host.says(&back).await;
-    let log = ground.host.log();
+    fixture.host.says(&back).await;
+    let log = fixture.host.log();
     let line = log.lines().find(|line| line.contains(&back));
     assert!(line.unwrap().contains("by=\"alice\""), "{line:?}");
-    let gone = ground.roll_back("policy", "fresh").await.ok();
+    let gone = fixture.roll_back("policy", "fresh").await.ok();
     assert_eq!(gone["digest"], Value::Null);
-    let refused = ground
+    let refused = fixture
         .host
         .post("bob", "/api/v1/sessions", task(0, "fresh"))
         .await;
     let refused = refused.problem(400);
     assert!(refused.starts_with("Unknown policy 'fresh': "), "{refused}");
 
-    let own = ground.upload(adapter()).await;
-    let detail = ground.activate("llm", "elsewhere", &own).await.problem(404);
+    let own = fixture.upload(adapter()).await;
+    let detail = fixture
+        .activate("llm", "elsewhere", &own)
+        .await
+        .problem(404);
     assert!(
         detail.contains("needs an entry in the manifest"),
         "{detail}"
     );
-    let before = ground.plugin("llm", "house").await;
-    ground.activate("llm", "house", &own).await.ok();
-    let after = ground.plugin("llm", "house").await;
+    let before = fixture.plugin("llm", "house").await;
+    fixture.activate("llm", "house", &own).await.ok();
+    let after = fixture.plugin("llm", "house").await;
     assert_eq!(
         (&after["ownName"], &after["version"]),
         (&json!("own-adapter"), &json!("7.8.9"))
@@ -520,19 +523,19 @@ async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() 
         })
     );
     assert!(
-        !ground.list().await.to_string().contains("the-house-key"),
+        !fixture.list().await.to_string().contains("the-house-key"),
         "the key is shown"
     );
-    ground.roll_back("llm", "house").await.ok();
+    fixture.roll_back("llm", "house").await.ok();
     assert_eq!(
-        ground.plugin("llm", "house").await["digest"],
+        fixture.plugin("llm", "house").await["digest"],
         before["digest"]
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_good_plugin_is_refused_with_the_reason_and_not_kept() {
-    let ground = Ground::new();
+    let fixture = Fixture::new();
     let other_world =
         r#"(component (instance $i) (export "acme:review/review@1.0.0" (instance $i)))"#;
     let forbidden = r#"(component (import "acme:net/sockets@1.0.0" (instance)))"#;
@@ -570,7 +573,7 @@ async fn what_is_no_good_plugin_is_refused_with_the_reason_and_not_kept() {
             "did not describe itself",
         ),
     ] {
-        let (status, answer) = ground.send(wasm).await;
+        let (status, answer) = fixture.send(wasm).await;
         let detail = answer["detail"].as_str().unwrap_or_default();
         assert_eq!(status, 422, "{what}: {answer}");
         assert!(
@@ -583,7 +586,7 @@ async fn what_is_no_good_plugin_is_refused_with_the_reason_and_not_kept() {
         ("authorization", &*bearer),
         ("content-type", "application/json"),
     ];
-    let answer = ground
+    let answer = fixture
         .host
         .send("POST", PLUGINS, &wrong, Some("{}".to_owned()))
         .await;
@@ -594,7 +597,7 @@ async fn what_is_no_good_plugin_is_refused_with_the_reason_and_not_kept() {
 
     // Before a byte of it is read, and while it comes without a length.
     let most = (64 << 20) + 1;
-    let address = ground.host.address().to_owned();
+    let address = fixture.host.address().to_owned();
     let head = format!(
         "POST {PLUGINS} HTTP/1.1\r\nhost: {address}\r\nauthorization: {bearer}\r\ncontent-type: {WASM}\r\n"
     );
@@ -616,15 +619,15 @@ async fn what_is_no_good_plugin_is_refused_with_the_reason_and_not_kept() {
         assert!(answer.contains("67108864 bytes"), "{answer}");
     }
 
-    assert_eq!(ground.list().await["uploads"], json!([]));
-    let left = std::fs::read_dir(ground.depot()).map_or(0, Iterator::count);
+    assert_eq!(fixture.list().await["uploads"], json!([]));
+    let left = std::fs::read_dir(fixture.depot()).map_or(0, Iterator::count);
     assert_eq!(
         left,
         0,
         "something was kept in {}",
-        ground.depot().display()
+        fixture.depot().display()
     );
-    assert_eq!(ground.begins_with().await, "build-0001");
+    assert_eq!(fixture.begins_with().await, "build-0001");
 }
 
 /// Sends a request's head and so many chunks of 1 MiB, and returns what comes back.
@@ -654,9 +657,9 @@ fn raw(address: &str, head: &[u8], chunks: usize) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
-    let ground = Ground::new();
-    let build = ground.upload(counting(2, "good")).await;
-    let before = ground.plugin("policy", "counting").await["digest"].clone();
+    let fixture = Fixture::new();
+    let build = fixture.upload(counting(2, "good")).await;
+    let before = fixture.plugin("policy", "counting").await["digest"].clone();
     let none = "0".repeat(64);
     for (kind, name, digest, status, reason) in [
         ("policy", "counting", &*none, 404, "was uploaded"),
@@ -696,7 +699,7 @@ async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
         ("policy", "%2e%2e%2fx", &*build, 422, "A plugin's name is"),
         ("policy", "a%00b", &*build, 422, "A plugin's name is"),
     ] {
-        let detail = ground.activate(kind, name, digest).await.problem(status);
+        let detail = fixture.activate(kind, name, digest).await.problem(status);
         assert!(detail.contains(reason), "{kind} {name} {digest}: {detail}");
     }
     for body in [
@@ -708,7 +711,7 @@ async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
     ] {
         let bearer = format!("Bearer {}", admin());
         let path = format!("{PLUGINS}/policy/counting/activate");
-        let answer = ground
+        let answer = fixture
             .host
             .send(
                 "POST",
@@ -720,12 +723,12 @@ async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
         assert!(matches!(answer.status, 400 | 422), "{body}: {answer:?}");
     }
     for name in ["counting", "nobody", "UPPER"] {
-        let status = ground.roll_back("policy", name).await.status;
+        let status = fixture.roll_back("policy", name).await.status;
         assert!(matches!(status, 404 | 409 | 422), "{name}: {status}");
     }
     // What was refused is the last error, until something is loaded.
-    ground.activate("llm", "house", &build).await.problem(422);
-    let error = ground.list().await["lastError"].clone();
+    fixture.activate("llm", "house", &build).await.problem(422);
+    let error = fixture.list().await["lastError"].clone();
     assert!(
         error["problems"][0]["what"]
             .as_str()
@@ -733,22 +736,22 @@ async fn an_activation_that_cannot_be_leaves_everything_as_it_was() {
             .contains("does not export"),
         "{error}"
     );
-    assert_eq!(ground.plugin("policy", "counting").await["digest"], before);
+    assert_eq!(fixture.plugin("policy", "counting").await["digest"], before);
     assert!(
-        !ground.depot().join("active.json").exists(),
+        !fixture.depot().join("active.json").exists(),
         "something was written down as active"
     );
-    ground.activate("policy", "counting", &build).await.ok();
-    assert_eq!(ground.list().await["lastError"], Value::Null);
+    fixture.activate("policy", "counting", &build).await.ok();
+    assert_eq!(fixture.list().await["lastError"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn activations_at_once_take_turns_and_none_is_lost() {
-    let ground = Ground::new();
-    let uploads = join_all((2..8).map(|number| ground.upload(counting(number, "good")))).await;
+    let fixture = Fixture::new();
+    let uploads = join_all((2..8).map(|number| fixture.upload(counting(number, "good")))).await;
     let changes = uploads
         .iter()
-        .map(|build| ground.activate("policy", "counting", build));
+        .map(|build| fixture.activate("policy", "counting", build));
     let mut generations: Vec<u64> = join_all(changes)
         .await
         .into_iter()
@@ -757,34 +760,34 @@ async fn activations_at_once_take_turns_and_none_is_lost() {
     generations.sort_unstable();
     generations.dedup();
     assert_eq!(generations.len(), 6, "each made one of its own");
-    let now = ground.plugin("policy", "counting").await;
+    let now = fixture.plugin("policy", "counting").await;
     let activated = now["activated"].as_array().unwrap();
     assert_eq!(activated.len(), 6, "{now}");
     assert_eq!(activated[0]["digest"], now["digest"]);
     for left in (0..6).rev() {
-        ground.roll_back("policy", "counting").await.ok();
-        let now = ground.plugin("policy", "counting").await;
+        fixture.roll_back("policy", "counting").await.ok();
+        let now = fixture.plugin("policy", "counting").await;
         assert_eq!(now["activated"].as_array().unwrap().len(), left, "{now}");
     }
-    assert_eq!(ground.begins_with().await, "build-0001");
+    assert_eq!(fixture.begins_with().await, "build-0001");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_does_not_wait_for_a_manifest_to_be_put_right() {
-    let ground = Ground::new();
-    let build = ground.upload(counting(2, "good")).await;
-    ground.activate("policy", "counting", &build).await.ok();
-    let manifest = ground.folder.path().join("lucid.toml");
+    let fixture = Fixture::new();
+    let build = fixture.upload(counting(2, "good")).await;
+    fixture.activate("policy", "counting", &build).await.ok();
+    let manifest = fixture.folder.path().join("lucid.toml");
     let good = std::fs::read_to_string(&manifest).unwrap();
     std::fs::write(&manifest, "[policies").unwrap();
-    let detail = ground.ask("POST", "/reload", None).await.problem(422);
+    let detail = fixture.ask("POST", "/reload", None).await.problem(422);
     assert!(
         detail.contains("lucid.toml:1:") && detail.contains("stays as it is"),
         "{detail}"
     );
-    ground.roll_back("policy", "counting").await.ok();
-    assert_eq!(ground.begins_with().await, "build-0001");
-    let error = ground.list().await["lastError"].clone();
+    fixture.roll_back("policy", "counting").await.ok();
+    assert_eq!(fixture.begins_with().await, "build-0001");
+    let error = fixture.list().await["lastError"].clone();
     assert!(
         error["problems"][0]["file"]
             .as_str()
@@ -793,49 +796,49 @@ async fn a_rollback_does_not_wait_for_a_manifest_to_be_put_right() {
         "it is wrong still: {error}"
     );
     std::fs::write(&manifest, good).unwrap();
-    let reloaded = ground.ask("POST", "/reload", None).await.ok();
+    let reloaded = fixture.ask("POST", "/reload", None).await.ok();
     assert_eq!(reloaded["lastError"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_active_build_that_no_longer_loads_keeps_nobody_from_working() {
-    let mut ground = Ground::new();
+    let mut fixture = Fixture::new();
     let [second, third] = [2, 3].map(|number| counting(number, "good"));
     for wasm in [&second, &third] {
-        let build = ground.upload(wasm.clone()).await;
-        ground.activate("policy", "counting", &build).await.ok();
+        let build = fixture.upload(wasm.clone()).await;
+        fixture.activate("policy", "counting", &build).await.ok();
     }
-    let build = ground.upload(adapter()).await;
-    ground.activate("llm", "house", &build).await.ok();
-    ground.host.stop().await;
-    let file = ground.depot().join(format!("{}.wasm", digest(&third)));
+    let build = fixture.upload(adapter()).await;
+    fixture.activate("llm", "house", &build).await.ok();
+    fixture.host.stop().await;
+    let file = fixture.depot().join(format!("{}.wasm", digest(&third)));
     std::fs::write(&file, &third[..third.len() / 2]).unwrap();
     // An upload hid that the manifest's own component is gone, and goes on doing so.
-    let own = ground.folder.path().join("counting.wasm");
+    let own = fixture.folder.path().join("counting.wasm");
     let hidden = std::fs::read(&own).unwrap();
     std::fs::remove_file(&own).unwrap();
-    ground.host.start_again();
+    fixture.host.start_again();
     assert_eq!(
-        ground.begins_with().await,
+        fixture.begins_with().await,
         "build-0002",
         "the build before it"
     );
     assert_eq!(
-        ground.plugin("llm", "house").await["ownName"],
+        fixture.plugin("llm", "house").await["ownName"],
         "own-adapter",
         "others stay"
     );
     assert!(
-        ground
+        fixture
             .host
             .log()
             .contains("the server starts with the build before"),
         "{}",
-        ground.host.log()
+        fixture.host.log()
     );
     std::fs::write(&own, hidden).unwrap();
     // It is said also after the server has looked at its files again, and until it is put right.
-    let reloaded = ground.ask("POST", "/reload", None).await.ok();
+    let reloaded = fixture.ask("POST", "/reload", None).await.ok();
     let error = &reloaded["lastError"]["problems"][0];
     assert_eq!(error["file"], file.to_str().unwrap(), "{reloaded}");
     let what = error["what"].as_str().unwrap();
@@ -843,33 +846,33 @@ async fn an_active_build_that_no_longer_loads_keeps_nobody_from_working() {
         what.contains("lucid plugin rollback policy counting"),
         "{what}"
     );
-    let shown = ground.plugin("policy", "counting").await;
+    let shown = fixture.plugin("policy", "counting").await;
     assert_eq!(shown["digest"], digest(&second).as_str());
     assert_eq!(shown["activated"][0]["digest"], digest(&third).as_str());
     // Nothing else waits for that.
-    let fourth = ground.upload(counting(4, "good")).await;
-    ground.add("policy", "fresh", &fourth).await.ok();
-    ground.roll_back("policy", "counting").await.ok();
-    assert_eq!(ground.list().await["lastError"], Value::Null);
-    assert_eq!(ground.begins_with().await, "build-0002");
+    let fourth = fixture.upload(counting(4, "good")).await;
+    fixture.add("policy", "fresh", &fourth).await.ok();
+    fixture.roll_back("policy", "counting").await.ok();
+    assert_eq!(fixture.list().await["lastError"], Value::Null);
+    assert_eq!(fixture.begins_with().await, "build-0002");
 
     // A rollback is to get away from a build: it passes over those that are no better.
-    let fifth = ground.upload(counting(5, "good")).await;
-    ground.activate("policy", "counting", &fifth).await.ok();
-    std::fs::remove_file(ground.depot().join(format!("{}.wasm", digest(&second)))).unwrap();
-    let back = ground.roll_back("policy", "counting").await.ok();
+    let fifth = fixture.upload(counting(5, "good")).await;
+    fixture.activate("policy", "counting", &fifth).await.ok();
+    std::fs::remove_file(fixture.depot().join(format!("{}.wasm", digest(&second)))).unwrap();
+    let back = fixture.roll_back("policy", "counting").await.ok();
     assert_eq!(back["source"], "file", "{back}");
-    assert_eq!(ground.begins_with().await, "build-0001");
+    assert_eq!(fixture.begins_with().await, "build-0001");
 
     // A record that nobody can read is no empty one.
-    ground.host.stop().await;
-    let record = ground.depot().join("active.json");
+    fixture.host.stop().await;
+    let record = fixture.depot().join("active.json");
     std::fs::write(&record, "{").unwrap();
-    let started = command(ground.host.folder(), &["serve"])
+    let started = command(fixture.host.folder(), &["serve"])
         .env("PORT", "0")
         .env("SUPABASE_JWT_SECRET", JWT_SECRET)
         .env("SANDBOX_BACKEND", "none")
-        .env("WORKSPACE_BASE_PATH", ground.host.folder().join("storage"))
+        .env("WORKSPACE_BASE_PATH", fixture.host.folder().join("storage"))
         .output()
         .unwrap();
     let said = text_of(&started.stderr);
@@ -882,8 +885,8 @@ async fn an_active_build_that_no_longer_loads_keeps_nobody_from_working() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_does_the_same() {
-    let ground = Ground::new();
-    let (folder, host) = (ground.folder.path(), &ground.host);
+    let fixture = Fixture::new();
+    let (folder, host) = (fixture.folder.path(), &fixture.host);
     std::fs::write(folder.join("next.wasm"), counting(2, "good")).unwrap();
     std::fs::write(folder.join("bad.wasm"), b"no component").unwrap();
     let (_, port) = host.address().rsplit_once(':').unwrap();
@@ -919,7 +922,7 @@ async fn the_command_line_does_the_same() {
         out.contains("The policy plugin counting is build-0002"),
         "{out}"
     );
-    assert_eq!(ground.begins_with().await, "build-0002");
+    assert_eq!(fixture.begins_with().await, "build-0002");
     let out = ok(&["plugin", "list"]);
     assert!(
         out.contains("an upload in place of")
@@ -977,7 +980,7 @@ async fn the_command_line_does_the_same() {
         }
     }
     assert_eq!(
-        ground.begins_with().await,
+        fixture.begins_with().await,
         "build-0002",
         "the last of them activated it"
     );
@@ -986,7 +989,7 @@ async fn the_command_line_does_the_same() {
     let out = ok(&["plugin", "rollback", "policy", "counting", "--offline"]);
     assert!(out.contains("what the manifest names"), "{out}");
     eventually("the server to notice the rollback", async || {
-        (ground.begins_with().await == "build-0001").then_some(())
+        (fixture.begins_with().await == "build-0001").then_some(())
     })
     .await;
     let (code, _, err) = lucid(
@@ -1034,11 +1037,11 @@ async fn the_command_line_does_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
-    let ground = Ground::new();
-    let build = ground.upload(HOSTILE.to_vec()).await;
-    ground.add("policy", "hostile", &build).await.ok();
+    let fixture = Fixture::new();
+    let build = fixture.upload(HOSTILE.to_vec()).await;
+    fixture.add("policy", "hostile", &build).await.ok();
     let mut socket = Socket::open(
-        &ground.host,
+        &fixture.host,
         "bob",
         json!({"task": "trap", "policy": "hostile"}),
     )
@@ -1047,7 +1050,7 @@ async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
     socket
         .until("the error", |frame| frame["type"] == "error")
         .await;
-    let shown = ground.plugin("policy", "hostile").await;
+    let shown = fixture.plugin("policy", "hostile").await;
     let step = shown["calls"]
         .as_array()
         .unwrap()
@@ -1060,8 +1063,8 @@ async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
 
     // What it said and why it failed are in the log, with the session, the step and the build.
     let whose = format!("plugin=\"hostile\" digest=\"{build}\" session=\"{session}\" step=0");
-    ground.host.says("call=\"step\"").await;
-    let log = ground.host.log();
+    fixture.host.says("call=\"step\"").await;
+    let log = fixture.host.log();
     let has = |level: &str, words: &str| {
         log.lines().any(|line| {
             let all = [
@@ -1080,16 +1083,16 @@ async fn a_build_that_fails_in_use_is_seen_in_its_figures() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_plugins_say_in_the_log_is_a_setting_and_their_failures_are_the_hosts_to_say() {
-    let ground = Ground::with(|host| host.set("PLUGIN_LOG_LEVEL", "off"));
-    let build = ground.upload(HOSTILE.to_vec()).await;
-    ground.add("policy", "hostile", &build).await.ok();
+    let fixture = Fixture::with(|host| host.set("PLUGIN_LOG_LEVEL", "off"));
+    let build = fixture.upload(HOSTILE.to_vec()).await;
+    fixture.add("policy", "hostile", &build).await.ok();
     let first = json!({"task": "trap", "policy": "hostile"});
-    let mut socket = Socket::open(&ground.host, "bob", first).await;
+    let mut socket = Socket::open(&fixture.host, "bob", first).await;
     socket
         .until("the error", |frame| frame["type"] == "error")
         .await;
-    ground.host.says("call=\"step\"").await;
-    let log = ground.host.log();
+    fixture.host.says("call=\"step\"").await;
+    let log = fixture.host.log();
     assert!(log.contains("broke down (panicked at"), "{log}");
     assert!(!log.contains("ERROR"), "{log}");
 }

@@ -21,12 +21,12 @@ fn digest(wasm: &[u8]) -> String {
 }
 
 /// A deployment with the first build of the policy that counts.
-struct Ground {
+struct Fixture {
     _folder: tempfile::TempDir,
     host: Host,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("counting.wasm"), counting(1, "good")).unwrap();
@@ -99,7 +99,7 @@ impl Ground {
     }
 }
 
-impl Ground {
+impl Fixture {
     /// The command line, with the server's settings: exit code, and what it printed.
     fn lucid(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let (_, port) = self.host.address().rsplit_once(':').unwrap();
@@ -213,14 +213,14 @@ fn task(number: u32) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_shows_a_planted_bug_before_any_user_meets_it() {
-    let ground = Ground::new();
+    let fixture = Fixture::new();
     let mut ids = Vec::new();
     for number in [0, 4, 5] {
-        ids.push(ground.count(number).await.0);
+        ids.push(fixture.count(number).await.0);
     }
     // The same but for the bug, since its name is in its words.
-    let buggy = ground.upload(counting(1, "bugs")).await;
-    let report = ground.shadow(&buggy).await;
+    let buggy = fixture.upload(counting(1, "bugs")).await;
+    let report = fixture.shadow(&buggy).await;
     assert_eq!(report["problem"], Value::Null, "{report}");
     assert_eq!(
         (
@@ -255,20 +255,20 @@ async fn a_shadow_shows_a_planted_bug_before_any_user_meets_it() {
             "digest=\"{buggy}\" session=\"{}\" step=3 shadow=true",
             one["session"].as_str().unwrap()
         );
-        ground.host.says(&whose).await;
+        fixture.host.says(&whose).await;
     }
     let fuel = |name: &str| report[name].as_u64().unwrap();
     assert!(fuel("fuelThen") > 0 && fuel("fuelNow") > 0, "{report}");
 
     // No user met it, and no figure of the running build has its calls.
-    let list = ground.ask("GET", "", None).await.ok();
+    let list = fixture.ask("GET", "", None).await.ok();
     let plugin = &list["plugins"][0];
     assert_eq!(
         (&plugin["digest"], &plugin["name"]),
         (&report["beside"], &json!("counting"))
     );
     assert!(
-        !ground
+        !fixture
             .ask("GET", "", None)
             .await
             .text
@@ -277,8 +277,8 @@ async fn a_shadow_shows_a_planted_bug_before_any_user_meets_it() {
     );
 
     // Another build says other things from the first step on, and the running one nothing new.
-    let other = ground.upload(counting(2, "good")).await;
-    let report = ground.shadow(&other).await;
+    let other = fixture.upload(counting(2, "good")).await;
+    let report = fixture.shadow(&other).await;
     assert_eq!(
         (&report["different"], &report["same"]),
         (&json!(3), &json!(0)),
@@ -290,8 +290,8 @@ async fn a_shadow_shows_a_planted_bug_before_any_user_meets_it() {
             .any(|line| line.starts_with(sign) && line.contains(&format!("begun by {build}")))
     };
     assert!(line('-', "build-0001") && line('+', "build-0002"), "{text}");
-    let same = ground.upload(counting(1, "good")).await;
-    let report = ground.shadow(&same).await;
+    let same = fixture.upload(counting(1, "good")).await;
+    let report = fixture.shadow(&same).await;
     assert_eq!(
         (&report["same"], &report["fuelNow"]),
         (&json!(3), &report["fuelThen"]),
@@ -301,11 +301,11 @@ async fn a_shadow_shows_a_planted_bug_before_any_user_meets_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
-    let ground = Ground::new();
+    let fixture = Fixture::new();
     let path = "/policy/counting/shadow";
-    let detail = ground.ask("GET", path, None).await.problem(404);
+    let detail = fixture.ask("GET", path, None).await.problem(404);
     assert!(detail.contains("was shadowed since"), "{detail}");
-    let build = ground.upload(counting(2, "good")).await;
+    let build = fixture.upload(counting(2, "good")).await;
     for (kind, name, body, status, reason) in [
         (
             "policy",
@@ -380,13 +380,13 @@ async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
         ("policy", "counting", json!({}), 422, "does not fit"),
     ] {
         let path = format!("/{kind}/{name}/shadow");
-        let detail = ground
+        let detail = fixture
             .ask("POST", &path, Some(body.clone()))
             .await
             .problem(status);
         assert!(detail.contains(reason), "{kind} {name} {body}: {detail}");
     }
-    let report = ground.shadow(&build).await;
+    let report = fixture.shadow(&build).await;
     assert!(
         report["problem"]
             .as_str()
@@ -402,9 +402,9 @@ async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
     ] {
         let path = format!("{PLUGINS}{path}");
         let of_bob = format!("Bearer {}", token("bob"));
-        let answer = ground.host.send(method, &path, &[], body.clone()).await;
+        let answer = fixture.host.send(method, &path, &[], body.clone()).await;
         answer.refused(401, "Authentication required");
-        let answer = ground
+        let answer = fixture
             .host
             .send(method, &path, &[("authorization", &of_bob)], body)
             .await;
@@ -414,20 +414,20 @@ async fn a_shadow_is_refused_where_there_is_nothing_to_shadow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_shadow_runs_at_a_time_and_a_build_that_never_ends_is_ended() {
-    let ground = Ground::new();
-    ground.count(0).await;
+    let fixture = Fixture::new();
+    fixture.count(0).await;
     // Its step never ends by itself, so there is time to ask for another.
-    let endless = ground.upload(counting(1, "spin")).await;
-    let begun = ground
+    let endless = fixture.upload(counting(1, "spin")).await;
+    let begun = fixture
         .begin_shadow("counting", json!({"digest": endless}))
         .await;
     assert_eq!(begun.status, 202, "{begun:?}");
-    let detail = ground
+    let detail = fixture
         .begin_shadow("counting", json!({"digest": endless}))
         .await
         .problem(409);
     assert!(detail.contains("is being shadowed (0 of"), "{detail}");
-    let report = ground.shadowed().await;
+    let report = fixture.shadowed().await;
     assert_eq!(
         (&report["failed"], &report["problem"]),
         (&json!(1), &Value::Null),
@@ -436,15 +436,15 @@ async fn one_shadow_runs_at_a_time_and_a_build_that_never_ends_is_ended() {
     let text = report["differences"][0]["text"].as_str().unwrap();
     assert!(text.contains("fuel"), "{text}");
     // Then there is room for the next one.
-    ground.shadow(&endless).await;
+    fixture.shadow(&endless).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_shadows_and_tells_as_diff_does() {
-    let ground = Ground::new();
-    let lucid = |arguments: &[&str]| ground.lucid(arguments);
-    let (id, _) = ground.count(3).await;
-    let buggy = ground.upload(counting(1, "bugs")).await;
+    let fixture = Fixture::new();
+    let lucid = |arguments: &[&str]| fixture.lucid(arguments);
+    let (id, _) = fixture.count(3).await;
+    let buggy = fixture.upload(counting(1, "bugs")).await;
     let (code, out, err) = lucid(&["plugin", "shadow", "counting", &buggy]);
     assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
     assert!(
@@ -459,7 +459,7 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
         out.contains("0 sessions the same, 0 different, 1 failed"),
         "{out}"
     );
-    let same = ground.upload(counting(1, "good")).await;
+    let same = fixture.upload(counting(1, "good")).await;
     let (code, out, err) = lucid(&[
         "plugin",
         "shadow",
@@ -473,7 +473,7 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
     let (code, out, _) = lucid(&["plugin", "shadow", "counting", &buggy, "--json"]);
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &report["failed"]), (Some(1), &json!(1)));
-    let hostile = ground.upload(HOSTILE.to_vec()).await;
+    let hostile = fixture.upload(HOSTILE.to_vec()).await;
     let (code, out, _) = lucid(&["plugin", "shadow", "counting", &hostile]);
     assert_eq!(code, Some(1), "{out}");
     let (code, _, err) = lucid(&["plugin", "shadow", "nobody", &buggy]);
@@ -486,18 +486,18 @@ async fn the_command_line_shadows_and_tells_as_diff_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_candidate_gets_exactly_its_share_and_its_sessions_keep_it_over_generations_and_a_restart()
  {
-    let mut ground = Ground::new();
+    let mut fixture = Fixture::new();
     let first = digest(&counting(1, "good"));
-    let second = ground.upload(counting(2, "good")).await;
-    let given = ground.activate("counting", &second, Some(25)).await.ok();
+    let second = fixture.upload(counting(2, "good")).await;
+    let given = fixture.activate("counting", &second, Some(25)).await.ok();
     assert_eq!(
         (&given["digest"], &given["candidate"], &given["share"]),
         (&json!(first), &json!(second), &json!(25))
     );
-    let begun = ground.begin(100).await;
+    let begun = fixture.begin(100).await;
     let of_second: Vec<_> = begun.iter().filter(|(_, by)| by == "build-0002").collect();
     assert_eq!(of_second.len(), 25, "of a hundred sessions");
-    let shown = ground.plugin().await;
+    let shown = fixture.plugin().await;
     assert_eq!(shown["digest"], first.as_str());
     assert_eq!(on_each(&shown), (75, 25), "{shown}");
     let candidate = &shown["candidate"];
@@ -518,30 +518,30 @@ async fn a_candidate_gets_exactly_its_share_and_its_sessions_keep_it_over_genera
     assert_eq!(shown["otherBuilds"], json!([]));
 
     // Other generations change nothing of it.
-    ground.activate("other", &second, None).await.ok();
-    let more = ground.begin(4).await;
+    fixture.activate("other", &second, None).await.ok();
+    let more = fixture.begin(4).await;
     assert_eq!(
         more.iter().filter(|(_, by)| by == "build-0002").count(),
         1,
         "the turns go on: {more:?}"
     );
     for (id, by) in begun.iter().take(8) {
-        assert_eq!(&ground.answers(id).await, by);
+        assert_eq!(&fixture.answers(id).await, by);
     }
-    assert_eq!(on_each(&ground.plugin().await), (78, 26));
+    assert_eq!(on_each(&fixture.plugin().await), (78, 26));
 
-    ground.host.stop().await;
-    ground.host.start_again();
-    let shown = ground.plugin().await;
+    fixture.host.stop().await;
+    fixture.host.start_again();
+    let shown = fixture.plugin().await;
     assert_eq!(
         (&shown["candidate"]["digest"], &shown["candidate"]["share"]),
         (&json!(second), &json!(25))
     );
     assert_eq!(on_each(&shown), (78, 26), "{shown}");
     for (id, by) in begun.iter().take(8) {
-        assert_eq!(&ground.answers(id).await, by, "after the restart");
+        assert_eq!(&fixture.answers(id).await, by, "after the restart");
     }
-    let begun = ground.begin(20).await;
+    let begun = fixture.begin(20).await;
     assert_eq!(
         begun.iter().filter(|(_, by)| by == "build-0002").count(),
         5,
@@ -549,23 +549,23 @@ async fn a_candidate_gets_exactly_its_share_and_its_sessions_keep_it_over_genera
     );
 
     // Then it gets all, and those that run come along.
-    let all = ground.activate("counting", &second, None).await.ok();
+    let all = fixture.activate("counting", &second, None).await.ok();
     assert_eq!(
         (&all["digest"], &all["candidate"]),
         (&json!(second), &Value::Null)
     );
-    ground
+    fixture
         .until("all to move", |plugin| on_each(plugin) == (124, 0))
         .await;
     assert!(
-        ground
+        fixture
             .begin(5)
             .await
             .iter()
             .all(|(_, by)| by == "build-0002")
     );
-    ground.roll_back().await.ok();
-    ground
+    fixture.roll_back().await.ok();
+    fixture
         .until("all to move back", |plugin| {
             plugin["digest"] == first.as_str() && on_each(plugin) == (129, 0)
         })
@@ -574,60 +574,69 @@ async fn a_candidate_gets_exactly_its_share_and_its_sessions_keep_it_over_genera
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_takes_a_candidate_off_in_one_call_and_then_goes_back_through_builds() {
-    let ground = Ground::new();
+    let fixture = Fixture::new();
     let first = digest(&counting(1, "good"));
     let mut builds = Vec::new();
     for number in 2..=4 {
-        builds.push(ground.upload(counting(number, "good")).await);
+        builds.push(fixture.upload(counting(number, "good")).await);
     }
-    ground.activate("counting", &builds[0], None).await.ok();
-    ground.activate("counting", &builds[1], Some(60)).await.ok();
+    fixture.activate("counting", &builds[0], None).await.ok();
+    fixture
+        .activate("counting", &builds[1], Some(60))
+        .await
+        .ok();
     // Another candidate takes the place of the first, and another share its share.
-    ground.activate("counting", &builds[2], Some(40)).await.ok();
-    let given = ground.activate("counting", &builds[2], Some(50)).await.ok();
+    fixture
+        .activate("counting", &builds[2], Some(40))
+        .await
+        .ok();
+    let given = fixture
+        .activate("counting", &builds[2], Some(50))
+        .await
+        .ok();
     assert_eq!(
         (&given["digest"], &given["candidate"], &given["share"]),
         (&json!(builds[0]), &json!(builds[2]), &json!(50))
     );
-    let begun = ground.begin(10).await;
+    let begun = fixture.begin(10).await;
     assert_eq!(
         begun.iter().filter(|(_, by)| by == "build-0004").count(),
         5,
         "{begun:?}"
     );
 
-    let back = ground.roll_back().await.ok();
+    let back = fixture.roll_back().await.ok();
     assert_eq!(
         (&back["digest"], &back["candidate"]),
         (&json!(builds[0]), &Value::Null)
     );
-    ground
+    fixture
         .until("the candidate's sessions to come back", |plugin| {
             on_each(plugin) == (10, 0)
         })
         .await;
     assert!(
-        ground
+        fixture
             .begin(4)
             .await
             .iter()
             .all(|(_, by)| by == "build-0002")
     );
-    let back = ground.roll_back().await.ok();
+    let back = fixture.roll_back().await.ok();
     assert_eq!(back["digest"], first.as_str());
-    ground.roll_back().await.problem(409);
+    fixture.roll_back().await.problem(409);
     // One on which the manifest's own is what others have.
-    ground.activate("counting", &builds[1], Some(1)).await.ok();
-    assert_eq!(ground.roll_back().await.ok()["candidate"], Value::Null);
-    ground.roll_back().await.problem(409);
+    fixture.activate("counting", &builds[1], Some(1)).await.ok();
+    assert_eq!(fixture.roll_back().await.ok()["candidate"], Value::Null);
+    fixture.roll_back().await.problem(409);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_share_that_cannot_be_is_refused_and_changes_nothing() {
-    let ground = Ground::new();
-    let first = ground.upload(counting(1, "good")).await;
-    let second = ground.upload(counting(2, "good")).await;
-    let broken = ground.upload(HOSTILE.to_vec()).await;
+    let fixture = Fixture::new();
+    let first = fixture.upload(counting(1, "good")).await;
+    let second = fixture.upload(counting(2, "good")).await;
+    let broken = fixture.upload(HOSTILE.to_vec()).await;
     for (kind, name, body, status, reason) in [
         (
             "policy",
@@ -694,49 +703,49 @@ async fn a_share_that_cannot_be_is_refused_and_changes_nothing() {
         ),
     ] {
         let path = format!("/{kind}/{name}/activate");
-        let detail = ground
+        let detail = fixture
             .ask("POST", &path, Some(body.clone()))
             .await
             .problem(status);
         assert!(detail.contains(reason), "{kind} {name} {body}: {detail}");
     }
-    let shown = ground.plugin().await;
+    let shown = fixture.plugin().await;
     assert_eq!(
         (&shown["candidate"], &shown["source"]),
         (&Value::Null, &json!("file")),
         "{shown}"
     );
     // A candidate whose file is gone keeps no server from starting.
-    ground.activate("counting", &broken, Some(50)).await.ok();
-    let mut ground = ground;
-    ground.host.stop().await;
-    let depot = ground.host.folder().join("storage/.lucid/data/plugins");
+    fixture.activate("counting", &broken, Some(50)).await.ok();
+    let mut fixture = fixture;
+    fixture.host.stop().await;
+    let depot = fixture.host.folder().join("storage/.lucid/data/plugins");
     std::fs::write(depot.join(format!("{broken}.wasm")), b"half").unwrap();
-    ground.host.start_again();
-    let shown = ground.plugin().await;
+    fixture.host.start_again();
+    let shown = fixture.plugin().await;
     assert_eq!(shown["candidate"], Value::Null, "{shown}");
-    let list = ground.ask("GET", "", None).await.ok();
+    let list = fixture.ask("GET", "", None).await.ok();
     let what = list["lastError"]["problems"][0]["what"]
         .as_str()
         .unwrap_or_default();
     assert!(what.contains("is not what was uploaded"), "{list}");
     assert!(
-        ground
+        fixture
             .begin(4)
             .await
             .iter()
             .all(|(_, by)| by == "build-0001")
     );
-    ground.roll_back().await.ok();
+    fixture.roll_back().await.ok();
     assert_eq!(
-        ground.ask("GET", "", None).await.ok()["lastError"],
+        fixture.ask("GET", "", None).await.ok()["lastError"],
         Value::Null
     );
 }
 
 /// Counts to five in so many sessions at once, and checks that nobody noticed anything.
-async fn all_count_to_five(ground: &Ground, count: usize) -> Vec<Vec<String>> {
-    let counted = join_all((0..count).map(|_| ground.count(5))).await;
+async fn all_count_to_five(fixture: &Fixture, count: usize) -> Vec<Vec<String>> {
+    let counted = join_all((0..count).map(|_| fixture.count(5))).await;
     let mut all = Vec::new();
     for (id, seen) in counted {
         assert!(
@@ -758,18 +767,18 @@ async fn all_count_to_five(ground: &Ground, count: usize) -> Vec<Vec<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planted_bug_that_was_rolled_out_all_the_same_is_taken_back_and_no_user_meets_it() {
-    let mut ground = Ground::new();
+    let mut fixture = Fixture::new();
     let first = digest(&counting(1, "good"));
     // An idle one and one that works come along, and back.
-    let (idle, _) = ground.count(0).await;
-    let buggy = ground.upload(counting(2, "bugs")).await;
-    let good = ground.upload(counting(3, "good")).await;
-    ground.activate("counting", &buggy, None).await.ok();
-    let shown = ground
+    let (idle, _) = fixture.count(0).await;
+    let buggy = fixture.upload(counting(2, "bugs")).await;
+    let good = fixture.upload(counting(3, "good")).await;
+    fixture.activate("counting", &buggy, None).await.ok();
+    let shown = fixture
         .until("the idle one to move", |plugin| on_each(plugin) == (1, 0))
         .await;
     assert_eq!(shown["probation"]["failed"], 0, "{shown}");
-    let all = all_count_to_five(&ground, 4).await;
+    let all = all_count_to_five(&fixture, 4).await;
     let met = all
         .iter()
         .filter(|said| said.contains(&"begun by build-0002".to_owned()));
@@ -780,7 +789,7 @@ async fn a_planted_bug_that_was_rolled_out_all_the_same_is_taken_back_and_no_use
         let (moved, third) = (at("moved to build-0001"), at("3 by build-0001"));
         assert!(moved.is_some() && moved < third, "{said:?}");
     }
-    let shown = ground
+    let shown = fixture
         .until("the build to be taken back", |plugin| {
             plugin["digest"] == first.as_str()
         })
@@ -796,17 +805,17 @@ async fn a_planted_bug_that_was_rolled_out_all_the_same_is_taken_back_and_no_use
         (&shown["source"], &shown["probation"], &shown["activated"]),
         (&json!("file"), &Value::Null, &json!([]))
     );
-    let log = ground.host.log();
+    let log = fixture.host.log();
     assert!(
         log.contains("taken back by itself") && log.contains(&why),
         "{log}"
     );
-    ground
+    fixture
         .until("all to be back", |plugin| on_each(plugin) == (5, 0))
         .await;
-    assert_eq!(ground.answers(&idle).await, "build-0001");
+    assert_eq!(fixture.answers(&idle).await, "build-0001");
     assert!(
-        ground
+        fixture
             .begin(4)
             .await
             .iter()
@@ -814,17 +823,17 @@ async fn a_planted_bug_that_was_rolled_out_all_the_same_is_taken_back_and_no_use
     );
 
     // It is remembered, and nothing goes on to be taken back: what was the manifest's stays.
-    ground.host.stop().await;
-    ground.host.start_again();
-    let shown = ground.plugin().await;
+    fixture.host.stop().await;
+    fixture.host.start_again();
+    let shown = fixture.plugin().await;
     assert_eq!(
         (&shown["digest"], &shown["takenBack"][0]["why"]),
         (&json!(first), &json!(why))
     );
     // A good one goes its way.
-    ground.activate("counting", &good, None).await.ok();
-    all_count_to_five(&ground, 3).await;
-    let shown = ground.plugin().await;
+    fixture.activate("counting", &good, None).await.ok();
+    all_count_to_five(&fixture, 3).await;
+    let shown = fixture.plugin().await;
     assert_eq!(
         (&shown["digest"], &shown["probation"]["failed"]),
         (&json!(good), &json!(0)),
@@ -834,43 +843,43 @@ async fn a_planted_bug_that_was_rolled_out_all_the_same_is_taken_back_and_no_use
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_candidate_with_a_bug_loses_its_share_and_its_sessions_go_on_with_the_active_build() {
-    let ground = Ground::new();
-    let buggy = ground.upload(counting(2, "bugs")).await;
-    ground.activate("counting", &buggy, Some(50)).await.ok();
-    all_count_to_five(&ground, 8).await;
-    let shown = ground
+    let fixture = Fixture::new();
+    let buggy = fixture.upload(counting(2, "bugs")).await;
+    fixture.activate("counting", &buggy, Some(50)).await.ok();
+    all_count_to_five(&fixture, 8).await;
+    let shown = fixture
         .until("the candidate to be taken back", |plugin| {
             plugin["candidate"].is_null()
         })
         .await;
     assert_eq!(shown["takenBack"][0]["digest"], buggy.as_str(), "{shown}");
-    ground
+    fixture
         .until("all to be back", |plugin| on_each(plugin) == (8, 0))
         .await;
     assert!(
-        ground
+        fixture
             .begin(4)
             .await
             .iter()
             .all(|(_, by)| by == "build-0001")
     );
     // Whoever wants it all the same gets it, and it is judged anew.
-    let given = ground.activate("counting", &buggy, Some(99)).await.ok();
+    let given = fixture.activate("counting", &buggy, Some(99)).await.ok();
     assert_eq!(given["candidate"], buggy.as_str());
-    assert_eq!(ground.plugin().await["probation"]["failed"], 0);
+    assert_eq!(fixture.plugin().await["probation"]["failed"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_does_well_is_settled_and_can_be_rolled_back_all_the_same() {
-    let mut ground = Ground::new();
+    let mut fixture = Fixture::new();
     let first = digest(&counting(1, "good"));
-    let good = ground.upload(counting(2, "good")).await;
-    ground.activate("counting", &good, None).await.ok();
-    let shown = ground.plugin().await;
+    let good = fixture.upload(counting(2, "good")).await;
+    fixture.activate("counting", &good, None).await.ok();
+    let shown = fixture.plugin().await;
     assert_eq!(shown["probation"]["steps"], 0, "{shown}");
     // A thousand steps and more.
-    join_all((0..50).map(|_| ground.count(21))).await;
-    let shown = ground
+    join_all((0..50).map(|_| fixture.count(21))).await;
+    let shown = fixture
         .until("it to be settled", |plugin| plugin["probation"].is_null())
         .await;
     assert_eq!(
@@ -878,28 +887,28 @@ async fn a_build_that_does_well_is_settled_and_can_be_rolled_back_all_the_same()
         (&json!(good), (50, 0)),
         "{shown}"
     );
-    ground.host.says("settled: It failed 0 of 1").await;
-    ground.host.stop().await;
-    ground.host.start_again();
+    fixture.host.says("settled: It failed 0 of 1").await;
+    fixture.host.stop().await;
+    fixture.host.start_again();
     assert_eq!(
-        ground.plugin().await["probation"],
+        fixture.plugin().await["probation"],
         Value::Null,
         "also after a restart"
     );
-    assert_eq!(ground.roll_back().await.ok()["digest"], first.as_str());
+    assert_eq!(fixture.roll_back().await.ok()["digest"], first.as_str());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_will_not_go_on_with_sessions_is_taken_back_before_anybody_says_a_word() {
-    let ground = Ground::new();
-    ground.begin(4).await;
-    let evil = ground.upload(counting(2, "evil")).await;
-    ground.activate("counting", &evil, None).await.ok();
-    let shown = ground
+    let fixture = Fixture::new();
+    fixture.begin(4).await;
+    let evil = fixture.upload(counting(2, "evil")).await;
+    fixture.activate("counting", &evil, None).await.ok();
+    let shown = fixture
         .until("it to be taken back", |plugin| plugin["source"] == "file")
         .await;
     assert_eq!(shown["takenBack"][0]["digest"], evil.as_str(), "{shown}");
-    ground
+    fixture
         .until("all to be where they were", |plugin| {
             on_each(plugin) == (4, 0)
         })
@@ -908,9 +917,9 @@ async fn a_build_that_will_not_go_on_with_sessions_is_taken_back_before_anybody_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_shares_and_shows_what_was_taken_back() {
-    let ground = Ground::new();
-    let lucid = |arguments: &[&str]| ground.lucid(arguments);
-    let buggy = ground.upload(counting(2, "bugs")).await;
+    let fixture = Fixture::new();
+    let lucid = |arguments: &[&str]| fixture.lucid(arguments);
+    let buggy = fixture.upload(counting(2, "bugs")).await;
     let out = lucid(&[
         "plugin", "activate", "policy", "counting", &buggy, "--share", "50",
     ])
@@ -919,7 +928,7 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
         out.contains(&format!("50 of a hundred new sessions get sha256:{buggy}")),
         "{out}"
     );
-    ground.begin(2).await;
+    fixture.begin(2).await;
     let out = lucid(&["plugin", "list"]).1;
     assert!(
         out.contains(&format!(
@@ -931,8 +940,8 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
         out.contains("on probation: 0 of 1 step failed, in 0 of 1 session; before it 0 of 1 step"),
         "{out}"
     );
-    all_count_to_five(&ground, 8).await;
-    ground
+    all_count_to_five(&fixture, 8).await;
+    fixture
         .until("it to be taken back", |plugin| {
             plugin["candidate"].is_null()
         })
@@ -949,7 +958,7 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
         assert_eq!(code, Some(2), "{share}");
     }
     // The commands of the guide.
-    let good = ground.upload(counting(3, "good")).await;
+    let good = fixture.upload(counting(3, "good")).await;
     let section = GUIDE
         .split_once("\n## Rolling a new build out\n")
         .unwrap()
@@ -977,7 +986,7 @@ async fn the_command_line_shares_and_shows_what_was_taken_back() {
         out.contains("has no share of the sessions of the policy plugin counting any more"),
         "{out}"
     );
-    ground
+    fixture
         .until("the server to notice", |plugin| {
             plugin["candidate"].is_null()
         })

@@ -29,7 +29,7 @@ use tokio_util::io::ReaderStream;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::files::{NOT_YOURS, no_file, not_yet, off_thread};
+use super::files::{NOT_YOURS, no_file, not_yet, run_blocking};
 use super::problem::{Problem, Query};
 use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::Workspace;
@@ -38,12 +38,12 @@ use lucid_types::user::UserId;
 /// The size of a chunk that is read and sent, in bytes.
 const PIECE: usize = 64 * 1024;
 /// The maximum number of archive chunks buffered for a slow client.
-const PIECES: usize = 4;
+const BUFFERED_CHUNKS: usize = 4;
 /// The maximum number of concurrent archives. Each has a thread.
 const MOST_ARCHIVES: usize = 4;
 /// A client that reads nothing for this long is gone.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// A client's minimum rate, in bytes per second, once `PATIENCE` is used up: slow readers must not
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// A client's minimum rate, in bytes per second, once `TIMEOUT` is used up: slow readers must not
 /// keep others from their archives.
 const SLOWEST: u64 = 64 * 1024;
 /// The maximum length of a suggested file name, in bytes.
@@ -87,10 +87,10 @@ pub(super) async fn file(
     let asked = query.path;
     let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
-    let opened = off_thread(workspace, move |workspace| {
+    let opened = run_blocking(workspace, move |workspace| {
         let path = workspace.path(&path)?;
         let (file, length) = workspace.open(&path)?;
-        Ok((path.shown(), file, length))
+        Ok((path.display(), file, length))
     });
     let (shown, file, length) = opened.await.map_err(|problem| {
         if problem.status() == StatusCode::NOT_FOUND {
@@ -174,8 +174,8 @@ pub(super) async fn archive(
             "The session has not started, so it has no files yet.",
         ));
     };
-    let turn = api.parts.archives.turn(&who.user)?;
-    let (sender, mut pieces) = mpsc::channel(PIECES);
+    let turn = api.parts.archives.acquire(&who.user)?;
+    let (sender, mut pieces) = mpsc::channel(BUFFERED_CHUNKS);
     let id = query.session_id;
     let name = format!("workspace-{id}.tar.gz");
     tokio::task::spawn_blocking(move || {
@@ -223,8 +223,8 @@ impl ChunkWriter {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
-        let due = PATIENCE + Duration::from_secs(self.sent / SLOWEST);
-        let patience = due.saturating_sub(self.waited).min(PATIENCE);
+        let due = TIMEOUT + Duration::from_secs(self.sent / SLOWEST);
+        let patience = due.saturating_sub(self.waited).min(TIMEOUT);
         self.sent += piece.len() as u64;
         let begun = Instant::now();
         // This thread is dedicated, and may block.
@@ -270,7 +270,7 @@ pub(super) struct ArchiveSlots(Arc<Mutex<HashSet<UserId>>>);
 
 impl ArchiveSlots {
     /// Reserves a slot: one for each user, and a few in all.
-    fn turn(&self, user: &UserId) -> Result<ArchiveSlot, Problem> {
+    fn acquire(&self, user: &UserId) -> Result<ArchiveSlot, Problem> {
         let mut making = self.0.lock();
         if making.contains(user) {
             return Err(Problem::too_many(
@@ -486,11 +486,11 @@ mod tests {
         let archives = ArchiveSlots::default();
         let user = |number: usize| UserId::from(format!("u{number}").as_str());
         let mut turns: Vec<_> = (0..MOST_ARCHIVES)
-            .map(|number| archives.turn(&user(number)).ok().unwrap())
+            .map(|number| archives.acquire(&user(number)).ok().unwrap())
             .collect();
         let status = |number| {
             archives
-                .turn(&user(number))
+                .acquire(&user(number))
                 .err()
                 .map(|problem| problem.status())
         };
@@ -507,7 +507,7 @@ mod tests {
         let workspace = Workspace::create(base.path(), "u", "s").unwrap();
         let large = std::fs::File::create(workspace.host_path().join("large")).unwrap();
         large.set_len(8 << 30).unwrap();
-        let (sender, mut pieces) = mpsc::channel(PIECES);
+        let (sender, mut pieces) = mpsc::channel(BUFFERED_CHUNKS);
         let packing = tokio::task::spawn_blocking(move || pack(&workspace, sender, "s"));
         assert!(pieces.recv().await.unwrap().is_ok());
         drop(pieces);

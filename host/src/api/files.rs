@@ -87,7 +87,7 @@ pub(super) async fn list(
     let Some(workspace) = workspace else {
         return Ok(Json(TreeView { tree: Vec::new() }));
     };
-    let tree = off_thread(workspace, |workspace| workspace.tree()).await?;
+    let tree = run_blocking(workspace, |workspace| workspace.tree()).await?;
     Ok(Json(TreeView { tree }))
 }
 
@@ -134,7 +134,7 @@ pub(super) async fn read(
     let asked = query.path;
     let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
-    let bytes = off_thread(workspace, move |workspace| {
+    let bytes = run_blocking(workspace, move |workspace| {
         workspace.read(&workspace.path(&path)?, LARGEST_FILE)
     })
     .await
@@ -172,7 +172,7 @@ pub(super) fn not_yet(path: &str) -> Problem {
     }
 }
 
-pub(super) async fn off_thread<T: Send + 'static>(
+pub(super) async fn run_blocking<T: Send + 'static>(
     workspace: Arc<Workspace>,
     work: impl FnOnce(&Workspace) -> Result<T, WorkspaceError> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -238,14 +238,14 @@ mod tests {
         let workspace = Arc::new(Workspace::create(base.path(), "u1", "s1").unwrap());
         std::fs::write(workspace.host_path().join("a.txt"), "hello").unwrap();
         for name in ["a.txt", "/a.txt", "/workspace/a.txt"] {
-            let read = off_thread(workspace.clone(), move |w| {
+            let read = run_blocking(workspace.clone(), move |w| {
                 w.read(&w.path(name)?, LARGEST_FILE)
             })
             .await
             .unwrap();
             assert_eq!(read, b"hello", "{name}");
         }
-        let out = off_thread(workspace, |w| w.read(&w.path("../x")?, LARGEST_FILE))
+        let out = run_blocking(workspace, |w| w.read(&w.path("../x")?, LARGEST_FILE))
             .await
             .unwrap_err();
         assert_eq!(

@@ -12,11 +12,11 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::problem::{Json, Path, Problem};
-use super::session_request::{unless_blank, unless_empty};
+use super::session_request::{non_blank, non_empty};
 use crate::api::identity::Authenticated;
 use crate::git_providers::GitInstanceError;
 use crate::git_providers::accounts::{AccountError, AccountView, PullRequestRequest};
-use lucid_types::repository_url::pasted_repository;
+use lucid_types::repository_url::parse_repository_url;
 use lucid_types::secret::Secret;
 use lucid_types::text::cut;
 use lucid_types::wit::git::Repository;
@@ -202,9 +202,9 @@ pub(super) async fn connect(
     Json(wanted): Json<Connect>,
 ) -> Result<Json<ConnectedView>, Problem> {
     let provider = wanted.provider.trim().to_ascii_lowercase();
-    let own = unless_blank(wanted.gitlab_url);
+    let own = non_blank(wanted.gitlab_url);
     // A pasted token often includes the end of the line.
-    let token = unless_empty(Some(wanted.token))
+    let token = non_empty(Some(wanted.token))
         .ok_or_else(|| Problem::unprocessable("Token validation failed: there is none."))?;
     let accounts = &api.parts.accounts;
     let username = accounts
@@ -320,17 +320,17 @@ pub(super) async fn open_change(
     Json(wanted): Json<PullRequestBody>,
 ) -> Result<Json<ChangeView>, Problem> {
     let provider = provider.to_ascii_lowercase();
-    let title = unless_blank(Some(wanted.title));
-    let head = unless_blank(Some(wanted.branch));
+    let title = non_blank(Some(wanted.title));
+    let head = non_blank(Some(wanted.branch));
     let (Some(title), Some(head)) = (title, head) else {
         return Err(Problem::unprocessable(
             "A change needs a `title` and a `branch`.",
         ));
     };
-    let base = unless_blank(wanted.base_branch).unwrap_or_else(|| "main".to_owned());
-    let own = unless_blank(wanted.gitlab_url);
+    let base = non_blank(wanted.base_branch).unwrap_or_else(|| "main".to_owned());
+    let own = non_blank(wanted.gitlab_url);
     let change = PullRequestRequest {
-        repository: pasted_repository(&wanted.repo_url),
+        repository: parse_repository_url(&wanted.repo_url),
         head,
         base: Some(base),
         title: cut(title.lines().next().unwrap_or_default(), LONGEST_TITLE).to_owned(),
@@ -356,13 +356,13 @@ impl From<AccountError> for Problem {
     fn from(error: AccountError) -> Self {
         let detail = error.to_string();
         match error {
-            AccountError::Site(GitInstanceError::Unknown { .. }) => Self::bad_request(detail),
-            AccountError::Site(GitInstanceError::Address(_))
+            AccountError::Instance(GitInstanceError::Unknown { .. }) => Self::bad_request(detail),
+            AccountError::Instance(GitInstanceError::Address(_))
             | AccountError::Token(_)
             | AccountError::OtherServer(_) => Self::unprocessable(detail),
             AccountError::NotSaved(_) => Self::not_found(detail),
             AccountError::Provider(_) => Self::bad_gateway(detail),
-            AccountError::Unopened(_) => Self::conflict(detail),
+            AccountError::Undecryptable(_) => Self::conflict(detail),
             AccountError::Store(error) => error.into(),
         }
     }

@@ -76,7 +76,7 @@ struct ApiState {
     workspaces: Workspaces,
     chats: Chats,
     accounts: Accounts,
-    generations: DeploymentManager,
+    deployment: DeploymentManager,
     /// Allows one upload at a time.
     uploads: Semaphore,
     shadows: ShadowRuns,
@@ -94,7 +94,7 @@ impl Api {
         workspaces: Workspaces,
         chats: Chats,
         accounts: Accounts,
-        generations: DeploymentManager,
+        deployment: DeploymentManager,
         about: impl Fn() -> DeploymentInfo + Send + Sync + 'static,
     ) -> Self {
         let parts = ApiState {
@@ -103,7 +103,7 @@ impl Api {
             workspaces,
             chats,
             accounts,
-            generations,
+            deployment,
             uploads: Semaphore::new(1),
             shadows: ShadowRuns::default(),
             about: Box::new(about),

@@ -87,7 +87,7 @@ impl SessionRequest {
 
     /// The project: the requested one, else the token's.
     pub(super) fn project_for(&self, who: &Identity) -> Option<String> {
-        unless_blank(self.project_id.clone()).or_else(|| who.project.clone())
+        non_blank(self.project_id.clone()).or_else(|| who.project.clone())
     }
 
     /// The session to create. `None` if the task is missing.
@@ -97,16 +97,16 @@ impl SessionRequest {
             project_id: self.project_for(who),
             task: self.task()?.to_owned(),
             repo_url: self.repo_url().map(str::to_owned),
-            git_token: unless_empty(self.git_token),
-            branch: unless_blank(self.branch),
-            git_user_name: unless_blank(self.git_user_name),
-            git_user_email: unless_blank(self.git_user_email),
-            provider: unless_blank(self.provider).or_else(|| unless_blank(self.provider_too)),
-            model: unless_blank(self.model),
+            git_token: non_empty(self.git_token),
+            branch: non_blank(self.branch),
+            git_user_name: non_blank(self.git_user_name),
+            git_user_email: non_blank(self.git_user_email),
+            provider: non_blank(self.provider).or_else(|| non_blank(self.provider_too)),
+            model: non_blank(self.model),
             token_limit: self.token_limit,
             cost_limit: self.cost_limit,
-            api_key: unless_empty(self.api_key).or_else(|| unless_empty(self.api_key_too)),
-            policy: unless_blank(self.policy),
+            api_key: non_empty(self.api_key).or_else(|| non_empty(self.api_key_too)),
+            policy: non_blank(self.policy),
             open_change: self.open_change,
         })
     }
@@ -135,14 +135,14 @@ fn dollars<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> 
 }
 
 /// A text, unless it is blank.
-pub(super) fn unless_blank(text: Option<String>) -> Option<String> {
+pub(super) fn non_blank(text: Option<String>) -> Option<String> {
     let text = text?;
     let trimmed = text.trim();
     (!trimmed.is_empty()).then(|| trimmed.to_owned())
 }
 
 /// A secret, unless it is empty.
-pub(super) fn unless_empty(secret: Option<Secret>) -> Option<Secret> {
+pub(super) fn non_empty(secret: Option<Secret>) -> Option<Secret> {
     let secret = secret?;
     let trimmed = secret.expose().trim();
     (!trimmed.is_empty()).then(|| Secret::new(trimmed))

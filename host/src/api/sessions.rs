@@ -298,7 +298,7 @@ pub(super) async fn stop(
             let sessions = &api.parts.sessions;
             let discarded = sessions.discard(&parsed, &who.user).await;
             if !discarded.map_err(|error| of_lookup(&error, &id, not_yours))? {
-                let goes_on = sessions.goes_on(&parsed, &who.user).await;
+                let goes_on = sessions.is_resumable(&parsed, &who.user).await;
                 return Err(if goes_on {
                     Problem::unavailable(NOT_HERE)
                 } else {
@@ -397,12 +397,12 @@ fn of_lookup(error: &WorkspaceLookupError, id: &str, not_yours: &str) -> Problem
 
 /// The answer for a session that is not there.
 pub(super) fn no_session(id: &str) -> Problem {
-    let shown: String = id
+    let printable: String = id
         .chars()
         .filter(|c| !c.is_control())
         .take(LONGEST_ID)
         .collect();
-    Problem::not_found(format!("Session {shown} not found."))
+    Problem::not_found(format!("Session {printable} not found."))
 }
 
 impl From<CreateError> for Problem {

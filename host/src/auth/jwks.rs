@@ -93,7 +93,7 @@ struct JwksCache {
 pub struct Jwks {
     document: Document,
     /// Whether tokens are verified with a shared secret as well, so that there may well be no keys.
-    beside_secret: bool,
+    has_shared_secret: bool,
     pace: FetchPacing,
     known: watch::Sender<JwksCache>,
     /// The number of the fetch that a caller waits for.
@@ -123,7 +123,7 @@ impl Jwks {
         };
         Ok(Self {
             document: Document::new(url, limits)?,
-            beside_secret: false,
+            has_shared_secret: false,
             pace,
             known: watch::Sender::default(),
             wanted: watch::Sender::default(),
@@ -133,9 +133,9 @@ impl Jwks {
     /// Says whether a shared secret is set besides, with which alone a project may still sign its
     /// tokens.
     #[must_use]
-    pub fn beside_secret(self, is_set: bool) -> Self {
+    pub fn with_shared_secret(self, is_set: bool) -> Self {
         Self {
-            beside_secret: is_set,
+            has_shared_secret: is_set,
             ..self
         }
     }
@@ -146,7 +146,7 @@ impl Jwks {
     }
 
     /// Fetches the keys once and describes them.
-    pub async fn look(&self) -> Result<JwksStatus, JwksError> {
+    pub async fn inspect(&self) -> Result<JwksStatus, JwksError> {
         let keys = self.fetch().await?;
         Ok(JwksStatus {
             usable: keys.len(),
@@ -163,13 +163,13 @@ impl Jwks {
     /// verified.
     pub async fn follow(&self) {
         let mut retries = self.pace.retries();
-        let mut said = None;
+        let mut reported = None;
         let mut wanted = self.wanted.subscribe();
         let mut tries = 0;
         loop {
             self.known.send_modify(|known| known.rest = None);
             let fetched = self.fetch().await;
-            self.report(&fetched, &mut said);
+            self.report(&fetched, &mut reported);
             let pause = match &fetched {
                 Ok(_) => {
                     retries = self.pace.retries();
@@ -199,7 +199,7 @@ impl Jwks {
     }
 
     /// Logs a change, once.
-    fn report(&self, fetched: &Result<KeySet, JwksError>, said: &mut Option<String>) {
+    fn report(&self, fetched: &Result<KeySet, JwksError>, reported: &mut Option<String>) {
         let (fine, sentence) = match fetched {
             Ok(keys) if keys.len() > 0 && keys.unused.is_empty() => (
                 true,
@@ -208,12 +208,12 @@ impl Jwks {
                     plural::count(keys.len(), "key")
                 ),
             ),
-            Ok(keys) if keys.unused.is_empty() && self.beside_secret => (
+            Ok(keys) if keys.unused.is_empty() && self.has_shared_secret => (
                 true,
                 "there are no keys; tokens are checked with the shared secret alone".to_owned(),
             ),
             Err(JwksError::Document(DocumentError::Status { status: 404, .. }))
-                if self.beside_secret =>
+                if self.has_shared_secret =>
             {
                 (
                     true,
@@ -235,7 +235,7 @@ impl Jwks {
             ),
             Err(error) => (false, format!("the keys cannot be fetched: {error}")),
         };
-        if said.as_ref() == Some(&sentence) {
+        if reported.as_ref() == Some(&sentence) {
             return;
         }
         let url = self.url();
@@ -244,7 +244,7 @@ impl Jwks {
         } else {
             tracing::warn!(%url, "{sentence}");
         }
-        *said = Some(sentence);
+        *reported = Some(sentence);
     }
 
     /// The key that a token of this algorithm names. Waits for a fetch in progress.

@@ -115,7 +115,7 @@ impl Authenticator {
 
     /// Calls `seen` for everybody who presents a valid token.
     #[must_use]
-    pub fn telling(mut self, seen: impl Fn(&Identity) + Send + Sync + 'static) -> Self {
+    pub fn on_authenticated(mut self, seen: impl Fn(&Identity) + Send + Sync + 'static) -> Self {
         self.seen = Some(Box::new(seen));
         self
     }

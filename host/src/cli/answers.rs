@@ -19,7 +19,7 @@ pub(super) struct PendingAnswers {
 
 impl PendingAnswers {
     /// Whether a person types the answers.
-    pub(super) fn are_typed() -> bool {
+    pub(super) fn is_interactive() -> bool {
         std::io::stdin().is_terminal()
     }
 
@@ -30,7 +30,7 @@ impl PendingAnswers {
 
     /// Prompts for an answer, if a person types them.
     pub(super) fn prompt() {
-        if Self::are_typed() {
+        if Self::is_interactive() {
             // Stdout is for results.
             let mut out = std::io::stderr();
             let _ = write!(out, " answer  ").and_then(|()| out.flush());

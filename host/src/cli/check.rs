@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use super::doctor::token_ways;
 use super::render::one_line;
-use super::report::{Severity, say};
+use super::report::{Severity, print_message};
 use super::{failed, wrong, wrong_manifest};
 use crate::config::Config;
 use crate::server::{self, DataDirs, StartError};
@@ -21,7 +21,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
     if file.is_some() {
         config.manifest = file;
     }
-    let folders = DataDirs::below(&config.workspace_base_path);
+    let folders = DataDirs::under(&config.workspace_base_path);
     // No model is called, so there are no files.
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(server::deploy(&config, &folders, blobs)).await {
@@ -31,7 +31,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
         Err(error) => return failed(&error.to_string()),
     };
     for warning in config.notes().iter().chain(&deployed.warnings) {
-        say(Severity::Warn, &format!("warning: {warning}"));
+        print_message(Severity::Warn, &format!("warning: {warning}"));
     }
     match &deployed.manifest.path {
         Some(path) => outln!("{} is fine.", one_line(&path.display().to_string())),
@@ -54,16 +54,16 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
     }
     let (policy, _) = deployed.defaults();
     if let Some(default) = providers.first()
-        && deployed.asks_models()
+        && deployed.default_calls_models()
         && !default.is_usable
     {
         let missing = format!(
             "warning: a session that names none gets the policy {policy}, which asks the provider {}, and that has no key: set {}, or `key = false` in its entry where its server wants none.",
             default.name, default.variable
         );
-        say(Severity::Warn, &missing);
+        print_message(Severity::Warn, &missing);
     }
-    let (gets, _) = deployed.defaults_in_words();
+    let (gets, _) = deployed.describe_defaults();
     outln!("{}.", one_line(&gets).replacen('a', "A", 1));
     ExitCode::SUCCESS
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
-use super::render::{FrameRenderer, clean, colours};
+use super::render::{FrameRenderer, colours, strip_controls};
 use crate::auth::{Jwks, JwksStatus};
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use crate::server::{self, DataDirs, StartError};
@@ -48,7 +48,7 @@ impl DoctorReport {
             CheckStatus::Note => ("--", Style::new().yellow()),
             CheckStatus::Bad => ("!!", Style::new().red()),
         };
-        let text = clean(text).trim_end().replace('\n', "\n      ");
+        let text = strip_controls(text).trim_end().replace('\n', "\n      ");
         outln!("  {}  {text}", self.screen.paint(sign, style));
     }
 }
@@ -63,7 +63,7 @@ pub(super) async fn doctor(config: Config) -> ExitCode {
     tokens(&mut report, &config).await;
     store(&mut report, &config);
     chats(&mut report, &config).await;
-    let folders = DataDirs::below(&config.workspace_base_path);
+    let folders = DataDirs::under(&config.workspace_base_path);
     sandboxes(&mut report, &config, &folders).await;
     let usable = plugins(&mut report, &config, &folders).await;
     keys(&mut report, &config, usable);
@@ -108,7 +108,7 @@ async fn tokens(report: &mut DoctorReport, config: &Config) {
     let Some(url) = &config.jwks_url else {
         return;
     };
-    let look = async { Jwks::new(url.clone())?.look().await };
+    let look = async { Jwks::new(url.clone())?.inspect().await };
     let look = look.await;
     for reason in look.iter().flat_map(|look| &look.unused) {
         report.line(
@@ -142,7 +142,7 @@ fn store(report: &mut DoctorReport, config: &Config) {
         report.line(CheckStatus::Bad, &error.to_string());
         return;
     }
-    let folders = DataDirs::below(&config.workspace_base_path);
+    let folders = DataDirs::under(&config.workspace_base_path);
     match server::open_store(&folders) {
         Ok(store) => report.line(CheckStatus::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
         // In use, so it works.
@@ -307,8 +307,8 @@ async fn plugins(report: &mut DoctorReport, config: &Config, folders: &DataDirs)
     for warning in &deployed.warnings {
         report.line(CheckStatus::Note, warning);
     }
-    let (gets, asks) = deployed.defaults_in_words();
-    match deployed.default_answers().await {
+    let (gets, asks) = deployed.describe_defaults();
+    match deployed.check_default_provider().await {
         Ok(()) => report.line(
             if asks {
                 CheckStatus::Good

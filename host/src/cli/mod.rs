@@ -56,7 +56,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use self::report::{Severity, say};
+use self::report::{Severity, print_message};
 use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::manifest::{self, ManifestProblems};
@@ -113,7 +113,7 @@ impl ServeArgs {
         match (self.resume, self.no_resume) {
             (true, _) => ResumeMode::All,
             (false, true) => ResumeMode::None,
-            (false, false) => ResumeMode::Usual,
+            (false, false) => ResumeMode::Default,
         }
     }
 }
@@ -202,7 +202,7 @@ pub fn main() -> ExitCode {
     report::begin();
     let code = execute();
     // The requested output is incomplete.
-    match report::unprinted() {
+    match report::print_error() {
         Some(cause) if code == ExitCode::SUCCESS => {
             failed(&format!("The result could not be printed: {cause}."))
         }
@@ -280,7 +280,7 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error @ IssueError::User) => {
-            say(Severity::Error, &format!("--user cannot be used: {error}."));
+            print_message(Severity::Error, &format!("--user cannot be used: {error}."));
             ExitCode::from(WRONG)
         }
         Err(error) => failed(&format!("There is no token: {error}.")),
@@ -289,21 +289,21 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
 
 /// Prints a configuration error, one line for the operator.
 fn wrong(error: &ConfigError) -> ExitCode {
-    say(Severity::Error, &error.to_string());
+    print_message(Severity::Error, &error.to_string());
     ExitCode::from(WRONG)
 }
 
 /// Prints a deployment's problems, a line each.
 fn wrong_manifest(problems: &ManifestProblems) -> ExitCode {
     for problem in problems.iter() {
-        say(Severity::Error, &problem.to_string());
+        print_message(Severity::Error, &problem.to_string());
     }
     ExitCode::from(WRONG)
 }
 
 /// Prints a failure, one line.
 fn failed(sentence: &str) -> ExitCode {
-    say(Severity::Error, sentence);
+    print_message(Severity::Error, sentence);
     ExitCode::FAILURE
 }
 

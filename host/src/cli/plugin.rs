@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{WRONG, failed, wrong};
-use crate::cli::report::{Severity, is_json, say};
+use crate::cli::report::{Severity, is_json, print_message};
 use crate::config::Config;
 use lucid_wasm::{Engine, EngineError, EngineOptions, PluginKind};
 
@@ -229,6 +229,6 @@ fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
 
 /// Prints why a command was refused.
 fn refused(sentence: &str) -> ExitCode {
-    say(Severity::Error, sentence);
+    print_message(Severity::Error, sentence);
     ExitCode::from(WRONG)
 }

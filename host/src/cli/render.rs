@@ -22,7 +22,7 @@ pub(super) fn colours(terminal: bool) -> bool {
 }
 
 /// Removes everything that a terminal would interpret, except for line breaks.
-pub(super) fn clean(text: &str) -> String {
+pub(super) fn strip_controls(text: &str) -> String {
     let keep = |c: char| match c {
         '\n' => Some('\n'),
         '\t' => Some(' '),
@@ -36,7 +36,10 @@ pub(super) fn clean(text: &str) -> String {
 
 /// Sanitizes a text to one line.
 pub(super) fn one_line(text: &str) -> String {
-    clean(text).split_whitespace().collect::<Vec<_>>().join(" ")
+    strip_controls(text)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The progress that a frame reports.
@@ -150,14 +153,14 @@ impl FrameRenderer {
         match kind {
             "ThinkAction" => {
                 let thought = text(frame, "thought");
-                let said = [content, if thought == content { "" } else { thought }];
-                let said = said
+                let body = [content, if thought == content { "" } else { thought }];
+                let body = body
                     .into_iter()
                     .filter(|text| !text.is_empty())
                     .collect::<Vec<_>>()
                     .join("\n");
                 RenderedFrame {
-                    text: self.entry("think", Style::new().magenta(), &said),
+                    text: self.entry("think", Style::new().magenta(), &body),
                     progress: thinking(),
                 }
             }
@@ -165,10 +168,10 @@ impl FrameRenderer {
                 let command = Some(text(frame, "command"))
                     .filter(|text| !text.is_empty())
                     .unwrap_or(content);
-                let shown = self.entry("run", cyan, &format!("$ {command}"));
+                let rendered = self.entry("run", cyan, &format!("$ {command}"));
                 RenderedFrame {
-                    text: shown,
-                    progress: FrameProgress::Busy(format!("$ {}", brief(command))),
+                    text: rendered,
+                    progress: FrameProgress::Busy(format!("$ {}", shorten(command))),
                 }
             }
             "CmdOutputObservation" => {
@@ -201,7 +204,7 @@ impl FrameRenderer {
                 lines.extend(self.diff(text(frame, "diff")));
                 RenderedFrame {
                     text: lines.join("\n"),
-                    progress: FrameProgress::Busy(format!("{label} {}", brief(path))),
+                    progress: FrameProgress::Busy(format!("{label} {}", shorten(path))),
                 }
             }
             "FileWriteObservation" | "FileEditObservation" | "FileReadObservation" => {
@@ -240,7 +243,7 @@ impl FrameRenderer {
     }
 
     fn lines(self, text: &str, style: impl Fn(&str) -> Style) -> Vec<String> {
-        let cleaned = clean(text);
+        let cleaned = strip_controls(text);
         let all: Vec<&str> = cleaned.trim_end().lines().collect();
         let paint = |line: &&str| format!("{:MARGIN$}{}", "", self.paint(line, style(line)));
         let mut lines: Vec<String> = all.iter().take(LINES).map(paint).collect();
@@ -265,7 +268,7 @@ fn text<'a>(frame: &'a Value, name: &str) -> &'a str {
 }
 
 /// Shortens a text for the spinner's line.
-fn brief(text: &str) -> String {
+fn shorten(text: &str) -> String {
     let line = one_line(text);
     match line.char_indices().nth(60) {
         Some((at, _)) => format!("{}…", &line[..at]),
@@ -275,7 +278,7 @@ fn brief(text: &str) -> String {
 
 /// Indents the following lines like the first one.
 fn indented(text: &str) -> String {
-    clean(text)
+    strip_controls(text)
         .trim_end()
         .lines()
         .collect::<Vec<_>>()
@@ -302,7 +305,7 @@ mod tests {
     #[test]
     fn nothing_that_is_shown_can_steer_the_terminal() {
         let evil = "a\u{1b}[2Jb\u{7}\r\u{9b}31mc\u{202e}d";
-        assert_eq!(clean(evil), "a[2Jb31mcd");
+        assert_eq!(strip_controls(evil), "a[2Jb31mcd");
         for kind in [
             "ThinkAction",
             "CmdRunAction",
@@ -314,13 +317,13 @@ mod tests {
                 kind,
                 &json!({"content": evil, "command": evil, "path": evil, "diff": evil, "thought": evil}),
             );
-            let shown = plain(&frame);
+            let rendered = plain(&frame);
             assert!(
-                !shown.text.chars().any(|c| c.is_control() && c != '\n'),
+                !rendered.text.chars().any(|c| c.is_control() && c != '\n'),
                 "{kind}: {:?}",
-                shown.text
+                rendered.text
             );
-            if let FrameProgress::Busy(what) = shown.progress {
+            if let FrameProgress::Busy(what) = rendered.progress {
                 assert!(!what.chars().any(char::is_control));
             }
         }
@@ -352,9 +355,9 @@ mod tests {
     #[test]
     fn long_output_is_cut_and_says_how_much_is_missing() {
         let long = "x\n".repeat(100);
-        let shown = plain(&event("CmdOutputObservation", &json!({"content": long})));
-        assert_eq!(shown.text.lines().count(), LINES + 1);
-        assert!(shown.text.ends_with("… 76 more lines"));
+        let rendered = plain(&event("CmdOutputObservation", &json!({"content": long})));
+        assert_eq!(rendered.text.lines().count(), LINES + 1);
+        assert!(rendered.text.ends_with("… 76 more lines"));
     }
 
     #[test]

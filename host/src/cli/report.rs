@@ -56,7 +56,7 @@ pub(super) fn is_json() -> bool {
 }
 
 /// Prints a sentence to stderr.
-pub(super) fn say(level: Severity, sentence: &str) {
+pub(super) fn print_message(level: Severity, sentence: &str) {
     let sentence = one_line(sentence);
     if is_json() {
         errln!("{}", line(level, &sentence));
@@ -94,7 +94,7 @@ pub(super) fn complain(words: fmt::Arguments<'_>) {
 
 /// The error that kept a result from being printed. `None` if it was printed, or if its reader
 /// closed the pipe.
-pub(super) fn unprinted() -> Option<&'static io::Error> {
+pub(super) fn print_error() -> Option<&'static io::Error> {
     UNPRINTED
         .get()
         .filter(|cause| cause.kind() != io::ErrorKind::BrokenPipe)
@@ -105,7 +105,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && is_json() {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
-        say(Severity::Error, text);
+        print_message(Severity::Error, text);
         return ExitCode::from(WRONG);
     }
     // The reader may be gone.

@@ -123,7 +123,7 @@ fn own_folder(config: &Config) -> Result<PathBuf, StartError> {
     let id = uuid::Uuid::now_v7().simple().to_string();
     for name in [".lucid", "runs", &id] {
         folder.push(name);
-        server::make(&folder)?;
+        server::create_dir(&folder)?;
     }
     Ok(folder)
 }
@@ -217,25 +217,25 @@ impl TerminalView {
 
     /// Shows an answer that was not typed here.
     fn answered(&self, answer: &str) {
-        if !PendingAnswers::are_typed() {
+        if !PendingAnswers::is_interactive() {
             self.line(&self.screen.entry("answer", Style::new().bold(), answer));
         }
     }
 
     fn frame(&mut self, frame: &Value) -> FrameProgress {
-        let shown = self.screen.show(frame);
-        if !shown.text.is_empty() && !self.is_said(frame) {
-            self.line(&shown.text);
+        let rendered = self.screen.show(frame);
+        if !rendered.text.is_empty() && !self.was_printed(frame) {
+            self.line(&rendered.text);
         }
-        if let (Some(spinner), FrameProgress::Busy(what)) = (&self.spinner, &shown.progress) {
+        if let (Some(spinner), FrameProgress::Busy(what)) = (&self.spinner, &rendered.progress) {
             spinner.reset_elapsed();
             spinner.set_message(what.clone());
         }
-        shown.progress
+        rendered.progress
     }
 
     /// Whether a frame ends the task with the error that was shown last.
-    fn is_said(&mut self, frame: &Value) -> bool {
+    fn was_printed(&mut self, frame: &Value) -> bool {
         let is_event = frame["event"] == "error";
         let reason = if is_event {
             &frame["content"]

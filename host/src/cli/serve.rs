@@ -49,7 +49,7 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     // From here on there may be something to bring to an end.
     let mut stop = Box::pin(interrupted());
     let started = tokio::select! {
-        started = patiently(async || Box::pin(App::start(config.clone())).await) => started,
+        started = retry_transient(async || Box::pin(App::start(config.clone())).await) => started,
         signal = &mut stop => {
             tracing::info!(signal, "stopped while the server started");
             return ExitCode::SUCCESS;
@@ -63,10 +63,10 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     };
     let address = listener.local_addr().unwrap_or(address);
     let recovered = tokio::select! {
-        recovered = patiently(async || app.recover(resume).await) => recovered,
+        recovered = retry_transient(async || app.recover(resume).await) => recovered,
         signal = &mut stop => {
             // Some of the sessions may run already.
-            app.shutdown(begin_to_stop(signal, patience) + patience).await;
+            app.shutdown(start_shutdown(signal, patience) + patience).await;
             return ExitCode::SUCCESS;
         }
     };
@@ -76,8 +76,11 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
         ));
     }
     let keys = app.auth().follow();
-    let following = (app.generations().follow(), app.generations().judge());
-    welcome(&app, address);
+    let following = (
+        app.deployment().watch_manifest(),
+        app.deployment().watch_probations(),
+    );
+    print_banner(&app, address);
     let end = Arc::<OnceLock<Instant>>::default();
     let served = run(&app, listener, stop, (patience, end.clone())).await;
     drop((following, keys));
@@ -98,9 +101,9 @@ async fn run(
 ) -> std::io::Result<()> {
     let api = app.api();
     let router = app.router(api.clone());
-    let (told, stopping) = tokio::sync::oneshot::channel::<Instant>();
+    let (stop_sender, stopping) = tokio::sync::oneshot::channel::<Instant>();
     let goodbye = async move {
-        let begun = begin_to_stop(stop.await, patience);
+        let begun = start_shutdown(stop.await, patience);
         let _ = end.set(begun + patience);
         let requests = begun + patience.mul_f64(LAST_REQUESTS);
         // Connections of WebSockets are no requests any more, so the server does not wait for them.
@@ -109,7 +112,7 @@ async fn run(
             api.close_sockets(),
         )
         .await;
-        let _ = told.send(requests);
+        let _ = stop_sender.send(requests);
     };
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         // A frame is small, and somebody waits for it.
@@ -131,14 +134,14 @@ async fn run(
 
 /// Makes an attempt to start again for as long as its failure may pass: a service manager that starts a
 /// server just while its disk is full or its database is locked need not do it again.
-async fn patiently<T>(
+async fn retry_transient<T>(
     mut attempt: impl AsyncFnMut() -> Result<T, StartError>,
 ) -> Result<T, StartError> {
     let until = Instant::now() + START_PATIENCE;
     let mut is_told = false;
     loop {
         let failed = match attempt().await {
-            Err(error) if error.may_pass() && Instant::now() < until => error,
+            Err(error) if error.is_transient() && Instant::now() < until => error,
             result => return result,
         };
         if !std::mem::replace(&mut is_told, true) {
@@ -152,20 +155,20 @@ async fn patiently<T>(
 }
 
 /// The time for the shutdown begins, and a second signal does not wait for it.
-fn begin_to_stop(signal: &str, patience: Duration) -> Instant {
+fn start_shutdown(signal: &str, patience: Duration) -> Instant {
     tracing::info!(signal, seconds = patience.as_secs_f64(), "stopping");
     let again = interrupted();
     tokio::spawn(async {
         again.await;
         std::process::exit(130);
     });
-    exit_at_last(patience);
+    force_exit_after(patience);
     Instant::now()
 }
 
 /// Ends the process when its time is up, whatever still waits (a disk, a lock): a service manager would
 /// kill it, and nothing that is left is lost.
-fn exit_at_last(patience: Duration) {
+fn force_exit_after(patience: Duration) {
     let overdue = move || {
         std::thread::sleep(patience);
         tracing::warn!("the time for the shutdown is up; the process ends with work unfinished");
@@ -177,7 +180,7 @@ fn exit_at_last(patience: Duration) {
 }
 
 /// What a person needs to begin. The last line says that the server is ready.
-fn welcome(app: &App, address: SocketAddr) {
+fn print_banner(app: &App, address: SocketAddr) {
     if app.config().local {
         announce(
             "local mode: neither SUPABASE_JWT_SECRET nor SUPABASE_URL is set, so only this machine can connect",

@@ -79,7 +79,7 @@ pub(super) trait NamedValues: Sized + Copy + 'static {
     const ALLOWED: &'static str;
     const NAMES: &'static [(&'static str, Self)];
 
-    fn named(text: &str) -> Option<Self> {
+    fn from_name(text: &str) -> Option<Self> {
         Self::NAMES
             .iter()
             .find(|(known, _)| known.eq_ignore_ascii_case(text))

@@ -9,7 +9,7 @@
 use url::Url;
 
 use super::ConfigError;
-use super::parse::{SettingValues, shown};
+use super::parse::{SettingValues, quoted_value};
 use lucid_net::fetch::Document;
 
 /// The path below a Supabase project's URL. A project that still signs with its shared secret alone
@@ -31,12 +31,12 @@ pub(super) fn jwks_url(values: &SettingValues) -> Result<Option<Url>, ConfigErro
     let Some((name, url)) = written.or(project) else {
         return Ok(None);
     };
-    if Document::may_be_at(&url) {
+    if Document::is_allowed_url(&url) {
         return Ok(Some(url));
     }
     Err(ConfigError::NotAllowed {
         name,
-        given: shown(url.as_str()),
+        given: quoted_value(url.as_str()),
         allowed: "an https URL, or an http URL at an address that is not public and not a metadata service's",
     })
 }

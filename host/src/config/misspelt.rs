@@ -25,7 +25,7 @@ const SHARED: [&str; 9] = [
 ];
 
 /// The setting that was probably meant by an unknown name.
-pub(super) fn meant(name: &str) -> Option<&'static str> {
+pub(super) fn suggestion(name: &str) -> Option<&'static str> {
     if name.len() > 64 || SETTINGS.contains(&name) {
         return None;
     }
@@ -33,8 +33,8 @@ pub(super) fn meant(name: &str) -> Option<&'static str> {
     if let Some(bare) = name.strip_prefix("LUCID_") {
         let known = SETTINGS.iter().copied().find(|known| *known == bare);
         return known
-            .or_else(|| by_letters(name))
-            .or_else(|| by_letters(bare));
+            .or_else(|| by_edit_distance(name))
+            .or_else(|| by_edit_distance(bare));
     }
     let upper = name.to_ascii_uppercase().replace('-', "_");
     if upper != name {
@@ -44,12 +44,12 @@ pub(super) fn meant(name: &str) -> Option<&'static str> {
             .copied()
             .find(|known| *known == upper && known.contains('_'));
     }
-    by_letters(name).or_else(|| by_words(name))
+    by_edit_distance(name).or_else(|| by_words_in_common(name))
 }
 
 /// One wrong letter in six. The first letter is hardly ever wrong, and another one makes another
 /// program's name, as in `VLLM_API_KEY`.
-fn by_letters(name: &str) -> Option<&'static str> {
+fn by_edit_distance(name: &str) -> Option<&'static str> {
     let first = name.bytes().next()?;
     SETTINGS
         .iter()
@@ -63,7 +63,7 @@ fn by_letters(name: &str) -> Option<&'static str> {
 }
 
 /// A setting without one of its words, or with an appended unit.
-fn by_words(name: &str) -> Option<&'static str> {
+fn by_words_in_common(name: &str) -> Option<&'static str> {
     let words: Vec<&str> = name.split('_').collect();
     let first = words.first()?;
     let candidates = SETTINGS.iter().copied().filter(|known| {
@@ -130,7 +130,7 @@ mod tests {
             ("LUCID_MAX_SESSIONS_PER_USER", "MAX_SESSIONS_PER_USER"),
             ("LUCID_MAX_SESIONS_PER_USER", "MAX_SESSIONS_PER_USER"),
         ] {
-            assert_eq!(meant(name), Some(expected), "{name}");
+            assert_eq!(suggestion(name), Some(expected), "{name}");
         }
     }
 
@@ -243,10 +243,10 @@ mod tests {
             "_",
             "",
         ] {
-            assert_eq!(meant(name), None, "{name}");
+            assert_eq!(suggestion(name), None, "{name}");
         }
         for name in SETTINGS {
-            assert_eq!(meant(name), None, "{name}");
+            assert_eq!(suggestion(name), None, "{name}");
         }
     }
 }

@@ -198,7 +198,7 @@ impl Config {
         let mut misspelt: Vec<_> = pairs
             .iter()
             .filter(|(_, value)| !value.trim().is_empty())
-            .filter_map(|(name, _)| Some((name.clone(), misspelt::meant(name)?)))
+            .filter_map(|(name, _)| Some((name.clone(), misspelt::suggestion(name)?)))
             .collect();
         misspelt.sort_unstable();
         misspelt.dedup();

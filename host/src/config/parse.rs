@@ -13,7 +13,7 @@ use url::Url;
 
 use super::ConfigError;
 use super::enums::{AllowedOrigins, NamedValues};
-use lucid_net::egress::pasted;
+use lucid_net::egress::parse_base_url;
 use lucid_types::secret::Secret;
 
 /// The values that are set, by name. None is empty.
@@ -49,7 +49,7 @@ impl SettingValues {
             Some(value) => Ok(Some(value)),
             None => Err(ConfigError::NotAllowed {
                 name,
-                given: shown(text),
+                given: quoted_value(text),
                 allowed,
             }),
         }
@@ -70,7 +70,7 @@ impl SettingValues {
         name: &'static str,
         default: T,
     ) -> Result<T, ConfigError> {
-        self.parsed(name, default, T::ALLOWED, T::named)
+        self.parsed(name, default, T::ALLOWED, T::from_name)
     }
 
     pub(super) fn provider(&self, name: &'static str) -> Result<Option<String>, ConfigError> {
@@ -123,7 +123,7 @@ impl SettingValues {
     /// The address of a model provider's API, as people paste it.
     pub(super) fn model_url(&self, name: &'static str) -> Result<Option<Url>, ConfigError> {
         let allowed = "an http or https URL such as https://api.example.com/v1, without user name, password, key or fragment";
-        self.url(name, allowed, |text| pasted(text).ok())
+        self.url(name, allowed, |text| parse_base_url(text).ok())
     }
 
     fn url(
@@ -141,7 +141,7 @@ impl SettingValues {
             None if text.contains(['@', '?', '#']) => Err(ConfigError::BadSecret { name, allowed }),
             None => Err(ConfigError::NotAllowed {
                 name,
-                given: shown(text),
+                given: quoted_value(text),
                 allowed,
             }),
         }
@@ -149,7 +149,7 @@ impl SettingValues {
 }
 
 /// A value for an error message: quoted, on one line, and truncated.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn quoted_value(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((at, _)) => format!("{:?}…", &text[..at]),
         None => format!("{text:?}"),

@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStringExt;
 
-use super::parse::shown;
+use super::parse::quoted_value;
 use super::*;
 
 const LONG: &str = "a-secret-that-is-long-enough-for-hs256";
@@ -340,7 +340,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
     ] {
         for value in values {
             let sentence = refused(name, value);
-            assert!(sentence.contains(&shown(value)), "{sentence}");
+            assert!(sentence.contains(&quoted_value(value)), "{sentence}");
             assert!(sentence.contains("must be"), "{sentence}");
         }
     }

@@ -16,8 +16,8 @@ use super::enums::{
 use super::jwks::jwks_url;
 use super::models::ModelSettings;
 use super::parse::{
-    SettingValues, container_name, count, dollars, image, ip, mount_path, number, origins, seconds,
-    shown, size, unprintable,
+    SettingValues, container_name, count, dollars, image, ip, mount_path, number, origins,
+    quoted_value, seconds, size, unprintable,
 };
 use super::{Config, ConfigError, Variables, supabase};
 use lucid_sandbox::git::BranchPolicy;
@@ -60,7 +60,7 @@ impl Config {
         )?;
         if local && !host.to_canonical().is_loopback() {
             return Err(ConfigError::LocalModeIsLocal {
-                given: shown(values.text("HOST").unwrap_or_default()),
+                given: quoted_value(values.text("HOST").unwrap_or_default()),
             });
         }
 
@@ -252,7 +252,7 @@ impl Config {
             plugin_log_level: values.optional(
                 "PLUGIN_LOG_LEVEL",
                 PluginLogLevel::ALLOWED,
-                PluginLogLevel::named,
+                PluginLogLevel::from_name,
             )?,
             manifest: values.raw("LUCID_MANIFEST").map(PathBuf::from),
             variables: Variables::default(),

@@ -64,7 +64,7 @@ pub(crate) async fn load(
     let tasks = policies
         .iter()
         .map(|(name, entry)| policy(from, name, entry).boxed());
-    let policies = gathered(tasks.collect(), &mut wrong).await;
+    let policies = join_loads(tasks.collect(), &mut wrong).await;
 
     let providers: Vec<_> = if manifest.providers.is_empty() {
         let all = builtin::PROVIDERS.iter();
@@ -81,13 +81,13 @@ pub(crate) async fn load(
     let tasks = providers
         .iter()
         .map(|(name, plugin, entry)| provider(from, name, plugin, entry.clone()).boxed());
-    let providers = gathered(tasks.collect(), &mut wrong).await;
+    let providers = join_loads(tasks.collect(), &mut wrong).await;
 
     let tasks = manifest
         .tools
         .iter()
         .map(|(name, entry)| tools(from, name, entry).boxed());
-    let tools = gathered(tasks.collect(), &mut wrong).await;
+    let tools = join_loads(tasks.collect(), &mut wrong).await;
 
     let gits: Vec<_> = if manifest.git.is_empty() {
         let all = builtin::GIT.iter();
@@ -110,7 +110,7 @@ pub(crate) async fn load(
     let tasks = gits
         .iter()
         .map(|(name, entry)| git(from, name, entry).boxed());
-    let git = gathered(tasks.collect(), &mut wrong).await;
+    let git = join_loads(tasks.collect(), &mut wrong).await;
 
     ManifestProblems::unless_none(wrong)?;
     Ok(LoadedPlugins {
@@ -134,23 +134,23 @@ struct LoadContext<'a> {
 
 impl<'a> LoadContext<'a> {
     /// Whether the loaded plugin is kept without looking at its file.
-    fn keeps(&self, kind: PluginKind, name: &str) -> bool {
+    fn reuses(&self, kind: PluginKind, name: &str) -> bool {
         self.only.is_some_and(|only| only != (kind, name))
     }
 
-    fn blame(&self, kind: PluginKind, name: &'a str, entry: &'a PluginEntry) -> ProblemSite<'a> {
+    fn site(&self, kind: PluginKind, name: &'a str, entry: &'a PluginEntry) -> ProblemSite<'a> {
         ProblemSite {
             file: self.manifest.path.as_deref(),
             kind,
             name,
             entry,
             upload: self.manifest.upload(kind, name),
-            brought: &self.manifest.brought,
+            brought: &self.manifest.fetched,
         }
     }
 }
 
-async fn gathered<'a, T>(
+async fn join_loads<'a, T>(
     tasks: Vec<BoxFuture<'a, Result<T, Vec<ManifestProblem>>>>,
     wrong: &mut Vec<ManifestProblem>,
 ) -> Vec<T> {
@@ -170,7 +170,7 @@ async fn policy(
     name: &str,
     entry: &PluginEntry,
 ) -> Result<LoadedPolicy, Vec<ManifestProblem>> {
-    let blame = from.blame(PluginKind::Policy, name, entry);
+    let blame = from.site(PluginKind::Policy, name, entry);
     let plugin = build(
         from,
         &blame,
@@ -179,14 +179,14 @@ async fn policy(
         from.known.builds(name),
     )
     .await?;
-    let (beside, warning) = match beside(from, name, entry).await {
-        Ok(beside) => (
-            beside.filter(|one| one.plugin.digest() != plugin.digest()),
+    let (second, warning) = match beside(from, name, entry).await {
+        Ok(second) => (
+            second.filter(|one| one.plugin.digest() != plugin.digest()),
             None,
         ),
         // A candidate was asked for. The previous build is only a fallback.
         Err((SecondBuildRole::Candidate { .. }, problems)) => return Err(problems),
-        Err((SecondBuildRole::Before, problems)) => {
+        Err((SecondBuildRole::Previous, problems)) => {
             let why: Vec<String> = problems.iter().map(ManifestProblem::to_string).collect();
             let warning = format!(
                 "The active build of the policy `{name}` is on probation, and the one before it cannot be loaded, so nothing steps in where it fails: {}.",
@@ -199,7 +199,7 @@ async fn policy(
         plugin,
         settings: entry.settings.values.clone(),
         builtin: blame.builtin(),
-        beside,
+        second,
         warning,
     })
 }
@@ -210,20 +210,20 @@ async fn beside(
     name: &str,
     entry: &PluginEntry,
 ) -> Result<Option<LoadedSecondBuild>, (SecondBuildRole, Vec<ManifestProblem>)> {
-    let Some(beside) = from.manifest.beside(name) else {
+    let Some(second) = from.manifest.second_build(name) else {
         return Ok(None);
     };
     let blame = ProblemSite {
-        upload: beside.upload.as_ref(),
-        ..from.blame(PluginKind::Policy, name, entry)
+        upload: second.upload.as_ref(),
+        ..from.site(PluginKind::Policy, name, entry)
     };
-    let there = from.known.beside(name);
+    let there = from.known.second_build(name);
     let builds = from.known.builds(name);
     let plugin = build(from, &blame, builtin::POLICIES, there, builds).await;
     Ok(Some(LoadedSecondBuild {
-        plugin: plugin.map_err(|problems| (beside.role, problems))?,
-        role: beside.role,
-        probation: beside.upload.as_ref().and_then(|upload| upload.probation),
+        plugin: plugin.map_err(|problems| (second.role, problems))?,
+        role: second.role,
+        probation: second.upload.as_ref().and_then(|upload| upload.probation),
         builtin: blame.builtin(),
     }))
 }
@@ -238,7 +238,7 @@ async fn build<'a, W: World>(
     mut known: impl Iterator<Item = &'a TypedPlugin<W>>,
 ) -> Result<TypedPlugin<W>, Vec<ManifestProblem>> {
     let (name, limits) = (blame.name, blame.entry.limits.limits());
-    let stays = there.filter(|there| from.keeps(W::KIND, name) && there.limits() == &limits);
+    let stays = there.filter(|there| from.reuses(W::KIND, name) && there.limits() == &limits);
     let plugin = match stays {
         Some(there) => there.clone(),
         None => {
@@ -262,7 +262,7 @@ async fn provider(
     plugin: &PluginEntry,
     entry: Option<Arc<ProviderEntry>>,
 ) -> Result<LoadedProvider, Vec<ManifestProblem>> {
-    let blame = from.blame(PluginKind::Llm, name, plugin);
+    let blame = from.site(PluginKind::Llm, name, plugin);
     let known = from.known.llm(name);
     let loaded = build(from, &blame, builtin::PROVIDERS, known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
@@ -287,7 +287,7 @@ async fn tools(
     entry: &ToolsEntry,
 ) -> Result<LoadedTools, Vec<ManifestProblem>> {
     let ToolsEntry { plugin, .. } = entry;
-    let blame = from.blame(PluginKind::Tools, name, plugin);
+    let blame = from.site(PluginKind::Tools, name, plugin);
     let known = from.known.tools(name);
     let loaded = build(from, &blame, &[], known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
@@ -322,7 +322,7 @@ async fn git(
     entry: &GitEntry,
 ) -> Result<LoadedGit, Vec<ManifestProblem>> {
     let GitEntry { plugin, .. } = entry;
-    let blame = from.blame(PluginKind::Git, name, plugin);
+    let blame = from.site(PluginKind::Git, name, plugin);
     let known = from.known.git(name);
     let loaded = build(from, &blame, builtin::GIT, known, known.into_iter()).await?;
     let url = |url: &Option<Located<Url>>| url.as_ref().map(|url| url.value.clone());
@@ -406,7 +406,7 @@ impl ProblemSite<'_> {
                 found.ok_or_else(|| self.component_is(format!("there is no built-in `{name}`")))?
             }
             ComponentSource::File(path) => self.file_at(path).await?,
-            ComponentSource::Registry(reference) => self.brought(reference).await?,
+            ComponentSource::Registry(reference) => self.registry_component(reference).await?,
         };
         if let Some(stated) = &self.entry.digest {
             let found = sha256_hex(&wasm);
@@ -425,7 +425,7 @@ impl ProblemSite<'_> {
     }
 
     /// The component from a registry, read from the disk.
-    async fn brought(
+    async fn registry_component(
         &self,
         reference: &Reference,
     ) -> Result<Cow<'static, [u8]>, Vec<ManifestProblem>> {
@@ -492,10 +492,10 @@ impl ProblemSite<'_> {
         if wrong.is_empty() {
             return Ok(());
         }
-        let said = wrong
+        let problems = wrong
             .into_iter()
             .flat_map(|(at, what)| self.settings_are(at, format!("the plugin `{name}` {what}")));
-        Err(said.collect())
+        Err(problems.collect())
     }
 }
 

@@ -35,7 +35,7 @@ use super::uploads::{
 use super::watch::FileWatcher;
 use crate::config::Config;
 use crate::manifest::{
-    Manifest, ManifestProblem, ManifestProblems, UploadOverrides, instead, is_name,
+    Manifest, ManifestProblem, ManifestProblems, UploadOverrides, is_name, suggest,
 };
 use lucid_net::oci::{ComponentStore, TagResolution};
 use lucid_session::{Deployment, Generation};
@@ -53,15 +53,15 @@ struct Inner {
     config: Config,
     engine: Engine,
     blobs: Blobs,
-    depot: UploadStore,
+    upload_store: UploadStore,
     components: ComponentStore,
     published: watch::Sender<Arc<Generation>>,
     now: Mutex<DeploymentStatus>,
     /// Held while a generation is loaded.
     turn: tokio::sync::Mutex<()>,
-    trials: Probations,
+    probations: Probations,
     /// Decisions about builds on probation. Taken by the task that applies them.
-    rulings: Mutex<Option<mpsc::UnboundedReceiver<ProbationDecision>>>,
+    decisions: Mutex<Option<mpsc::UnboundedReceiver<ProbationDecision>>>,
 }
 
 /// The current state of the deployment.
@@ -70,7 +70,7 @@ pub struct DeploymentStatus {
     /// The generation's number, counted from 1 with each change since the server's start.
     pub number: u64,
     /// The deployment that new sessions get.
-    pub(crate) deployed: Arc<DeploymentSnapshot>,
+    pub(crate) snapshot: Arc<DeploymentSnapshot>,
     /// When it was published.
     pub since: SystemTime,
     /// The problems of the last load and its time. `None` if the current deployment was loaded
@@ -100,7 +100,7 @@ pub enum BuildChange {
     },
     /// Roll back a build on probation that is worse than the previous one. Does nothing if it is
     /// gone.
-    TakeBack {
+    AutoRollBack {
         /// Its digest, in lower-case hex.
         digest: String,
         /// When it was activated.
@@ -109,7 +109,7 @@ pub enum BuildChange {
         why: String,
     },
     /// Confirm a build whose probation is over. Does nothing if it is on none any more.
-    Settle {
+    Confirm {
         /// Its digest, in lower-case hex.
         digest: String,
         /// When it was activated.
@@ -124,7 +124,7 @@ pub enum BuildChange {
 pub enum BuildChangeError {
     /// The deployment has no such plugin.
     #[error(
-        "There is no {kind} plugin `{name}`; {there}. A provider needs an entry in the manifest, which says where it is asked and with which key"
+        "There is no {kind} plugin `{name}`; {available}. A provider needs an entry in the manifest, which says where it is asked and with which key"
     )]
     NoSuchPlugin {
         /// Its kind.
@@ -132,27 +132,27 @@ pub enum BuildChangeError {
         /// The requested name.
         name: String,
         /// The name probably meant, and the available ones.
-        there: String,
+        available: String,
     },
     /// The deployment has none of that name, and nothing is to be added.
-    #[error("There is no {kind} plugin `{name}`; {there}")]
-    Nobody {
+    #[error("There is no {kind} plugin `{name}`; {available}")]
+    UnknownPlugin {
         /// Its kind.
         kind: PluginKind,
         /// The requested name.
         name: String,
         /// The name probably meant, and the available ones.
-        there: String,
+        available: String,
     },
     /// There is no policy of that name, and none was to be added.
     #[error(
-        "No policy is called `{name}`; {there}. To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request"
+        "No policy is called `{name}`; {available}. To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request"
     )]
     NotNew {
         /// The requested name.
         name: String,
         /// The name probably meant, and the available ones.
-        there: String,
+        available: String,
     },
     /// The name is invalid.
     #[error(
@@ -173,7 +173,7 @@ pub enum BuildChangeError {
     #[error(
         "The policy `{0}` has no active build that could have the other sessions. Activate the build without a share"
     )]
-    NothingBeside(String),
+    NoSecondBuild(String),
     /// All sessions get it already.
     #[error("This build is the active one of the policy `{0}` already, and has all new sessions")]
     IsActive(String),
@@ -191,11 +191,11 @@ pub enum BuildChangeError {
         name: String,
     },
     /// The deployment could not be loaded with it. The reasons are kept as the last error too.
-    #[error("The deployment stays as it is: {}", shown(.0))]
+    #[error("The deployment stays as it is: {}", format_problems(.0))]
     Refused(Arc<ManifestProblems>),
     /// It could not be recorded, so it did not take effect.
     #[error("The deployment stays as it is: {0}")]
-    Depot(#[from] UploadStoreError),
+    UploadStore(#[from] UploadStoreError),
     /// The server is shutting down.
     #[error("The server goes down, and the deployment may be the one before or the one after")]
     Interrupted,
@@ -206,10 +206,10 @@ pub enum BuildChangeError {
 pub enum UploadError {
     /// It is not a plugin, or not one that this host runs.
     #[error("The component was not kept: {0}")]
-    NotLetIn(#[from] AnyPluginError),
+    NotAdmitted(#[from] AnyPluginError),
     /// It cannot be written.
     #[error("The component was not kept: {0}")]
-    Depot(#[from] UploadStoreError),
+    UploadStore(#[from] UploadStoreError),
     /// The server is shutting down.
     #[error("The server goes down, and the component may not have been kept")]
     Interrupted,
@@ -217,24 +217,28 @@ pub enum UploadError {
 
 impl BuildChangeError {
     /// The error for a name that the deployment does not have.
-    pub(super) fn nobody(plugins: &Plugins, kind: PluginKind, name: &str) -> Self {
-        let (name, there) = (name.to_owned(), there(plugins, kind, name));
-        Self::Nobody { kind, name, there }
+    pub(super) fn unknown_plugin(plugins: &Plugins, kind: PluginKind, name: &str) -> Self {
+        let (name, there) = (name.to_owned(), available_names(plugins, kind, name));
+        Self::UnknownPlugin {
+            kind,
+            name,
+            available: there,
+        }
     }
 }
 
 /// The name probably meant by an unknown one, and the available ones.
-fn there(plugins: &Plugins, kind: PluginKind, name: &str) -> String {
+fn available_names(plugins: &Plugins, kind: PluginKind, name: &str) -> String {
     let list = plugins.list();
     let of_kind: Vec<&str> = list
         .iter()
         .filter(|one| one.kind == kind)
         .map(|one| one.name.as_str())
         .collect();
-    instead(name, of_kind.iter().copied())
+    suggest(name, of_kind.iter().copied())
 }
 
-fn shown(problems: &ManifestProblems) -> String {
+fn format_problems(problems: &ManifestProblems) -> String {
     let all: Vec<String> = problems.iter().map(ManifestProblem::to_string).collect();
     all.join("; ")
 }
@@ -245,26 +249,34 @@ impl DeploymentManager {
         config: &Config,
         engine: Engine,
         blobs: Blobs,
-        depot: UploadStore,
+        upload_store: UploadStore,
         components: ComponentStore,
     ) -> Result<Self, ManifestProblems> {
         let manifest = Manifest::find(config)?;
         let manifest = manifest
-            .bring(&components, &config.variables, TagResolution::Anew)
+            .fetch_components(&components, &config.variables, TagResolution::Refresh)
             .await?;
-        let record = depot.record().map_err(ManifestProblem::from)?;
-        let uploads = depot.uploads(&record);
+        let record = upload_store.record().map_err(ManifestProblem::from)?;
+        let uploads = upload_store.uploads(&record);
         let has_uploads = uploads != UploadOverrides::default();
-        let (trials, rulings) = Probations::new();
+        let (probations, decisions) = Probations::new();
         let whole = Arc::new(manifest.with(uploads));
-        let made =
-            DeploymentSnapshot::new(whole, config, &engine, blobs.clone(), None, None, &trials);
-        let (deployed, refused) = match Box::pin(made).await {
-            Ok(deployed) => (deployed, None),
+        let made = DeploymentSnapshot::new(
+            whole,
+            config,
+            &engine,
+            blobs.clone(),
+            None,
+            None,
+            &probations,
+        );
+        let (snapshot, refused) = match Box::pin(made).await {
+            Ok(snapshot) => (snapshot, None),
             Err(problems) if !has_uploads => return Err(problems),
             Err(problems) => {
-                let parts = (config, &engine, &blobs, &trials);
-                let Some(left) = Box::pin(fall_back(&manifest, &depot, &record, parts)).await
+                let parts = (config, &engine, &blobs, &probations);
+                let Some(left) =
+                    Box::pin(load_fallback(&manifest, &upload_store, &record, parts)).await
                 else {
                     return Err(problems);
                 };
@@ -274,23 +286,23 @@ impl DeploymentManager {
                 (left, Some((SystemTime::now(), Arc::new(problems))))
             }
         };
-        let deployed = Arc::new(deployed);
+        let snapshot = Arc::new(snapshot);
         Ok(Self(Arc::new(Inner {
             config: config.clone(),
             engine,
             blobs,
-            depot,
+            upload_store,
             components,
-            published: watch::Sender::new(generation(1, &deployed)),
+            published: watch::Sender::new(generation(1, &snapshot)),
             now: Mutex::new(DeploymentStatus {
                 number: 1,
-                deployed,
+                snapshot,
                 since: SystemTime::now(),
                 refused,
             }),
             turn: tokio::sync::Mutex::default(),
-            trials,
-            rulings: Mutex::new(Some(rulings)),
+            probations,
+            decisions: Mutex::new(Some(decisions)),
         })))
     }
 
@@ -307,30 +319,30 @@ impl DeploymentManager {
     /// Reloads the manifest, the files and the registries' tags, and returns the number of the
     /// generation that is current from then on: a new one if something changed.
     pub async fn reload(&self) -> Result<u64, Arc<ManifestProblems>> {
-        let found = self.manifest(TagResolution::Anew).await;
+        let found = self.manifest(TagResolution::Refresh).await;
         self.load(found).await
     }
 
     /// Reloads whenever the manifest or a component changes, until the handle is dropped.
-    pub fn follow(&self) -> AbortOnDropHandle<()> {
-        let generations = self.clone();
+    pub fn watch_manifest(&self) -> AbortOnDropHandle<()> {
+        let deployment = self.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             // Nothing else is written to its own folder. The one above it has the log.
-            generations.0.depot.prepare();
+            deployment.0.upload_store.prepare();
             let mut watch = FileWatcher::new();
-            let own = Manifest::place(&generations.0.config);
+            let own = Manifest::path(&deployment.0.config);
             loop {
                 // Another process may roll back.
-                watch.begin([own.clone(), generations.0.depot.record_file()]);
-                let found = generations.manifest(TagResolution::AsKnown).await;
+                watch.watch_only([own.clone(), deployment.0.upload_store.record_file()]);
+                let found = deployment.manifest(TagResolution::Cached).await;
                 // A manifest that cannot be read may still name the previous files.
                 let named = match &found {
                     Ok(manifest) => manifest.files(),
-                    Err(_) => generations.now().deployed.manifest.files(),
+                    Err(_) => deployment.now().snapshot.manifest.files(),
                 };
-                watch.also(named);
+                watch.watch_also(named);
                 // Problems are logged, and kept.
-                let _ = generations.load(found).await;
+                let _ = deployment.load(found).await;
                 watch.changed().await;
             }
         }))
@@ -338,33 +350,38 @@ impl DeploymentManager {
 
     /// Rolls back builds that fail on probation, and confirms those that do not, until the handle
     /// is dropped.
-    pub fn judge(&self) -> AbortOnDropHandle<()> {
-        let generations = self.clone();
-        let rulings = generations.0.rulings.lock().take();
+    pub fn watch_probations(&self) -> AbortOnDropHandle<()> {
+        let deployment = self.clone();
+        let decisions = deployment.0.decisions.lock().take();
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let Some(mut rulings) = rulings else { return };
-            while let Some(ruling) = rulings.recv().await {
-                generations.carry_out(ruling).await;
+            let Some(mut decisions) = decisions else {
+                return;
+            };
+            while let Some(decision) = decisions.recv().await {
+                deployment.apply_decision(decision).await;
             }
         }))
     }
 
-    async fn carry_out(&self, ruling: ProbationDecision) {
-        let (digest, since) = (ruling.digest.clone(), ruling.since);
-        let why = ruling.why.clone();
-        let change = match ruling.verdict {
-            ProbationVerdict::Open => return,
-            ProbationVerdict::Settled => BuildChange::Settle { digest, since, why },
-            ProbationVerdict::TakenBack => BuildChange::TakeBack { digest, since, why },
+    async fn apply_decision(&self, decision: ProbationDecision) {
+        let (digest, since) = (decision.digest.clone(), decision.since);
+        let why = decision.why.clone();
+        let change = match decision.verdict {
+            ProbationVerdict::Undecided => return,
+            ProbationVerdict::Confirmed => BuildChange::Confirm { digest, since, why },
+            ProbationVerdict::RolledBack => BuildChange::AutoRollBack { digest, since, why },
         };
-        if let Err(error) = self.change(PluginKind::Policy, &ruling.name, change).await {
+        if let Err(error) = self
+            .change(PluginKind::Policy, &decision.name, change)
+            .await
+        {
             tracing::error!(
-                name = ruling.name,
-                digest = ruling.digest,
-                why = ruling.why,
+                name = decision.name,
+                digest = decision.digest,
+                why = decision.why,
                 "what a build's probation showed has no consequence yet: {error}"
             );
-            ruling.is_open_again();
+            decision.reopen();
         }
     }
 
@@ -374,8 +391,8 @@ impl DeploymentManager {
     }
 
     /// The upload store.
-    pub(crate) fn depot(&self) -> &UploadStore {
-        &self.0.depot
+    pub(crate) fn upload_store(&self) -> &UploadStore {
+        &self.0.upload_store
     }
 
     /// Stores a component that is admitted as a plugin of its kind. No session runs on it yet.
@@ -384,7 +401,7 @@ impl DeploymentManager {
         wasm: impl AsRef<[u8]> + Send + 'static,
         by: &str,
     ) -> Result<AnyPlugin, UploadError> {
-        let limits = self.now().deployed.manifest.widest_limits();
+        let limits = self.now().snapshot.manifest.widest_limits();
         let loaded = AnyPlugin::load(&self.0.engine, "uploaded", wasm.as_ref(), &limits);
         let plugin = Box::pin(loaded).await?;
         let label = UploadMetadata {
@@ -394,9 +411,10 @@ impl DeploymentManager {
             by: by.to_owned(),
             at: Utc::now(),
         };
-        let depot = self.0.depot.clone();
+        let upload_store = self.0.upload_store.clone();
         let kept =
-            tokio::task::spawn_blocking(move || depot.lock()?.keep(wasm.as_ref(), &label)).await;
+            tokio::task::spawn_blocking(move || upload_store.lock()?.store(wasm.as_ref(), &label))
+                .await;
         kept.map_err(|_| UploadError::Interrupted)??;
         tracing::info!(by, kind = %plugin.kind(), name = plugin.own_name(), digest = plugin.digest(), "a plugin was uploaded");
         Ok(plugin)
@@ -414,11 +432,11 @@ impl DeploymentManager {
             return Err(BuildChangeError::NoName);
         }
         let (this, name) = (self.clone(), name.to_owned());
-        let changed = tokio::spawn(async move { this.make_change(kind, &name, change).await });
+        let changed = tokio::spawn(async move { this.apply_change(kind, &name, change).await });
         changed.await.unwrap_or(Err(BuildChangeError::Interrupted))
     }
 
-    async fn make_change(
+    async fn apply_change(
         &self,
         kind: PluginKind,
         name: &str,
@@ -428,18 +446,18 @@ impl DeploymentManager {
             config,
             engine,
             blobs,
-            depot,
-            trials,
+            upload_store,
+            probations,
             ..
         } = &*self.0;
         let turn = self.0.turn.lock().await;
-        let _work = engine.works().begin(name, ActivityKind::Loading);
+        let _work = engine.activities().begin(name, ActivityKind::Loading);
         let writer = self.writer().await?;
-        let mut record = depot.record()?;
+        let mut record = upload_store.record()?;
         let before = self.now();
         // The running manifest, not the current file: a rollback must not wait until somebody has
         // corrected that.
-        let manifest = &before.deployed.manifest;
+        let manifest = &before.snapshot.manifest;
         let (back, what, by) = match change {
             BuildChange::Activate {
                 digest,
@@ -448,19 +466,26 @@ impl DeploymentManager {
                 new,
             } => {
                 let known = manifest.names(kind, name);
-                let plugins = &before.deployed.plugins;
+                let plugins = &before.snapshot.plugins;
                 if !known && kind != PluginKind::Policy {
-                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
-                    return Err(BuildChangeError::NoSuchPlugin { kind, name, there });
+                    let (name, there) = (name.to_owned(), available_names(plugins, kind, name));
+                    return Err(BuildChangeError::NoSuchPlugin {
+                        kind,
+                        name,
+                        available: there,
+                    });
                 }
                 if !known && !new && plugins.policy(name).is_none() {
-                    let (name, there) = (name.to_owned(), there(plugins, kind, name));
-                    return Err(BuildChangeError::NotNew { name, there });
+                    let (name, there) = (name.to_owned(), available_names(plugins, kind, name));
+                    return Err(BuildChangeError::NotNew {
+                        name,
+                        available: there,
+                    });
                 }
-                if !depot.has(&digest) {
+                if !upload_store.has(&digest) {
                     return Err(BuildChangeError::NotUploaded(digest));
                 }
-                let active = before.deployed.plugins.policy(name);
+                let active = before.snapshot.plugins.policy(name);
                 let build = Activation {
                     digest,
                     by: by.clone(),
@@ -475,7 +500,7 @@ impl DeploymentManager {
                     }
                     Some(share) => {
                         let share = shareable(kind, name, share, active, &build.digest)?;
-                        record.share(name, Candidate { build, share });
+                        record.set_candidate(name, Candidate { build, share });
                         (
                             false,
                             format!("given {share} of a hundred new sessions"),
@@ -486,13 +511,13 @@ impl DeploymentManager {
             }
             BuildChange::RollBack { by } => {
                 let Some(taken) = record.roll_back(kind, name, &by, Utc::now()) else {
-                    let plugins = &before.deployed.plugins;
+                    let plugins = &before.snapshot.plugins;
                     if !plugins
                         .list()
                         .iter()
                         .any(|one| one.kind == kind && one.name == name)
                     {
-                        return Err(BuildChangeError::nobody(plugins, kind, name));
+                        return Err(BuildChangeError::unknown_plugin(plugins, kind, name));
                     }
                     let name = name.to_owned();
                     return Err(BuildChangeError::NothingActive { kind, name });
@@ -500,35 +525,42 @@ impl DeploymentManager {
                 let what = format!("rolled back (sha256:{})", taken.build().digest);
                 (true, what, by)
             }
-            BuildChange::TakeBack { digest, since, why } => {
+            BuildChange::AutoRollBack { digest, since, why } => {
                 let what = format!("taken back by itself (sha256:{digest}): {why}");
                 let at = Utc::now();
                 let taken = AutoRollback { digest, at, why };
-                if !record.take_back(name, since, taken) {
+                if !record.auto_roll_back(name, since, taken) {
                     return Ok(before.number);
                 }
                 (true, what, String::new())
             }
-            BuildChange::Settle { digest, since, why } => {
-                if !record.settle(name, &digest, since) {
+            BuildChange::Confirm { digest, since, why } => {
+                if !record.confirm(name, &digest, since) {
                     return Ok(before.number);
                 }
                 (false, format!("settled: {why}"), String::new())
             }
         };
         let mut wrong = None;
-        let (deployed, digest) = loop {
+        let (snapshot, digest) = loop {
             let active = record.builds(kind, name).last();
             let candidate = record.candidate(kind, name).map(|one| &one.build);
             let digest = candidate.or(active).map(|build| build.digest.clone());
             let mut uploads = manifest.uploads.clone();
-            depot.place(&record, kind, name, &mut uploads);
-            let (next, known) = (Arc::new(manifest.with(uploads)), Some(&*before.deployed));
+            upload_store.apply_active(&record, kind, name, &mut uploads);
+            let (next, known) = (Arc::new(manifest.with(uploads)), Some(&*before.snapshot));
             let only = Some((kind, name));
-            let made =
-                DeploymentSnapshot::new(next, config, engine, blobs.clone(), known, only, trials);
+            let made = DeploymentSnapshot::new(
+                next,
+                config,
+                engine,
+                blobs.clone(),
+                known,
+                only,
+                probations,
+            );
             match Box::pin(made).await {
-                Ok(deployed) => break (deployed, digest),
+                Ok(snapshot) => break (snapshot, digest),
                 // The purpose of a rollback is to get away from a build, so it goes to the nearest
                 // previous one that works.
                 Err(problems)
@@ -557,37 +589,37 @@ impl DeploymentManager {
             tracing::info!(%kind, name, digest, by, "a plugin's build was {what}");
         }
         let unsettled = before.refused.is_some();
-        let number = self.publish(before, deployed, None);
+        let number = self.publish(before, snapshot, None);
         if !unsettled {
             return Ok(number);
         }
         // Earlier problems may persist, and a registry may be slow.
         drop(turn);
-        let found = self.manifest(TagResolution::AsKnown).await;
+        let found = self.manifest(TagResolution::Cached).await;
         Ok(self.load(found).await.unwrap_or(number))
     }
 
     async fn writer(&self) -> Result<UploadStoreLock, BuildChangeError> {
-        let depot = self.0.depot.clone();
-        let locked = tokio::task::spawn_blocking(move || depot.lock()).await;
+        let upload_store = self.0.upload_store.clone();
+        let locked = tokio::task::spawn_blocking(move || upload_store.lock()).await;
         Ok(locked.map_err(|_| BuildChangeError::Interrupted)??)
     }
 
     /// The current manifest file, with its components from registries fetched. Not called while the
     /// turn is held, since a registry may be slow.
     async fn manifest(&self, tags: TagResolution) -> Result<Arc<Manifest>, ManifestProblems> {
-        let works = self.0.engine.works();
+        let works = self.0.engine.activities();
         let _work = works.begin("the manifest's components", ActivityKind::Fetching);
         let config = self.0.config.clone();
         let found = tokio::task::spawn_blocking(move || Manifest::find(&config)).await;
         match found {
             Ok(found) => {
                 let (components, variables) = (&self.0.components, &self.0.config.variables);
-                let whole = found?.bring(components, variables, tags).await?;
+                let whole = found?.fetch_components(components, variables, tags).await?;
                 Ok(Arc::new(whole))
             }
             // The runtime is shutting down, and no further generation is needed.
-            Err(_) => Ok(self.now().deployed.manifest.clone()),
+            Err(_) => Ok(self.now().snapshot.manifest.clone()),
         }
     }
 
@@ -596,10 +628,10 @@ impl DeploymentManager {
         found: Result<Arc<Manifest>, ManifestProblems>,
     ) -> Result<u64, Arc<ManifestProblems>> {
         let _turn = self.0.turn.lock().await;
-        self.load_in_turn(found).await
+        self.load_serialized(found).await
     }
 
-    async fn load_in_turn(
+    async fn load_serialized(
         &self,
         found: Result<Arc<Manifest>, ManifestProblems>,
     ) -> Result<u64, Arc<ManifestProblems>> {
@@ -607,16 +639,16 @@ impl DeploymentManager {
             config,
             engine,
             blobs,
-            depot,
-            trials,
+            upload_store,
+            probations,
             ..
         } = &*self.0;
         let _work = engine
-            .works()
+            .activities()
             .begin("the deployment", ActivityKind::Loading);
         let before = self.now();
-        let known = Some(&*before.deployed);
-        let found = found.and_then(|manifest| match &before.deployed.manifest.path {
+        let known = Some(&*before.snapshot);
+        let found = found.and_then(|manifest| match &before.snapshot.manifest.path {
             // Without the manifest there would be other providers, under the same names.
             Some(path) if manifest.path.is_none() => Err(ManifestProblems::from(ManifestProblem::of_file(
                 path,
@@ -624,7 +656,9 @@ impl DeploymentManager {
             ))),
             _ => Ok(manifest),
         });
-        let active = depot.record().map(|record| depot.uploads(&record));
+        let active = upload_store
+            .record()
+            .map(|record| upload_store.uploads(&record));
         let found =
             found.and_then(|manifest| Ok((manifest, active.map_err(ManifestProblem::from)?)));
         let (manifest, active) = match found {
@@ -640,21 +674,21 @@ impl DeploymentManager {
                 blobs.clone(),
                 known,
                 None,
-                trials,
+                probations,
             );
             Box::pin(made).await
         };
-        let running = before.deployed.manifest.uploads.clone();
+        let running = before.snapshot.manifest.uploads.clone();
         let falls_back = active != running;
         let problems = match make(active).await {
-            Ok(deployed) => return Ok(self.publish(before, deployed, None)),
+            Ok(snapshot) => return Ok(self.publish(before, snapshot, None)),
             Err(problems) => problems,
         };
         // A build that could not be loaded at the start does not prevent other changes.
-        if falls_back && let Ok(deployed) = make(running).await {
+        if falls_back && let Ok(snapshot) = make(running).await {
             let refused = self.refuse(&before, problems);
             let refused = Some((SystemTime::now(), refused));
-            return Ok(self.publish(before, deployed, refused));
+            return Ok(self.publish(before, snapshot, refused));
         }
         Err(self.refuse(&before, problems))
     }
@@ -662,28 +696,28 @@ impl DeploymentManager {
     fn publish(
         &self,
         before: DeploymentStatus,
-        deployed: DeploymentSnapshot,
+        snapshot: DeploymentSnapshot,
         refused: Option<(SystemTime, Arc<ManifestProblems>)>,
     ) -> u64 {
         let mut now = DeploymentStatus { refused, ..before };
-        if !now.deployed.is_like(&deployed) {
+        if !now.snapshot.is_same(&snapshot) {
             now.number += 1;
             now.since = SystemTime::now();
-            now.deployed = Arc::new(deployed.with_tools_of(&now.deployed));
+            now.snapshot = Arc::new(snapshot.with_tools_of(&now.snapshot));
             tracing::info!(generation = now.number, "the deployment changed");
-            for warning in &now.deployed.warnings {
+            for warning in &now.snapshot.warnings {
                 tracing::warn!("{warning}");
             }
-        } else if now.deployed.warnings != deployed.warnings {
-            let known = |warning: &&String| !now.deployed.warnings.contains(warning);
-            for warning in deployed.warnings.iter().filter(known) {
+        } else if now.snapshot.warnings != snapshot.warnings {
+            let known = |warning: &&String| !now.snapshot.warnings.contains(warning);
+            for warning in snapshot.warnings.iter().filter(known) {
                 tracing::warn!("{warning}");
             }
             // The same for sessions, which are not notified.
-            now.deployed = Arc::new(deployed);
+            now.snapshot = Arc::new(snapshot);
         }
         let number = now.number;
-        let next = generation(number, &now.deployed);
+        let next = generation(number, &now.snapshot);
         *self.0.now.lock() = now;
         self.0.published.send_if_modified(|current| {
             let newer = current.number != number;
@@ -734,7 +768,7 @@ fn shareable(
         return Err(BuildChangeError::WrongShare);
     }
     match active {
-        None => Err(BuildChangeError::NothingBeside(name.to_owned())),
+        None => Err(BuildChangeError::NoSecondBuild(name.to_owned())),
         Some(active) if active.digest() == digest => {
             Err(BuildChangeError::IsActive(name.to_owned()))
         }
@@ -744,20 +778,33 @@ fn shareable(
 
 /// The deployment without the builds that cannot be loaded, each replaced by its newest previous
 /// build that can, or the manifest's component. `None` if that cannot be loaded either.
-async fn fall_back(
+async fn load_fallback(
     manifest: &Manifest,
-    depot: &UploadStore,
+    upload_store: &UploadStore,
     record: &Activations,
-    (config, engine, blobs, trials): (&Config, &Engine, &Blobs, &Probations),
+    (config, engine, blobs, probations): (&Config, &Engine, &Blobs, &Probations),
 ) -> Option<DeploymentSnapshot> {
     let make = async |uploads: UploadOverrides, known: Option<&DeploymentSnapshot>, only| {
         let manifest = Arc::new(manifest.with(uploads));
-        let made =
-            DeploymentSnapshot::new(manifest, config, engine, blobs.clone(), known, only, trials);
+        let made = DeploymentSnapshot::new(
+            manifest,
+            config,
+            engine,
+            blobs.clone(),
+            known,
+            only,
+            probations,
+        );
         Box::pin(made).await.ok()
     };
     let sound = async |kind, build: &Activation| {
-        loads(engine, kind, &depot.file(&build.digest), &build.digest).await
+        is_loadable(
+            engine,
+            kind,
+            &upload_store.file(&build.digest),
+            &build.digest,
+        )
+        .await
     };
     // As configured, without the builds that are themselves broken.
     let mut whole = UploadOverrides::default();
@@ -769,12 +816,12 @@ async fn fall_back(
             goes &= sound(kind, build).await;
         }
         if goes {
-            depot.place(record, kind, name, &mut whole);
+            upload_store.apply_active(record, kind, name, &mut whole);
             continue;
         }
         for (at, build) in builds.iter().rev().enumerate().rev() {
             if sound(kind, build).await {
-                depot.place_build(record, (kind, name), Some(at), &mut whole);
+                upload_store.apply_build(record, (kind, name), Some(at), &mut whole);
                 break;
             }
         }
@@ -786,14 +833,14 @@ async fn fall_back(
     let mut left = make(UploadOverrides::default(), None, None).await?;
     for (kind, name, builds) in record.all() {
         let mut uploads = left.manifest.uploads.clone();
-        depot.place(record, kind, name, &mut uploads);
+        upload_store.apply_active(record, kind, name, &mut uploads);
         let mut found = make(uploads, Some(&left), Some((kind, name))).await;
         for at in (0..builds.len()).rev() {
             if found.is_some() {
                 break;
             }
             let mut uploads = left.manifest.uploads.clone();
-            depot.place_build(record, (kind, name), Some(at), &mut uploads);
+            upload_store.apply_build(record, (kind, name), Some(at), &mut uploads);
             found = make(uploads, Some(&left), Some((kind, name))).await;
         }
         left = found.unwrap_or(left);
@@ -802,7 +849,7 @@ async fn fall_back(
 }
 
 /// Whether an uploaded build is unmodified, and still a plugin of that kind.
-async fn loads(engine: &Engine, kind: PluginKind, file: &Path, digest: &str) -> bool {
+async fn is_loadable(engine: &Engine, kind: PluginKind, file: &Path, digest: &str) -> bool {
     let file = file.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let Ok(Ok(wasm)) = read else {
@@ -814,11 +861,11 @@ async fn loads(engine: &Engine, kind: PluginKind, file: &Path, digest: &str) -> 
     loaded.is_ok_and(|plugin| plugin.kind() == kind && plugin.digest() == digest)
 }
 
-fn generation(number: u64, deployed: &DeploymentSnapshot) -> Arc<Generation> {
+fn generation(number: u64, snapshot: &DeploymentSnapshot) -> Arc<Generation> {
     Arc::new(Generation {
         number,
-        policies: deployed.policies.clone(),
-        models: deployed.providers.clone(),
-        tools: deployed.toolsets.clone(),
+        policies: snapshot.policies.clone(),
+        models: snapshot.providers.clone(),
+        tools: snapshot.toolsets.clone(),
     })
 }

@@ -41,7 +41,7 @@ pub(crate) struct DeploymentSnapshot {
 impl DeploymentSnapshot {
     /// Loads everything that the manifest and the environment configure, or reports every problem.
     /// `blobs` has the files of conversations. What is unchanged since `before` is reused. If
-    /// `only` names one plugin, no other is looked at. `trials` counts how builds perform.
+    /// `only` names one plugin, no other is looked at. `probations` counts how builds perform.
     pub(crate) async fn new(
         manifest: Arc<Manifest>,
         config: &Config,
@@ -49,7 +49,7 @@ impl DeploymentSnapshot {
         blobs: Blobs,
         before: Option<&Self>,
         only: Option<(PluginKind, &str)>,
-        trials: &Probations,
+        probations: &Probations,
     ) -> Result<Self, ManifestProblems> {
         let none = Plugins::default();
         let known = before.map_or(&none, |before| &before.plugins);
@@ -66,8 +66,8 @@ impl DeploymentSnapshot {
             tools.iter().map(|one| one.plugin.clone()),
             git.iter().map(|one| one.plugin.clone()),
         );
-        let beside = policies.iter().filter_map(|one| one.beside.as_ref());
-        let plugins = plugins.with_beside(beside.map(|one| one.plugin.clone()));
+        let seconds = policies.iter().filter_map(|one| one.second.as_ref());
+        let plugins = plugins.with_second_builds(seconds.map(|one| one.plugin.clone()));
         let git_before = before.map(|before| &*before.git);
         let git = git_providers(git, &manifest, config, git_before)?;
         let providers_before = before.map(|before| &*before.providers);
@@ -80,10 +80,10 @@ impl DeploymentSnapshot {
         let (servers, of_servers) = mcp::sources(&manifest, config)?;
         warnings.extend(of_servers);
         let sources = components.sources().into_iter().chain(servers).collect();
-        warnings.extend(manifest.brought.warnings.iter().cloned());
+        warnings.extend(manifest.fetched.warnings.iter().cloned());
         warnings.extend(policies.iter().filter_map(|one| one.warning.clone()));
-        let usable = providers.any_usable();
-        let policies = PolicyRegistry::new(policies, &manifest, config, usable, trials)?;
+        let usable = providers.has_usable();
+        let policies = PolicyRegistry::new(policies, &manifest, config, usable, probations)?;
         Ok(Self {
             manifest,
             plugins,
@@ -97,14 +97,14 @@ impl DeploymentSnapshot {
     }
 
     /// Whether both are made of the same parts, and so behave the same.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
-        self.manifest == other.manifest && self.plugins.are_like(&other.plugins)
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.manifest == other.manifest && self.plugins.is_same(&other.plugins)
     }
 
     /// Takes over the other's tools if they are the same, so that sessions keep what they have
     /// open.
     pub(super) fn with_tools_of(mut self, other: &Self) -> Self {
-        if self.toolsets.is_like(&other.toolsets) {
+        if self.toolsets.is_same(&other.toolsets) {
             self.toolsets = other.toolsets.clone();
         }
         self
@@ -112,11 +112,11 @@ impl DeploymentSnapshot {
 
     /// The status of each model provider, the default first.
     pub(crate) fn providers(&self) -> Vec<ProviderReadiness> {
-        self.providers.standings()
+        self.providers.readiness()
     }
 
     /// Whether the policy of a session that names none calls models.
-    pub(crate) fn asks_models(&self) -> bool {
+    pub(crate) fn default_calls_models(&self) -> bool {
         let default = self.policies.find(Some(self.policies.default()));
         default.is_ok_and(|policy| policy.info().calls_models)
     }
@@ -128,15 +128,15 @@ impl DeploymentSnapshot {
     }
 
     /// Checks that the default provider responds. The error says why not.
-    pub(crate) async fn default_answers(&self) -> Result<(), ProviderCheckError> {
-        self.providers.default_answers().await
+    pub(crate) async fn check_default_provider(&self) -> Result<(), ProviderCheckError> {
+        self.providers.check_default().await
     }
 
     /// The defaults of a session in words, and whether it can call a model.
-    pub(crate) fn defaults_in_words(&self) -> (String, bool) {
+    pub(crate) fn describe_defaults(&self) -> (String, bool) {
         let policy = self.policies.default();
         let gets = format!("a session that names none gets the policy {policy}");
-        match self.providers.default_to_ask() {
+        match self.providers.usable_default() {
             Ok((provider, model)) => (
                 format!("{gets}, and the model {model} of {provider} where the policy asks one"),
                 true,

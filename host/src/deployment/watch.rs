@@ -69,7 +69,7 @@ pub(crate) struct FileWatcher {
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
     files: BTreeMap<PathBuf, Option<FileFingerprint>>,
-    stirred: Arc<Notify>,
+    last_event: Arc<Notify>,
     /// Files that were written to and not closed since, by name alone: a folder may have several
     /// paths.
     open: Arc<Mutex<HashSet<OsString>>>,
@@ -80,13 +80,13 @@ impl FileWatcher {
     pub(crate) fn new() -> Self {
         let (stirred, open) = (Arc::new(Notify::new()), Arc::default());
         let (tell, writing) = (stirred.clone(), Arc::clone(&open));
-        let told = move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| only_looks(&event, &writing)) {
+        let handler = move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| is_read_only(&event, &writing)) {
                 return;
             }
             tell.notify_one();
         };
-        let watcher = notify::recommended_watcher(told)
+        let watcher = notify::recommended_watcher(handler)
             .inspect_err(|cause| {
                 tracing::warn!(%cause, "the deployment's files cannot be watched; they are looked at every few seconds");
             })
@@ -95,20 +95,20 @@ impl FileWatcher {
             watcher,
             folders: BTreeSet::new(),
             files: BTreeMap::new(),
-            stirred,
+            last_event: stirred,
             open,
         }
     }
 
     /// Watches these files and no others, from their present state.
-    pub(crate) fn begin(&mut self, files: impl IntoIterator<Item = PathBuf>) {
+    pub(crate) fn watch_only(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         self.files.clear();
-        self.also(files);
+        self.watch_also(files);
     }
 
     /// Watches these files as well, from their present state. One that is watched already keeps its
     /// recorded state.
-    pub(crate) fn also(&mut self, files: impl IntoIterator<Item = PathBuf>) {
+    pub(crate) fn watch_also(&mut self, files: impl IntoIterator<Item = PathBuf>) {
         for file in files {
             let stamp = FileFingerprint::of(&file);
             self.files.entry(file).or_insert(stamp);
@@ -135,22 +135,22 @@ impl FileWatcher {
     /// Waits until one of the files has changed and all are quiet again. Cancel safe.
     pub(crate) async fn changed(&mut self) {
         loop {
-            if self.differs().await {
-                self.settled().await;
+            if self.has_changed().await {
+                self.quiet().await;
                 return;
             }
             tokio::select! {
-                () = self.stirred.notified() => {}
+                () = self.last_event.notified() => {}
                 () = sleep(UNTOLD) => {}
             }
         }
     }
 
-    async fn settled(&self) {
+    async fn quiet(&self) {
         let begun = Instant::now();
         loop {
             let quiet = Instant::now() + QUIET;
-            let moved = timeout_at(quiet, self.stirred.notified()).await.is_ok();
+            let moved = timeout_at(quiet, self.last_event.notified()).await.is_ok();
             let longest = if self.is_being_written() {
                 PATIENT
             } else if moved {
@@ -176,7 +176,7 @@ impl FileWatcher {
             })
     }
 
-    async fn differs(&self) -> bool {
+    async fn has_changed(&self) -> bool {
         let files = self.files.clone();
         // A file system may be slow.
         let looked = tokio::task::spawn_blocking(move || {
@@ -190,7 +190,7 @@ impl FileWatcher {
 
 /// Whether an event reports no change: looking at a file causes events too, and would trigger
 /// forever. Records which files are being written.
-fn only_looks(event: &notify::Event, open: &Mutex<HashSet<OsString>>) -> bool {
+fn is_read_only(event: &notify::Event, open: &Mutex<HashSet<OsString>>) -> bool {
     let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
     let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
     let replaced = matches!(
@@ -250,14 +250,14 @@ mod tests {
 
     /// Long, so that only a hang exceeds it, and below the interval at which files are checked
     /// anyway.
-    const PATIENCE: Duration = Duration::from_secs(4);
+    const TIMEOUT: Duration = Duration::from_secs(4);
 
-    struct Ground {
+    struct Fixture {
         folder: tempfile::TempDir,
         watch: FileWatcher,
     }
 
-    impl Ground {
+    impl Fixture {
         fn new(files: &[&str]) -> Self {
             let folder = tempfile::tempdir().unwrap();
             for file in files {
@@ -274,11 +274,11 @@ mod tests {
         }
 
         fn begin(&mut self, name: &str) {
-            self.watch.begin([self.folder.path().join(name)]);
+            self.watch.watch_only([self.folder.path().join(name)]);
         }
 
         async fn notices(&mut self, what: &str) {
-            let changed = tokio::time::timeout(PATIENCE, self.watch.changed()).await;
+            let changed = tokio::time::timeout(TIMEOUT, self.watch.changed()).await;
             assert!(changed.is_ok(), "{what} was not noticed");
         }
 
@@ -291,66 +291,66 @@ mod tests {
 
     #[tokio::test]
     async fn every_way_to_save_a_file_is_noticed_once() {
-        let mut ground = Ground::new(&["plugin.wasm"]);
-        let file = ground.path("plugin.wasm");
-        ground.begin("plugin.wasm");
-        ground.is_still("nothing").await;
+        let mut fixture = Fixture::new(&["plugin.wasm"]);
+        let file = fixture.path("plugin.wasm");
+        fixture.begin("plugin.wasm");
+        fixture.is_still("nothing").await;
 
         std::fs::write(&file, "second").unwrap();
-        ground.notices("a write").await;
-        ground.begin("plugin.wasm");
-        ground.is_still("a change that was seen").await;
+        fixture.notices("a write").await;
+        fixture.begin("plugin.wasm");
+        fixture.is_still("a change that was seen").await;
 
-        let draft = ground.path(".plugin.wasm.swp");
+        let draft = fixture.path(".plugin.wasm.swp");
         std::fs::write(&draft, "third").unwrap();
-        ground.is_still("another file").await;
+        fixture.is_still("another file").await;
         std::fs::rename(&draft, &file).unwrap();
-        ground.notices("a rename over it").await;
-        ground.begin("plugin.wasm");
+        fixture.notices("a rename over it").await;
+        fixture.begin("plugin.wasm");
 
         // Like an editor that keeps a backup.
-        std::fs::rename(&file, ground.path("plugin.wasm~")).unwrap();
+        std::fs::rename(&file, fixture.path("plugin.wasm~")).unwrap();
         std::fs::write(&file, "fourth").unwrap();
-        ground.notices("a new file in its place").await;
-        ground.begin("plugin.wasm");
+        fixture.notices("a new file in its place").await;
+        fixture.begin("plugin.wasm");
 
         std::fs::remove_file(&file).unwrap();
-        ground.notices("its end").await;
-        ground.begin("plugin.wasm");
+        fixture.notices("its end").await;
+        fixture.begin("plugin.wasm");
         std::fs::write(&file, "fifth").unwrap();
-        ground.notices("its return").await;
+        fixture.notices("its return").await;
     }
 
     #[tokio::test]
     async fn a_file_that_is_being_written_is_noticed_when_it_is_whole() {
         use std::io::Write as _;
-        let mut ground = Ground::new(&["plugin.wasm"]);
-        ground.begin("plugin.wasm");
-        let mut file = std::fs::File::create(ground.path("plugin.wasm")).unwrap();
+        let mut fixture = Fixture::new(&["plugin.wasm"]);
+        fixture.begin("plugin.wasm");
+        let mut file = std::fs::File::create(fixture.path("plugin.wasm")).unwrap();
         file.write_all(b"the first half").unwrap();
-        ground.is_still("half a file").await;
+        fixture.is_still("half a file").await;
         file.write_all(b" and the second").unwrap();
         drop(file);
-        ground.notices("the whole file").await;
+        fixture.notices("the whole file").await;
     }
 
     #[tokio::test]
     async fn what_changes_while_it_is_read_is_noticed_afterwards() {
-        let mut ground = Ground::new(&["lucid.toml", "plugin.wasm"]);
-        ground.begin("lucid.toml");
-        std::fs::write(ground.path("lucid.toml"), "changed").unwrap();
-        ground
+        let mut fixture = Fixture::new(&["lucid.toml", "plugin.wasm"]);
+        fixture.begin("lucid.toml");
+        std::fs::write(fixture.path("lucid.toml"), "changed").unwrap();
+        fixture
             .watch
-            .also([ground.path("lucid.toml"), ground.path("plugin.wasm")]);
-        ground
+            .watch_also([fixture.path("lucid.toml"), fixture.path("plugin.wasm")]);
+        fixture
             .notices("a change between the first look and the second")
             .await;
     }
 
     #[tokio::test]
     async fn a_file_behind_links_that_are_swapped_is_noticed() {
-        let mut ground = Ground::new(&[]);
-        let at = |name: &str| ground.path(name);
+        let mut fixture = Fixture::new(&[]);
+        let at = |name: &str| fixture.path(name);
         for version in ["one", "two"] {
             std::fs::create_dir(at(version)).unwrap();
             std::fs::write(at(version).join("lucid.toml"), version).unwrap();
@@ -359,24 +359,24 @@ mod tests {
         // folder.
         std::os::unix::fs::symlink("one", at("..data")).unwrap();
         std::os::unix::fs::symlink("..data/lucid.toml", at("lucid.toml")).unwrap();
-        ground.begin("lucid.toml");
-        let link = ground.path("..next");
+        fixture.begin("lucid.toml");
+        let link = fixture.path("..next");
         std::os::unix::fs::symlink("two", &link).unwrap();
-        std::fs::rename(&link, ground.path("..data")).unwrap();
-        ground.notices("a swapped link").await;
-        ground.begin("lucid.toml");
-        std::fs::write(ground.path("two").join("lucid.toml"), "three").unwrap();
-        ground.notices("a change of what the link leads to").await;
+        std::fs::rename(&link, fixture.path("..data")).unwrap();
+        fixture.notices("a swapped link").await;
+        fixture.begin("lucid.toml");
+        std::fs::write(fixture.path("two").join("lucid.toml"), "three").unwrap();
+        fixture.notices("a change of what the link leads to").await;
     }
 
     #[tokio::test]
     async fn a_file_in_a_folder_that_is_yet_to_be_made_is_noticed() {
-        let mut ground = Ground::new(&[]);
-        ground.begin("plugins/deep/plugin.wasm");
-        std::fs::create_dir_all(ground.path("plugins/deep")).unwrap();
-        std::fs::write(ground.path("plugins/deep/plugin.wasm"), "first").unwrap();
+        let mut fixture = Fixture::new(&[]);
+        fixture.begin("plugins/deep/plugin.wasm");
+        std::fs::create_dir_all(fixture.path("plugins/deep")).unwrap();
+        std::fs::write(fixture.path("plugins/deep/plugin.wasm"), "first").unwrap();
         // There are no notifications for a folder below one that is not watched yet.
-        let changed = tokio::time::timeout(UNTOLD * 2, ground.watch.changed()).await;
+        let changed = tokio::time::timeout(UNTOLD * 2, fixture.watch.changed()).await;
         assert!(changed.is_ok(), "it was not noticed");
     }
 }

@@ -16,9 +16,9 @@ const FILES: [&str; 3] = ["AGENTS.md", "CLAUDE.md", ".cursorrules"];
 const LONGEST: u64 = 32 * 1024;
 
 /// The instructions for agents in a workspace's repository: a text for each file that exists.
-pub(super) fn of(workspace: &Workspace) -> Vec<String> {
+pub(super) fn read_instructions(workspace: &Workspace) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
-    let mut said: Vec<String> = Vec::new();
+    let mut instructions: Vec<String> = Vec::new();
     for name in FILES {
         let Some(text) = read(workspace, name) else {
             continue;
@@ -27,10 +27,10 @@ pub(super) fn of(workspace: &Workspace) -> Vec<String> {
         if text.trim().is_empty() || texts.contains(&text) {
             continue;
         }
-        said.push(format!("{name}:\n\n{text}"));
+        instructions.push(format!("{name}:\n\n{text}"));
         texts.push(text);
     }
-    said
+    instructions
 }
 
 fn read(workspace: &Workspace, name: &str) -> Option<String> {
@@ -61,7 +61,7 @@ mod tests {
         for (name, text) in files {
             std::fs::write(workspace.host_path().join(name), text).unwrap();
         }
-        of(&workspace)
+        read_instructions(&workspace)
     }
 
     #[test]

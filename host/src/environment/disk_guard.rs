@@ -27,22 +27,25 @@ pub(crate) struct OpenEnvironments(Arc<Mutex<Vec<Weak<SessionEnvironment>>>>);
 
 impl OpenEnvironments {
     /// One more, until it is dropped.
-    pub(super) fn add(&self, room: &Arc<SessionEnvironment>) {
-        let mut rooms = self.0.lock();
-        rooms.retain(|room| room.strong_count() > 0);
-        rooms.push(Arc::downgrade(room));
+    pub(super) fn add(&self, environment: &Arc<SessionEnvironment>) {
+        let mut environments = self.0.lock();
+        environments.retain(|environment| environment.strong_count() > 0);
+        environments.push(Arc::downgrade(environment));
     }
 
     /// The kind of sandbox that a session has now.
     pub(super) fn kind_of(&self, session: &str) -> Option<BackendKind> {
-        let room = self.all().into_iter().find(|room| room.is_of(session))?;
-        room.kind()
+        let environment = self
+            .all()
+            .into_iter()
+            .find(|environment| environment.belongs_to(session))?;
+        environment.kind()
     }
 
     /// All of them.
     pub(super) fn all(&self) -> Vec<Arc<SessionEnvironment>> {
-        let rooms = self.0.lock();
-        rooms.iter().filter_map(Weak::upgrade).collect()
+        let environments = self.0.lock();
+        environments.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// A handle that keeps none of them.
@@ -64,18 +67,18 @@ impl WeakOpenEnvironments {
 /// Looks after the disk that `base` is on, for as long as somebody else holds `open`.
 pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
     let base = base.to_owned();
-    let rooms = Arc::downgrade(&open.0);
+    let environments = Arc::downgrade(&open.0);
     tokio::spawn(async move {
         let mut disk = DiskState::new(disk_limit);
         loop {
             tokio::time::sleep(LOOK).await;
-            let Some(rooms) = rooms.upgrade() else {
+            let Some(environments) = environments.upgrade() else {
                 return;
             };
-            if let Some(free) = free_of(base.clone()).await
-                && disk.is_to_be_counted(free)
+            if let Some(free) = free_bytes(base.clone()).await
+                && disk.needs_count(free)
             {
-                disk.unsure = !end_what_is_too_large(&OpenEnvironments(rooms)).await;
+                disk.unsure = !end_oversized(&OpenEnvironments(environments)).await;
             }
         }
     });
@@ -99,7 +102,7 @@ impl DiskState {
         }
     }
 
-    fn is_to_be_counted(&mut self, free: u64) -> bool {
+    fn needs_count(&mut self, free: u64) -> bool {
         let known = *self.free.get_or_insert(free);
         let fell = known.saturating_sub(free) >= self.fall;
         if fell || free > known {
@@ -109,22 +112,22 @@ impl DiskState {
     }
 }
 
-async fn free_of(base: PathBuf) -> Option<u64> {
+async fn free_bytes(base: PathBuf) -> Option<u64> {
     let looked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(base));
     let disk = looked.await.ok()?.ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Whether all could be counted.
-async fn end_what_is_too_large(open: &OpenEnvironments) -> bool {
+async fn end_oversized(open: &OpenEnvironments) -> bool {
     let mut sure = true;
-    for room in open.all() {
-        let (workspace, quota) = room.files();
-        let counted = blocking(move || Ok(quota.excess(&workspace))).await;
+    for environment in open.all() {
+        let (workspace, quota) = environment.files();
+        let counted = blocking(move || Ok(quota.check(&workspace))).await;
         match counted {
             Ok(QuotaCheck::Within) => {}
-            Ok(QuotaCheck::Over(sentence)) => room.end_box(&sentence).await,
-            Ok(QuotaCheck::NotKnown) | Err(_) => sure = false,
+            Ok(QuotaCheck::Exceeded(sentence)) => environment.end_sandbox(&sentence).await,
+            Ok(QuotaCheck::Unknown) | Err(_) => sure = false,
         }
     }
     sure
@@ -138,23 +141,23 @@ mod tests {
     fn workspaces_are_counted_only_when_the_free_space_fell() {
         let gib = 1 << 30;
         let mut disk = DiskState::new(10 * gib);
-        assert!(!disk.is_to_be_counted(100 * gib), "nothing is known yet");
-        assert!(!disk.is_to_be_counted(100 * gib - FALL + 1));
-        assert!(disk.is_to_be_counted(100 * gib - FALL));
-        assert!(!disk.is_to_be_counted(100 * gib - FALL), "counted just now");
+        assert!(!disk.needs_count(100 * gib), "nothing is known yet");
+        assert!(!disk.needs_count(100 * gib - FALL + 1));
+        assert!(disk.needs_count(100 * gib - FALL));
+        assert!(!disk.needs_count(100 * gib - FALL), "counted just now");
         // Slow writing adds up; room that was made counts from there.
-        assert!(!disk.is_to_be_counted(100 * gib - FALL - FALL / 2));
-        assert!(disk.is_to_be_counted(100 * gib - 2 * FALL));
-        assert!(!disk.is_to_be_counted(200 * gib));
-        assert!(disk.is_to_be_counted(199 * gib));
+        assert!(!disk.needs_count(100 * gib - FALL - FALL / 2));
+        assert!(disk.needs_count(100 * gib - 2 * FALL));
+        assert!(!disk.needs_count(200 * gib));
+        assert!(disk.needs_count(199 * gib));
         disk.unsure = true;
-        assert!(disk.is_to_be_counted(199 * gib));
+        assert!(disk.needs_count(199 * gib));
     }
 
     #[test]
     fn where_workspaces_may_take_little_a_small_fall_counts() {
         let mut disk = DiskState::new(8 << 20);
-        disk.is_to_be_counted(1 << 40);
-        assert!(disk.is_to_be_counted((1 << 40) - (1 << 20)));
+        disk.needs_count(1 << 40);
+        assert!(disk.needs_count((1 << 40) - (1 << 20)));
     }
 }

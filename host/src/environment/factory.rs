@@ -32,7 +32,7 @@ use super::workspaces::Workspaces;
 use super::{NoticeSender, RunningSandbox, SessionEnvironment, SharedEnvironment};
 
 /// Said of containers that commands reach by `docker exec` only.
-const NO_WAY_FOR_GIT: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
+const NO_GIT_GATEWAY: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
 
 /// The user name that goes with a token for a repository's URL.
 pub(super) type GitUserName = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -63,12 +63,12 @@ pub(crate) struct EnvironmentFactory {
     /// The log's reserve. Its size decides on every disk when files that nobody works on go.
     pub(crate) reserve: DiskReserve,
     /// The places that are open.
-    pub(crate) rooms: OpenEnvironments,
+    pub(crate) open: OpenEnvironments,
 }
 
 impl EnvironmentFactory {
     /// The workspace of a session, made where it is not there.
-    async fn workspace_of(
+    async fn open_workspace(
         &self,
         spec: &EnvironmentSpec,
         fresh: bool,
@@ -84,12 +84,12 @@ impl EnvironmentFactory {
             let path = workspace.host_path().to_owned();
             workspace.remove()?;
             // The folder of a container that waits becomes this one, and that container the session's.
-            let _is_warm = sandboxes.prepare(&session, &path);
+            let _is_warm = sandboxes.claim_warm(&session, &path);
             workspaces.create(&user, &session)
         })
         .await
         .map(Arc::new)
-        .map_err(|error| EnvironmentError::of(&error))
+        .map_err(|error| EnvironmentError::from_error(&error))
     }
 
     async fn open(
@@ -98,12 +98,12 @@ impl EnvironmentFactory {
         workspace: Arc<Workspace>,
     ) -> Result<RunningSandbox, EnvironmentError> {
         let repository = spec.repo_url.as_deref().map(repository_url).transpose();
-        let repository = repository.map_err(|error| EnvironmentError::of(&error))?;
+        let repository = repository.map_err(|error| EnvironmentError::from_error(&error))?;
         let reach = repository
             .as_deref()
-            .map(|url| git::reach(url, self.git.allow_owner))
+            .map(|url| git::gateway_prefix(url, self.git.allow_owner))
             .transpose();
-        let reach = reach.map_err(|error| EnvironmentError::of(&error))?;
+        let reach = reach.map_err(|error| EnvironmentError::from_error(&error))?;
         let wanted = SandboxSpec {
             session: &spec.session,
             workspace: workspace.host_path(),
@@ -113,9 +113,9 @@ impl EnvironmentFactory {
             .sandboxes
             .start(wanted)
             .await
-            .map_err(|error| EnvironmentError::of(&error))?;
+            .map_err(|error| EnvironmentError::from_error(&error))?;
         if repository.is_some() && !sandbox.reaches_sockets() {
-            return Err(NO_WAY_FOR_GIT.to_owned().into());
+            return Err(NO_GIT_GATEWAY.to_owned().into());
         }
         let gateway = match &repository {
             None => None,
@@ -134,7 +134,7 @@ impl EnvironmentFactory {
                     self.git.clone(),
                     self.client.clone(),
                 );
-                Some(opened.map_err(|error| EnvironmentError::of(&error))?)
+                Some(opened.map_err(|error| EnvironmentError::from_error(&error))?)
             }
         };
         Ok(RunningSandbox {
@@ -153,13 +153,13 @@ impl EnvironmentFactory {
         let opened = self.open(spec, workspace).await?;
         let sandbox = opened.tools.sandbox();
         if let Some(notice) = sandbox.notice() {
-            notices.give(notice.to_owned());
+            notices.send(notice.to_owned());
         }
         let (ended, notices) = (sandbox.ended(), notices.clone());
         tokio::spawn(async move {
             let reason = ended.await;
             if !notices.are_closed() {
-                notices.give(format!(
+                notices.send(format!(
                     "The sandbox was lost, and what ran in it. {reason} The files are there, and the next command gets a new one."
                 ));
             }
@@ -171,43 +171,43 @@ impl EnvironmentFactory {
         self,
         spec: EnvironmentSpec,
     ) -> Result<Arc<dyn Environment>, EnvironmentError> {
-        let workspace = self.workspace_of(&spec, true).await?;
-        self.place(spec, workspace).await
+        let workspace = self.open_workspace(&spec, true).await?;
+        self.open_environment(spec, workspace).await
     }
 
     async fn reopen(self, spec: EnvironmentSpec) -> Result<Arc<dyn Environment>, EnvironmentError> {
-        let workspace = self.workspace_of(&spec, false).await?;
-        self.place(spec, workspace).await
+        let workspace = self.open_workspace(&spec, false).await?;
+        self.open_environment(spec, workspace).await
     }
 
-    async fn place(
+    async fn open_environment(
         self,
         spec: EnvironmentSpec,
         workspace: Arc<Workspace>,
     ) -> Result<Arc<dyn Environment>, EnvironmentError> {
-        let (notices, noticed) = NoticeSender::new();
+        let (notices, receiver) = NoticeSender::new();
         let opened = self.open_and_watch(&spec, workspace.clone(), &notices);
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
         let sandbox = opened.tools.sandbox().clone();
         let quota = Quota::new(self.disk_limit).with_reserve(self.quota_reserve.clone());
         let files = TreeTracker::new(workspace.clone(), self.watcher.as_ref(), quota);
-        let rooms = self.rooms.clone();
-        let room = SessionEnvironment {
-            ground: self,
+        let environments = self.open.clone();
+        let environment = SessionEnvironment {
+            factory: self,
             spec,
             workspace,
             files: Arc::new(files),
             root,
-            clone_said: std::sync::OnceLock::new(),
+            clone_notice: std::sync::OnceLock::new(),
             sandbox: parking_lot::Mutex::new(Some(sandbox)),
             notices,
-            noticed: Mutex::new(noticed),
+            notice_receiver: Mutex::new(receiver),
             opened: Mutex::new(Some(opened)),
         };
-        let room = Arc::new(room);
-        rooms.add(&room);
-        Ok(Arc::new(SharedEnvironment(room)))
+        let environment = Arc::new(environment);
+        environments.add(&environment);
+        Ok(Arc::new(SharedEnvironment(environment)))
     }
 }
 
@@ -242,19 +242,19 @@ impl EnvironmentProvider for EnvironmentFactory {
         opened.map_err(|error| error.to_string()).boxed()
     }
 
-    fn lives(&self, spec: &EnvironmentSpec) -> bool {
-        self.sandboxes.holds(&spec.session)
+    fn is_alive(&self, spec: &EnvironmentSpec) -> bool {
+        self.sandboxes.has_container(&spec.session)
     }
 
     fn sandbox_of(&self, session: &str) -> Option<String> {
-        self.rooms.kind_of(session).map(|kind| kind.to_string())
+        self.open.kind_of(session).map(|kind| kind.to_string())
     }
 
     fn has_workspace(&self, spec: &EnvironmentSpec) -> bool {
         self.workspaces.contains(&spec.user, &spec.session)
     }
 
-    fn renew(&self, spec: &EnvironmentSpec) -> bool {
+    fn recreate_workspace(&self, spec: &EnvironmentSpec) -> bool {
         self.workspaces.create(&spec.user, &spec.session).is_ok()
     }
 
@@ -263,32 +263,31 @@ impl EnvironmentProvider for EnvironmentFactory {
         async move { sandboxes.discard(&spec.session).await }.boxed()
     }
 
-    fn is_short(&self) -> BoxFuture<'static, bool> {
+    fn is_disk_short(&self) -> BoxFuture<'static, bool> {
         let (workspaces, keep) = (self.workspaces.clone(), self.keep);
         let reserve = self.reserve.clone();
         async move {
-            let looked =
-                tokio::task::spawn_blocking(move || reserve.has_little_room(workspaces.base()));
+            let looked = tokio::task::spawn_blocking(move || reserve.is_low(workspaces.base()));
             !keep && looked.await.unwrap_or(false)
         }
         .boxed()
     }
 
-    fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
-        let ground = self.clone();
+    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
+        let factory = self.clone();
         async move {
-            ground.sandboxes.discard(&spec.session).await;
-            if ground.keep {
+            factory.sandboxes.discard(&spec.session).await;
+            if factory.keep {
                 return Ok(());
             }
-            if let Some(files) = ground.blobs.of(&spec.session) {
+            if let Some(files) = factory.blobs.of(&spec.session) {
                 files.remove().await.map_err(|error| error.to_string())?;
             }
             let wiped = blocking(move || {
-                if !ground.workspaces.contains(&spec.user, &spec.session) {
+                if !factory.workspaces.contains(&spec.user, &spec.session) {
                     return Ok(());
                 }
-                ground
+                factory
                     .workspaces
                     .create(&spec.user, &spec.session)?
                     .remove()

@@ -46,7 +46,7 @@ pub(crate) fn watch(reserve: DiskReserve, store: Store, open: &OpenEnvironments)
             let Some(open) = open.upgrade() else {
                 return;
             };
-            pause = guard.turn(&open).await;
+            pause = guard.check(&open).await;
         }
     });
 }
@@ -66,7 +66,7 @@ struct LogReserve {
 
 impl LogReserve {
     /// Looks once, does what is to be done, and says when to look again.
-    async fn turn(&mut self, open: &OpenEnvironments) -> Duration {
+    async fn check(&mut self, open: &OpenEnvironments) -> Duration {
         let failure = self.store.health().failure();
         if failure.is_some() && self.probed.elapsed() >= PROBE {
             self.probed = Instant::now();
@@ -75,14 +75,14 @@ impl LogReserve {
         }
         let reserve = self.reserve.clone();
         let looked = tokio::task::spawn_blocking(move || {
-            let free = reserve.look()?;
+            let free = reserve.check()?;
             reserve.hold(free);
             Some(free)
         });
         let Ok(Some(free)) = looked.await else {
             return PROBE;
         };
-        if !self.reserve.is_near(free) {
+        if !self.reserve.is_nearly_full(free) {
             self.counted_at = None;
             return self.reserve.next_look(free);
         }
@@ -111,22 +111,23 @@ impl LogReserve {
             return;
         };
         let processes = Arc::new(processes);
-        let rooms = open.all().into_iter();
-        let counted = join_all(rooms.map(|room| count(room, processes.clone()))).await;
+        let environments = open.all().into_iter();
+        let counted =
+            join_all(environments.map(|environment| count(environment, processes.clone()))).await;
         let sizes = counted
             .iter()
-            .map(|(room, bytes)| (room.session().to_owned(), *bytes))
+            .map(|(environment, bytes)| (environment.session().to_owned(), *bytes))
             .collect();
         let before = std::mem::replace(&mut self.sizes, sizes);
         if self.reserve.shortage().is_none() {
             return;
         }
-        let guilty = at_fault(&before, &self.sizes);
-        for (room, bytes) in counted {
-            let session = room.session();
+        let guilty = growing_sessions(&before, &self.sizes);
+        for (environment, bytes) in counted {
+            let session = environment.session();
             if guilty.contains(session) {
                 tracing::warn!(session, bytes, "a sandbox filled the disk, and is ended");
-                room.end_box(FILLED).await;
+                environment.end_sandbox(FILLED).await;
             }
         }
     }
@@ -134,7 +135,7 @@ impl LogReserve {
 
 /// The sessions that filled the disk between two counts: those that were seen to grow; only where there are
 /// none of them, those that cannot be counted, which are not taken for small.
-fn at_fault<'a>(before: &SessionSizes, now: &'a SessionSizes) -> HashSet<&'a str> {
+fn growing_sessions<'a>(before: &SessionSizes, now: &'a SessionSizes) -> HashSet<&'a str> {
     let of = |is: fn(Option<u64>, Option<u64>) -> bool| -> HashSet<&'a str> {
         let known = now.iter().filter(|(session, now)| {
             before
@@ -156,18 +157,18 @@ fn at_fault<'a>(before: &SessionSizes, now: &'a SessionSizes) -> HashSet<&'a str
 
 /// What a session takes of the disk; none where it cannot be told.
 async fn count(
-    room: Arc<SessionEnvironment>,
+    environment: Arc<SessionEnvironment>,
     processes: Arc<ProcessTable>,
 ) -> (Arc<SessionEnvironment>, Option<u64>) {
-    let ((workspace, _), sandbox) = (room.files(), room.sandbox());
+    let ((workspace, _), sandbox) = (environment.files(), environment.sandbox());
     let counted = tokio::task::spawn_blocking(move || {
-        let beside = match sandbox {
+        let sandbox_bytes = match sandbox {
             Some(sandbox) => sandbox.disk_usage(&processes)?,
             None => 0,
         };
-        Some(workspace.disk_usage()?.saturating_add(beside))
+        Some(workspace.disk_usage()?.saturating_add(sandbox_bytes))
     });
-    (room, counted.await.ok().flatten())
+    (environment, counted.await.ok().flatten())
 }
 
 #[cfg(test)]
@@ -197,8 +198,11 @@ mod tests {
             ("new", Some(1 << 40)),
             ("new and deep", None),
         ]);
-        assert_eq!(at_fault(&before, &now), HashSet::from(["grows"]));
+        assert_eq!(growing_sessions(&before, &now), HashSet::from(["grows"]));
         now.insert("grows".to_owned(), Some(NOTICEABLE - 1));
-        assert_eq!(at_fault(&before, &now), HashSet::from(["closed", "deep"]));
+        assert_eq!(
+            growing_sessions(&before, &now),
+            HashSet::from(["closed", "deep"])
+        );
     }
 }

@@ -68,7 +68,7 @@ impl NoticeSender {
         self.closed.load(Ordering::Relaxed)
     }
 
-    pub(super) fn give(&self, notice: String) {
+    pub(super) fn send(&self, notice: String) {
         // Fails if the environment is gone and nobody listens.
         let _ = self.sender.send(notice);
     }
@@ -76,19 +76,19 @@ impl NoticeSender {
 
 /// An open environment: a workspace, and its current sandbox.
 pub(super) struct SessionEnvironment {
-    pub(super) ground: EnvironmentFactory,
+    pub(super) factory: EnvironmentFactory,
     pub(super) spec: EnvironmentSpec,
     pub(super) workspace: Arc<Workspace>,
     pub(super) files: Arc<TreeTracker>,
     /// The workspace's path, as commands see it.
     pub(super) root: String,
     /// What a model has to know about the clone in the workspace.
-    pub(super) clone_said: OnceLock<String>,
+    pub(super) clone_notice: OnceLock<String>,
     /// The current sandbox, for code that must not wait for one being created. `None` once the
     /// environment was closed.
     pub(super) sandbox: parking_lot::Mutex<Option<Sandbox>>,
     pub(super) notices: NoticeSender,
-    pub(super) noticed: Mutex<mpsc::UnboundedReceiver<String>>,
+    pub(super) notice_receiver: Mutex<mpsc::UnboundedReceiver<String>>,
     /// `None` once it was closed.
     pub(super) opened: Mutex<Option<RunningSandbox>>,
 }
@@ -106,7 +106,7 @@ impl SessionEnvironment {
 
     /// Ends the sandbox with everything running in it, and records why. The next tool call gets a
     /// new one.
-    pub(super) async fn end_box(&self, why: &str) {
+    pub(super) async fn end_sandbox(&self, why: &str) {
         if let Some(sandbox) = self.sandbox().filter(Sandbox::is_alive) {
             sandbox.end(why).await;
         }
@@ -118,7 +118,7 @@ impl SessionEnvironment {
     }
 
     /// Whether it belongs to this session and is open.
-    pub(super) fn is_of(&self, session: &str) -> bool {
+    pub(super) fn belongs_to(&self, session: &str) -> bool {
         self.spec.session == session && self.kind().is_some()
     }
 
@@ -139,7 +139,7 @@ impl SessionEnvironment {
             present.tools.sandbox().close().await;
             let workspace = self.workspace.clone();
             let other = self
-                .ground
+                .factory
                 .open_and_watch(&self.spec, workspace, &self.notices);
             let other = other.await?;
             self.set_sandbox(Some(other.tools.sandbox().clone()));
@@ -171,16 +171,16 @@ impl SessionEnvironment {
         };
         let tools = tools
             .with_quota(self.files.quota().clone())
-            .with_pictures(self.spec.images);
+            .with_images(self.spec.images);
         let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
         let mut outcome = ran.map_err(|error: SandboxError| Error::internal(error.to_string()))?;
-        let blobs = self.keep_picture(&mut outcome).await;
+        let blobs = self.store_image(&mut outcome).await;
         let full = self.files.after_tool(&mut outcome).await;
         let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
         let view = describe_call(&call.name, &call.arguments);
         // A command that ran has an exit code, whatever its outcome. Without one nothing was done.
         let undone = outcome.is_error && outcome.exit_code.is_none();
-        let shown = EventDraft {
+        let event = EventDraft {
             event_type: if undone {
                 "AgentErrorObservation"
             } else {
@@ -213,7 +213,7 @@ impl SessionEnvironment {
         };
         Ok(ToolResultWithEvent {
             result,
-            shown,
+            event,
             notices: full
                 .into_iter()
                 .chain(limit)
@@ -238,21 +238,21 @@ impl SessionEnvironment {
             ..ToolOutcome::default()
         };
         if let Some(full) = self.files.after_tool(&mut outcome).await {
-            self.notices.give(full);
+            self.notices.send(full);
         }
         ran
     }
 
     /// Stores the image of a tool's outcome and returns the reference for the conversation. If it
     /// cannot be stored, the outcome becomes a failure that says why.
-    async fn keep_picture(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
-        let Some(picture) = outcome.picture.take() else {
+    async fn store_image(&self, outcome: &mut ToolOutcome) -> Vec<BlobRef> {
+        let Some(image) = outcome.image.take() else {
             return Vec::new();
         };
-        let Some(files) = self.ground.blobs.of(&self.spec.session) else {
+        let Some(files) = self.factory.blobs.of(&self.spec.session) else {
             return Vec::new();
         };
-        match files.put(picture.media_type, picture.bytes).await {
+        match files.put(image.media_type, image.bytes).await {
             Ok(kept) => vec![kept],
             Err(cause) => {
                 outcome.is_error = true;
@@ -289,36 +289,36 @@ impl Environment for SharedEnvironment {
     }
 
     fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
-        let room = self.0.clone();
+        let environment = self.0.clone();
         async move {
-            let Some(url) = &room.spec.repo_url else {
+            let Some(url) = &environment.spec.repo_url else {
                 return Ok(());
             };
-            let tools = room.tools().await.map_err(sentence)?;
+            let tools = environment.tools().await.map_err(sentence)?;
             let wanted = git::Checkout {
                 repository: url,
-                branch: room.spec.branch.as_deref(),
-                user_name: room.spec.git_user_name.as_deref(),
-                user_email: room.spec.git_user_email.as_deref(),
+                branch: environment.spec.branch.as_deref(),
+                user_name: environment.spec.git_user_name.as_deref(),
+                user_email: environment.spec.git_user_email.as_deref(),
             };
-            let rules = &room.ground.git;
+            let rules = &environment.factory.git;
             let cloned = git::clone_into(tools.sandbox(), wanted, rules).await;
             let cloned = cloned.map_err(|error| error.to_string())?;
-            let _ = room.clone_said.set(cloned.describe(rules));
+            let _ = environment.clone_notice.set(cloned.describe(rules));
             Ok(())
         }
         .boxed()
     }
 
     fn notice(&self) -> BoxFuture<'static, Option<String>> {
-        let room = self.0.clone();
-        async move { room.noticed.lock().await.recv().await }.boxed()
+        let environment = self.0.clone();
+        async move { environment.notice_receiver.lock().await.recv().await }.boxed()
     }
 
     fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
         let workspace = self.0.workspace.clone();
         async move {
-            let read = blocking(move || Ok(agent_instructions::of(&workspace)));
+            let read = blocking(move || Ok(agent_instructions::read_instructions(&workspace)));
             read.await.unwrap_or_default()
         }
         .boxed()
@@ -333,10 +333,10 @@ impl Environment for SharedEnvironment {
         let mut all: Vec<_> = tools::definitions().into_iter().map(definition).collect();
         // Git is called in the terminal, whatever the policy, so the terminal's description
         // mentions the clone.
-        if let Some(said) = self.0.clone_said.get()
+        if let Some(notice) = self.0.clone_notice.get()
             && let Some(terminal) = all.iter_mut().find(|tool| tool.name == "terminal")
         {
-            terminal.description = format!("{}\n\n{said}", terminal.description);
+            terminal.description = format!("{}\n\n{notice}", terminal.description);
         }
         all
     }
@@ -347,8 +347,8 @@ impl Environment for SharedEnvironment {
         timeout_ms: Option<u32>,
         deltas: DeltaSink,
     ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
-        let room = self.0.clone();
-        async move { room.run(call, timeout_ms, deltas).await }.boxed()
+        let environment = self.0.clone();
+        async move { environment.run(call, timeout_ms, deltas).await }.boxed()
     }
 
     fn exec(
@@ -356,23 +356,23 @@ impl Environment for SharedEnvironment {
         request: ExecRequest,
         output: OutputSink,
     ) -> BoxFuture<'static, Result<ExecResult, ExecError>> {
-        let room = self.0.clone();
-        async move { Ok(room.exec(request, output).await?) }.boxed()
+        let environment = self.0.clone();
+        async move { Ok(environment.exec(request, output).await?) }.boxed()
     }
 
     fn spawn(&self, request: ExecRequest) -> BoxFuture<'static, Result<Process, ExecError>> {
-        let room = self.0.clone();
+        let environment = self.0.clone();
         async move {
-            let tools = room.tools().await.map_err(SandboxError::from)?;
+            let tools = environment.tools().await.map_err(SandboxError::from)?;
             Ok(tools.sandbox().spawn(request)?)
         }
         .boxed()
     }
 
     fn pushed(&self) -> BoxFuture<'static, Option<String>> {
-        let room = self.0.clone();
+        let environment = self.0.clone();
         async move {
-            let opened = room.opened.lock().await;
+            let opened = environment.opened.lock().await;
             opened.as_ref()?.gateway.as_ref()?.take_pushed()
         }
         .boxed()
@@ -391,11 +391,11 @@ impl Environment for SharedEnvironment {
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
-        let room = self.0.clone();
+        let environment = self.0.clone();
         async move {
-            room.notices.closed.store(true, Ordering::Relaxed);
-            room.set_sandbox(None);
-            if let Some(opened) = room.opened.lock().await.take() {
+            environment.notices.closed.store(true, Ordering::Relaxed);
+            environment.set_sandbox(None);
+            if let Some(opened) = environment.opened.lock().await.take() {
                 opened.tools.sandbox().close().await;
             }
         }

@@ -69,17 +69,17 @@ impl TreeTracker {
             };
             let json = serde_json::to_string(&tree).ok();
             let size = json.as_ref().map_or(0, String::len);
-            self.note(json.as_deref(), begun.elapsed(), size);
+            self.record(json.as_deref(), begun.elapsed(), size);
             Ok(json)
         });
         made.await.ok()?
     }
 
-    fn note(&self, json: Option<&str>, took: Duration, size: usize) {
+    fn record(&self, json: Option<&str>, duration: Duration, size: usize) {
         let now = Instant::now();
         let logged = Duration::from_millis(1000 * size as u64 / LOG_RATE as u64);
         let mut pace = self.pace.lock();
-        pace.next = Some(now + PAUSE.max(took * REST).max(logged));
+        pace.next = Some(now + PAUSE.max(duration * REST).max(logged));
         let digest = json.map(|json| Sha256::digest(json).into());
         if pace.digest.is_some() && digest != pace.digest {
             pace.changed_at = Some(now);
@@ -126,11 +126,13 @@ impl TreeTracker {
             if command {
                 quota.changed();
             }
-            let full = quota.fullness(&workspace);
-            let told = full.as_ref().and_then(|_| quota.newly_full(&workspace));
-            Ok((full, told))
+            let full = quota.full_message(&workspace);
+            let notice = full
+                .as_ref()
+                .and_then(|_| quota.take_full_notice(&workspace));
+            Ok((full, notice))
         });
-        let (full, told) = counted.await.ok()?;
+        let (full, notice) = counted.await.ok()?;
         if let Some(full) = full
             && command
         {
@@ -140,7 +142,7 @@ impl TreeTracker {
             }
             text.push_str(&format!("[{full}]"));
         }
-        told
+        notice
     }
 }
 
@@ -193,9 +195,9 @@ mod tests {
     #[tokio::test]
     async fn large_trees_come_seldom() {
         let (_base, files) = files(None, MIB);
-        files.note(Some("[]"), Duration::ZERO, 2);
+        files.record(Some("[]"), Duration::ZERO, 2);
         let small = files.pace.lock().next.unwrap();
-        files.note(Some("[1]"), Duration::ZERO, 20 * LOG_RATE);
+        files.record(Some("[1]"), Duration::ZERO, 20 * LOG_RATE);
         assert!(files.pace.lock().next.unwrap() > small + Duration::from_secs(15));
     }
 
@@ -222,9 +224,9 @@ mod tests {
         assert_eq!(files.after_tool(&mut outcome).await, None);
         assert_eq!(outcome, ran());
         std::fs::write(root.join("big"), vec![b'x'; 2 << 20]).unwrap();
-        let told = files.after_tool(&mut outcome).await.unwrap();
-        assert!(told.starts_with("The workspace takes 2"), "{told}");
-        assert_eq!(outcome.text, format!("done\n[{told}]"));
+        let notice = files.after_tool(&mut outcome).await.unwrap();
+        assert!(notice.starts_with("The workspace takes 2"), "{notice}");
+        assert_eq!(outcome.text, format!("done\n[{notice}]"));
         let mut outcome = ran();
         assert_eq!(files.after_tool(&mut outcome).await, None);
         assert!(outcome.text.contains("may take 1 MiB"), "{outcome:?}");

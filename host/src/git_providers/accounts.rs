@@ -28,7 +28,7 @@ const OWN_SERVERS: &str = "gitlab";
 pub enum AccountError {
     /// The provider, or the server's address, is invalid.
     #[error("{0}")]
-    Site(#[from] GitInstanceError),
+    Instance(#[from] GitInstanceError),
     /// The token was validated and refused.
     #[error("Token validation failed: {0}")]
     Token(String),
@@ -40,7 +40,7 @@ pub enum AccountError {
     Provider(Error),
     /// The row cannot be decrypted.
     #[error(transparent)]
-    Unopened(#[from] DecryptionError),
+    Undecryptable(#[from] DecryptionError),
     /// The account is for a server other than the requested one.
     #[error("{0}")]
     OtherServer(String),
@@ -67,7 +67,7 @@ pub struct PullRequestRequest {
 }
 
 impl PullRequestRequest {
-    fn on(self, repository: String) -> NewChange {
+    fn into_change(self, repository: String) -> NewChange {
         NewChange {
             repository,
             title: self.title,
@@ -124,13 +124,13 @@ impl Accounts {
     ) -> Result<String, AccountError> {
         // An old client sends the address along, whichever provider is meant.
         let own = own.filter(|_| provider == OWN_SERVERS);
-        let site = (self.providers)().site(provider, own)?;
+        let instance = (self.providers)().find_instance(provider, own)?;
         if !token_cipher::is_token(token.expose().as_bytes()) {
             return Err(AccountError::Token(
                 "it is empty, too long, or has characters that no token has.".to_owned(),
             ));
         }
-        let account = site
+        let account = instance
             .account(token)
             .await
             .map_err(|error| match error.kind {
@@ -140,15 +140,15 @@ impl Accounts {
                 | ErrorKind::InvalidInput => AccountError::Token(error.message),
                 _ => AccountError::Provider(error),
             })?;
-        let sealed = self.cipher.seal(token);
+        let sealed = self.cipher.encrypt(token);
         let mut scopes = account.scopes.join(",");
-        if let Some(own) = site.own_url() {
+        if let Some(own) = instance.own_url() {
             scopes.push_str(SEPARATOR);
             scopes.push_str(own.as_str().trim_end_matches('/'));
         }
         let new = NewIntegration {
             provider: provider.to_ascii_uppercase(),
-            label: format!("{} on {}", account.login, site.host()),
+            label: format!("{} on {}", account.login, instance.host()),
             access_token_encrypted: sealed.token,
             iv: sealed.iv,
             external_username: account.login.clone(),
@@ -176,8 +176,9 @@ impl Accounts {
         who: &Identity,
         provider: &str,
     ) -> Result<Vec<Repository>, AccountError> {
-        let (site, token) = self.account(who, provider).await?;
-        site.repositories(&token)
+        let (instance, token) = self.account(who, provider).await?;
+        instance
+            .repositories(&token)
             .await
             .map_err(AccountError::Provider)
     }
@@ -191,23 +192,24 @@ impl Accounts {
         own: Option<&str>,
         wanted: PullRequestRequest,
     ) -> Result<Change, AccountError> {
-        let (site, token) = self.account(who, provider).await?;
+        let (instance, token) = self.account(who, provider).await?;
         if let Some(own) = own.filter(|_| provider == OWN_SERVERS) {
-            let meant = (self.providers)().site(provider, Some(own))?;
-            if meant.own_url() != site.own_url() {
+            let meant = (self.providers)().find_instance(provider, Some(own))?;
+            if meant.own_url() != instance.own_url() {
                 return Err(AccountError::OtherServer(format!(
                     "The saved {provider} token is for {}, and goes to no other server.",
-                    site.host()
+                    instance.host()
                 )));
             }
         }
-        let path = site.path_of(&wanted.repository).ok_or_else(|| {
+        let path = instance.path_of(&wanted.repository).ok_or_else(|| {
             AccountError::OtherServer(format!(
                 "That is no repository on {}, which the saved {provider} token is for.",
-                site.host()
+                instance.host()
             ))
         })?;
-        site.open_change(&token, wanted.on(path))
+        instance
+            .open_change(&token, wanted.into_change(path))
             .await
             .map_err(AccountError::Provider)
     }
@@ -223,32 +225,35 @@ impl Accounts {
         let providers = (self.providers)();
         let at_deployment = providers.of_repository(&wanted.repository);
         let mut found = None;
-        if let (Some(site), Some(token)) = (&at_deployment, token) {
-            found = Some((site.clone(), token.clone()));
+        if let (Some(instance), Some(token)) = (&at_deployment, token) {
+            found = Some((instance.clone(), token.clone()));
         } else {
             for row in self.rows.list(who).await? {
                 let provider = row.provider.to_ascii_lowercase();
-                let Ok((site, own)) = self.opened(&provider, &row) else {
+                let Ok((instance, own)) = self.opened(&provider, &row) else {
                     continue;
                 };
-                if site.path_of(&wanted.repository).is_some() {
-                    found = Some((site, token.cloned().unwrap_or(own)));
+                if instance.path_of(&wanted.repository).is_some() {
+                    found = Some((instance, token.cloned().unwrap_or(own)));
                     break;
                 }
             }
         }
-        let Some((site, token)) = found else {
+        let Some((instance, token)) = found else {
             return Err(AccountError::OtherServer(match at_deployment {
-                Some(site) => AccountError::NotSaved(site.provider().to_owned()).to_string(),
+                Some(instance) => {
+                    AccountError::NotSaved(instance.provider().to_owned()).to_string()
+                }
                 None => {
                     "The repository is on no server whose changes can be opened here.".to_owned()
                 }
             }));
         };
-        let path = site.path_of(&wanted.repository).ok_or_else(|| {
+        let path = instance.path_of(&wanted.repository).ok_or_else(|| {
             AccountError::OtherServer("The repository's address cannot be read.".to_owned())
         })?;
-        site.open_change(&token, wanted.on(path))
+        instance
+            .open_change(&token, wanted.into_change(path))
             .await
             .map_err(AccountError::Provider)
     }
@@ -259,7 +264,7 @@ impl Accounts {
         provider: &str,
     ) -> Result<(GitInstance, Secret), AccountError> {
         // An unknown provider is reported before a missing token.
-        (self.providers)().site(provider, None)?;
+        (self.providers)().find_instance(provider, None)?;
         let row = self.rows.get(who, &provider.to_ascii_uppercase()).await?;
         let row = row.ok_or_else(|| AccountError::NotSaved(provider.to_owned()))?;
         self.opened(provider, &row)
@@ -271,8 +276,8 @@ impl Accounts {
         row: &Integration,
     ) -> Result<(GitInstance, Secret), AccountError> {
         let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
-        let site = (self.providers)().site(provider, own)?;
-        let token = self.cipher.open(&EncryptedToken {
+        let instance = (self.providers)().find_instance(provider, own)?;
+        let token = self.cipher.decrypt(&EncryptedToken {
             token: row.access_token_encrypted.clone(),
             iv: row.iv.clone(),
         });
@@ -282,7 +287,7 @@ impl Accounts {
                 "a saved git token does not open: ENCRYPTION_KEY is not the one it was saved with, or its row was changed"
             );
         }
-        Ok((site, token?))
+        Ok((instance, token?))
     }
 }
 

@@ -9,7 +9,7 @@
 use url::Url;
 
 use lucid_net::egress::{BaseUrlError, EgressError, Endpoint, KeyInjection, server};
-use lucid_types::repository_url::pasted_repository;
+use lucid_types::repository_url::parse_repository_url;
 use lucid_types::wit::git::Descriptor;
 
 /// Why a server cannot be asked.
@@ -67,10 +67,12 @@ impl GitEndpoint {
             ),
             (Some(api), Some(web)) => (api, web_of(&web, descriptor).unwrap_or(web)),
             // Of any other component, no address is taken that it names itself.
-            (Some(one), None) | (None, Some(one)) if is_builtin && is_usual(&one, descriptor) => (
-                usual(&descriptor.default_base_url)?,
-                usual(&descriptor.default_web_url)?,
-            ),
+            (Some(one), None) | (None, Some(one)) if is_builtin && is_default(&one, descriptor) => {
+                (
+                    usual(&descriptor.default_base_url)?,
+                    usual(&descriptor.default_web_url)?,
+                )
+            }
             (None, Some(web)) => {
                 let web = web_of(&web, descriptor).unwrap_or(web);
                 (api_of(&web, descriptor), web)
@@ -97,7 +99,7 @@ impl GitEndpoint {
     }
 
     /// Where a user's own server is, by its web address.
-    pub(super) fn own(
+    pub(super) fn for_user(
         descriptor: &Descriptor,
         address: &str,
         private: bool,
@@ -105,14 +107,14 @@ impl GitEndpoint {
         let refused = |why: &str| GitInstanceError::Address(why.to_owned());
         let web = match server(address) {
             // An SSH remote of it.
-            Err(BaseUrlError::NoUrl) => server(&pasted_repository(address)).map(root),
+            Err(BaseUrlError::NoUrl) => server(&parse_repository_url(address)).map(root),
             read => read,
         };
         let web = web.map_err(|why| match why {
             BaseUrlError::NoUrl => refused("give one like https://gitlab.example.com"),
             why => refused(&why.to_string()),
         })?;
-        let web = above_pages(web_of(&web, descriptor).unwrap_or(web));
+        let web = strip_page_path(web_of(&web, descriptor).unwrap_or(web));
         if web.scheme() != "https" && !(private && web.scheme() == "http") {
             return Err(refused(
                 "it must begin with https://, since the token goes there",
@@ -139,13 +141,13 @@ impl GitEndpoint {
     }
 
     /// Whether it is the same server.
-    pub(super) fn is_at(&self, other: &Self) -> bool {
+    pub(super) fn is_same_server(&self, other: &Self) -> bool {
         self.web == other.web
     }
 }
 
 /// Whether this is where the integration has its provider, by either of its addresses.
-fn is_usual(url: &Url, descriptor: &Descriptor) -> bool {
+fn is_default(url: &Url, descriptor: &Descriptor) -> bool {
     is_same(url, &descriptor.default_base_url) || is_same(url, &descriptor.default_web_url)
 }
 
@@ -161,7 +163,7 @@ fn is_web(url: &Url) -> bool {
 }
 
 /// A server's address without what a browser shows behind it: its pages stand below `-`, or are of its users.
-fn above_pages(mut url: Url) -> Url {
+fn strip_page_path(mut url: Url) -> Url {
     let path = url.path().to_owned();
     let end = ["/-/", "/users/", "/dashboard", "/explore"]
         .iter()

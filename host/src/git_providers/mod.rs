@@ -54,14 +54,14 @@ struct GitProvider {
     plugin: GitPlugin,
     /// The deployment's settings for it, as JSON.
     settings: String,
-    place: GitEndpoint,
+    endpoint: GitEndpoint,
 }
 
 /// One server of a provider, ready for operations.
 #[derive(Clone)]
 pub struct GitInstance {
-    served: Arc<GitProvider>,
-    place: GitEndpoint,
+    provider: Arc<GitProvider>,
+    endpoint: GitEndpoint,
     /// Whether a user named it.
     own: bool,
     egress: Egress,
@@ -94,20 +94,23 @@ impl GitProviders {
                 one.web_url,
                 one.builtin,
             ) {
-                Ok(place) => {
-                    let served = GitProvider {
+                Ok(endpoint) => {
+                    let provider = GitProvider {
                         plugin: one.plugin,
                         settings: one.settings,
-                        place,
+                        endpoint,
                     };
-                    all.insert(name, Arc::new(served));
+                    all.insert(name, Arc::new(provider));
                 }
                 Err(why) => wrong.push((name, why.to_string())),
             }
         }
-        let endpoints: Vec<&Endpoint> = all.values().map(|served| &served.place.api).collect();
+        let endpoints: Vec<&Endpoint> = all
+            .values()
+            .map(|provider| &provider.endpoint.api)
+            .collect();
         let known = before.map(|before| &before.egress);
-        let egress = Egress::or_new(known, limits(), &endpoints);
+        let egress = Egress::reuse_or_new(known, limits(), &endpoints);
         let unmade = |why: EgressError| vec![(String::new(), why.to_string())];
         let egress = egress.map_err(unmade)?;
         let open = match before.filter(|before| before.private == private) {
@@ -134,13 +137,20 @@ impl GitProviders {
 
     /// The addresses of a provider's API and of its repositories.
     pub fn addresses(&self, name: &str) -> Option<(String, String)> {
-        let place = &self.all.get(name)?.place;
-        Some((place.api.base_url().to_string(), place.web.to_string()))
+        let endpoint = &self.all.get(name)?.endpoint;
+        Some((
+            endpoint.api.base_url().to_string(),
+            endpoint.web.to_string(),
+        ))
     }
 
     /// The provider of a name, at the deployment's server, or at the user's own.
-    pub fn site(&self, name: &str, own: Option<&str>) -> Result<GitInstance, GitInstanceError> {
-        let served = self
+    pub fn find_instance(
+        &self,
+        name: &str,
+        own: Option<&str>,
+    ) -> Result<GitInstance, GitInstanceError> {
+        let provider = self
             .all
             .get(name)
             .ok_or_else(|| GitInstanceError::Unknown {
@@ -148,37 +158,42 @@ impl GitProviders {
                 known: self.names().map(str::to_owned).collect(),
             })?;
         let Some(own) = own else {
-            return Ok(self.at(served, served.place.clone(), false));
+            return Ok(self.instance(provider, provider.endpoint.clone(), false));
         };
-        let place = GitEndpoint::own(served.plugin.descriptor(), own, self.private)?;
-        if place.is_at(&served.place) {
-            return Ok(self.at(served, served.place.clone(), false));
+        let endpoint = GitEndpoint::for_user(provider.plugin.descriptor(), own, self.private)?;
+        if endpoint.is_same_server(&provider.endpoint) {
+            return Ok(self.instance(provider, provider.endpoint.clone(), false));
         }
-        Ok(self.at(served, place, true))
+        Ok(self.instance(provider, endpoint, true))
     }
 
     /// The deployment's server that hosts a repository.
     pub fn of_repository(&self, url: &str) -> Option<GitInstance> {
-        let served = self.all.values();
-        let mut found: Vec<_> = served
-            .filter(|served| path_below(&served.place.web, url).is_some())
+        let provider = self.all.values();
+        let mut found: Vec<_> = provider
+            .filter(|provider| path_below(&provider.endpoint.web, url).is_some())
             .collect();
         // The longest path is the most specific.
-        found.sort_by_key(|served| std::cmp::Reverse(served.place.web.path().len()));
-        let served = found.first()?;
-        Some(self.at(served, served.place.clone(), false))
+        found.sort_by_key(|provider| std::cmp::Reverse(provider.endpoint.web.path().len()));
+        let provider = found.first()?;
+        Some(self.instance(provider, provider.endpoint.clone(), false))
     }
 
     /// The user name that git sends with a token for this repository.
     pub fn git_user(&self, url: &str) -> Option<String> {
-        let site = self.of_repository(url)?;
-        Some(site.served.plugin.descriptor().git_user.clone())
+        let instance = self.of_repository(url)?;
+        Some(instance.provider.plugin.descriptor().git_user.clone())
     }
 
-    fn at(&self, served: &Arc<GitProvider>, place: GitEndpoint, own: bool) -> GitInstance {
+    fn instance(
+        &self,
+        provider: &Arc<GitProvider>,
+        endpoint: GitEndpoint,
+        own: bool,
+    ) -> GitInstance {
         GitInstance {
-            served: served.clone(),
-            place,
+            provider: provider.clone(),
+            endpoint,
             own,
             egress: if own { &self.open } else { &self.egress }.clone(),
             slots: if own { &self.open_slots } else { &self.slots }.clone(),
@@ -189,46 +204,46 @@ impl GitProviders {
 impl GitInstance {
     /// The provider's name in this deployment.
     pub fn provider(&self) -> &str {
-        self.served.plugin.name()
+        self.provider.plugin.name()
     }
 
     /// The scopes that a token needs here.
     pub fn scopes(&self) -> &[String] {
-        &self.served.plugin.descriptor().scopes
+        &self.provider.plugin.descriptor().scopes
     }
 
     /// The web address of a user's own server. `None` for the deployment's.
     pub fn own_url(&self) -> Option<&Url> {
-        self.own.then_some(&self.place.web)
+        self.own.then_some(&self.endpoint.web)
     }
 
     /// The server's host name, for display.
     pub fn host(&self) -> &str {
-        self.place.web.host_str().unwrap_or_default()
+        self.endpoint.web.host_str().unwrap_or_default()
     }
 
     /// The path of a repository on this server. `None` for one hosted elsewhere.
     pub fn path_of(&self, url: &str) -> Option<String> {
-        path_below(&self.place.web, &repository_url(url).ok()?)
+        path_below(&self.endpoint.web, &repository_url(url).ok()?)
     }
 
     /// The account that a token belongs to.
     pub async fn account(&self, token: &Secret) -> Result<Account, Error> {
-        operation::account(self, &sendable(token)).await
+        operation::account(self, &to_secret_string(token)).await
     }
 
     /// All repositories that the token can access.
     pub async fn repositories(&self, token: &Secret) -> Result<Vec<Repository>, Error> {
-        operation::repositories(self, &sendable(token)).await
+        operation::repositories(self, &to_secret_string(token)).await
     }
 
     /// Opens a pull request, or finds the open one of the same branches.
     pub async fn open_change(&self, token: &Secret, change: NewChange) -> Result<Change, Error> {
-        operation::open_change(self, &sendable(token), change).await
+        operation::open_change(self, &to_secret_string(token), change).await
     }
 }
 
-fn sendable(token: &Secret) -> SecretString {
+fn to_secret_string(token: &Secret) -> SecretString {
     SecretString::from(token.expose().to_owned())
 }
 

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::GitInstance;
 use lucid_net::egress::{EgressError, Redactor, retry_after_ms};
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::git::{
     Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,
 };
@@ -40,15 +40,18 @@ const PAGE: u32 = 100;
 const MOST_PAGES: usize = 200;
 const LARGEST_PAGE: usize = 1_000;
 
-pub(super) async fn account(site: &GitInstance, token: &SecretString) -> Result<Account, Error> {
-    match operation(site, token, &Operation::CurrentUser).await? {
+pub(super) async fn account(
+    instance: &GitInstance,
+    token: &SecretString,
+) -> Result<Account, Error> {
+    match operation(instance, token, &Operation::CurrentUser).await? {
         Reply::Account(account) => fit_account(account),
-        _ => Err(other_reply(site)),
+        _ => Err(other_reply(instance)),
     }
 }
 
 pub(super) async fn repositories(
-    site: &GitInstance,
+    instance: &GitInstance,
     token: &SecretString,
 ) -> Result<Vec<Repository>, Error> {
     let all = async {
@@ -58,12 +61,12 @@ pub(super) async fn repositories(
                 cursor: cursor.clone(),
                 limit: PAGE,
             };
-            let reply = operation(site, token, &Operation::ListRepositories(page)).await?;
+            let reply = operation(instance, token, &Operation::ListRepositories(page)).await?;
             let Reply::Repositories(RepositoryPage { repositories, next }) = reply else {
-                return Err(other_reply(site));
+                return Err(other_reply(instance));
             };
             if repositories.len() > LARGEST_PAGE {
-                return Err(endless(site));
+                return Err(too_many_steps(instance));
             }
             for repository in repositories {
                 all.push(fit_repository(repository)?);
@@ -73,54 +76,54 @@ pub(super) async fn repositories(
                 Some(next) if next.len() <= 1_000 && seen.insert(next.clone()) => {
                     cursor = Some(next);
                 }
-                Some(_) => return Err(endless(site)),
+                Some(_) => return Err(too_many_steps(instance)),
             }
         }
-        Err(endless(site))
+        Err(too_many_steps(instance))
     };
     tokio::time::timeout(LONGEST_LIST, all)
         .await
-        .unwrap_or_else(|_| Err(too_slow(site, LONGEST_LIST)))
+        .unwrap_or_else(|_| Err(timeout_error(instance, LONGEST_LIST)))
 }
 
 pub(super) async fn open_change(
-    site: &GitInstance,
+    instance: &GitInstance,
     token: &SecretString,
     change: NewChange,
 ) -> Result<Change, Error> {
-    match operation(site, token, &Operation::OpenChange(change)).await? {
+    match operation(instance, token, &Operation::OpenChange(change)).await? {
         Reply::Change(change) => fit_change(change),
-        _ => Err(other_reply(site)),
+        _ => Err(other_reply(instance)),
     }
 }
 
 async fn operation(
-    site: &GitInstance,
+    instance: &GitInstance,
     token: &SecretString,
     operation: &Operation,
 ) -> Result<Reply, Error> {
-    let Ok(_slot) = site.slots.acquire().await else {
+    let Ok(_slot) = instance.slots.acquire().await else {
         return Err(Error::internal("The server goes down."));
     };
-    let blanker = Redactor::new(Some(token));
-    let done = tokio::time::timeout(LONGEST, steps(site, token, operation)).await;
-    let mut done = done.unwrap_or_else(|_| Err(too_slow(site, LONGEST)));
+    let redactor = Redactor::new(Some(token));
+    let done = tokio::time::timeout(LONGEST, steps(instance, token, operation)).await;
+    let mut done = done.unwrap_or_else(|_| Err(timeout_error(instance, LONGEST)));
     if let Err(error) = &mut done {
-        error.message = blanker.text(&error.message).into_owned();
+        error.message = redactor.text(&error.message).into_owned();
         error.code = error
             .code
             .take()
-            .map(|code| blanker.text(&code).into_owned());
+            .map(|code| redactor.text(&code).into_owned());
     }
     done
 }
 
 async fn steps(
-    site: &GitInstance,
+    instance: &GitInstance,
     token: &SecretString,
     operation: &Operation,
 ) -> Result<Reply, Error> {
-    let (plugin, settings) = (&site.served.plugin, &site.served.settings);
+    let (plugin, settings) = (&instance.provider.plugin, &instance.provider.settings);
     let (mut state, mut answer) = (None, None);
     let mut pauses_left = ALL_PAUSES;
     // The last step has no request to send.
@@ -134,17 +137,17 @@ async fn steps(
                         "The git provider's integration wants to remember too much; report it to its author.",
                     ));
                 }
-                let sent = exchange(site, token, &sending.request, &mut pauses_left);
+                let sent = exchange(instance, token, &sending.request, &mut pauses_left);
                 (state, answer) = (Some(sending.state), Some(sent.await?));
             }
         }
     }
-    Err(endless(site))
+    Err(too_many_steps(instance))
 }
 
 /// Sends a request, and repeats it if the provider asks for a short pause first.
 async fn exchange(
-    site: &GitInstance,
+    instance: &GitInstance,
     token: &SecretString,
     request: &HttpRequest,
     pauses_left: &mut Duration,
@@ -152,7 +155,9 @@ async fn exchange(
     let mut tries = 0;
     loop {
         tries += 1;
-        let sent = site.egress.exchange(&site.place.api, Some(token), request);
+        let sent = instance
+            .egress
+            .exchange(&instance.endpoint.api, Some(token), request);
         let response = sent.await?;
         let pause = pause(&request.method, &response, SystemTime::now());
         let Some(pause) = pause.filter(|pause| pause <= pauses_left && tries < MOST_TRIES) else {
@@ -160,7 +165,7 @@ async fn exchange(
         };
         *pauses_left -= pause;
         tracing::info!(
-            host = site.host(),
+            host = instance.host(),
             status = response.status,
             pause_ms = pause.as_millis(),
             "the git provider asks for a pause"
@@ -186,7 +191,7 @@ fn pause(method: &str, response: &HttpResponse, now: SystemTime) -> Option<Durat
 }
 
 fn fit_account(mut account: Account) -> Result<Account, Error> {
-    account.login = clean(account.login.trim(), 255);
+    account.login = sanitize(account.login.trim(), 255);
     if account.login.is_empty() {
         return Err(Error::upstream(
             "The git provider does not say whose token it is.",
@@ -194,30 +199,30 @@ fn fit_account(mut account: Account) -> Result<Account, Error> {
     }
     account.scopes.truncate(50);
     for scope in &mut account.scopes {
-        *scope = clean(scope, 100).replace(['|', ','], " ");
+        *scope = sanitize(scope, 100).replace(['|', ','], " ");
     }
     Ok(account)
 }
 
 fn fit_repository(repository: Repository) -> Result<Repository, Error> {
     Ok(Repository {
-        id: clean(&repository.id, 100),
-        name: clean(&repository.name, 255),
-        full_name: clean(&repository.full_name, 500),
+        id: sanitize(&repository.id, 100),
+        name: sanitize(&repository.name, 255),
+        full_name: sanitize(&repository.full_name, 500),
         web_url: web_address(&repository.web_url)?,
         clone_url: web_address(&repository.clone_url)?,
-        default_branch: clean(&repository.default_branch, 255),
+        default_branch: sanitize(&repository.default_branch, 255),
         private: repository.private,
-        description: repository.description.map(|text| clean(&text, 1_000)),
+        description: repository.description.map(|text| sanitize(&text, 1_000)),
     })
 }
 
 fn fit_change(mut change: Change) -> Result<Change, Error> {
     change.web_url = web_address(&change.web_url)?;
-    change.title = clean(&change.title, 500);
-    change.state = clean(&change.state, 50);
-    change.head = clean(&change.head, 255);
-    change.base = clean(&change.base, 255);
+    change.title = sanitize(&change.title, 500);
+    change.state = sanitize(&change.state, 50);
+    change.head = sanitize(&change.head, 255);
+    change.base = sanitize(&change.base, 255);
     Ok(change)
 }
 
@@ -234,26 +239,26 @@ fn web_address(text: &str) -> Result<String, Error> {
         .ok_or_else(|| Error::upstream("The git provider gave an address that is none of the web."))
 }
 
-fn other_reply(site: &GitInstance) -> Error {
+fn other_reply(instance: &GitInstance) -> Error {
     Error::internal(format!(
         "The integration `{}` answered something else than it was asked; report it to its author.",
-        site.provider()
+        instance.provider()
     ))
 }
 
-fn endless(site: &GitInstance) -> Error {
+fn too_many_steps(instance: &GitInstance) -> Error {
     Error::upstream(format!(
         "{} does not come to an end with its answer.",
-        site.host()
+        instance.host()
     ))
 }
 
-fn too_slow(site: &GitInstance, limit: Duration) -> Error {
+fn timeout_error(instance: &GitInstance, limit: Duration) -> Error {
     Error::new(
         ErrorKind::Deadline,
         format!(
             "{} did not answer in full within {} s.",
-            site.host(),
+            instance.host(),
             limit.as_secs()
         ),
     )

@@ -158,14 +158,14 @@ async fn a_component_that_is_not_built_in_does_not_choose_the_address_behind_the
     let one = loaded(&[("github", None)]).await.remove(0);
     let mut descriptor = one.plugin.descriptor().clone();
     descriptor.default_web_url = "https://evil.example".to_owned();
-    let place = |descriptor: &Descriptor| {
+    let endpoint = |descriptor: &Descriptor| {
         let api = Url::parse(&descriptor.default_base_url).unwrap();
         GitEndpoint::of(descriptor, Some(api), None, false)
     };
-    let wrong = place(&descriptor).unwrap_err().to_string();
+    let wrong = endpoint(&descriptor).unwrap_err().to_string();
     assert!(wrong.contains("`web_url` must say"), "{wrong}");
     descriptor.default_base_url = "https://ghe.example.com/api/v3".to_owned();
-    let web = place(&descriptor).unwrap().web;
+    let web = endpoint(&descriptor).unwrap().web;
     assert_eq!(web.as_str(), "https://ghe.example.com/");
 }
 
@@ -175,11 +175,11 @@ async fn servers_of_users_that_never_answer_hold_up_nobody_elsewhere() {
     let own = format!("http://{}", silent.local_addr().unwrap());
     let server = Server::start(|_, _| answer(200, &json!({"id": 1, "login": "ada"}))).await;
     let all = providers(true, &[("github", Some(&server.url)), ("gitlab", None)]).await;
-    let stuck = all.site("gitlab", Some(&own)).unwrap();
+    let stuck = all.find_instance("gitlab", Some(&own)).unwrap();
     let token = token();
     let waiting = futures::future::join_all((0..AT_ONCE).map(|_| stuck.account(&token)));
-    let deployments = all.site("github", None).unwrap();
-    let served = async {
+    let deployments = all.find_instance("github", None).unwrap();
+    let provider = async {
         // Either all of them are available, or nothing is shown.
         let mut open = Vec::new();
         for _ in 0..AT_ONCE {
@@ -191,7 +191,7 @@ async fn servers_of_users_that_never_answer_hold_up_nobody_elsewhere() {
     };
     tokio::select! {
         _ = waiting => panic!("a server that never answers was done with"),
-        account = served => assert_eq!(account.unwrap().login, "ada"),
+        account = provider => assert_eq!(account.unwrap().login, "ada"),
     }
 }
 
@@ -228,8 +228,8 @@ async fn all_pages_of_an_enterprise_server_are_read_with_the_token_and_each_once
     .await;
     let web = format!("{}/ghe/", server.url);
     let all = providers(false, &[("github", Some(&web))]).await;
-    let site = all.site("github", None).unwrap();
-    let found = site.repositories(&token()).await.unwrap();
+    let instance = all.find_instance("github", None).unwrap();
+    let found = instance.repositories(&token()).await.unwrap();
     assert_eq!(found.len(), 300);
     let seen = server.seen();
     // Only the page number is read from the link: the server's address is the deployment's.
@@ -258,10 +258,10 @@ async fn a_short_pause_that_a_provider_asks_for_is_made_and_the_same_request_sen
     .await;
     let web = format!("{}/gl", server.url);
     let all = providers(false, &[("gitlab", Some(&web))]).await;
-    let site = all
+    let instance = all
         .of_repository(&format!("{web}/team/project.git"))
         .unwrap();
-    let opened = site.open_change(&token(), change("team/project")).await;
+    let opened = instance.open_change(&token(), change("team/project")).await;
     assert_eq!(opened.unwrap().number, 3);
     let seen = server.seen();
     assert_eq!((&seen[0].uri, &seen[3].uri), (&seen[1].uri, &seen[4].uri));
@@ -273,8 +273,8 @@ async fn a_short_pause_that_a_provider_asks_for_is_made_and_the_same_request_sen
     for (after, times) in [("11", 1), ("0", 4)] {
         let server = Server::start(move |_, _| later(429, after)).await;
         let all = providers(false, &[("github", Some(&server.url))]).await;
-        let site = all.site("github", None).unwrap();
-        let refused = site.account(&token()).await.unwrap_err();
+        let instance = all.find_instance("github", None).unwrap();
+        let refused = instance.account(&token()).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::RateLimited, "{refused:?}");
         assert_eq!(server.seen().len(), times);
     }
@@ -308,10 +308,10 @@ async fn a_change_in_a_group_of_a_group_below_a_path_is_opened() {
     let web = format!("{}/gl", server.url);
     let all = providers(false, &[("gitlab", Some(&web))]).await;
     let repository = format!("{web}/group/sub/project.git");
-    let site = all.of_repository(&repository).unwrap();
-    let path = site.path_of(&repository).unwrap();
+    let instance = all.of_repository(&repository).unwrap();
+    let path = instance.path_of(&repository).unwrap();
     assert_eq!(path, "group/sub/project");
-    let change = site.open_change(&token(), change(&path)).await.unwrap();
+    let change = instance.open_change(&token(), change(&path)).await.unwrap();
     assert_eq!((change.number, change.base.as_str()), (3, "develop"));
     let asked: Vec<String> = server
         .seen()
@@ -338,8 +338,8 @@ async fn a_server_that_repeats_the_token_or_has_no_end_is_told_as_what_it_is() {
     })
     .await;
     let all = providers(false, &[("github", Some(&echoing.url))]).await;
-    let site = all.site("github", None).unwrap();
-    let error = site
+    let instance = all.find_instance("github", None).unwrap();
+    let error = instance
         .open_change(&token(), change("team/project"))
         .await
         .unwrap_err();
@@ -352,8 +352,8 @@ async fn a_server_that_repeats_the_token_or_has_no_end_is_told_as_what_it_is() {
     })
     .await;
     let all = providers(false, &[("github", Some(&endless.url))]).await;
-    let site = all.site("github", None).unwrap();
-    let error = site.repositories(&token()).await.unwrap_err();
+    let instance = all.find_instance("github", None).unwrap();
+    let error = instance.repositories(&token()).await.unwrap_err();
     assert!(
         error.message.contains("does not come to an end"),
         "{}",
@@ -379,7 +379,11 @@ async fn the_token_follows_no_redirect_to_another_server() {
     })
     .await;
     let all = providers(false, &[("github", Some(&server.url))]).await;
-    let error = all.site("github", None).unwrap().account(&token()).await;
+    let error = all
+        .find_instance("github", None)
+        .unwrap()
+        .account(&token())
+        .await;
     assert!(error.unwrap_err().message.contains("redirect"));
     assert!(thief.seen().is_empty(), "the token went to another server");
 }
@@ -402,7 +406,7 @@ async fn an_address_with_a_script_or_a_login_in_it_is_given_to_nobody() {
         .await;
         let all = providers(false, &[("github", Some(&server.url))]).await;
         let found = all
-            .site("github", None)
+            .find_instance("github", None)
             .unwrap()
             .repositories(&token())
             .await;
@@ -427,7 +431,7 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
     ] {
         assert!(
             matches!(
-                all.site("gitlab", Some(address)),
+                all.find_instance("gitlab", Some(address)),
                 Err(GitInstanceError::Address(_))
             ),
             "{address} was taken"
@@ -443,38 +447,42 @@ async fn a_users_own_server_is_asked_only_where_one_may_be() {
         "git@git.example.com:group/project.git",
         "ssh://git@git.example.com:2222/group/project.git",
     ] {
-        let own = all.site("gitlab", Some(address)).unwrap();
+        let own = all.find_instance("gitlab", Some(address)).unwrap();
         let url = own.own_url().unwrap();
         assert_eq!(url.as_str(), "https://git.example.com/", "{address}");
     }
     let own = all
-        .site("gitlab", Some("https://git.example.com/gl/"))
+        .find_instance("gitlab", Some("https://git.example.com/gl/"))
         .unwrap();
     assert_eq!(
         own.own_url().unwrap().as_str(),
         "https://git.example.com/gl"
     );
-    let usual = all.site("gitlab", Some("https://gitlab.com/")).unwrap();
+    let usual = all
+        .find_instance("gitlab", Some("https://gitlab.com/"))
+        .unwrap();
     assert!(
         usual.own_url().is_none(),
         "the deployment's own is no user's"
     );
     assert!(matches!(
-        all.site("gitea", None),
+        all.find_instance("gitea", None),
         Err(GitInstanceError::Unknown { .. })
     ));
     // A name that resolves to a private address is rejected when it is resolved.
-    let local = all.site("gitlab", Some("https://localhost:1")).unwrap();
+    let local = all
+        .find_instance("gitlab", Some("https://localhost:1"))
+        .unwrap();
     let error = local.account(&token()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Forbidden, "{}", error.message);
 
     let private = providers(true, &[("gitlab", None)]).await;
     assert!(
         private
-            .site("gitlab", Some("http://127.0.0.1:8080"))
+            .find_instance("gitlab", Some("http://127.0.0.1:8080"))
             .is_ok()
     );
-    let metadata = private.site("gitlab", Some("http://169.254.169.254"));
+    let metadata = private.find_instance("gitlab", Some("http://169.254.169.254"));
     assert!(metadata.is_err(), "a metadata service is asked by nobody");
 }
 
@@ -490,7 +498,7 @@ async fn a_repository_is_found_at_its_server_and_nowhere_else() {
     .await;
     let of = |url: &str| {
         all.of_repository(url)
-            .map(|site| site.provider().to_owned())
+            .map(|instance| instance.provider().to_owned())
     };
     assert_eq!(
         of("https://github.com/team/project.git").as_deref(),
@@ -523,8 +531,11 @@ async fn a_repository_is_found_at_its_server_and_nowhere_else() {
 /// meanwhile.
 async fn misbehaves(act: &str) -> (Result<Change, Error>, Vec<Asked>) {
     let server = Server::start(|_, _| answer(200, &json!({"token": TOKEN}))).await;
-    let site = misbehaving(act, &server).await.site("evil", None).unwrap();
-    let change = site.open_change(&token(), change("team/project")).await;
+    let instance = misbehaving(act, &server)
+        .await
+        .find_instance("evil", None)
+        .unwrap();
+    let change = instance.open_change(&token(), change("team/project")).await;
     (change, server.seen())
 }
 
@@ -581,18 +592,21 @@ async fn a_component_that_misbehaves_harms_its_own_operation_alone() {
 #[tokio::test]
 async fn what_it_says_is_made_fit_to_be_shown_and_a_list_without_an_end_is_given_up() {
     let server = Server::start(|_, _| answer(200, &json!({}))).await;
-    let site = misbehaving("", &server).await.site("evil", None).unwrap();
-    let account = site.account(&token()).await.unwrap();
+    let instance = misbehaving("", &server)
+        .await
+        .find_instance("evil", None)
+        .unwrap();
+    let account = instance.account(&token()).await.unwrap();
     assert!(account.login.chars().count() <= 255);
     assert!(!account.login.contains(['\u{202e}', '\n', '\u{1b}']));
     assert_eq!(account.scopes.len(), 50);
     // A scope that would be taken for a server's address in the row.
     assert!(account.scopes.iter().all(|scope| !scope.contains('|')));
-    let site = misbehaving("many", &server)
+    let instance = misbehaving("many", &server)
         .await
-        .site("evil", None)
+        .find_instance("evil", None)
         .unwrap();
-    let error = site.repositories(&token()).await.unwrap_err();
+    let error = instance.repositories(&token()).await.unwrap_err();
     assert!(
         error.message.contains("does not come to an end"),
         "{}",

@@ -61,7 +61,7 @@ impl TokenCipher {
     }
 
     /// Encrypts a token under a fresh IV.
-    pub fn seal(&self, token: &Secret) -> EncryptedToken {
+    pub fn encrypt(&self, token: &Secret) -> EncryptedToken {
         let mut iv = [0; BLOCK];
         rand::rng().fill(&mut iv);
         let cipher = cbc::Encryptor::<Aes256>::new((&*self.key).into(), (&iv).into());
@@ -73,7 +73,7 @@ impl TokenCipher {
     }
 
     /// Decrypts a row's token.
-    pub fn open(&self, sealed: &EncryptedToken) -> Result<Secret, DecryptionError> {
+    pub fn decrypt(&self, sealed: &EncryptedToken) -> Result<Secret, DecryptionError> {
         if sealed.token.len() > 2 * (LONGEST + BLOCK) {
             return Err(DecryptionError);
         }
@@ -134,12 +134,12 @@ mod tests {
     #[test]
     fn a_row_that_node_wrote_opens_here() {
         for (cipher, row) in node() {
-            assert_eq!(cipher.open(&sealed(&row)).unwrap().expose(), row.token);
+            assert_eq!(cipher.decrypt(&sealed(&row)).unwrap().expose(), row.token);
             let upper = EncryptedToken {
                 token: row.access_token_encrypted.to_uppercase(),
                 iv: row.iv.to_uppercase(),
             };
-            assert_eq!(cipher.open(&upper).unwrap().expose(), row.token);
+            assert_eq!(cipher.decrypt(&upper).unwrap().expose(), row.token);
         }
     }
 
@@ -159,7 +159,11 @@ mod tests {
         let sealed = sealed(&row);
         for n in 0..2_000 {
             let other = TokenCipher::new(&Secret::new(format!("another key {n}")));
-            assert_eq!(other.open(&sealed).unwrap_err(), DecryptionError, "key {n}");
+            assert_eq!(
+                other.decrypt(&sealed).unwrap_err(),
+                DecryptionError,
+                "key {n}"
+            );
         }
     }
 
@@ -167,7 +171,7 @@ mod tests {
     fn no_two_rows_of_a_token_are_alike_and_none_holds_it() {
         let cipher = TokenCipher::new(&Secret::new("k"));
         let token = Secret::new("ghp_0123456789");
-        let (one, two) = (cipher.seal(&token), cipher.seal(&token));
+        let (one, two) = (cipher.encrypt(&token), cipher.encrypt(&token));
         assert_ne!(one, two);
         assert_ne!(one.iv, two.iv);
         assert!(!one.token.contains(&hex::encode("ghp_")));
@@ -177,7 +181,7 @@ mod tests {
     #[test]
     fn rows_that_are_none_do_not_open() {
         let cipher = TokenCipher::new(&Secret::new("k"));
-        let good = cipher.seal(&Secret::new("ghp_0123456789"));
+        let good = cipher.encrypt(&Secret::new("ghp_0123456789"));
         for (token, iv) in [
             ("", good.iv.as_str()),
             ("zz", &good.iv),
@@ -189,7 +193,7 @@ mod tests {
             (&"00".repeat(1 << 20), &good.iv),
         ] {
             let (token, iv) = (token.to_owned(), iv.to_owned());
-            assert!(cipher.open(&EncryptedToken { token, iv }).is_err());
+            assert!(cipher.decrypt(&EncryptedToken { token, iv }).is_err());
         }
     }
 
@@ -198,13 +202,13 @@ mod tests {
         fn what_is_sealed_opens_to_the_same(key in ".{0,40}", token in "[!-~]{1,200}") {
             let cipher = TokenCipher::new(&Secret::new(key));
             let token = Secret::new(token);
-            let opened = cipher.open(&cipher.seal(&token)).unwrap();
+            let opened = cipher.decrypt(&cipher.encrypt(&token)).unwrap();
             prop_assert_eq!(opened.expose(), token.expose());
         }
 
         #[test]
         fn any_row_at_all_is_read_without_a_panic(token in "\\PC{0,80}", iv in "\\PC{0,40}") {
-            let _ = TokenCipher::new(&Secret::new("k")).open(&EncryptedToken { token, iv });
+            let _ = TokenCipher::new(&Secret::new("k")).decrypt(&EncryptedToken { token, iv });
         }
     }
 }

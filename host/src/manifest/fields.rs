@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
 use super::model::{Located, PluginSettings};
-use super::problem::{LineIndex, ManifestProblem, ManifestProblems, SourcePosition, instead};
+use super::problem::{LineIndex, ManifestProblem, ManifestProblems, SourcePosition, suggest};
 use crate::config::time;
 
 /// A key with its span.
@@ -47,7 +47,7 @@ impl<'a> ManifestReader<'a> {
         ManifestProblems::unless_none(self.problems)
     }
 
-    pub(super) fn is_fine(&self) -> bool {
+    pub(super) fn has_no_problems(&self) -> bool {
         self.problems.is_empty()
     }
 
@@ -55,20 +55,20 @@ impl<'a> ManifestReader<'a> {
         self.lines.at(span)
     }
 
-    pub(super) fn say(&mut self, span: &Range<usize>, what: impl AsRef<str>) {
+    pub(super) fn report(&mut self, span: &Range<usize>, what: impl AsRef<str>) {
         let at = self.at(span);
-        self.say_at(at, what);
+        self.report_at(at, what);
     }
 
-    pub(super) fn say_at(&mut self, at: SourcePosition, what: impl AsRef<str>) {
+    pub(super) fn report_at(&mut self, at: SourcePosition, what: impl AsRef<str>) {
         self.problems
             .push(ManifestProblem::at(Some(self.file), at, what));
     }
 
     /// Reports a value of the wrong type.
-    fn must_be(&mut self, item: &SpannedValue<'_>, name: &str, what: &str) {
+    fn report_type(&mut self, item: &SpannedValue<'_>, name: &str, what: &str) {
         let kind = kind(item.get_ref());
-        self.say(
+        self.report(
             &item.span(),
             format!("`{name}` must be {what}, and this is {kind}"),
         );
@@ -82,7 +82,7 @@ impl<'a> ManifestReader<'a> {
         fields: &[&'static str],
     ) -> Option<&'d DeTable<'i>> {
         let table = self.any_table(item, name)?;
-        self.no_others(table, name, fields);
+        self.reject_unknown_fields(table, name, fields);
         Some(table)
     }
 
@@ -95,12 +95,17 @@ impl<'a> ManifestReader<'a> {
         if let DeValue::Table(table) = item.get_ref() {
             return Some(table);
         }
-        self.must_be(item, name, "a table");
+        self.report_type(item, name, "a table");
         None
     }
 
     /// Reports each field that is none of these.
-    pub(super) fn no_others(&mut self, table: &DeTable<'_>, name: &str, fields: &[&'static str]) {
+    pub(super) fn reject_unknown_fields(
+        &mut self,
+        table: &DeTable<'_>,
+        name: &str,
+        fields: &[&'static str],
+    ) {
         for key in table.keys() {
             let given = key.get_ref().as_ref();
             if !fields.contains(&given) {
@@ -109,8 +114,8 @@ impl<'a> ManifestReader<'a> {
                 } else {
                     format!("`{name}`")
                 };
-                let instead = instead(given, fields.iter().copied());
-                self.say(
+                let instead = suggest(given, fields.iter().copied());
+                self.report(
                     &key.span(),
                     format!("{of} has no field `{given}`; {instead}"),
                 );
@@ -127,12 +132,12 @@ impl<'a> ManifestReader<'a> {
             let at = self.at(&item.span());
             return Some(Located { value: text, at });
         }
-        self.must_be(item, name, "a text in quotes");
+        self.report_type(item, name, "a text in quotes");
         None
     }
 
     /// Reads a text that passes a test. `what` ends the sentence for one that does not.
-    pub(super) fn fitting<'d>(
+    pub(super) fn text_matching<'d>(
         &mut self,
         item: &'d SpannedValue<'_>,
         name: &str,
@@ -143,7 +148,7 @@ impl<'a> ManifestReader<'a> {
         if fits(text.value) {
             return Some(text);
         }
-        self.say(&item.span(), format!("`{name}` must be {what}"));
+        self.report(&item.span(), format!("`{name}` must be {what}"));
         None
     }
 
@@ -169,17 +174,17 @@ impl<'a> ManifestReader<'a> {
         fits: impl Fn(&str) -> bool,
     ) -> Option<Vec<Located<&'d str>>> {
         let DeValue::Array(array) = item.get_ref() else {
-            self.must_be(item, name, "a list in brackets");
+            self.report_type(item, name, "a list in brackets");
             return None;
         };
         if array.iter().next().is_none() {
             let what = format!("`{name}` is empty: name something, or leave the field out");
-            self.say(&item.span(), what);
+            self.report(&item.span(), what);
             return None;
         }
         let texts = array
             .iter()
-            .map(|item| self.fitting(item, name, what, &fits));
+            .map(|item| self.text_matching(item, name, what, &fits));
         // Collected to the end, so that every problem is reported.
         let texts: Vec<_> = texts.collect();
         texts.into_iter().collect()
@@ -189,7 +194,7 @@ impl<'a> ManifestReader<'a> {
         if let DeValue::Boolean(yes) = item.get_ref() {
             return Some(*yes);
         }
-        self.must_be(item, name, "true or false");
+        self.report_type(item, name, "true or false");
         None
     }
 
@@ -210,7 +215,7 @@ impl<'a> ManifestReader<'a> {
                 } else {
                     "a whole number"
                 };
-                self.must_be(item, name, what);
+                self.report_type(item, name, what);
                 return None;
             }
         };
@@ -218,7 +223,7 @@ impl<'a> ManifestReader<'a> {
         if given.is_none() {
             let (least, most) = (within.start(), within.end());
             let unit = if read.is_some() { " bytes" } else { "" };
-            self.say(
+            self.report(
                 &item.span(),
                 format!("`{name}` must be from {least} to {most}{unit} on this host"),
             );
@@ -233,13 +238,13 @@ impl<'a> ManifestReader<'a> {
             // The precision lost beyond 15 digits does not matter for a price or a time.
             DeValue::Integer(number) => whole(number).map(|number| number as f64),
             _ => {
-                self.must_be(item, name, "a number");
+                self.report_type(item, name, "a number");
                 return None;
             }
         }
         .filter(|number| number.is_finite())
         .or_else(|| {
-            self.say(
+            self.report(
                 &item.span(),
                 format!("`{name}` must be a number that can be counted with"),
             );
@@ -261,7 +266,7 @@ impl<'a> ManifestReader<'a> {
             _ => None,
         };
         let Some(given) = given else {
-            self.must_be(
+            self.report_type(
                 item,
                 name,
                 "a time: a number of seconds, or a text such as \"90s\" or \"5m\"",
@@ -272,7 +277,7 @@ impl<'a> ManifestReader<'a> {
         let seconds = fits.then(|| Duration::try_from_secs_f64(given).ok());
         seconds.flatten().or_else(|| {
             let what = format!("`{name}` must be from {least} to {most} seconds on this host");
-            self.say(&item.span(), what);
+            self.report(&item.span(), what);
             None
         })
     }
@@ -290,7 +295,7 @@ impl<'a> ManifestReader<'a> {
         let at = self.at(&key.span());
         let size = serde_json::to_string(&values).map_or(0, |text| text.len());
         if size > LARGEST_SETTINGS {
-            self.say_at(
+            self.report_at(
                 at,
                 format!("`{name}` has {size} bytes as JSON, and {LARGEST_SETTINGS} are allowed"),
             );
@@ -353,7 +358,7 @@ impl<'a> ManifestReader<'a> {
                 "{} cannot be a setting: settings are JSON, which has texts, numbers, true and false",
                 kind(item.get_ref())
             );
-            self.say(&item.span(), what);
+            self.report(&item.span(), what);
         }
         value
     }

@@ -34,7 +34,7 @@ pub struct LoadedPolicy {
     /// The built-in component it is, if it is one.
     pub builtin: Option<&'static str>,
     /// A second build of it.
-    pub beside: Option<LoadedSecondBuild>,
+    pub second: Option<LoadedSecondBuild>,
     /// A warning for the operator. A sentence.
     pub warning: Option<String>,
 }

@@ -43,7 +43,7 @@ pub struct McpEntry {
     /// The position of its table.
     pub at: SourcePosition,
     /// How it is reached.
-    pub way: McpTransport,
+    pub transport: McpTransport,
     /// `tools`.
     pub tools: AllowedTools,
     /// `time`: the time limit of one call.
@@ -114,7 +114,7 @@ pub(super) fn server(
     let policies = policies(reader, table, &of, root);
     Some(McpEntry {
         at,
-        way: way?,
+        transport: way?,
         tools: tools?,
         time,
         start_time,
@@ -132,7 +132,7 @@ fn way(
         for name in names {
             if let Some((key, _)) = field(table, name) {
                 let what = format!("`{of}.{name}` is of no use without `{with}`: leave it out");
-                reader.say(&key.span(), what);
+                reader.report(&key.span(), what);
             }
         }
     };
@@ -164,14 +164,14 @@ fn way(
         }
         (Some(_), Some(_)) => {
             let what = format!("`{of}` has a `command` and a `url`: a server is one of both");
-            reader.say_at(at, what);
+            reader.report_at(at, what);
             None
         }
         (None, None) => {
             let what = format!(
                 "`{of}` has neither `command`, for a program in the session's sandbox, nor `url`, for a server on the network"
             );
-            reader.say_at(at, what);
+            reader.report_at(at, what);
             None
         }
     }
@@ -202,11 +202,11 @@ fn env(
         let name = key.get_ref().as_ref();
         if !is_name(name) {
             let what = format!("a name in `{of}` must be one of a variable: letters, digits and _");
-            reader.say(&key.span(), what);
+            reader.report(&key.span(), what);
             continue;
         }
         let what = "a text of at most 32768 characters";
-        if let Some(text) = reader.fitting(item, &format!("{of}.{name}"), what, is_plain) {
+        if let Some(text) = reader.text_matching(item, &format!("{of}.{name}"), what, is_plain) {
             all.insert(name.to_owned(), text.value.to_owned());
         }
     }
@@ -223,7 +223,7 @@ fn tools(
         let what = format!(
             "`{of}` has no `tools`: name those that agents may call, or say `tools = [\"*\"]` for all that the server lists, whatever that will be"
         );
-        reader.say_at(at, what);
+        reader.report_at(at, what);
         return None;
     };
     let of = format!("{of}.tools");
@@ -235,7 +235,7 @@ fn tools(
     }
     if names.len() > 1 {
         let what = format!("`{of}` has \"*\" beside others: it stands for all of them");
-        reader.say(&item.span(), what);
+        reader.report(&item.span(), what);
         return None;
     }
     Some(AllowedTools::All)

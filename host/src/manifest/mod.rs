@@ -41,7 +41,7 @@ pub use self::model::{
     ModelPrices, PluginEntry, PluginSettings, PolicyAssignment, ProviderEntry, ToolsEntry,
 };
 pub use self::overrides::{SecondBuild, SecondBuildRole, UploadOverride, UploadOverrides};
-pub(crate) use self::problem::instead;
+pub(crate) use self::problem::suggest;
 pub use self::problem::{ManifestProblem, ManifestProblems, SourcePosition};
 pub(crate) use self::read::{is_name, is_source_name};
 pub use self::registries::{RegistryCredentials, RegistryEntry};
@@ -65,7 +65,7 @@ impl Manifest {
         if let Some(path) = &config.manifest {
             return Self::read(path);
         }
-        let usual = Self::place(config);
+        let usual = Self::path(config);
         // Any error other than its absence must be reported.
         match usual.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -74,7 +74,7 @@ impl Manifest {
     }
 
     /// The path of the manifest.
-    pub fn place(config: &Config) -> PathBuf {
+    pub fn path(config: &Config) -> PathBuf {
         let named = config.manifest.clone();
         named.unwrap_or_else(|| PathBuf::from(USUAL))
     }

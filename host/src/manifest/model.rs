@@ -55,7 +55,7 @@ pub struct Manifest {
     /// `[registries.HOST]`.
     pub registries: BTreeMap<RegistryHost, RegistryEntry>,
     /// The components fetched from registries, and the failures. Empty after reading.
-    pub brought: FetchResults,
+    pub fetched: FetchResults,
     /// The uploads that replace components. Empty after reading.
     pub uploads: UploadOverrides,
 }

@@ -26,7 +26,7 @@ pub struct UploadOverrides {
     policies: BTreeMap<String, UploadOverride>,
     providers: BTreeMap<String, UploadOverride>,
     tools: BTreeMap<String, UploadOverride>,
-    beside: BTreeMap<String, SecondBuild>,
+    second_builds: BTreeMap<String, SecondBuild>,
     git: BTreeMap<String, UploadOverride>,
 }
 
@@ -62,7 +62,7 @@ pub enum SecondBuildRole {
     },
     /// It was active before the build that is on probation now, and takes over where that one
     /// fails.
-    Before,
+    Previous,
 }
 
 impl UploadOverrides {
@@ -91,10 +91,10 @@ impl UploadOverrides {
     }
 
     /// Replaces or removes a policy's second build.
-    pub fn set_beside(&mut self, name: &str, beside: Option<SecondBuild>) {
-        match beside {
-            Some(beside) => self.beside.insert(name.to_owned(), beside),
-            None => self.beside.remove(name),
+    pub fn set_second_build(&mut self, name: &str, second_build: Option<SecondBuild>) {
+        match second_build {
+            Some(second_build) => self.second_builds.insert(name.to_owned(), second_build),
+            None => self.second_builds.remove(name),
         };
     }
 
@@ -134,8 +134,8 @@ impl Manifest {
     }
 
     /// The second build of a policy.
-    pub fn beside(&self, name: &str) -> Option<&SecondBuild> {
-        self.uploads.beside.get(name)
+    pub fn second_build(&self, name: &str) -> Option<&SecondBuild> {
+        self.uploads.second_builds.get(name)
     }
 
     /// The entry of the manifest, or of this binary, for a name.
@@ -202,7 +202,7 @@ impl Manifest {
             .iter()
             .filter(|(kind, name, upload)| !upload.added && !self.names(*kind, name));
         let active = idle.map(|(kind, name, _)| (kind, name, "active"));
-        let candidates = self.uploads.beside.keys().map(String::as_str);
+        let candidates = self.uploads.second_builds.keys().map(String::as_str);
         let candidates = candidates.filter(|name| {
             self.upload(PluginKind::Policy, name).is_none() && !self.names(PluginKind::Policy, name)
         });

@@ -15,11 +15,11 @@ use super::model::{
     ComponentDigest, ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, ModelPrices,
     PluginEntry, ProviderEntry, ToolsEntry,
 };
-use super::problem::instead;
-use super::read::one_of;
+use super::problem::suggest;
+use super::read::reject_unknown;
 use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
-use lucid_net::egress::{BaseUrlError, Endpoint, KeyInjection, pasted, without_query};
+use lucid_net::egress::{BaseUrlError, Endpoint, KeyInjection, parse_base_url, without_query};
 use lucid_net::oci::{Reference, ReferenceError, SCHEME};
 use lucid_types::wit::llm::{KeyPlace, Prices};
 
@@ -87,7 +87,7 @@ pub(super) fn plugin(
     let component = match field(table, "component") {
         Some((_, item)) => component(reader, item, of, builtins, kind),
         None => {
-            reader.say_at(
+            reader.report_at(
                 at,
                 format!(
                     "`{of}` has no `component`: say \"builtin:NAME\", the path of a component's file, or \"oci://REGISTRY/REPOSITORY:TAG\""
@@ -99,7 +99,7 @@ pub(super) fn plugin(
     let digest = field(table, "digest").map(|(_, item)| {
         let what = "\"sha256:\" and 64 hexadecimal digits, as `sha256sum FILE` prints them";
         let name = format!("{of}.digest");
-        let text = reader.fitting(item, &name, what, |text| digest(text).is_some())?;
+        let text = reader.text_matching(item, &name, what, |text| digest(text).is_some())?;
         let value = digest(text.value)?;
         Some(Located { value, at: text.at })
     });
@@ -126,7 +126,7 @@ fn component(
     let value = match source(reader.file, text.value, builtins, kind) {
         Ok(value) => value,
         Err(why) => {
-            reader.say_at(text.at, why.to_string());
+            reader.report_at(text.at, why.to_string());
             return None;
         }
     };
@@ -167,7 +167,7 @@ fn source(
             None => Err(ComponentSourceError::NoBuiltin {
                 kind: kind.to_owned(),
                 name: name.to_owned(),
-                instead: instead(name, names),
+                instead: suggest(name, names),
             }),
         };
     }
@@ -229,7 +229,7 @@ pub(super) fn provider(
         .and_then(|(_, item)| reader.texts(item, &format!("{of}.models"), MODEL, is_model));
     let mut model = |field_name: &str| {
         let (_, item) = field(table, field_name)?;
-        let text = reader.fitting(item, &format!("{of}.{field_name}"), MODEL, is_model)?;
+        let text = reader.text_matching(item, &format!("{of}.{field_name}"), MODEL, is_model)?;
         Some((text.value.to_owned(), text.at))
     };
     let (model, small_model) = (model("model"), model("small_model"));
@@ -237,7 +237,7 @@ pub(super) fn provider(
         if let (Some(models), Some((named, at))) = (&models, named)
             && !models.contains(named)
         {
-            reader.say_at(
+            reader.report_at(
                 *at,
                 format!(
                     "`{of}.{field_name}` is not among `models`: add it there, or name one of those"
@@ -279,7 +279,7 @@ pub(super) fn tools(
     if let Some(key) = &key
         && field(table, "base_url").is_none()
     {
-        reader.say_at(
+        reader.report_at(
             key.at,
             format!(
                 "`{of}` has a `key` and no `base_url`: say which server the key is for, so that no build of the component can send it to another"
@@ -291,7 +291,7 @@ pub(super) fn tools(
     {
         let what =
             format!("`{of}.key_place` is of no use without a `key`: add that, or leave this out");
-        reader.say(&place.span(), what);
+        reader.report(&place.span(), what);
     }
     let time = field(table, "time").and_then(|(_, item)| {
         reader.seconds(item, &format!("{of}.time"), CALL_TIME[0], CALL_TIME[1])
@@ -319,7 +319,7 @@ pub(super) fn policies(
     let names = reader.located_texts(item, &of, "a policy's name", |_| true)?;
     let known = names
         .iter()
-        .map(|name| one_of(reader, name, root, "policies", builtin::POLICIES));
+        .map(|name| reject_unknown(reader, name, root, "policies", builtin::POLICIES));
     // Collected to the end, so that every problem is reported.
     let known: Vec<_> = known.collect();
     let owned = |name: Option<Located<String>>| name.map(|name| name.value);
@@ -340,7 +340,7 @@ fn pasted_url(
     item: &SpannedValue<'_>,
     of: &str,
 ) -> Option<Located<Url>> {
-    read_url(reader, item, &format!("{of}.base_url"), pasted)
+    read_url(reader, item, &format!("{of}.base_url"), parse_base_url)
 }
 
 fn read_url(
@@ -360,7 +360,7 @@ fn read_url(
                 ),
                 other => format!("`{name}` cannot be used: {other}"),
             };
-            reader.say_at(text.at, what);
+            reader.report_at(text.at, what);
             None
         }
     }
@@ -369,7 +369,7 @@ fn read_url(
 /// A URL that requests may be sent to.
 fn usable(reader: &mut ManifestReader<'_>, url: Located<Url>) -> Option<Located<Url>> {
     if let Err(why) = Endpoint::new(url.value.clone(), KeyInjection::Bearer) {
-        reader.say_at(url.at, why.to_string());
+        reader.report_at(url.at, why.to_string());
         return None;
     }
     Some(url)
@@ -414,7 +414,7 @@ fn key_variable(
     let Some((_, item)) = field(table, "key") else {
         let usual = format!("{}_API_KEY", name.to_ascii_uppercase().replace('-', "_"));
         if is_host_secret(&usual) {
-            reader.say(
+            reader.report(
                 &entry.span(),
                 format!("{usual}, the usual variable for the key of `{name}`, is this host's own secret: give it another name, or say in `key` which variable holds the key"),
             );
@@ -449,13 +449,13 @@ pub(super) fn stated_key(
 ) -> Option<Located<String>> {
     // The value is not repeated: it may be the key itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the key itself never stands in a manifest";
-    let text = reader.fitting(item, &format!("{of}.key"), what, is_variable)?;
+    let text = reader.text_matching(item, &format!("{of}.key"), what, is_variable)?;
     if is_host_secret(text.value) {
         let what = format!(
             "{} is this host's own secret, which is sent to nobody",
             text.value
         );
-        reader.say_at(text.at, what);
+        reader.report_at(text.at, what);
         return None;
     }
     let Located { value, at } = text;
@@ -474,19 +474,19 @@ pub(super) fn key_place(
         if text == "bearer" {
             return Some(KeyInjection::Bearer);
         }
-        reader.say(&item.span(), format!("`{name}` must be {what}"));
+        reader.report(&item.span(), format!("`{name}` must be {what}"));
         return None;
     }
     let table = reader.table(item, &name, KEY_PLACE)?;
     let Some((_, item)) = field(table, "header") else {
-        reader.say(&item.span(), format!("`{name}` must be {what}"));
+        reader.report(&item.span(), format!("`{name}` must be {what}"));
         return None;
     };
     let text = reader.text(item, &format!("{name}.header"))?;
     match KeyInjection::of(&KeyPlace::Header(text.value.to_owned())) {
         Ok(place) => Some(place),
         Err(_) => {
-            reader.say_at(
+            reader.report_at(
                 text.at,
                 format!("`{name}.header` is no header that can hold a key"),
             );
@@ -506,14 +506,14 @@ fn prices(
     for (key, item) in table {
         let model = key.get_ref().as_ref();
         if !matches!(item.get_ref(), DeValue::Table(_)) {
-            reader.say(
+            reader.report(
                 &key.span(),
                 format!("`{name}` has prices by model: write `prices = {{ \"*\" = {{ input = 0, output = 0 }} }}` for all models whose price nobody else says"),
             );
             return None;
         }
         if !is_model(model) {
-            reader.say(
+            reader.report(
                 &key.span(),
                 format!("in `{name}` must be {MODEL}, or \"*\""),
             );
@@ -531,7 +531,7 @@ fn prices(
         let (cache_read, cache_write) = (price("cache_read"), price("cache_write"));
         for required in ["input", "output"] {
             if field(table, required).is_none() {
-                reader.say(
+                reader.report(
                     &key.span(),
                     format!(
                         "`{of}` has no `{required}`: say what a million tokens cost, in US dollars"
@@ -562,7 +562,7 @@ fn prices(
 fn price(reader: &mut ManifestReader<'_>, item: &SpannedValue<'_>, name: &str) -> Option<u64> {
     let dollars = reader.number(item, name)?;
     if !(0.0..=DEAREST).contains(&dollars) {
-        reader.say(
+        reader.report(
             &item.span(),
             format!("`{name}` must be from 0 to {DEAREST} US dollars for a million tokens"),
         );

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 /// The maximum length of a displayed problem, in characters.
 const LONGEST: usize = 1_000;
@@ -43,22 +43,22 @@ impl ManifestProblem {
 
     /// A problem of a file as a whole.
     pub fn of_file(file: &Path, what: impl AsRef<str>) -> Self {
-        Self::new(Some(shown(file)), None, what.as_ref())
+        Self::new(Some(display_path(file)), None, what.as_ref())
     }
 
     /// A problem at a position in a file, or of no file if `file` is `None`.
     pub fn at(file: Option<&Path>, at: SourcePosition, what: impl AsRef<str>) -> Self {
-        Self::new(file.map(shown), file.map(|_| at), what.as_ref())
+        Self::new(file.map(display_path), file.map(|_| at), what.as_ref())
     }
 
     fn new(file: Option<String>, at: Option<SourcePosition>, what: &str) -> Self {
-        let what = clean(what, LONGEST);
+        let what = sanitize(what, LONGEST);
         Self { file, at, what }
     }
 }
 
-fn shown(file: &Path) -> String {
-    clean(&file.display().to_string(), 300)
+fn display_path(file: &Path) -> String {
+    sanitize(&file.display().to_string(), 300)
 }
 
 impl fmt::Display for ManifestProblem {
@@ -162,7 +162,7 @@ pub(super) fn nearest<'n>(
 }
 
 /// The end of a sentence about an unknown name: what was probably meant, and what is available.
-pub(crate) fn instead<'n>(given: &str, known: impl IntoIterator<Item = &'n str> + Clone) -> String {
+pub(crate) fn suggest<'n>(given: &str, known: impl IntoIterator<Item = &'n str> + Clone) -> String {
     let all: Vec<&str> = known.clone().into_iter().collect();
     let there = match all.as_slice() {
         [] => "there are none".to_owned(),

@@ -14,7 +14,7 @@ use super::fields::{ManifestReader, SpannedKey, SpannedValue, field};
 use super::mcp::server;
 use super::model::{Located, Manifest, PolicyAssignment};
 use super::plugins::{PLUGIN, git, plugin, provider, tools};
-use super::problem::{ManifestProblems, instead};
+use super::problem::{ManifestProblems, suggest};
 use super::registries::registries;
 use crate::builtin;
 use lucid_session::SEPARATOR;
@@ -43,14 +43,14 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, ManifestProb
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
-        reader.say(&span, format!("this is not TOML: {}", error.message()));
+        reader.report(&span, format!("this is not TOML: {}", error.message()));
     }
     // Otherwise problems that follow from a wrong line would be reported as well.
-    if !reader.is_fine() {
+    if !reader.has_no_problems() {
         return reader.finish().map(|()| Manifest::default());
     }
     let root = document.get_ref();
-    reader.no_others(root, "", ROOT);
+    reader.reject_unknown_fields(root, "", ROOT);
     let mut manifest = Manifest {
         path: Some(path.to_owned()),
         ..Manifest::default()
@@ -59,7 +59,7 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, ManifestProb
         let name = key.get_ref().as_ref();
         let of = format!("policies.{name}");
         if name == "auto" {
-            reader.say(
+            reader.report(
                 &key.span(),
                 "no policy can be called `auto`: as a default that means the one that fits",
             );
@@ -101,7 +101,7 @@ pub(super) fn manifest(path: &Path, text: &str) -> Result<Manifest, ManifestProb
             let what = format!(
                 "`tools.{name}` and `mcp.{name}` would have tools of the same names: give one of them another name"
             );
-            reader.say(&key.span(), what);
+            reader.report(&key.span(), what);
         }
         if let Some(entry) = server(&mut reader, key, item, root) {
             manifest.mcp.insert(name.to_owned(), entry);
@@ -135,14 +135,14 @@ fn named<'d, 'i>(
         } else {
             format!("`{kind}` names none: leave it out to have the built-in ones")
         };
-        reader.say(&item.span(), what);
+        reader.report(&item.span(), what);
     }
     let mut all = Vec::new();
     for (key, item) in table {
         if is_name(key.get_ref()) {
             all.push((key, item));
         } else {
-            reader.say(&key.span(), format!("a name in `{kind}` must be {NAME}"));
+            reader.report(&key.span(), format!("a name in `{kind}` must be {NAME}"));
         }
     }
     all
@@ -158,7 +158,7 @@ fn sources<'d, 'i>(
     for (key, _) in &all {
         let name = key.get_ref().as_ref();
         if !is_source_name(name) {
-            reader.say(
+            reader.report(
                 &key.span(),
                 format!("a name in `{kind}` begins those of its tools (`{name}__…`), so it may have {LONGEST_SOURCE} characters, no `__` in it and no `_` at its end"),
             );
@@ -207,12 +207,12 @@ fn defaults(
             let value = value.to_owned();
             Some(Located { value, at })
         } else {
-            one_of(reader, &text, root, "policies", builtin::POLICIES)
+            reject_unknown(reader, &text, root, "policies", builtin::POLICIES)
         };
     }
     if let Some((_, item)) = field(table, "provider")
         && let Some(text) = reader.text(item, "defaults.provider")
-        && let Some(name) = one_of(reader, &text, root, "providers", builtin::PROVIDERS)
+        && let Some(name) = reject_unknown(reader, &text, root, "providers", builtin::PROVIDERS)
     {
         manifest.default_provider = Some(name);
     }
@@ -225,7 +225,7 @@ fn assignments(
     manifest: &mut Manifest,
 ) {
     let DeValue::Array(array) = item.get_ref() else {
-        reader.say(
+        reader.report(
             &item.span(),
             "`assign` is a list: write `[[assign]]`, with two brackets",
         );
@@ -242,17 +242,17 @@ fn assignments(
         };
         let (users, projects) = (ids("users"), ids("projects"));
         if field(table, "users").is_none() && field(table, "projects").is_none() {
-            reader.say(
+            reader.report(
                 &item.span(),
                 "`assign` says nobody: name `users` or `projects`, or set the policy in `[defaults]`",
             );
         }
         let Some((_, policy)) = field(table, "policy") else {
-            reader.say(&item.span(), "`assign` has no `policy`");
+            reader.report(&item.span(), "`assign` has no `policy`");
             continue;
         };
         if let Some(text) = reader.text(policy, "assign.policy")
-            && let Some(policy) = one_of(reader, &text, root, "policies", builtin::POLICIES)
+            && let Some(policy) = reject_unknown(reader, &text, root, "policies", builtin::POLICIES)
         {
             manifest.assignments.push(PolicyAssignment {
                 policy,
@@ -265,7 +265,7 @@ fn assignments(
 
 /// Reads a name of the deployment's: one in the manifest, or a built-in one if the manifest has
 /// none of that kind. An entry counts even if it has other problems, which are reported there.
-pub(super) fn one_of(
+pub(super) fn reject_unknown(
     reader: &mut ManifestReader<'_>,
     text: &Located<&str>,
     root: &DeTable<'_>,
@@ -287,8 +287,8 @@ pub(super) fn one_of(
         } else {
             "provider"
         },
-        instead(value, own.iter().copied()),
+        suggest(value, own.iter().copied()),
     );
-    reader.say_at(at, format!("there is no {one} `{value}`; {instead}"));
+    reader.report_at(at, format!("there is no {one} `{value}`; {instead}"));
     None
 }

@@ -54,7 +54,7 @@ pub(super) fn registries(
         let registry = match RegistryHost::parse(name) {
             Ok(registry) => registry,
             Err(why) => {
-                reader.say(
+                reader.report(
                     &key.span(),
                     format!("a name in `registries` is none: {why}"),
                 );
@@ -67,7 +67,7 @@ pub(super) fn registries(
         };
         let entry = entry(reader, key, table, &of);
         if all.insert(registry, entry).is_some() {
-            reader.say(&key.span(), format!("`{of}` is there twice"));
+            reader.report(&key.span(), format!("`{of}` is there twice"));
         }
     }
     all
@@ -84,7 +84,7 @@ fn entry(
     };
     let user = field(table, "user").map(|(_, item)| {
         let what = "a user's name, 1 to 255 characters and none of them a colon";
-        let text = reader.fitting(item, &format!("{of}.user"), what, plain)?;
+        let text = reader.text_matching(item, &format!("{of}.user"), what, plain)?;
         Some(text.value.to_owned())
     });
     let password = field(table, "password").map(|(_, item)| password(reader, item, of));
@@ -97,7 +97,7 @@ fn entry(
             .zip(password)
             .map(|(user, password)| RegistryCredentials { user, password }),
         _ => {
-            reader.say_at(
+            reader.report_at(
                 at,
                 format!(
                     "`{of}` has one of `user` and `password` without the other: name both, or none"
@@ -121,10 +121,10 @@ fn password(
     // The value is not repeated: it may be the password itself.
     let what = "the name of an environment variable, in capital letters, digits and _; the password itself never stands in a manifest";
     let Located { value, at } =
-        reader.fitting(item, &format!("{of}.password"), what, is_variable)?;
+        reader.text_matching(item, &format!("{of}.password"), what, is_variable)?;
     if is_host_secret(value) {
         let what = format!("{value} is this host's own secret, which is sent to nobody");
-        reader.say_at(at, what);
+        reader.report_at(at, what);
         return None;
     }
     Some(KeyVariable {
@@ -137,7 +137,7 @@ fn password(
 impl Manifest {
     /// Fetches the components that the manifest names in registries, and returns a copy with them,
     /// or with the reasons why they are missing. Takes as long as the registries take.
-    pub async fn bring(
+    pub async fn fetch_components(
         self,
         components: &ComponentStore,
         variables: &Variables,
@@ -145,9 +145,12 @@ impl Manifest {
     ) -> Result<Self, ManifestProblems> {
         let wanted = self.references();
         let (access, unset) = self.access(variables)?;
-        let mut brought = components.bring(&wanted, access, tags).await;
-        brought.warnings.extend(unset);
-        Ok(Self { brought, ..self })
+        let mut results = components.fetch_all(&wanted, access, tags).await;
+        results.warnings.extend(unset);
+        Ok(Self {
+            fetched: results,
+            ..self
+        })
     }
 
     fn references(&self) -> Vec<ComponentRequest> {

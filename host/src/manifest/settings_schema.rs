@@ -12,7 +12,7 @@ use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Value};
 
 use super::model::PluginSettings;
-use super::problem::{SourcePosition, instead};
+use super::problem::{SourcePosition, suggest};
 
 /// The maximum size of a schema in bytes.
 const LARGEST: usize = 64 << 10;
@@ -77,7 +77,7 @@ impl SettingsSchema {
         }
         let schema: Value = serde_json::from_str(text)?;
         let mut left = MOST;
-        bounded(&schema, &schema, 0, &mut left)?;
+        check_complexity(&schema, &schema, 0, &mut left)?;
         let validator = jsonschema::options()
             .offline()
             .should_validate_formats(false)
@@ -101,11 +101,11 @@ impl SettingsSchema {
         let values = Value::Object(settings.values.clone());
         let errors = self.validator.iter_errors(&values);
         errors
-            .flat_map(|error| self.said(settings, &values, &error))
+            .flat_map(|error| self.describe_error(settings, &values, &error))
             .collect()
     }
 
-    fn said(
+    fn describe_error(
         &self,
         settings: &PluginSettings,
         values: &Value,
@@ -134,7 +134,7 @@ impl SettingsSchema {
             let names = self.names.iter().map(String::as_str);
             let known = |name: &str| {
                 if field.is_empty() {
-                    instead(name, names.clone())
+                    suggest(name, names.clone())
                 } else {
                     "it is not in the plugin's schema".to_owned()
                 }
@@ -154,12 +154,12 @@ impl SettingsSchema {
                 .collect();
         }
         let why = error.masked_with("what is set").to_string();
-        let said = if field.is_empty() {
+        let sentence = if field.is_empty() {
             format!("cannot take these: {why}")
         } else {
             format!("cannot take `{field}` as it is: {why}")
         };
-        vec![(at, said)]
+        vec![(at, sentence)]
     }
 }
 
@@ -180,7 +180,7 @@ pub(crate) fn settings_fit(schema: &str, values: &Map<String, Value>) -> Result<
 }
 
 /// Visits a schema as a validation would, following references.
-fn bounded(
+fn check_complexity(
     root: &Value,
     value: &Value,
     depth: usize,
@@ -193,18 +193,18 @@ fn bounded(
     match value {
         Value::Array(all) => all
             .iter()
-            .try_for_each(|value| bounded(root, value, depth + 1, left)),
+            .try_for_each(|value| check_complexity(root, value, depth + 1, left)),
         Value::Object(fields) => {
-            refers(root, fields, depth, left)?;
+            check_reference(root, fields, depth, left)?;
             fields
                 .values()
-                .try_for_each(|value| bounded(root, value, depth + 1, left))
+                .try_for_each(|value| check_complexity(root, value, depth + 1, left))
         }
         _ => Ok(()),
     }
 }
 
-fn refers(
+fn check_reference(
     root: &Value,
     fields: &Map<String, Value>,
     depth: usize,
@@ -225,7 +225,7 @@ fn refers(
         return Err(outside());
     }
     let target = root.pointer(pointer).ok_or_else(outside)?;
-    bounded(root, target, depth + 1, left)
+    check_complexity(root, target, depth + 1, left)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const MOST_FILES: usize = 1_000;
 const LONGEST_MARKER: usize = 256;
 
 /// Inlines the files. Returns the adapter's request unchanged if there are none.
-pub(super) async fn place(
+pub(super) async fn inline_file(
     mut encoded: Encoded,
     request: &CompletionRequest,
     files: Option<&SessionBlobs>,
@@ -40,7 +40,9 @@ pub(super) async fn place(
     let mut pieces = Vec::with_capacity(encoded.files.len());
     for Placed { marker, blob } in std::mem::take(&mut encoded.files) {
         let Some(files) = files.filter(|_| named.contains(blob.digest.as_str())) else {
-            return Err(fault("placed a file that the conversation does not hold"));
+            return Err(internal_error(
+                "placed a file that the conversation does not hold",
+            ));
         };
         let bytes = files.get(&blob.digest).await.map_err(|cause| {
             let message = format!("A picture cannot be sent: {cause}.");
@@ -55,13 +57,13 @@ pub(super) async fn place(
     }
     let body = std::mem::take(&mut encoded.request.body);
     // The body can have tens of megabytes, which would block everything else on this thread.
-    let placed = tokio::task::spawn_blocking(move || placed(&body, &pieces)).await;
+    let placed = tokio::task::spawn_blocking(move || inline_files(&body, &pieces)).await;
     encoded.request.body = placed
         .map_err(|cause| {
             let message = format!("The pictures could not be put into the request: {cause}.");
             Error::internal(message).with_code("files")
         })?
-        .ok_or_else(|| fault("did not write a file's marker exactly once"))?;
+        .ok_or_else(|| internal_error("did not write a file's marker exactly once"))?;
     Ok(encoded)
 }
 
@@ -73,7 +75,7 @@ struct InlinedFile {
 
 /// The body with each marker replaced by its file in base64. `None` if a marker does not occur
 /// exactly once, or overlaps another one.
-fn placed(body: &[u8], pieces: &[InlinedFile]) -> Option<Vec<u8>> {
+fn inline_files(body: &[u8], pieces: &[InlinedFile]) -> Option<Vec<u8>> {
     let mut markers = pieces.iter().map(|piece| piece.marker.len());
     if markers.any(|length| length == 0 || length > LONGEST_MARKER) {
         return None;
@@ -111,7 +113,7 @@ fn too_much(what: &str) -> Error {
     Error::new(ErrorKind::ContextTooLong, message).with_code("files")
 }
 
-fn fault(what: &str) -> Error {
+fn internal_error(what: &str) -> Error {
     let message = format!("The model's adapter {what}; report it to the adapter's author.");
     Error::internal(message).with_code("adapter-files")
 }
@@ -172,7 +174,7 @@ mod tests {
     async fn a_file_takes_its_markers_place_in_base64() {
         let (_folder, files, blob) = kept().await;
         let asked = encoded("{\"d\":\"lucid-blob:1\"}".into(), "lucid-blob:1", &blob);
-        let placed = place(asked, &request(Some(&blob)), Some(&files))
+        let placed = inline_file(asked, &request(Some(&blob)), Some(&files))
             .await
             .unwrap();
         assert_eq!(placed.request.body, b"{\"d\":\"iVBORw==\"}");
@@ -188,13 +190,13 @@ mod tests {
             ("a M b M", &mine, Some(&files)),
             ("a b", &mine, Some(&files)),
         ] {
-            let placed = place(encoded(body.into(), "M", &blob), asked, files).await;
+            let placed = inline_file(encoded(body.into(), "M", &blob), asked, files).await;
             assert_eq!(placed.unwrap_err().kind, ErrorKind::Internal, "{body}");
         }
         for (body, marker) in [("abc", String::new()), ("", "M".repeat(LONGEST_MARKER + 1))] {
             let marker = marker.as_str();
             let body = format!("{body}{marker}");
-            let placed = place(encoded(body, marker, &blob), &mine, Some(&files)).await;
+            let placed = inline_file(encoded(body, marker, &blob), &mine, Some(&files)).await;
             let told = placed.unwrap_err().message;
             assert!(told.contains("marker exactly once"), "{told}");
         }
@@ -219,9 +221,9 @@ mod tests {
             encoded.files = (0..count).map(placed).collect();
             encoded
         };
-        let placed = place(often(6), &asked, Some(&files)).await.unwrap();
+        let placed = inline_file(often(6), &asked, Some(&files)).await.unwrap();
         assert_eq!(placed.request.body.len(), 6 * (4 << 20));
-        let placed = place(often(7), &asked, Some(&files)).await;
+        let placed = inline_file(often(7), &asked, Some(&files)).await;
         assert_eq!(placed.unwrap_err().kind, ErrorKind::ContextTooLong);
     }
 
@@ -230,7 +232,7 @@ mod tests {
         let (_folder, files, blob) = kept().await;
         let mut asked = encoded(String::new(), "", &blob);
         asked.files = vec![asked.files[0].clone(); MOST_FILES + 1];
-        let placed = place(asked, &request(Some(&blob)), Some(&files)).await;
+        let placed = inline_file(asked, &request(Some(&blob)), Some(&files)).await;
         assert_eq!(placed.unwrap_err().kind, ErrorKind::ContextTooLong);
     }
 
@@ -253,7 +255,7 @@ mod tests {
                 .enumerate()
                 .map(|(number, marker)| InlinedFile { marker: marker.clone(), bytes: vec![7; number] })
                 .collect();
-            let got = placed(body.as_bytes(), &pieces);
+            let got = inline_files(body.as_bytes(), &pieces);
             let found: Vec<Vec<_>> = markers.iter().map(|marker| places(&body, marker)).collect();
             let mut all: Vec<_> = found.iter().flatten().cloned().zip(&pieces).collect();
             all.sort_by_key(|(range, _)| range.start);
@@ -282,7 +284,7 @@ mod tests {
                 .collect();
             let expected: String =
                 (0..40_u8).map(|number| format!("-{}", STANDARD.encode([number]))).collect();
-            prop_assert_eq!(placed(body.as_bytes(), &pieces), Some(expected.into_bytes()));
+            prop_assert_eq!(inline_files(body.as_bytes(), &pieces), Some(expected.into_bytes()));
         }
     }
 }

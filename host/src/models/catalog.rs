@@ -75,7 +75,7 @@ impl ModelCatalog {
             ..
         } = *basis;
         let small = entry.and_then(|entry| entry.small_model.clone());
-        let mut choice = Self {
+        let mut catalog = Self {
             provider: basis.name.to_owned(),
             default: None,
             small_stated: small.is_some(),
@@ -91,7 +91,7 @@ impl ModelCatalog {
         let own = basis.own.and_then(|own| own.model.as_ref());
         let wanted = typed.or(stated).or(own).or(general);
         let wanted = wanted.cloned();
-        choice.allowed = match (
+        catalog.allowed = match (
             entry.and_then(|entry| entry.models.clone()),
             &settings.allowed,
         ) {
@@ -100,19 +100,19 @@ impl ModelCatalog {
                 let others = |name: &str| {
                     settings.of(name).is_some() || basis.others.iter().any(|other| other == name)
                 };
-                AllowedModels::Listed(choice.listed(list, elsewhere, others))
+                AllowedModels::Listed(catalog.listed(list, elsewhere, others))
             }
             (None, None) if elsewhere => AllowedModels::Any,
             (None, None) => AllowedModels::Known,
         };
-        let first = match &choice.allowed {
+        let first = match &catalog.allowed {
             AllowedModels::Listed(list) if !list.contains(&descriptor.default_model) => {
                 list.first().cloned()
             }
             _ => Some(descriptor.default_model.clone()),
         };
-        choice.default = wanted.or(first);
-        choice
+        catalog.default = wanted.or(first);
+        catalog
     }
 
     /// The entries of the list for this provider: those with its prefix, and those without any
@@ -354,25 +354,25 @@ mod tests {
 
     #[test]
     fn what_the_manifest_says_comes_before_the_environment_and_the_rest_is_the_environments() {
-        let choice = stated("", false);
-        assert_eq!(choice.default(), Some("of-the-environment"));
-        assert_eq!(choice.names(), ["of-the-environment", "large"]);
-        let choice = stated(
+        let catalog = stated("", false);
+        assert_eq!(catalog.default(), Some("of-the-environment"));
+        assert_eq!(catalog.names(), ["of-the-environment", "large"]);
+        let catalog = stated(
             "models = [\"a\", \"b\"]\nmodel = \"b\"\nsmall_model = \"a\"",
             false,
         );
-        assert_eq!(choice.names(), ["b", "a"]);
-        assert!(!choice.allows("large") && !choice.allows("of-the-environment"));
-        assert_eq!(choice.offers("b", false).small.name, "a");
+        assert_eq!(catalog.names(), ["b", "a"]);
+        assert!(!catalog.allows("large") && !catalog.allows("of-the-environment"));
+        assert_eq!(catalog.offers("b", false).small.name, "a");
         // A small model that is named is available, even on a server whose models are unknown.
-        let choice = stated("model = \"b\"\nsmall_model = \"tiny\"", true);
-        assert!(choice.allows("tiny"));
-        assert_eq!(choice.offers("b", false).small.name, "tiny");
+        let catalog = stated("model = \"b\"\nsmall_model = \"tiny\"", true);
+        assert!(catalog.allows("tiny"));
+        assert_eq!(catalog.offers("b", false).small.name, "tiny");
     }
 
     #[test]
     fn a_price_is_the_manifests_then_the_adapters_then_that_of_all_others() {
-        let choice = stated(
+        let catalog = stated(
             "models = [\"large\", \"small\", \"mine\"]\n\
              prices = { large = { input = 1, output = 2.5 }, \"*\" = { input = 0, output = 0 } }",
             true,
@@ -383,26 +383,26 @@ mod tests {
             cache_read_tokens: 1_000_000,
             cache_write_tokens: 0,
         };
-        assert_eq!(choice.cost("large", &all), Some(4_500_000));
+        assert_eq!(catalog.cost("large", &all), Some(4_500_000));
         assert_eq!(
-            choice.cost("small", &all),
+            catalog.cost("small", &all),
             Some(1_000_000 + 5_000_000 + 100_000)
         );
-        assert_eq!(choice.cost("mine", &all), Some(0));
-        assert!(choice.is_priced("mine"));
+        assert_eq!(catalog.cost("mine", &all), Some(0));
+        assert!(catalog.is_priced("mine"));
     }
 
     #[test]
     fn where_cost_is_limited_only_models_of_known_price_are_offered() {
-        let choice = stated(
+        let catalog = stated(
             "models = [\"large\", \"new\"]\nmodel = \"large\"\nsmall_model = \"new\"",
             false,
         );
-        assert_eq!(choice.offers("large", false).names, ["large", "new"]);
-        let offers = choice.offers("large", true);
+        assert_eq!(catalog.offers("large", false).names, ["large", "new"]);
+        let offers = catalog.offers("large", true);
         assert_eq!(offers.names, ["large"]);
         assert_eq!(offers.small.name, "large");
-        assert!(!choice.is_priced("new"));
+        assert!(!catalog.is_priced("new"));
     }
 
     fn listed(list: &[&str]) -> ModelSettings {
@@ -419,10 +419,10 @@ mod tests {
 
     #[test]
     fn without_a_list_the_adapters_models_are_offered_and_no_other() {
-        let choice = choice(&ModelSettings::default(), false);
-        assert_eq!(choice.default(), Some("large"));
+        let catalog = choice(&ModelSettings::default(), false);
+        assert_eq!(catalog.default(), Some("large"));
         for model in ["large", "small", "large-20260101", "small-latest"] {
-            assert!(choice.allows(model), "{model}");
+            assert!(catalog.allows(model), "{model}");
         }
         for model in [
             "",
@@ -434,9 +434,9 @@ mod tests {
             "large\n",
             "a b",
         ] {
-            assert!(!choice.allows(model), "{model}");
+            assert!(!catalog.allows(model), "{model}");
         }
-        let offers = choice.offers("large", false);
+        let offers = catalog.offers("large", false);
         assert_eq!(offers.small.name, "small");
         assert_eq!(offers.names, ["large", "small"]);
         assert_eq!(
@@ -451,16 +451,16 @@ mod tests {
             model: Some("qwen".into()),
             ..ModelSettings::default()
         };
-        let choice = choice(&settings, true);
-        assert_eq!(choice.default(), Some("qwen"));
-        assert!(choice.allows("mistral/large") && !choice.allows(&"x".repeat(201)));
-        let offers = choice.offers("qwen", false);
+        let catalog = choice(&settings, true);
+        assert_eq!(catalog.default(), Some("qwen"));
+        assert!(catalog.allows("mistral/large") && !catalog.allows(&"x".repeat(201)));
+        let offers = catalog.offers("qwen", false);
         assert_eq!(
             (offers.small.name.as_str(), offers.model.context_tokens),
             ("qwen", 0)
         );
         assert_eq!(offers.names, ["qwen"]);
-        assert_eq!(choice.cost("qwen", &usage(1_000_000)), None);
+        assert_eq!(catalog.cost("qwen", &usage(1_000_000)), None);
     }
 
     #[test]
@@ -501,11 +501,11 @@ mod tests {
 
     #[test]
     fn a_cost_is_rounded_up_to_the_next_millionth() {
-        let choice = choice(&ModelSettings::default(), false);
-        assert_eq!(choice.cost("small", &usage(0)), Some(0));
-        assert_eq!(choice.cost("small", &usage(1)), Some(1));
+        let catalog = choice(&ModelSettings::default(), false);
+        assert_eq!(catalog.cost("small", &usage(0)), Some(0));
+        assert_eq!(catalog.cost("small", &usage(1)), Some(1));
         assert_eq!(
-            choice.cost("large-20260101", &usage(1_000_000)),
+            catalog.cost("large-20260101", &usage(1_000_000)),
             Some(3_000_000)
         );
         let all = Usage {
@@ -515,7 +515,7 @@ mod tests {
             cache_write_tokens: 10,
         };
         // 30 + 150 + 3 + 37.5
-        assert_eq!(choice.cost("large", &all), Some(221));
-        assert_eq!(choice.cost("large", &usage(u64::MAX)), Some(u64::MAX));
+        assert_eq!(catalog.cost("large", &all), Some(221));
+        assert_eq!(catalog.cost("large", &usage(u64::MAX)), Some(u64::MAX));
     }
 }

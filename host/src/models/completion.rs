@@ -16,7 +16,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 
-use super::attachments::place;
+use super::attachments::inline_file;
 use super::image_filter::{ImageFilter, blames_request};
 use super::leaked_calls::{self, LeakWatcher};
 use super::provenance::ResponseOrigin;
@@ -71,9 +71,9 @@ pub struct CompletedCall {
     /// The response. Its usage is that of the last try only and tells how long the prompt was.
     pub completion: Completion,
     /// Tokens of all tries together.
-    pub spent: Usage,
+    pub cost: Usage,
     /// The adapter's resource usage over all tries.
-    pub figures: CallUsage,
+    pub usage: CallUsage,
     /// The number of requests sent to the provider.
     pub tries: u32,
 }
@@ -110,27 +110,30 @@ pub async fn complete(
         learned: llm.extension(),
     };
     let answered = Box::pin(call.run()).await;
-    if let Some(end) = call.retries.ends(answered.is_ok(), Instant::now()) {
+    if let Some(end) = call
+        .retries
+        .end_announcement(answered.is_ok(), Instant::now())
+    {
         (target.notify)(end).await;
     }
-    let blanker = Redactor::new(target.key);
+    let redactor = Redactor::new(target.key);
     match answered {
         Ok(mut completed) => {
             // A key that arrived in pieces is whole only here.
             for content in &mut completed.completion.message.content {
-                blanker.content(content);
+                redactor.content(content);
             }
             let answer = &mut completed.completion;
             if let Cow::Owned(sent) = &sent {
-                argument_repair::mend(&mut answer.message, &sent.tools, answer.stop);
+                argument_repair::repair(&mut answer.message, &sent.tools, answer.stop);
                 tool_names::receive(&mut answer.message, &request.tools);
             }
-            argument_repair::mend(&mut answer.message, &request.tools, answer.stop);
+            argument_repair::repair(&mut answer.message, &request.tools, answer.stop);
             Ok(completed)
         }
         Err(mut error) => {
-            error.message = blanker.text(&error.message).into_owned();
-            error.code = error.code.map(|code| blanker.text(&code).into_owned());
+            error.message = redactor.text(&error.message).into_owned();
+            error.code = error.code.map(|code| redactor.text(&code).into_owned());
             Err(FailedCall {
                 error,
                 wasted: call.wasted.map(Box::new),
@@ -159,34 +162,34 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     async fn run(&mut self) -> Result<CompletedCall, Error> {
         let CallTarget { endpoint, .. } = self.target;
         let origin = ResponseOrigin::new(self.llm.name(), endpoint, &self.request.model);
-        let request = origin.own(self.request);
-        let mut completed = self.with_pictures(&origin, &request).await?;
+        let request = origin.strip_foreign(self.request);
+        let mut completed = self.with_images(&origin, &request).await?;
         origin.mark(&mut completed.completion.message);
         Ok(completed)
     }
 
-    async fn with_pictures(
+    async fn with_images(
         &mut self,
         origin: &ResponseOrigin,
         request: &CompletionRequest,
     ) -> Result<CompletedCall, Error> {
         let CallTarget { files, .. } = self.target;
-        let pictures = ImageFilter::of(request, self.llm.name(), files).await;
-        let sent = pictures.request();
-        let error = match self.in_its_form(origin, &sent).await {
+        let images = ImageFilter::of(request, self.llm.name(), files).await;
+        let sent = images.request();
+        let error = match self.send_adapted(origin, &sent).await {
             Ok(completed) => {
-                pictures.taken().await;
+                images.record_accepted().await;
                 return Ok(completed);
             }
             Err(error) => error,
         };
-        let Some(bare) = pictures.without_all(&error) else {
+        let Some(bare) = images.without_all(&error) else {
             return Err(error);
         };
         self.again(&error, Duration::ZERO);
-        match self.in_its_form(origin, &bare).await {
+        match self.send_adapted(origin, &bare).await {
             Ok(completed) => {
-                pictures.refused().await;
+                images.refused().await;
                 Ok(completed)
             }
             // The images were not the reason.
@@ -197,7 +200,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
 
     /// Sends the request in the form this server is known to want, and in another one if a refusal
     /// asks for it.
-    async fn in_its_form(
+    async fn send_adapted(
         &mut self,
         origin: &ResponseOrigin,
         request: &CompletionRequest,
@@ -205,7 +208,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
         let known = self.learned.of(origin);
         let mut quirks = known;
         loop {
-            let answered = if quirks.are_none() {
+            let answered = if quirks.is_empty() {
                 self.answered(request).await
             } else {
                 self.answered(&quirks.applied(request)).await
@@ -213,13 +216,13 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
             let error = match answered {
                 Ok(completed) => {
                     if quirks != known {
-                        self.learned.keep(origin, quirks);
+                        self.learned.remember(origin, quirks);
                     }
                     return Ok(completed);
                 }
                 Err(error) => error,
             };
-            let Some(wanted) = quirks.asked_for(&error, request) else {
+            let Some(wanted) = quirks.learn_from(&error, request) else {
                 return Err(error);
             };
             self.again(&error, Duration::ZERO);
@@ -230,36 +233,36 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     /// Retries until there is a response, or an error that is not transient.
     async fn answered(&mut self, request: &CompletionRequest) -> Result<CompletedCall, Error> {
         let encoded = self.llm.encode(self.target.settings, request).await;
-        self.figures += encoded.figures;
-        let encoded = place(encoded.result?, request, self.target.files).await?;
+        self.figures += encoded.usage;
+        let encoded = inline_file(encoded.result?, request, self.target.files).await?;
         loop {
             self.tries = self.tries.saturating_add(1);
             let (began, wasted) = (Instant::now(), self.wasted);
-            let error = match self.once(&encoded).await {
+            let error = match self.send_once(&encoded).await {
                 Ok(completion) => {
-                    let mut spent = completion.usage;
+                    let mut cost = completion.usage;
                     if let Some(wasted) = &self.wasted {
-                        add(&mut spent, wasted);
+                        add(&mut cost, wasted);
                     }
                     return Ok(CompletedCall {
                         completion,
-                        spent,
-                        figures: self.figures,
+                        cost,
+                        usage: self.figures,
                         tries: self.tries,
                     });
                 }
                 Err(error) => error,
             };
             let begun = self.shown || self.wasted != wasted;
-            if begun && !self.retries.broke_off() {
+            if begun && !self.retries.may_repeat_broken_off() {
                 return Err(error);
             }
             let now = Instant::now();
             let Some(pause) = self.retries.pause(&error, began, now) else {
-                return Err(self.retries.told(error));
+                return Err(self.retries.explain(error));
             };
             self.again(&error, pause);
-            if let Some(begin) = self.retries.begins(&error, pause, now) {
+            if let Some(begin) = self.retries.announcement(&error, pause, now) {
                 let begin = Redactor::new(self.target.key).text(&begin).into_owned();
                 (self.target.notify)(begin).await;
             }
@@ -281,7 +284,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
         }
     }
 
-    async fn once(&mut self, encoded: &Encoded) -> Result<Completion, Error> {
+    async fn send_once(&mut self, encoded: &Encoded) -> Result<Completion, Error> {
         let CallTarget {
             egress,
             endpoint,
@@ -292,13 +295,13 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
             .send(endpoint, key, &encoded.request, encoded.framing)
             .await?;
         let frames = match answer {
-            EgressResponse::Frames(frames) => frames,
+            EgressResponse::Success(frames) => frames,
             EgressResponse::Refused(refusal) => return Err(self.refused(&refusal).await),
         };
         let decoder = self.llm.decoder(&self.request.model).await;
-        self.figures += decoder.figures;
+        self.figures += decoder.usage;
         let mut decoder = decoder.result?;
-        let mut told = None;
+        let mut reported_usage = None;
         let mut showing = StreamRedactor::new(Redactor::new(key));
         let mut watch = LeakWatcher::default();
         let mut batches = frames.ready_chunks(BATCH);
@@ -313,37 +316,39 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
             }
             if !whole.is_empty() {
                 let pushed = decoder.push(&whole).await;
-                self.figures += pushed.figures;
+                self.figures += pushed.usage;
                 let deltas = match pushed.result {
                     Ok(deltas) => deltas,
-                    Err(error) => return Err(self.broke_off(told, error.into())),
+                    Err(error) => {
+                        return Err(self.record_partial_usage(reported_usage, error.into()));
+                    }
                 };
                 for delta in deltas {
                     if let Delta::Usage(usage) = &delta {
-                        told = Some(*usage);
+                        reported_usage = Some(*usage);
                     }
                     // A possible beginning of a key waits for more.
                     if let Some(delta) = showing.next(delta) {
-                        self.show(delta, &mut watch);
+                        self.emit(delta, &mut watch);
                     }
                 }
             }
             if let Some(error) = broken {
-                return Err(self.broke_off(told, error.into()));
+                return Err(self.record_partial_usage(reported_usage, error.into()));
             }
         }
         let finished = decoder.finish().await;
-        self.figures += finished.figures;
+        self.figures += finished.usage;
         let mut whole = finished
             .result
-            .map_err(|error| self.broke_off(told, error.into()))?;
-        for delta in showing.rest() {
-            self.show(delta, &mut watch);
+            .map_err(|error| self.record_partial_usage(reported_usage, error.into()))?;
+        for delta in showing.finish() {
+            self.emit(delta, &mut watch);
         }
         let calls = |piece: &Content| matches!(piece, Content::ToolCall(_));
         let own = whole.message.content.iter().any(calls);
         leaked_calls::take(&mut whole, &self.request.tools);
-        let rest = watch.rest();
+        let rest = watch.finish();
         // Text that became a call is shown as one.
         if (own || !whole.message.content.iter().any(calls)) && !rest.is_empty() {
             self.shown = true;
@@ -353,11 +358,11 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
     }
 
     /// Shows what arrived, except for text that may be a call.
-    fn show(&mut self, delta: Delta, watch: &mut LeakWatcher) {
+    fn emit(&mut self, delta: Delta, watch: &mut LeakWatcher) {
         let delta = match delta {
             Delta::Text(text) => match watch.next(&text) {
-                shown if shown.is_empty() && !text.is_empty() => return,
-                shown => Delta::Text(shown),
+                visible if visible.is_empty() && !text.is_empty() => return,
+                visible => Delta::Text(visible),
             },
             other => other,
         };
@@ -367,15 +372,15 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
 
     /// Records the usage of a response that broke off: it is billed even though it never became
     /// complete.
-    fn broke_off(&mut self, told: Option<Usage>, error: Error) -> Error {
-        if let Some(told) = told {
+    fn record_partial_usage(&mut self, reported_usage: Option<Usage>, error: Error) -> Error {
+        if let Some(reported_usage) = reported_usage {
             let nothing = Usage {
                 input_tokens: 0,
                 output_tokens: 0,
                 cache_read_tokens: 0,
                 cache_write_tokens: 0,
             };
-            add(self.wasted.get_or_insert(nothing), &told);
+            add(self.wasted.get_or_insert(nothing), &reported_usage);
         }
         error
     }
@@ -386,7 +391,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
             .llm
             .classify(refusal.status, &refusal.headers, &refusal.body)
             .await;
-        self.figures += classified.figures;
+        self.figures += classified.usage;
         match classified.result {
             Ok(mut error) => {
                 error.retry_after_ms = error

@@ -11,10 +11,10 @@
 use secrecy::SecretString;
 use url::Url;
 
-use super::sendable;
+use super::to_secret_string;
 use crate::config::{Config, ConfigError};
 use crate::manifest::LoadedProvider;
-use lucid_net::egress::{EgressError, Endpoint, KeyInjection, is_loopback, places};
+use lucid_net::egress::{EgressError, Endpoint, KeyInjection, base_url_candidates, is_loopback};
 use lucid_types::secret::Secret;
 use lucid_types::wit::llm::KeyPlace;
 use lucid_wasm::Plugin;
@@ -147,14 +147,14 @@ impl ProviderEndpoint {
         };
         let endpoint = match url {
             Some(url) => {
-                let (first, other) = places(url, &usual);
+                let (first, other) = base_url_candidates(url, &usual);
                 Endpoint::new(first, injection).map(|endpoint| endpoint.or_at(other))
             }
             None => Endpoint::public(usual, injection),
         };
         let silence = entry.and_then(|entry| entry.silence);
         let (key, variable) = match found {
-            Some((key, variable)) => (Some(sendable(&key)), variable),
+            Some((key, variable)) => (Some(to_secret_string(&key)), variable),
             None => (None, own_variable),
         };
         Ok(Self {
@@ -170,7 +170,7 @@ impl ProviderEndpoint {
     }
 
     /// Whether a session without a key of its own can call it.
-    pub(super) fn usable(&self) -> bool {
+    pub(super) fn is_usable(&self) -> bool {
         self.keyless || self.key.is_some()
     }
 }

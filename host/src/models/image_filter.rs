@@ -45,14 +45,14 @@ impl<'a> ImageFilter<'a> {
         }
     }
 
-    fn was(&self, verdict: ImageVerdict, digest: &str) -> bool {
-        self.known.is(verdict, &self.model, digest)
+    fn has_verdict(&self, verdict: ImageVerdict, digest: &str) -> bool {
+        self.known.contains(verdict, &self.model, digest)
     }
 
     /// The digests of the images that are sent.
     fn sent(&self) -> BTreeSet<&'a str> {
         let mut sent = named(self.request);
-        sent.retain(|digest| !self.was(ImageVerdict::Refused, digest));
+        sent.retain(|digest| !self.has_verdict(ImageVerdict::Refused, digest));
         sent
     }
 
@@ -62,7 +62,7 @@ impl<'a> ImageFilter<'a> {
             return Cow::Borrowed(self.request);
         }
         Cow::Owned(without(self.request, |digest| {
-            self.was(ImageVerdict::Refused, digest)
+            self.has_verdict(ImageVerdict::Refused, digest)
         }))
     }
 
@@ -72,26 +72,26 @@ impl<'a> ImageFilter<'a> {
     }
 
     /// Records that the provider accepted what was sent.
-    pub(super) async fn taken(&self) {
-        let mut news = self.sent();
-        news.retain(|digest| !self.was(ImageVerdict::Taken, digest));
-        self.judge(ImageVerdict::Taken, news).await;
+    pub(super) async fn record_accepted(&self) {
+        let mut unknown = self.sent();
+        unknown.retain(|digest| !self.has_verdict(ImageVerdict::Accepted, digest));
+        self.record_verdict(ImageVerdict::Accepted, unknown).await;
     }
 
     /// Records that the provider refused what was sent, and accepted it without images.
     pub(super) async fn refused(&self) {
         let sent = self.sent();
         let mut suspects = sent.clone();
-        suspects.retain(|digest| !self.was(ImageVerdict::Taken, digest));
+        suspects.retain(|digest| !self.has_verdict(ImageVerdict::Accepted, digest));
         // Each was accepted before, so it is their combination: all are left out.
         let blamed = if suspects.is_empty() { sent } else { suspects };
-        self.judge(ImageVerdict::Refused, blamed).await;
+        self.record_verdict(ImageVerdict::Refused, blamed).await;
     }
 
-    async fn judge(&self, verdict: ImageVerdict, digests: BTreeSet<&str>) {
+    async fn record_verdict(&self, verdict: ImageVerdict, digests: BTreeSet<&str>) {
         if let Some(files) = self.files {
             let digests: Vec<&str> = digests.into_iter().collect();
-            files.judge(verdict, &self.model, &digests).await;
+            files.record_verdict(verdict, &self.model, &digests).await;
         }
     }
 }
@@ -233,7 +233,7 @@ mod tests {
         let first = without(&whole, |digest| digest == "b");
         ImageFilter::of(&first, "p", Some(&files))
             .await
-            .taken()
+            .record_accepted()
             .await;
         let pictures = ImageFilter::of(&whole, "p", Some(&files)).await;
         assert_eq!(*pictures.request(), whole);

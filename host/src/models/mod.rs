@@ -39,7 +39,7 @@ use self::provider::ModelProvider;
 pub(crate) use self::provider::ProviderCheckError;
 use crate::config::{Config, ModelSettings};
 use crate::manifest::{
-    LoadedProvider, Manifest, ManifestProblem, ManifestProblems, SourcePosition, instead,
+    LoadedProvider, Manifest, ManifestProblem, ManifestProblems, SourcePosition, suggest,
 };
 use lucid_net::egress::{Egress, EgressLimits, KeyInjection, is_loopback};
 use lucid_session::{
@@ -53,7 +53,7 @@ use lucid_types::wit::types::{Error, ErrorKind, Usage};
 use lucid_wasm::Plugin;
 
 /// The maximum length at which a requested name is repeated in a message, in characters.
-const SHOWN: usize = 64;
+const MAX_SHOWN: usize = 64;
 
 /// The model providers of this deployment.
 pub(super) struct Providers {
@@ -70,7 +70,7 @@ pub(super) struct Providers {
 
 /// The provider that answers a policy's call.
 struct CalledProvider {
-    served: Arc<ModelProvider>,
+    provider: Arc<ModelProvider>,
     /// The model that is called.
     model: String,
     /// The name of its provider in records.
@@ -152,10 +152,10 @@ impl Providers {
         before: Option<&Self>,
     ) -> Result<(Self, Vec<String>), ManifestProblems> {
         let mut wrong = Vec::new();
-        let mut sites = Vec::new();
+        let mut resolved = Vec::new();
         for provider in loaded {
             match ProviderEndpoint::new(&provider, config) {
-                Ok(site) => sites.push((provider, site)),
+                Ok(endpoint) => resolved.push((provider, endpoint)),
                 Err(why) => {
                     let entry = provider.entry.as_deref();
                     let at = entry.map_or(SourcePosition::default(), |entry| entry.plugin.at);
@@ -168,37 +168,48 @@ impl Providers {
             }
         }
         ManifestProblems::unless_none(wrong)?;
-        let default = default_provider(&sites, manifest, &config.models);
-        let names: Vec<String> = sites
+        let default = default_provider(&resolved, manifest, &config.models);
+        let names: Vec<String> = resolved
             .iter()
             .map(|(provider, _)| provider.plugin.name().to_owned())
             .collect();
-        let general =
-            |(_, site): &&(LoadedProvider, ProviderEndpoint)| site.general && site.usable();
-        let general = sites.iter().find(general);
-        let general = general.map(|(provider, _)| provider.plugin.name().to_owned());
-        let mut warnings = warnings(&sites, &names, manifest, &config.models);
-        let keyless = |(provider, site): &&(LoadedProvider, ProviderEndpoint)| {
-            provider.plugin.name() == default && !site.usable()
+        let general = |(_, endpoint): &&(LoadedProvider, ProviderEndpoint)| {
+            endpoint.general && endpoint.is_usable()
         };
-        let keyless = sites.iter().find(keyless).map(|(_, site)| site);
+        let general = resolved.iter().find(general);
+        let general = general.map(|(provider, _)| provider.plugin.name().to_owned());
+        let mut warnings = warnings(&resolved, &names, manifest, &config.models);
+        let keyless = |(provider, endpoint): &&(LoadedProvider, ProviderEndpoint)| {
+            provider.plugin.name() == default && !endpoint.is_usable()
+        };
+        let keyless = resolved.iter().find(keyless).map(|(_, endpoint)| endpoint);
         if config.models.default_provider.is_some() && manifest.default_provider.is_none() {
-            let served = general.is_some() && keyless.is_some_and(|site| site.replaceable);
-            warnings.extend(keyless.map(|site| without_key(&default, &site.variable, served)));
+            let model_provider =
+                general.is_some() && keyless.is_some_and(|endpoint| endpoint.replaceable);
+            warnings.extend(
+                keyless.map(|endpoint| without_key(&default, &endpoint.variable, model_provider)),
+            );
         }
-        let replaced = keyless.is_some_and(|site| site.replaceable);
+        let replaced = keyless.is_some_and(|endpoint| endpoint.replaceable);
         let mut all = Vec::new();
-        for (provider, site) in sites {
+        for (provider, endpoint) in resolved {
             let name = provider.plugin.name();
             let is_default = name == default || (replaced && general.as_deref() == Some(name));
-            let served = ModelProvider::new(provider, site, &config.models, &names, is_default);
-            all.push(Arc::new(served));
+            let model_provider =
+                ModelProvider::new(provider, endpoint, &config.models, &names, is_default);
+            all.push(Arc::new(model_provider));
         }
-        let stand_in =
-            general.and_then(|name| all.iter().find(|served| served.name == name).cloned());
-        let endpoints: Vec<_> = all.iter().map(|served| &served.endpoint).collect();
+        let stand_in = general.and_then(|name| {
+            all.iter()
+                .find(|model_provider| model_provider.name == name)
+                .cloned()
+        });
+        let endpoints: Vec<_> = all
+            .iter()
+            .map(|model_provider| &model_provider.endpoint)
+            .collect();
         let before = before.map(|before| &before.egress);
-        let egress = Egress::or_new(before, EgressLimits::for_models(), &endpoints)
+        let egress = Egress::reuse_or_new(before, EgressLimits::for_models(), &endpoints)
             .map_err(|why| ManifestProblem::plain(format!("no model can be asked: {why}")))?;
         let providers = Self {
             egress,
@@ -212,15 +223,17 @@ impl Providers {
     }
 
     /// Whether a session without a key of its own could call a model.
-    pub(super) fn any_usable(&self) -> bool {
-        self.all.iter().any(|served| served.usable(false))
+    pub(super) fn has_usable(&self) -> bool {
+        self.all
+            .iter()
+            .any(|model_provider| model_provider.is_usable(false))
     }
 
     /// The default provider's model. Empty if there is no such provider.
     pub(super) fn default_model(&self) -> String {
         let model = self
-            .named(&self.default)
-            .and_then(|named| self.serving(named, false).choice.default());
+            .by_name(&self.default)
+            .and_then(|named| self.serving(named, false).catalog.default());
         model.unwrap_or_default().to_owned()
     }
 
@@ -229,56 +242,58 @@ impl Providers {
     /// # Errors
     ///
     /// Says why a session without a key of its own cannot call it.
-    pub(super) fn default_to_ask(&self) -> Result<(&str, &str), DefaultModelError> {
-        let Some(served) = self.named(&self.default) else {
+    pub(super) fn usable_default(&self) -> Result<(&str, &str), DefaultModelError> {
+        let Some(model_provider) = self.by_name(&self.default) else {
             return Err(DefaultModelError::Provider(self.default.clone()));
         };
-        if !served.usable(false) {
-            return Err(DefaultModelError::Key(served.variable.clone()));
+        if !model_provider.is_usable(false) {
+            return Err(DefaultModelError::Key(model_provider.variable.clone()));
         }
-        match served.choice.default() {
-            Some(model) => Ok((&served.name, model)),
-            None => Err(DefaultModelError::Model(served.name.clone())),
+        match model_provider.catalog.default() {
+            Some(model) => Ok((&model_provider.name, model)),
+            None => Err(DefaultModelError::Model(model_provider.name.clone())),
         }
     }
 
     /// Checks that the default provider answers a session without a key of its own.
-    pub(super) async fn default_answers(&self) -> Result<(), ProviderCheckError> {
-        let named = self.named(&self.default);
+    pub(super) async fn check_default(&self) -> Result<(), ProviderCheckError> {
+        let named = self.by_name(&self.default);
         match named.map(|named| self.serving(named, false)) {
-            Some(served) if served.usable(false) => served.reach(&self.egress).await,
+            Some(model_provider) if model_provider.is_usable(false) => {
+                model_provider.check_reachable(&self.egress).await
+            }
             _ => Ok(()),
         }
     }
 
     /// What a provider is given: its endpoint, its key, and its models.
-    pub(super) fn grants(&self, name: &str) -> Option<ProviderStatus> {
-        let served = self.named(name)?;
+    pub(super) fn status(&self, name: &str) -> Option<ProviderStatus> {
+        let model_provider = self.by_name(name)?;
         Some(ProviderStatus {
-            base_url: served.endpoint.base_url().to_string(),
-            key_place: served.endpoint.injection().clone(),
-            variable: served.variable.clone(),
-            has_key: served.key.is_some(),
-            models: served.choice.names(),
+            base_url: model_provider.endpoint.base_url().to_string(),
+            key_place: model_provider.endpoint.injection().clone(),
+            variable: model_provider.variable.clone(),
+            has_key: model_provider.key.is_some(),
+            models: model_provider.catalog.names(),
         })
     }
 
     /// The status of each provider, the default first: its name, its address, and the key it has or
     /// lacks.
-    pub(super) fn standings(&self) -> Vec<ProviderReadiness> {
-        let standing = |named: &Arc<ModelProvider>| ProviderReadiness {
+    pub(super) fn readiness(&self) -> Vec<ProviderReadiness> {
+        let readiness = |named: &Arc<ModelProvider>| ProviderReadiness {
             name: named.name.clone(),
-            ..self.serving(named, false).standing()
+            ..self.serving(named, false).readiness()
         };
-        let mut all: Vec<ProviderReadiness> = self.all.iter().map(standing).collect();
-        all.sort_by_key(|standing| standing.name != self.default);
+        let mut all: Vec<ProviderReadiness> = self.all.iter().map(readiness).collect();
+        all.sort_by_key(|readiness| readiness.name != self.default);
         all
     }
 
-    fn named(&self, name: &str) -> Option<&Arc<ModelProvider>> {
+    fn by_name(&self, name: &str) -> Option<&Arc<ModelProvider>> {
         self.all
             .iter()
-            .find(|served| served.name.eq_ignore_ascii_case(name))
+            .find(|model_provider| model_provider.name.eq_ignore_ascii_case(name))
     }
 
     /// The provider that serves a session of this provider, which has a key of its own or none.
@@ -288,31 +303,34 @@ impl Providers {
         has_key: bool,
     ) -> &'a Arc<ModelProvider> {
         match &self.stand_in {
-            Some(stand_in) if named.replaceable && !named.usable(has_key) => stand_in,
+            Some(stand_in) if named.replaceable && !named.is_usable(has_key) => stand_in,
             _ => named,
         }
     }
 
     /// Resolves a request to a provider and one of its models. A model may carry its provider's
     /// name, as `provider/model`, if none is given separately.
-    fn meant<'a>(
+    fn resolve<'a>(
         &'a self,
         provider: Option<&str>,
         model: Option<&'a str>,
     ) -> Result<(&'a Arc<ModelProvider>, Option<&'a str>), CreateError> {
         let unknown = |name: &str| {
-            let there = self.all.iter().map(|served| served.name.as_str());
-            let name: String = name.chars().take(SHOWN).collect();
-            let there = instead(&name, there);
+            let there = self
+                .all
+                .iter()
+                .map(|model_provider| model_provider.name.as_str());
+            let name: String = name.chars().take(MAX_SHOWN).collect();
+            let there = suggest(&name, there);
             CreateError::UnknownProvider(name, there)
         };
         if let Some(name) = provider {
-            return Ok((self.named(name).ok_or_else(|| unknown(name))?, model));
+            return Ok((self.by_name(name).ok_or_else(|| unknown(name))?, model));
         }
-        let default = self.named(&self.default);
+        let default = self.by_name(&self.default);
         if let Some((before, rest)) = model.and_then(|model| model.split_once('/'))
-            && let Some(other) = self.named(before)
-            && !model.is_some_and(|model| default.is_some_and(|d| d.choice.allows(model)))
+            && let Some(other) = self.by_name(before)
+            && !model.is_some_and(|model| default.is_some_and(|d| d.catalog.allows(model)))
         {
             return Ok((other, Some(rest)));
         }
@@ -320,10 +338,14 @@ impl Providers {
     }
 
     /// Resolves a policy's call to a provider and a model.
-    fn called(&self, request: &ModelRequest) -> Result<CalledProvider, Error> {
-        let called = self.wanted(request)?;
-        let CalledProvider { served, model, .. } = &called;
-        if request.cost_limited && !served.choice.is_priced(model) {
+    fn resolve_call(&self, request: &ModelRequest) -> Result<CalledProvider, Error> {
+        let called = self.requested(request)?;
+        let CalledProvider {
+            provider: model_provider,
+            model,
+            ..
+        } = &called;
+        if request.cost_limited && !model_provider.catalog.is_priced(model) {
             return Err(refused(
                 "price",
                 format!(
@@ -334,13 +356,13 @@ impl Providers {
         Ok(called)
     }
 
-    fn wanted(&self, request: &ModelRequest) -> Result<CalledProvider, Error> {
+    fn requested(&self, request: &ModelRequest) -> Result<CalledProvider, Error> {
         let named = self
-            .named(&request.provider)
-            .ok_or_else(|| no_longer(&request.provider))?;
+            .by_name(&request.provider)
+            .ok_or_else(|| provider_removed(&request.provider))?;
         let own = self.serving(named, request.api_key.is_some());
         let by_own = |model: &str| CalledProvider {
-            served: own.clone(),
+            provider: own.clone(),
             model: model.to_owned(),
             label: named.name.clone(),
         };
@@ -348,25 +370,25 @@ impl Providers {
         if wanted.is_empty() || *wanted == request.model {
             return Ok(by_own(&request.model));
         }
-        if own.choice.allows(wanted) {
+        if own.catalog.allows(wanted) {
             return Ok(by_own(wanted));
         }
         if let Some((before, rest)) = wanted.split_once('/')
-            && let Some(other) = self.named(before)
-            && other.choice.allows(rest)
+            && let Some(other) = self.by_name(before)
+            && other.catalog.allows(rest)
             // A user's own key never goes to another provider.
-            && (Arc::ptr_eq(own, other) || other.usable(false))
+            && (Arc::ptr_eq(own, other) || other.is_usable(false))
         {
             return Ok(CalledProvider {
-                served: other.clone(),
+                provider: other.clone(),
                 model: rest.to_owned(),
                 label: other.name.clone(),
             });
         }
-        let shown: String = wanted.chars().take(SHOWN).collect();
+        let excerpt: String = wanted.chars().take(MAX_SHOWN).collect();
         Err(refused(
             "model",
-            format!("The agent asked for the model '{shown}', which is not offered to it."),
+            format!("The agent asked for the model '{excerpt}', which is not offered to it."),
         ))
     }
 }
@@ -374,7 +396,7 @@ impl Providers {
 /// The provider of a session that names none: the configured one, else `openai`, unless only
 /// another one has a key, else one that needs none.
 fn default_provider(
-    sites: &[(LoadedProvider, ProviderEndpoint)],
+    resolved: &[(LoadedProvider, ProviderEndpoint)],
     manifest: &Manifest,
     settings: &ModelSettings,
 ) -> String {
@@ -384,26 +406,26 @@ fn default_provider(
         return named.clone();
     }
     let compatible =
-        |site: &&(LoadedProvider, ProviderEndpoint)| site.0.plugin.name() == COMPATIBLE;
-    let keyed = |site: &&(LoadedProvider, ProviderEndpoint)| site.1.key.is_some();
-    let keyless = |site: &&(LoadedProvider, ProviderEndpoint)| site.1.keyless;
-    let own = sites.iter().find(compatible);
+        |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.0.plugin.name() == COMPATIBLE;
+    let keyed = |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.1.key.is_some();
+    let keyless = |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.1.keyless;
+    let own = resolved.iter().find(compatible);
     let general = settings.base_url.is_some();
     let found = own
-        .filter(|site| keyed(site) || (general && keyless(site)))
-        .or_else(|| sites.iter().find(keyed))
+        .filter(|endpoint| keyed(endpoint) || (general && keyless(endpoint)))
+        .or_else(|| resolved.iter().find(keyed))
         .or_else(|| own.filter(keyless))
-        .or_else(|| sites.iter().find(keyless))
+        .or_else(|| resolved.iter().find(keyless))
         .or(own)
-        .or_else(|| sites.first());
+        .or_else(|| resolved.first());
     found
         .map(|(provider, _)| provider.plugin.name().to_owned())
         .unwrap_or_default()
 }
 
 /// Describes what happens to sessions with the default provider if it has no key.
-fn without_key(name: &str, variable: &str, served: bool) -> String {
-    let then = if served {
+fn without_key(name: &str, variable: &str, model_provider: bool) -> String {
+    let then = if model_provider {
         "sessions that name no provider are served by LLM_BASE_URL"
     } else {
         "a session that names no provider is refused unless it brings a key"
@@ -413,14 +435,14 @@ fn without_key(name: &str, variable: &str, served: bool) -> String {
 
 /// Warnings about settings that have no effect.
 fn warnings(
-    sites: &[(LoadedProvider, ProviderEndpoint)],
+    resolved: &[(LoadedProvider, ProviderEndpoint)],
     names: &[String],
     manifest: &Manifest,
     settings: &ModelSettings,
 ) -> Vec<String> {
-    let mut all: Vec<String> = sites
+    let mut all: Vec<String> = resolved
         .iter()
-        .flat_map(|(_, site)| site.warnings.clone())
+        .flat_map(|(_, endpoint)| endpoint.warnings.clone())
         .collect();
     if let Some(named) = &settings.default_provider
         && manifest.default_provider.is_none()
@@ -434,7 +456,11 @@ fn warnings(
     if manifest.providers.is_empty() {
         return all;
     }
-    let used = |variable: &str| sites.iter().any(|(_, site)| site.variable == variable);
+    let used = |variable: &str| {
+        resolved
+            .iter()
+            .any(|(_, endpoint)| endpoint.variable == variable)
+    };
     let own = settings.providers.iter();
     let own = own.map(|own| (own.key_variable, own.api_key.is_some()));
     for (variable, is_set) in own.chain([("LLM_API_KEY", settings.api_key.is_some())]) {
@@ -464,59 +490,66 @@ impl Models for Providers {
         model: Option<&str>,
         has_key: bool,
     ) -> Result<ModelSelection, CreateError> {
-        let (named, rest) = self.meant(name, model)?;
+        let (named, rest) = self.resolve(name, model)?;
         // A model requested as `provider/model` of another provider does not exist at the one that
         // replaces it.
-        let served = if rest == model {
+        let model_provider = if rest == model {
             self.serving(named, has_key)
         } else {
             named
         };
-        if !served.usable(has_key) {
+        if !model_provider.is_usable(has_key) {
             return Err(CreateError::MissingKey {
                 provider: named.name.clone(),
                 variable: named.variable.clone(),
             });
         }
-        match rest.or(served.choice.default()) {
-            Some(model) if served.choice.allows(model) => Ok(ModelSelection {
+        match rest.or(model_provider.catalog.default()) {
+            Some(model) if model_provider.catalog.allows(model) => Ok(ModelSelection {
                 name: named.name.clone(),
                 model: model.to_owned(),
             }),
             other => Err(CreateError::UnknownModel {
-                model: other.unwrap_or_default().chars().take(SHOWN).collect(),
+                model: other.unwrap_or_default().chars().take(MAX_SHOWN).collect(),
                 provider: named.name.clone(),
-                offered: served.choice.sentence(),
+                offered: model_provider.catalog.sentence(),
             }),
         }
     }
 
-    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError> {
-        let named = self.named(provider)?;
-        let served = self.serving(named, has_key);
-        (!served.choice.is_priced(model)).then(|| CreateError::UnpricedModel {
-            model: model.chars().take(SHOWN).collect(),
+    fn check_priced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError> {
+        let named = self.by_name(provider)?;
+        let model_provider = self.serving(named, has_key);
+        (!model_provider.catalog.is_priced(model)).then(|| CreateError::UnpricedModel {
+            model: model.chars().take(MAX_SHOWN).collect(),
             provider: named.name.clone(),
         })
     }
 
     fn server(&self, provider: &str) -> Option<String> {
-        self.named(provider).map(|served| served.endpoint.server())
+        self.by_name(provider)
+            .map(|model_provider| model_provider.endpoint.server())
     }
 
-    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> AvailableModels {
-        let Some(named) = self.named(provider) else {
+    fn available(
+        &self,
+        provider: &str,
+        model: &str,
+        priced: bool,
+        has_key: bool,
+    ) -> AvailableModels {
+        let Some(named) = self.by_name(provider) else {
             return AvailableModels::only(model);
         };
         let own = self.serving(named, has_key);
-        let mut offers = own.choice.offers(model, priced);
+        let mut available_models = own.catalog.offers(model, priced);
         let others = self.all.iter().filter(|other| !Arc::ptr_eq(own, other));
-        for other in others.filter(|other| other.usable(false)) {
-            let names = other.choice.offered(priced);
+        for other in others.filter(|other| other.is_usable(false)) {
+            let names = other.catalog.offered(priced);
             let full = names.iter().map(|name| format!("{}/{name}", other.name));
-            offers.names.extend(full);
+            available_models.names.extend(full);
         }
-        offers
+        available_models
     }
 
     fn check(
@@ -524,15 +557,15 @@ impl Models for Providers {
         provider: &str,
         api_key: Option<Secret>,
     ) -> BoxFuture<'static, Result<(), CreateError>> {
-        let named = self.named(provider);
+        let named = self.by_name(provider);
         let found = named.map(|named| self.serving(named, api_key.is_some()).clone());
         let egress = self.egress.clone();
         let label = provider.to_owned();
         async move {
-            let Some(served) = found else {
+            let Some(model_provider) = found else {
                 return Ok(());
             };
-            let checked = served.check(&egress, api_key).await;
+            let checked = model_provider.check(&egress, api_key).await;
             // In terms of the requested name, even if another provider serves it.
             checked.map_err(|error| match error {
                 CreateError::KeyRefused(_) => CreateError::KeyRefused(label),
@@ -547,7 +580,7 @@ impl Models for Providers {
         request: ModelRequest,
         deltas: DeltaSink,
     ) -> BoxFuture<'static, Result<ModelAnswer, ModelFailure>> {
-        let called = self.called(&request);
+        let called = self.resolve_call(&request);
         let (egress, blobs) = (self.egress.clone(), self.blobs.clone());
         let patience = self.patience;
         async move { ask(&egress, &blobs, patience, called?, request, &deltas).await }.boxed()
@@ -563,18 +596,18 @@ async fn ask(
     deltas: &DeltaSink,
 ) -> Result<ModelAnswer, ModelFailure> {
     let CalledProvider {
-        served,
+        provider: model_provider,
         model,
         label,
     } = called;
-    let own = request.api_key.as_ref().map(sendable);
-    let own = own.filter(|_| served.name == request.provider);
+    let own = request.api_key.as_ref().map(to_secret_string);
+    let own = own.filter(|_| model_provider.name == request.provider);
     let files = blobs.of(&request.session);
     let target = CallTarget {
         egress,
-        endpoint: &served.endpoint,
-        key: own.as_ref().or(served.key.as_ref()),
-        settings: &served.settings,
+        endpoint: &model_provider.endpoint,
+        key: own.as_ref().or(model_provider.key.as_ref()),
+        settings: &model_provider.settings,
         files: files.as_ref(),
         patience,
         notify: &*request.notices,
@@ -588,44 +621,44 @@ async fn ask(
         params: call.params,
         streaming: true,
     };
-    let spent = |usage: Usage, tries| CallCost {
-        cost: served.choice.cost(&wanted.model, &usage),
+    let cost = |usage: Usage, tries| CallCost {
+        cost: model_provider.catalog.cost(&wanted.model, &usage),
         usage,
         provider: label.clone(),
         model: wanted.model.clone(),
         tries,
     };
     let mut so_far = PartialUsage::default();
-    let show = |shown: StreamEvent<'_>| match shown {
+    let show = |event: StreamEvent<'_>| match event {
         StreamEvent::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
         StreamEvent::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
         StreamEvent::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
         StreamEvent::Delta(Delta::Usage(usage)) => {
             so_far.now = Some(*usage);
-            request.meter.tell(spent(so_far.sum(), so_far.resets + 1));
+            request.meter.report(cost(so_far.sum(), so_far.resets + 1));
         }
         StreamEvent::Reset => {
             so_far.again();
             deltas(DeltaKind::Reset, "");
         }
     };
-    let answered = complete(&served.llm, target, &wanted, show).await;
+    let answered = complete(&model_provider.llm, target, &wanted, show).await;
     let done = answered.map_err(|failed| ModelFailure {
         error: failed.error,
-        spent: failed
+        cost: failed
             .wasted
-            .map(|usage| Box::new(spent(*usage, failed.tries))),
+            .map(|usage| Box::new(cost(*usage, failed.tries))),
     })?;
     tracing::debug!(
-        provider = served.name,
+        provider = model_provider.name,
         tries = done.tries,
-        fuel = done.figures.fuel,
-        micros = done.figures.micros,
+        fuel = done.usage.fuel,
+        micros = done.usage.micros,
         "a model answered"
     );
     let answer = done.completion;
     Ok(ModelAnswer {
-        spent: spent(done.spent, done.tries),
+        cost: cost(done.cost, done.tries),
         usage: answer.usage,
         message: answer.message,
         stop: answer.stop,
@@ -670,12 +703,12 @@ impl PartialUsage {
     }
 }
 
-fn sendable(secret: &Secret) -> SecretString {
+fn to_secret_string(secret: &Secret) -> SecretString {
     SecretString::from(secret.expose().to_owned())
 }
 
 /// The error for a session that outlived its provider.
-fn no_longer(name: &str) -> Error {
+fn provider_removed(name: &str) -> Error {
     Error::new(
         ErrorKind::Unsupported,
         format!("This deployment no longer has the model provider '{name}'."),

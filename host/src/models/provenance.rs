@@ -54,7 +54,10 @@ impl ResponseOrigin {
 
     /// The request as it is sent to this origin. A response without a mark predates marks: its
     /// adapter recognises its own pieces.
-    pub(super) fn own<'a>(&self, request: &'a CompletionRequest) -> Cow<'a, CompletionRequest> {
+    pub(super) fn strip_foreign<'a>(
+        &self,
+        request: &'a CompletionRequest,
+    ) -> Cow<'a, CompletionRequest> {
         let marked = |message: &Message| origin(message).is_some();
         if !request.messages.iter().any(marked) {
             return Cow::Borrowed(request);
@@ -72,7 +75,7 @@ impl ResponseOrigin {
 }
 
 /// The request without vendor-specific pieces. `None` if it has none.
-pub(super) fn bare(request: &CompletionRequest) -> Option<CompletionRequest> {
+pub(super) fn strip_vendor_pieces(request: &CompletionRequest) -> Option<CompletionRequest> {
     let answers = |message: &&Message| message.role == Role::Assistant;
     let pieces = request
         .messages
@@ -156,21 +159,29 @@ mod tests {
         here.mark(&mut marked);
         assert_eq!(marked.content.len(), 4);
         let asked = request(vec![marked]);
-        assert_eq!(here.own(&asked).messages, std::slice::from_ref(&given));
+        assert_eq!(
+            here.strip_foreign(&asked).messages,
+            std::slice::from_ref(&given)
+        );
         for other in [
             origin_of("openai", "http://127.0.0.1:2/v1", "m"),
             origin_of("openai", "http://127.0.0.1:1/v1", "n"),
             origin_of("anthropic", "http://127.0.0.1:1/v1", "m"),
         ] {
-            assert_eq!(other.own(&asked).messages, [answer(vec![text.clone()])]);
+            assert_eq!(
+                other.strip_foreign(&asked).messages,
+                [answer(vec![text.clone()])]
+            );
         }
         assert_eq!(
-            bare(&here.own(&asked)).unwrap().messages,
+            strip_vendor_pieces(&here.strip_foreign(&asked))
+                .unwrap()
+                .messages,
             [answer(vec![text])]
         );
         // A response without a mark.
         let old = request(vec![given.clone()]);
-        assert_eq!(here.own(&old).messages, [given]);
+        assert_eq!(here.strip_foreign(&old).messages, [given]);
     }
 
     #[test]
@@ -178,6 +189,6 @@ mod tests {
         let mut plain = answer(vec![Content::Text("Yes".into())]);
         origin_of("openai", "http://127.0.0.1:1", "m").mark(&mut plain);
         assert_eq!(plain.content.len(), 1);
-        assert_eq!(bare(&request(vec![plain])), None);
+        assert_eq!(strip_vendor_pieces(&request(vec![plain])), None);
     }
 }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::catalog::{CatalogSources, ModelCatalog};
 use super::credentials::ProviderEndpoint;
-use super::{ProviderReadiness, sendable};
+use super::{ProviderReadiness, to_secret_string};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
 use lucid_net::egress::{Egress, EgressError, EgressResponse, Endpoint};
@@ -40,13 +40,13 @@ pub(super) struct ModelProvider {
     pub(super) key: Option<SecretString>,
     /// The variable that `key` is missing from, if it is.
     pub(super) variable: String,
-    pub(super) choice: ModelCatalog,
+    pub(super) catalog: ModelCatalog,
     /// Whether `LLM_BASE_URL` serves requests for this provider if it has no key.
     pub(super) replaceable: bool,
     /// Whether it may work without a key.
     keyless: bool,
     /// Digests of keys the provider accepted, so that each is validated once.
-    taken: Mutex<HashSet<[u8; 32]>>,
+    accepted_keys: Mutex<HashSet<[u8; 32]>>,
 }
 
 /// Why a provider cannot be called with the deployment's key.
@@ -70,14 +70,14 @@ impl ModelProvider {
     /// A provider at its endpoint. `others` are the names of all providers.
     pub(super) fn new(
         provider: LoadedProvider,
-        site: ProviderEndpoint,
+        endpoint: ProviderEndpoint,
         settings: &ModelSettings,
         others: &[String],
         is_default: bool,
     ) -> Self {
-        let general = site.general;
+        let general = endpoint.general;
         let name = provider.plugin.name().to_owned();
-        let choice = ModelCatalog::new(&CatalogSources {
+        let catalog = ModelCatalog::new(&CatalogSources {
             name: &name,
             descriptor: provider.plugin.descriptor(),
             known: &provider.models,
@@ -87,35 +87,35 @@ impl ModelProvider {
             others,
             is_default,
             general,
-            elsewhere: site.elsewhere,
+            elsewhere: endpoint.elsewhere,
         });
         Self {
             llm: provider.plugin,
             settings: provider.settings,
-            endpoint: site.endpoint,
-            key: site.key,
-            variable: site.variable,
-            choice,
-            replaceable: site.replaceable,
-            keyless: site.keyless,
-            taken: Mutex::default(),
+            endpoint: endpoint.endpoint,
+            key: endpoint.key,
+            variable: endpoint.variable,
+            catalog,
+            replaceable: endpoint.replaceable,
+            keyless: endpoint.keyless,
+            accepted_keys: Mutex::default(),
             name,
         }
     }
 
     /// Whether it can be called, by a session with or without a key of its own.
-    pub(super) fn usable(&self, own_key: bool) -> bool {
+    pub(super) fn is_usable(&self, own_key: bool) -> bool {
         own_key || self.keyless || self.key.is_some()
     }
 
     /// Its status before any session has called it.
-    pub(super) fn standing(&self) -> ProviderReadiness {
+    pub(super) fn readiness(&self) -> ProviderReadiness {
         ProviderReadiness {
             name: self.name.clone(),
             base_url: self.endpoint.base_url().to_string(),
             variable: self.variable.clone(),
             has_key: self.key.is_some(),
-            is_usable: self.usable(false),
+            is_usable: self.is_usable(false),
         }
     }
 
@@ -130,12 +130,12 @@ impl ModelProvider {
         egress: &Egress,
         api_key: Option<Secret>,
     ) -> Result<(), CreateError> {
-        let own = api_key.as_ref().map(sendable);
+        let own = api_key.as_ref().map(to_secret_string);
         let Some(key) = own.as_ref().or(self.key.as_ref()) else {
             return Ok(());
         };
         let digest: [u8; 32] = Sha256::digest(key.expose_secret().as_bytes()).into();
-        if self.taken.lock().contains(&digest) {
+        if self.accepted_keys.lock().contains(&digest) {
             return Ok(());
         }
         let asked = tokio::time::timeout(CHECK, async {
@@ -146,7 +146,7 @@ impl ModelProvider {
                 .await
                 .ok()?
             {
-                EgressResponse::Frames(_) => Some(true),
+                EgressResponse::Success(_) => Some(true),
                 EgressResponse::Refused(no) => {
                     let means = self.llm.classify(no.status, &no.headers, &no.body).await;
                     let unknown = means.result.ok()?.kind == ErrorKind::Unauthenticated;
@@ -157,7 +157,7 @@ impl ModelProvider {
         match asked.await {
             Ok(Some(false)) => Err(CreateError::KeyRefused(self.name.clone())),
             Ok(Some(true)) => {
-                let mut taken = self.taken.lock();
+                let mut taken = self.accepted_keys.lock();
                 if taken.len() >= REMEMBERED {
                     taken.clear();
                 }
@@ -170,7 +170,7 @@ impl ModelProvider {
 
     /// Says why the provider cannot be called with the deployment's key, for the operator: what
     /// `check` ignores is reported here. A server without the probe's path counts as reachable.
-    pub(super) async fn reach(&self, egress: &Egress) -> Result<(), ProviderCheckError> {
+    pub(super) async fn check_reachable(&self, egress: &Egress) -> Result<(), ProviderCheckError> {
         let asked = tokio::time::timeout(CHECK, async {
             let Ok(Some(request)) = self.llm.probe(&self.settings).await.result else {
                 return Ok(());
@@ -178,7 +178,7 @@ impl ModelProvider {
             let (key, framing) = (self.key.as_ref(), Framing::WholeBody);
             let answer = egress.send(&self.endpoint, key, &request, framing).await;
             let no = match answer? {
-                EgressResponse::Frames(_) => return Ok(()),
+                EgressResponse::Success(_) => return Ok(()),
                 EgressResponse::Refused(no) => no,
             };
             let means = self.llm.classify(no.status, &no.headers, &no.body).await;

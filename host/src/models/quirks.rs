@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use super::provenance::{ResponseOrigin, bare};
+use super::provenance::{ResponseOrigin, strip_vendor_pieces};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -37,7 +37,7 @@ pub(super) struct Quirks {
     uncounted: bool,
     /// Only members of the API itself are accepted.
     bare: bool,
-    /// As `bare`, but for this conversation only: something in it is no longer valid.
+    /// As `strip_vendor_pieces`, but for this conversation only: something in it is no longer valid.
     bare_now: bool,
 }
 
@@ -56,7 +56,7 @@ impl LearnedQuirks {
     }
 
     /// Remembers the form in which a request was accepted.
-    pub(super) fn keep(&self, origin: &ResponseOrigin, quirks: Quirks) {
+    pub(super) fn remember(&self, origin: &ResponseOrigin, quirks: Quirks) {
         let quirks = Quirks {
             bare_now: false,
             ..quirks
@@ -72,12 +72,12 @@ impl Quirks {
     /// The request in the required form.
     pub(super) fn applied(self, request: &CompletionRequest) -> CompletionRequest {
         let without = if self.bare || self.bare_now {
-            bare(request)
+            strip_vendor_pieces(request)
         } else {
             None
         };
         let mut request = without.unwrap_or_else(|| request.clone());
-        let told = [
+        let requirements = [
             (
                 "roles",
                 self.alternate,
@@ -90,10 +90,10 @@ impl Quirks {
             ("reasoning", self.reasoning, "always"),
             ("stream_usage", self.uncounted, "never"),
         ];
-        if told.iter().any(|(_, is, _)| *is) {
+        if requirements.iter().any(|(_, is, _)| *is) {
             let mut params: Map<String, Value> =
                 serde_json::from_str(&request.params).unwrap_or_default();
-            for (name, _, word) in told.iter().filter(|(_, is, _)| *is) {
+            for (name, _, word) in requirements.iter().filter(|(_, is, _)| *is) {
                 params.insert((*name).to_owned(), Value::from(*word));
             }
             request.params = Value::Object(params).to_string();
@@ -102,15 +102,15 @@ impl Quirks {
     }
 
     /// Whether the request is sent unchanged.
-    pub(super) fn are_none(self) -> bool {
+    pub(super) fn is_empty(self) -> bool {
         self == Self::default()
     }
 
     /// The additional requirement that a refusal names. `None` if nothing in it could be changed.
-    pub(super) fn asked_for(self, error: &Error, request: &CompletionRequest) -> Option<Self> {
+    pub(super) fn learn_from(self, error: &Error, request: &CompletionRequest) -> Option<Self> {
         let code = error.code.as_deref().unwrap_or_default();
-        let said = format!("{code} {}", error.message).to_lowercase();
-        let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+        let refusal = format!("{code} {}", error.message).to_lowercase();
+        let has = |words: &[&str]| words.iter().any(|word| refusal.contains(word));
         let mut wanted = self;
         let is_of_roles = has(&["role"]);
         if is_of_roles && has(&["system"]) && has(&REFUSED) {
@@ -144,7 +144,9 @@ impl Quirks {
             wanted.reasoning = true;
         } else if has(&["stream_options", "include_usage"]) && has(&FORBIDDEN) {
             wanted.uncounted = true;
-        } else if error.kind == ErrorKind::InvalidInput && has(&VENDORS) && bare(request).is_some()
+        } else if error.kind == ErrorKind::InvalidInput
+            && has(&VENDORS)
+            && strip_vendor_pieces(request).is_some()
         {
             wanted.bare |= has(&FORBIDDEN);
             wanted.bare_now |= has(&["invalid", "expired", "corrupted", "could not be verified"]);
@@ -187,7 +189,7 @@ const FORBIDDEN: [&str; 9] = [
 /// Whether a refusal is about the form of the request, whatever its status: some servers report an
 /// internal error, and repeating the request in the same form would not help.
 pub(super) fn is_about_form(error: &Error, request: &CompletionRequest) -> bool {
-    Quirks::default().asked_for(error, request).is_some()
+    Quirks::default().learn_from(error, request).is_some()
 }
 
 #[cfg(test)]
@@ -219,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_answered_in_the_form_that_it_speaks_of_and_once() {
-        for (said, params) in [
+        for (refusal, params) in [
             (
                 "Unexpected role 'user' after role 'tool'",
                 r#"{"roles":"alternate","temperature":0.5}"#,
@@ -253,19 +255,23 @@ mod tests {
                 r#"{"reasoning":"always","temperature":0.5}"#,
             ),
         ] {
-            let wanted = Quirks::default().asked_for(&error(said), &request());
-            let wanted = wanted.unwrap_or_else(|| panic!("{said}"));
+            let wanted = Quirks::default().learn_from(&error(refusal), &request());
+            let wanted = wanted.unwrap_or_else(|| panic!("{refusal}"));
             let sent: Value = serde_json::from_str(&wanted.applied(&request()).params).unwrap();
             assert_eq!(
                 sent,
                 serde_json::from_str::<Value>(params).unwrap(),
-                "{said}"
+                "{refusal}"
             );
-            assert_eq!(wanted.asked_for(&error(said), &request()), None, "{said}");
+            assert_eq!(
+                wanted.learn_from(&error(refusal), &request()),
+                None,
+                "{refusal}"
+            );
         }
         let extra =
             error("body.messages.1.assistant.reasoning_content: Extra inputs are not permitted");
-        let wanted = Quirks::default().asked_for(&extra, &request()).unwrap();
+        let wanted = Quirks::default().learn_from(&extra, &request()).unwrap();
         assert_eq!(wanted.applied(&request()).messages[0].content.len(), 1);
         for other in [
             "maximum context length",
@@ -275,7 +281,7 @@ mod tests {
             "Unsupported parameter: 'system'",
         ] {
             assert_eq!(
-                Quirks::default().asked_for(&error(other), &request()),
+                Quirks::default().learn_from(&error(other), &request()),
                 None,
                 "{other}"
             );

@@ -60,7 +60,7 @@ impl Retries {
 
     /// Records that a response broke off after it had begun. Returns whether it may be requested
     /// again.
-    pub(super) fn broke_off(&mut self) -> bool {
+    pub(super) fn may_repeat_broken_off(&mut self) -> bool {
         self.broken_off += 1;
         self.broken_off <= BROKEN_OFF
     }
@@ -97,17 +97,20 @@ impl Retries {
 
     /// The error as users see it: if the provider wants a longer wait than the retry budget allows,
     /// it says so.
-    pub(super) fn told(&self, mut error: Error) -> Error {
+    pub(super) fn explain(&self, mut error: Error) -> Error {
         let wanted = Duration::from_millis(error.retry_after_ms.unwrap_or(0));
         if passes(&error) && wanted > self.patience {
-            let said = error.message.trim_end_matches(['.', ' ']);
-            error.message = format!("{said}. It asks to be left alone for {}.", spoken(wanted));
+            let message = error.message.trim_end_matches(['.', ' ']);
+            error.message = format!(
+                "{message}. It asks to be left alone for {}.",
+                spell_duration(wanted)
+            );
         }
         error
     }
 
     /// The announcement before this pause. `None` if users know already, or need not know.
-    pub(super) fn begins(
+    pub(super) fn announcement(
         &mut self,
         error: &Error,
         pause: Duration,
@@ -121,16 +124,16 @@ impl Retries {
         let reason = error.message.trim().trim_end_matches('.');
         Some(format!(
             "The model cannot be asked at the moment: {reason}. It is tried again for up to {}.",
-            spoken(self.patience)
+            spell_duration(self.patience)
         ))
     }
 
     /// The announcement at the end of the call. `None` if no outage was announced.
-    pub(super) fn ends(&mut self, answered: bool, now: Instant) -> Option<String> {
+    pub(super) fn end_announcement(&mut self, answered: bool, now: Instant) -> Option<String> {
         if !std::mem::take(&mut self.announced) {
             return None;
         }
-        let lasted = spoken(now - self.since?);
+        let lasted = spell_duration(now - self.since?);
         Some(if answered {
             format!("The model answers again, after {lasted}.")
         } else {
@@ -152,7 +155,7 @@ fn is(error: &Error, code: &str) -> bool {
 }
 
 /// A duration in words.
-fn spoken(time: Duration) -> String {
+fn spell_duration(time: Duration) -> String {
     let seconds = time.as_secs_f64().round() as u64;
     let (amount, unit) = match seconds {
         0..120 => (seconds.max(1), "second"),
@@ -215,16 +218,16 @@ mod tests {
         let asks = |ms| error(ErrorKind::RateLimited, None, Some(ms));
         let retries = Retries::new(QUARTER);
         assert_eq!(
-            retries.told(asks(3_600_000)).message,
+            retries.explain(asks(3_600_000)).message,
             "The server is down. It asks to be left alone for 60 minutes."
         );
-        assert_eq!(retries.told(asks(60_000)), asks(60_000));
+        assert_eq!(retries.explain(asks(60_000)), asks(60_000));
     }
 
     #[test]
     fn an_answer_that_broke_off_is_asked_for_again_three_times_whatever_patience_there_is() {
         let mut retries = Retries::new(QUARTER);
-        let asked: Vec<bool> = (0..5).map(|_| retries.broke_off()).collect();
+        let asked: Vec<bool> = (0..5).map(|_| retries.may_repeat_broken_off()).collect();
         assert_eq!(asked, [true, true, true, false, false]);
         let now = Instant::now();
         assert!(
@@ -264,16 +267,16 @@ mod tests {
         let mut retries = Retries::new(QUARTER);
         let began = Instant::now();
         let mut now = began;
-        let mut said = Vec::new();
+        let mut message = Vec::new();
         for _ in 0..5 {
             let pause = retries.pause(&overloaded(), began, now).unwrap();
-            said.extend(retries.begins(&overloaded(), pause, now));
+            message.extend(retries.announcement(&overloaded(), pause, now));
             now += pause;
         }
-        said.extend(retries.ends(true, now));
-        said.extend(retries.ends(true, now));
-        let [begins, ends] = &said[..] else {
-            panic!("{said:?}")
+        message.extend(retries.end_announcement(true, now));
+        message.extend(retries.end_announcement(true, now));
+        let [begins, ends] = &message[..] else {
+            panic!("{message:?}")
         };
         assert_eq!(
             begins,
@@ -287,13 +290,13 @@ mod tests {
         let mut retries = Retries::new(QUARTER);
         let shortly = Duration::from_millis(500);
         retries.pause(&overloaded(), began, began).unwrap();
-        assert_eq!(retries.begins(&overloaded(), shortly, began), None);
-        assert_eq!(retries.ends(true, began + shortly), None);
+        assert_eq!(retries.announcement(&overloaded(), shortly, began), None);
+        assert_eq!(retries.end_announcement(true, began + shortly), None);
     }
 
     #[test]
     fn a_duration_is_said_in_seconds_or_minutes() {
-        for (seconds, said) in [
+        for (seconds, message) in [
             (0.2, "1 second"),
             (42.4, "42 seconds"),
             (90.0, "90 seconds"),
@@ -302,7 +305,7 @@ mod tests {
             (900.0, "15 minutes"),
             (1234.0, "21 minutes"),
         ] {
-            assert_eq!(spoken(Duration::from_secs_f64(seconds)), said);
+            assert_eq!(spell_duration(Duration::from_secs_f64(seconds)), message);
         }
     }
 }

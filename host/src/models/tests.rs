@@ -67,16 +67,16 @@ fn asked(model: &str) -> ModelRequest {
 }
 
 fn called(providers: &Providers, model: &str) -> Result<String, ErrorKind> {
-    let called = providers.called(&asked(model));
+    let called = providers.resolve_call(&asked(model));
     called
-        .map(|called| format!("{} {}", called.served.name, called.model))
+        .map(|called| format!("{} {}", called.provider.name, called.model))
         .map_err(|error| error.kind)
 }
 
 #[tokio::test]
 async fn a_policy_calls_the_models_that_are_offered_by_name_and_no_others() {
     let providers = providers(&[("OPENAI_API_KEY", "k"), ("GOOGLE_MODEL", "g")]).await;
-    let offers = providers.offers("google", "m", false, true);
+    let offers = providers.available("google", "m", false, true);
     assert_eq!(offers.names, ["m", "g", "openai/m"]);
     for (model, expected) in [
         ("", "google m"),
@@ -103,7 +103,7 @@ async fn a_policy_calls_the_models_that_are_offered_by_name_and_no_others() {
 #[tokio::test]
 async fn a_model_of_a_provider_without_a_key_of_the_deployment_is_not_called_with_the_users() {
     let providers = providers(&[]).await;
-    assert_eq!(providers.offers("google", "m", false, true).names, ["m"]);
+    assert_eq!(providers.available("google", "m", false, true).names, ["m"]);
     assert_eq!(called(&providers, "openai/m"), Err(ErrorKind::Forbidden));
     // The session's own provider is called with the user's key, although the deployment has none
     // for it.
@@ -183,15 +183,18 @@ async fn the_base_url_serves_a_named_provider_that_nobody_has_a_key_for() {
         api_key: None,
         ..asked(wanted)
     };
-    let called = all.called(&without_key("")).unwrap();
+    let called = all.resolve_call(&without_key("")).unwrap();
     let of = (
-        called.served.name.as_str(),
+        called.provider.name.as_str(),
         called.model.as_str(),
         called.label.as_str(),
     );
     assert_eq!(of, ("openai", "qwen", "google"));
-    assert_eq!(all.called(&asked("")).unwrap().served.name, "google");
-    let offers = all.offers("google", "qwen", false, false);
+    assert_eq!(
+        all.resolve_call(&asked("")).unwrap().provider.name,
+        "google"
+    );
+    let offers = all.available("google", "qwen", false, false);
     assert_eq!(
         (offers.model.name.as_str(), offers.small.name.as_str()),
         ("qwen", "qwen")
@@ -262,8 +265,8 @@ async fn a_default_provider_without_a_key_is_told_of_and_served_by_the_base_url(
 /// The key that a provider is called with.
 fn key_of(providers: &Providers, name: &str) -> Option<String> {
     use secrecy::ExposeSecret;
-    let served = providers.named(name).unwrap();
-    served
+    let model_provider = providers.by_name(name).unwrap();
+    model_provider
         .key
         .as_ref()
         .map(|key| key.expose_secret().to_owned())
@@ -391,7 +394,7 @@ async fn a_component_that_is_not_built_in_does_not_choose_where_keys_go() {
     let (all, _) = deployed(&settings, &stated).await.unwrap();
     assert_eq!(key_of(&all, "own").as_deref(), Some("own"));
     assert_eq!(
-        all.named("own").unwrap().endpoint.server(),
+        all.by_name("own").unwrap().endpoint.server(),
         "https://own.example"
     );
 }
@@ -419,11 +422,11 @@ async fn a_server_on_this_machine_or_one_that_the_manifest_says_so_of_needs_no_k
         assert_eq!(all.find(Some(name), None, false).is_ok(), usable, "{name}");
         assert_eq!(key_of(&all, name), None, "{name}");
     }
-    assert!(all.any_usable() && all.default == "near");
+    assert!(all.has_usable() && all.default == "near");
     assert!(!warnings.join(" ").contains("is not set"), "{warnings:?}");
-    let near = all.named("near").unwrap();
+    let near = all.by_name("near").unwrap();
     assert_eq!(near.endpoint.base_url().as_str(), "http://localhost:11434/");
-    let standings: Vec<String> = all.standings().iter().map(ToString::to_string).collect();
+    let standings: Vec<String> = all.readiness().iter().map(ToString::to_string).collect();
     assert!(
         standings[0].contains("near") && standings[0].ends_with("without a key"),
         "{standings:?}"
@@ -443,7 +446,7 @@ async fn azure_is_asked_as_azure_wants_it() {
     let pasted =
         "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2026-06-01";
     let all = providers(&[("OPENAI_BASE_URL", pasted), ("OPENAI_API_KEY", "k")]).await;
-    let endpoint = &all.named("openai").unwrap().endpoint;
+    let endpoint = &all.by_name("openai").unwrap().endpoint;
     assert_eq!(
         endpoint.base_url().as_str(),
         "https://r.openai.azure.com/openai/deployments/d?api-version=2026-06-01"
@@ -465,9 +468,12 @@ async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
     "#;
     let (all, _) = deployed(&[], manifest).await.unwrap();
     for model in ["priced", "free"] {
-        assert!(all.unpriced("vllm", model, false).is_none(), "{model}");
+        assert!(all.check_priced("vllm", model, false).is_none(), "{model}");
     }
-    let why = all.unpriced("vllm", "unknown", false).unwrap().to_string();
+    let why = all
+        .check_priced("vllm", "unknown", false)
+        .unwrap()
+        .to_string();
     assert!(
         why.contains("'unknown'") && why.contains("`prices`"),
         "{why}"
@@ -478,13 +484,13 @@ async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
         cost_limited,
         ..asked(model)
     };
-    assert!(all.called(&asked("unknown", false)).is_ok());
-    assert!(all.called(&asked("free", true)).is_ok());
-    let refused = all.called(&asked("unknown", true)).err().unwrap();
+    assert!(all.resolve_call(&asked("unknown", false)).is_ok());
+    assert!(all.resolve_call(&asked("free", true)).is_ok());
+    let refused = all.resolve_call(&asked("unknown", true)).err().unwrap();
     assert_eq!(refused.kind, ErrorKind::Forbidden);
     assert!(refused.message.contains("`prices`"), "{}", refused.message);
     assert_eq!(
-        all.offers("vllm", "priced", true, false).names,
+        all.available("vllm", "priced", true, false).names,
         ["priced", "free"]
     );
 }

@@ -57,7 +57,7 @@ pub(super) fn send(request: &CompletionRequest) -> Cow<'_, CompletionRequest> {
     let content = renamed
         .messages
         .iter_mut()
-        .flat_map(|said| &mut said.content);
+        .flat_map(|message| &mut message.content);
     for piece in content {
         if let Content::ToolCall(call) = piece
             && request.tools.iter().any(|tool| tool.name == call.name)

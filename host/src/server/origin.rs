@@ -24,8 +24,8 @@ const MACHINE_ID: &str = "/etc/machine-id";
 
 /// Notes this start, and says how the last one was elsewhere, where it was.
 pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String>, StartError> {
-    let last = store.read(lucid_store::origin).await?;
-    let folder = DataDirs::below(storage).own.join("starts");
+    let last = store.read(lucid_store::last_start).await?;
+    let folder = DataDirs::under(storage).own.join("starts");
     let failed = |cause| StartError::Folder {
         path: folder.clone(),
         cause,
@@ -36,7 +36,7 @@ pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String
     };
     let start = mark(storage, &folder).map_err(failed)?;
     let (row, moved) = (start.clone(), elsewhere.is_some());
-    let write = move |connection: &_| lucid_store::begin(connection, &row, moved);
+    let write = move |connection: &_| lucid_store::record_start(connection, &row, moved);
     store.write(write).await?;
     // As after a crash here: the next start removes them. This one is noted, and must not be begun again,
     // since that would find nothing.
@@ -128,7 +128,7 @@ mod tests {
         let mut tries = 0;
         // A program that another test starts just now has the last one's lock for a moment.
         let store = loop {
-            match Store::open(DataDirs::below(storage).data()) {
+            match Store::open(DataDirs::under(storage).data()) {
                 Err(lucid_store::StoreError::InUse(_)) if tries < 200 => tries += 1,
                 opened => break opened.unwrap(),
             }
@@ -174,7 +174,7 @@ mod tests {
         assert!(found.contains("restored or copied"), "{found}");
 
         // The database alone.
-        let data = DataDirs::below(&storage).data().to_owned();
+        let data = DataDirs::under(&storage).data().to_owned();
         let older = base.path().join("data");
         copy(&data, &older);
         assert_eq!(start(&storage).await, None);
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(start(&storage).await, None);
         let copied = base.path().join("copied");
         copy(&storage, &copied);
-        std::fs::create_dir(DataDirs::below(&copied).own.join("starts/folder")).unwrap();
+        std::fs::create_dir(DataDirs::under(&copied).own.join("starts/folder")).unwrap();
         let found = start(&copied).await.expect("it is noticed");
         assert!(found.contains(storage.to_str().unwrap()), "{found}");
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 /// The most bytes of a schema.
 pub(super) const LARGEST: usize = 32 << 10;
 /// So many ways of choices are looked at: they may lead to each other, or in a circle.
-const MOST_WAYS: usize = 100;
+const MAX_ALTERNATIVES: usize = 100;
 
 /// The schema as it is told to models; none where it is too large or that of no object.
 pub(super) fn usable(schema: &str) -> Option<String> {
@@ -22,7 +22,7 @@ pub(super) fn usable(schema: &str) -> Option<String> {
     };
     let is_object = may_be_object(&schema);
     let root = Value::Object(schema.clone());
-    let mut left = MOST_WAYS;
+    let mut left = MAX_ALTERNATIVES;
     flatten(&mut schema, &root, &mut left);
     for kept_out in ["not", "enum", "const", "$schema", "$id"] {
         schema.remove(kept_out);
@@ -201,7 +201,7 @@ mod tests {
             "oneOf": [way("a"), way("b")],
             "additionalProperties": false,
         });
-        let mut many = vec![way("a"); MOST_WAYS];
+        let mut many = vec![way("a"); MAX_ALTERNATIVES];
         many.push(way("b"));
         let wide = json!({"oneOf": many, "additionalProperties": false});
         for schema in [circle, wide] {

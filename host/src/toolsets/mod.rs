@@ -23,12 +23,12 @@ use parking_lot::Mutex;
 
 use self::mcp::error::McpConnectError;
 use crate::manifest::is_source_name;
-use lucid_sandbox::tools::{MAX_RESULT, middle_left_out};
+use lucid_sandbox::tools::{MAX_RESULT, truncate_middle};
 use lucid_session::{
     Environment, EventDraft, SEPARATOR, SessionTools, ToolOutput, ToolProvider,
     ToolResultWithEvent, ToolsSpec,
 };
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::sentence::full_stop;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
@@ -44,7 +44,7 @@ const LARGEST_ALL: usize = 256 << 10;
 /// The maximum length of a reason, in characters.
 const REASON: usize = 500;
 /// How long a source may take to open, whatever its own limit.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A source of tools: a component or an MCP server. Tools have their own names here, without the
 /// source's.
@@ -63,7 +63,7 @@ pub(crate) trait ToolSource: Send + Sync {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>>;
 }
 
@@ -96,7 +96,7 @@ pub(crate) trait OpenToolSource: Send + Sync {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: ToolOutput,
+        output: ToolOutput,
     ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>>;
     /// Releases everything it holds. Idempotent. Dropping it does the same.
     fn close(&self) -> BoxFuture<'static, ()>;
@@ -119,7 +119,7 @@ impl Toolsets {
     }
 
     /// Whether both are made of the same sources, and so behave the same.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
         let same = |(one, two): (&Arc<dyn ToolSource>, &Arc<dyn ToolSource>)| {
             one.name() == two.name() && one.identity() == two.identity()
         };
@@ -149,31 +149,31 @@ impl ToolProvider for Toolsets {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>> {
         let of_policy = self.sources.values();
         let of_policy = of_policy.filter(|source| source.serves(&spec.policy));
-        let shelves: BTreeMap<_, _> = of_policy
+        let slots: BTreeMap<_, _> = of_policy
             .map(|source| {
-                let shelf = SourceSlot {
+                let slot = SourceSlot {
                     source: source.clone(),
                     opened: tokio::sync::Mutex::default(),
                 };
-                (source.name().to_owned(), shelf)
+                (source.name().to_owned(), slot)
             })
             .collect();
         let opened = Arc::new(Inner {
-            shelves,
+            slots,
             spec,
-            place,
+            environment,
             definitions: Mutex::default(),
             notices: Mutex::default(),
         });
         async move {
-            let all = opened.shelves.values();
-            let all = join_all(all.map(|shelf| opened.first(shelf))).await;
-            let said = all.into_iter().flatten().flatten().collect();
-            *opened.definitions.lock() = said;
+            let all = opened.slots.values();
+            let all = join_all(all.map(|slot| opened.first(slot))).await;
+            let notices = all.into_iter().flatten().flatten().collect();
+            *opened.definitions.lock() = notices;
             Arc::new(OpenedSources(opened)) as Arc<dyn SessionTools>
         }
         .boxed()
@@ -184,9 +184,9 @@ impl ToolProvider for Toolsets {
 struct OpenedSources(Arc<Inner>);
 
 struct Inner {
-    shelves: BTreeMap<String, SourceSlot>,
+    slots: BTreeMap<String, SourceSlot>,
     spec: ToolsSpec,
-    place: Option<Arc<dyn Environment>>,
+    environment: Option<Arc<dyn Environment>>,
     /// Fixed when the session began: its policy was given these.
     definitions: Mutex<Vec<ToolDefinition>>,
     notices: Mutex<Vec<String>>,
@@ -201,15 +201,15 @@ struct SourceSlot {
 
 /// The sentence for a source that did not open.
 fn not_there(source: &str, reason: &ToolSourceError) -> String {
-    let reason = clean(&full_stop(reason), REASON);
+    let reason = sanitize(&full_stop(reason), REASON);
     format!("The tools of {source} are not there: {reason}")
 }
 
 impl Inner {
     /// Opens a source at the session's start, and returns its tools.
-    async fn first(&self, shelf: &SourceSlot) -> Option<Vec<ToolDefinition>> {
-        let name = shelf.source.name();
-        match self.open(shelf).await {
+    async fn first(&self, slot: &SourceSlot) -> Option<Vec<ToolDefinition>> {
+        let name = slot.source.name();
+        match self.open(slot).await {
             Ok(toolset) => {
                 let (fit, left_out) = fitting(name, toolset.definitions());
                 if let Some(why) = left_out {
@@ -230,22 +230,21 @@ impl Inner {
         self.notices.lock().push(what);
     }
 
-    async fn open(&self, shelf: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, ToolSourceError> {
-        let mut opened = shelf.opened.lock().await;
+    async fn open(&self, slot: &SourceSlot) -> Result<Arc<dyn OpenToolSource>, ToolSourceError> {
+        let mut opened = slot.opened.lock().await;
         if let Some(there) = opened.as_ref() {
             return Ok(there.clone());
         }
         let opening = async {
-            shelf
-                .source
-                .open(self.spec.clone(), self.place.clone())
+            slot.source
+                .open(self.spec.clone(), self.environment.clone())
                 .await
         };
         let opening = AssertUnwindSafe(opening).catch_unwind();
-        let toolset = match tokio::time::timeout(PATIENCE, opening).await {
+        let toolset = match tokio::time::timeout(TIMEOUT, opening).await {
             Ok(Ok(result)) => result?,
             Ok(Err(_)) => return Err(ToolSourceError::Panicked),
-            Err(_) => return Err(ToolSourceError::TooSlow(PATIENCE)),
+            Err(_) => return Err(ToolSourceError::TooSlow(TIMEOUT)),
         };
         Ok(opened.insert(toolset).clone())
     }
@@ -254,21 +253,21 @@ impl Inner {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: ToolOutput,
+        output: ToolOutput,
     ) -> Result<ToolResultWithEvent, Error> {
         let named = split(&call.name).and_then(|(source, tool)| {
-            let shelf = self.shelves.get(source)?;
-            Some((shelf, tool.to_owned()))
+            let slot = self.slots.get(source)?;
+            Some((slot, tool.to_owned()))
         });
-        let Some((shelf, tool)) = named else {
-            let name = clean(&call.name, LONGEST_NAME);
+        let Some((slot, tool)) = named else {
+            let name = sanitize(&call.name, LONGEST_NAME);
             let what = format!("There is no tool {name:?} in this session.");
             return Ok(ToolResultWithEvent::failed(&call, what));
         };
-        let toolset = match self.open(shelf).await {
+        let toolset = match self.open(slot).await {
             Ok(toolset) => toolset,
             Err(reason) => {
-                let source = shelf.source.name();
+                let source = slot.source.name();
                 let what = not_there(source, &reason);
                 tracing::warn!(session = self.spec.session, source, "{what}");
                 return Ok(ToolResultWithEvent::failed(&call, what));
@@ -276,7 +275,7 @@ impl Inner {
         };
         let id = call.id.clone();
         let own = ToolCall { name: tool, ..call };
-        let running = async { toolset.run(own, timeout_ms, showing).await };
+        let running = async { toolset.run(own, timeout_ms, output).await };
         let done = AssertUnwindSafe(running)
             .catch_unwind()
             .await
@@ -290,8 +289,8 @@ impl Inner {
     }
 
     async fn close(&self) {
-        let close = |shelf: &SourceSlot| {
-            let opened = shelf.opened.try_lock().map(|mut opened| opened.take());
+        let close = |slot: &SourceSlot| {
+            let opened = slot.opened.try_lock().map(|mut opened| opened.take());
             async move {
                 // A source that is being opened is dropped with the future that opens it.
                 if let Ok(Some(toolset)) = opened {
@@ -299,7 +298,7 @@ impl Inner {
                 }
             }
         };
-        join_all(self.shelves.values().map(close)).await;
+        join_all(self.slots.values().map(close)).await;
     }
 }
 
@@ -307,11 +306,11 @@ impl Inner {
 fn bounded(id: String, mut done: ToolResultWithEvent) -> ToolResultWithEvent {
     let cut = |text: &mut String| {
         if text.len() > MAX_RESULT {
-            *text = middle_left_out(std::mem::take(text), MAX_RESULT);
+            *text = truncate_middle(std::mem::take(text), MAX_RESULT);
         }
     };
     cut(&mut done.result.text);
-    cut(&mut done.shown.content);
+    cut(&mut done.event.content);
     done.result.call_id = id;
     done
 }
@@ -323,19 +322,19 @@ fn fitting(source: &str, tools: Vec<ToolDefinition>) -> (Vec<ToolDefinition>, Op
     for tool in tools {
         let name = format!("{source}{SEPARATOR}{}", tool.name);
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        let said = tool.description.len() + tool.input_schema.len();
+        let length = tool.description.len() + tool.input_schema.len();
         let fits = fit.len() < MOST_TOOLS
             && !tool.name.is_empty()
             && name.len() <= LONGEST_NAME
             && tool.name.bytes().all(is_plain)
-            && size + said.min(LARGEST_DESCRIPTION + input_schema::LARGEST) <= LARGEST_ALL
+            && size + length.min(LARGEST_DESCRIPTION + input_schema::LARGEST) <= LARGEST_ALL
             && !fit.iter().any(|other| other.name == name);
         let schema = input_schema::usable(&tool.input_schema).filter(|_| fits);
         let Some(input_schema) = schema else {
             left += 1;
             continue;
         };
-        let description = middle_left_out(tool.description, LARGEST_DESCRIPTION);
+        let description = truncate_middle(tool.description, LARGEST_DESCRIPTION);
         size += description.len() + input_schema.len();
         fit.push(ToolDefinition {
             name,
@@ -362,10 +361,10 @@ impl SessionTools for OpenedSources {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: ToolOutput,
+        output: ToolOutput,
     ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let inner = self.0.clone();
-        async move { inner.run(call, timeout_ms, showing).await }.boxed()
+        async move { inner.run(call, timeout_ms, output).await }.boxed()
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {

@@ -86,7 +86,7 @@ impl OpenToolSource for Fake {
             name => format!("{name} of {}", self.name),
         };
         let done = ToolResultWithEvent {
-            shown: EventDraft::text("CmdOutputObservation", &text),
+            event: EventDraft::text("CmdOutputObservation", &text),
             result: ToolResult {
                 call_id: "somebody else's".to_owned(),
                 is_error: false,
@@ -128,11 +128,11 @@ async fn run(tools: &Arc<dyn SessionTools>, name: &str) -> Result<ToolResultWith
         name: name.to_owned(),
         arguments: "{}".to_owned(),
     };
-    let showing = ToolOutput {
+    let output = ToolOutput {
         deltas: Arc::new(|_, _: &str| {}),
         events: Arc::new(|_| std::future::ready(true).boxed()),
     };
-    tools.run(call, None, showing).await
+    tools.run(call, None, output).await
 }
 
 fn names(tools: &Arc<dyn SessionTools>) -> Vec<String> {
@@ -209,7 +209,7 @@ async fn a_call_that_comes_to_grief_or_says_too_much_harms_nothing_else() {
     let error = run(&tools, "a__grief").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Internal);
     let done = run(&tools, "a__much").await.unwrap();
-    for text in [&done.result.text, &done.shown.content] {
+    for text in [&done.result.text, &done.event.content] {
         assert!(
             text.len() < MAX_RESULT + 100 && text.contains("bytes left out"),
             "{}",
@@ -244,9 +244,9 @@ fn only_what_changes_makes_another_set() {
             },
         ])
     };
-    assert!(one("1").is_like(&one("1")));
-    assert!(!one("1").is_like(&one("2")));
-    assert!(!one("1").is_like(&toolsets(&[fake("a", &[])])));
+    assert!(one("1").is_same(&one("1")));
+    assert!(!one("1").is_same(&one("2")));
+    assert!(!one("1").is_same(&toolsets(&[fake("a", &[])])));
 }
 
 #[test]

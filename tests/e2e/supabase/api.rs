@@ -143,7 +143,7 @@ async fn what_a_session_says_is_in_supabase_for_its_user_alone() {
     .await;
     let local = || {
         let file = host.folder().join("storage/.lucid/data");
-        let database = lucid_store::look(&file).unwrap();
+        let database = lucid_store::open_read_only(&file).unwrap();
         let count = "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM chat_messages)
             + (SELECT count(*) FROM chat_sessions)";
         database

@@ -137,7 +137,7 @@ async fn suite(records: &dyn ChatStore, ann: &Principal, bob: &Principal) {
         is_active: false,
         totals: used(1),
     };
-    assert!(!records.note(bob, &chat.id, over).await.unwrap());
+    assert!(!records.update_progress(bob, &chat.id, over).await.unwrap());
     // Neither is it taken over by making it anew.
     records
         .create(
@@ -164,7 +164,7 @@ async fn suite(records: &dyn ChatStore, ann: &Principal, bob: &Principal) {
         assert!(records.messages(ann, &none).await.unwrap().is_empty());
         assert!(records.rename(ann, &none, "t").await.unwrap().is_none());
         assert!(!records.delete(ann, &none).await.unwrap());
-        assert!(!records.note(ann, &none, over).await.unwrap());
+        assert!(!records.update_progress(ann, &none, over).await.unwrap());
         assert!(
             !records
                 .append(ann, &none, vec![line(1, "a")])
@@ -174,7 +174,7 @@ async fn suite(records: &dyn ChatStore, ann: &Principal, bob: &Principal) {
     }
 
     // Progress, and a title of 255 characters at the most.
-    assert!(records.note(ann, &chat.id, over).await.unwrap());
+    assert!(records.update_progress(ann, &chat.id, over).await.unwrap());
     let noted = records.find(ann, &chat.id).await.unwrap().unwrap();
     assert_eq!((noted.is_active, noted.totals), (false, used(1)));
     assert!(noted.updated_at >= kept.updated_at);

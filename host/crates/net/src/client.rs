@@ -16,7 +16,7 @@ use url::Url;
 
 use super::resolver::{AddressPolicy, PolicyResolver};
 use super::tls::prepare_tls;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 /// How the host presents itself, unless a request says otherwise.
 const USER_AGENT: &str = concat!("lucid/", env!("CARGO_PKG_VERSION"));
@@ -142,10 +142,10 @@ const LAYERS: [&str; 5] = [
 /// The client's error message, with its causes and without the URL.
 pub fn error_message(cause: reqwest::Error) -> String {
     let cause = cause.without_url();
-    words_of(&cause)
+    error_chain(&cause)
 }
 
-fn words_of(cause: &dyn std::error::Error) -> String {
+fn error_chain(cause: &dyn std::error::Error) -> String {
     let mut all = vec![cause.to_string()];
     let mut next = cause.source();
     while let Some(deeper) = next {
@@ -170,7 +170,7 @@ fn words_of(cause: &dyn std::error::Error) -> String {
     if text.contains("InvalidContentType") {
         text = "it answers without TLS, so its address may have to begin with http://".to_owned();
     }
-    clean(&text, 500)
+    sanitize(&text, 500)
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ impl Document {
     }
 
     /// Whether a document may be at an address. A host name is checked again when it is resolved.
-    pub fn may_be_at(url: &Url) -> bool {
+    pub fn is_allowed_url(url: &Url) -> bool {
         addresses(url).is_some()
     }
 
@@ -128,17 +128,17 @@ impl Document {
 
     /// Fetches the document as it is now.
     pub async fn fetch(&self) -> Result<Vec<u8>, DocumentError> {
-        let fetched = tokio::time::timeout(self.limits.time, self.whole());
+        let fetched = tokio::time::timeout(self.limits.time, self.fetch_body());
         fetched.await.map_err(|_| DocumentError::Time {
             host: self.host(),
             limit: self.limits.time,
         })?
     }
 
-    async fn whole(&self) -> Result<Vec<u8>, DocumentError> {
+    async fn fetch_body(&self) -> Result<Vec<u8>, DocumentError> {
         let request = self.client.get(self.url.clone());
         let sent = request.header(ACCEPT, "application/json").send().await;
-        let mut response = sent.map_err(|cause| self.unreached(cause))?;
+        let mut response = sent.map_err(|cause| self.connect_error(cause))?;
         let status = response.status();
         if status.is_redirection() {
             return Err(DocumentError::Redirected { host: self.host() });
@@ -153,7 +153,7 @@ impl Document {
         while let Some(piece) = response
             .chunk()
             .await
-            .map_err(|cause| self.unreached(cause))?
+            .map_err(|cause| self.connect_error(cause))?
         {
             if document.len() + piece.len() > self.limits.size {
                 return Err(DocumentError::Size {
@@ -166,7 +166,7 @@ impl Document {
         Ok(document)
     }
 
-    fn unreached(&self, cause: reqwest::Error) -> DocumentError {
+    fn connect_error(&self, cause: reqwest::Error) -> DocumentError {
         let host = self.host();
         if resolver::was_refused(&cause) {
             return DocumentError::Address { host };

@@ -29,7 +29,7 @@ pub enum BackendKind {
 impl BackendKind {
     /// Whether commands in one sandbox see none of another sandbox's processes. Landlock sandboxes
     /// share one user id and one `/proc`, which shows the command lines of all of them.
-    pub(super) fn keeps_users_apart(self) -> bool {
+    pub(super) fn isolates_users(self) -> bool {
         match self {
             Self::Docker | Self::Bubblewrap => true,
             Self::Landlock | Self::Local | Self::None => false,
@@ -115,8 +115,8 @@ impl BackendChoice {
 
     /// Whether this backend may replace one that stopped working while the server runs unattended:
     /// one that isolates users, or any if there is a single user.
-    pub(super) fn may_become(self, kind: BackendKind) -> bool {
-        kind.keeps_users_apart() || self == Self::Auto
+    pub(super) fn may_replace_with(self, kind: BackendKind) -> bool {
+        kind.isolates_users() || self == Self::Auto
     }
 }
 
@@ -136,7 +136,7 @@ pub(super) fn pick(
     };
     let refused = |sentence| Ok((BackendKind::None, Some(sentence)));
     match (choice, working.next()) {
-        (BackendChoice::AutoForMany, Some(first)) if !first.kind.keeps_users_apart() => {
+        (BackendChoice::AutoForMany, Some(first)) if !first.kind.isolates_users() => {
             let kind = first.kind;
             refused(format!(
                 "{} {kind} works, but its sandboxes see the command lines of each other's processes, so it is not used by itself where several users are served: install bubblewrap (`apt-get install bubblewrap`), or set SANDBOX_BACKEND={kind} to accept that.",

@@ -14,7 +14,7 @@ use tokio::process::Command;
 
 use super::command_env::environment;
 use super::runtime_dir::{RuntimeDir, SessionDir};
-use super::workspace::box_user;
+use super::workspace::sandbox_user;
 use super::{Network, SandboxError, SandboxSettings, SandboxSpec, system_mounts};
 
 /// Why there is no bubblewrap to use.
@@ -136,7 +136,7 @@ impl InstalledBwrap {
             "/run/lucid/git.sock",
             spec,
         ));
-        if let Some(user) = box_user() {
+        if let Some(user) = sandbox_user() {
             // std drops the supplementary groups along with the user.
             command.uid(user).gid(user);
         }

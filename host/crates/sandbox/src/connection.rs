@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::{SandboxError, io_error};
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::sentence::full_stop;
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ impl From<GreetError> for SandboxError {
 }
 
 /// Reads the first frame.
-pub(super) async fn greet(
+pub(super) async fn read_hello(
     reader: &mut (impl AsyncRead + Unpin),
     patience: Duration,
 ) -> Result<(), GreetError> {
@@ -146,9 +146,9 @@ impl Connection {
         let listening = process
             .stderr
             .take()
-            .map(|stderr| tokio::spawn(keep_first(stderr, Arc::clone(&complaint))));
+            .map(|stderr| tokio::spawn(collect_stderr(stderr, Arc::clone(&complaint))));
         let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
-        if let Err(error) = greet(&mut reader, patience).await {
+        if let Err(error) = read_hello(&mut reader, patience).await {
             drop((reader, writer));
             if tokio::time::timeout(Duration::from_secs(2), process.wait())
                 .await
@@ -159,20 +159,20 @@ impl Connection {
             if let Some(listening) = listening {
                 let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
             }
-            let said = complaint.lock().trim().to_owned();
+            let stderr_text = complaint.lock().trim().to_owned();
             let problem = full_stop(error);
-            return Err(SandboxError::Start(if said.is_empty() {
+            return Err(SandboxError::Start(if stderr_text.is_empty() {
                 problem
             } else {
-                format!("{problem} It said: {said}")
+                format!("{problem} It said: {stderr_text}")
             }));
         }
-        let connection = Self::over(reader, writer, None).with(process.id());
+        let connection = Self::from_streams(reader, writer, None).with_process(process.id());
         Ok((connection, process))
     }
 
     /// Sets the process id of the other end.
-    pub(super) fn with(mut self, process: Option<u32>) -> Self {
+    pub(super) fn with_process(mut self, process: Option<u32>) -> Self {
         self.process = process;
         self
     }
@@ -183,10 +183,10 @@ impl Connection {
     }
 
     /// Takes over a connection whose server has sent its hello.
-    pub(super) fn over(
+    pub(super) fn from_streams(
         reader: impl AsyncRead + Unpin + Send + 'static,
         writer: impl AsyncWrite + Unpin + Send + 'static,
-        inquiry: Option<EndReasonLookup>,
+        end_reason_lookup: Option<EndReasonLookup>,
     ) -> Self {
         let (frames, queue) = mpsc::unbounded_channel();
         let state = Arc::new(Mutex::new(State {
@@ -198,8 +198,8 @@ impl Connection {
         let shared = Arc::clone(&state);
         let reading = tokio::spawn(async move {
             let lost = read_frames(reader, &shared).await;
-            let known = match (&lost, inquiry) {
-                (ReadEnd::Ended, Some(inquiry)) => inquiry.await,
+            let known = match (&lost, end_reason_lookup) {
+                (ReadEnd::Ended, Some(end_reason_lookup)) => end_reason_lookup.await,
                 _ => None,
             };
             end(&shared, &known.unwrap_or_else(|| lost.sentence()));
@@ -241,7 +241,7 @@ impl Connection {
     }
 
     /// Closes the connection; the first reason given stays.
-    pub(super) fn shut(&self, sentence: &str) {
+    pub(super) fn close_with_reason(&self, sentence: &str) {
         end(&self.state, sentence);
         for task in &self.tasks {
             task.abort();
@@ -287,7 +287,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.shut("It was closed.");
+        self.close_with_reason("It was closed.");
     }
 }
 
@@ -327,7 +327,7 @@ impl RunningCommand {
     }
 
     /// Grants a command that stays open `bytes` more of output.
-    pub(super) fn grant(&self, bytes: u32) {
+    pub(super) fn grant_output(&self, bytes: u32) {
         // Counted before it is sent: output in response must not look like more than was granted.
         if let Some(waiter) = self.state.lock().waiting.get_mut(&self.id) {
             waiter.head_left += bytes as usize;
@@ -439,7 +439,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
                 Ok(exit) => (CommandEvent::Exit(exit), true),
                 Err(error) => {
                     // The error repeats the input that it failed on.
-                    let error = clean(&error.to_string(), SENTENCE);
+                    let error = sanitize(&error.to_string(), SENTENCE);
                     return ReadEnd::Broke(format!(
                         "Its exec server reported an end that cannot be read: {error}."
                     ));
@@ -466,7 +466,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
 
 /// A message from a sandbox, sanitized for other readers.
 fn sentence(payload: &[u8]) -> String {
-    clean(&String::from_utf8_lossy(payload), SENTENCE)
+    sanitize(&String::from_utf8_lossy(payload), SENTENCE)
 }
 
 async fn write_frames(
@@ -481,12 +481,12 @@ async fn write_frames(
 }
 
 /// Keeps the beginning of the standard error of a sandbox's own processes, and drains the rest.
-async fn keep_first(mut stderr: tokio::process::ChildStderr, kept: Arc<Mutex<String>>) {
+async fn collect_stderr(mut stderr: tokio::process::ChildStderr, collected: Arc<Mutex<String>>) {
     let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        let mut kept = kept.lock();
-        if kept.len() < 4096 {
-            kept.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        let mut collected = collected.lock();
+        if collected.len() < 4096 {
+            collected.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }
     }
 }

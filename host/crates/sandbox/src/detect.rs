@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::backend::pick;
 use super::landlock::Isolation;
-use super::runtime_dir::{RuntimeDir, give_to_box_user};
+use super::runtime_dir::{RuntimeDir, give_to_sandbox_user};
 use super::{
     BackendChoice, BackendKind, BackendStatus, ExecRequest, Sandbox, SandboxError, SandboxSettings,
     SandboxSpec, Sandboxes, SandboxesShared, bubblewrap, docker,
@@ -72,20 +72,20 @@ pub(super) struct DetectedBackends {
 impl DetectedBackends {
     /// Why new sandboxes do not have the backend that an automatic choice prefers, or lack
     /// something.
-    pub(super) fn shortfall(&self, choice: BackendChoice) -> Option<String> {
-        let mut said = Vec::new();
+    pub(super) fn shortcoming(&self, choice: BackendChoice) -> Option<String> {
+        let mut reasons = Vec::new();
         let used = self.findings.iter().find(|it| it.kind == self.kind)?;
         if choice.kinds().len() > 1 {
             let problems = self.problems();
             if !problems.is_empty() {
-                said.push(format!(
+                reasons.push(format!(
                     "SANDBOX_BACKEND=auto uses {}, which is not the kind that it prefers. {problems}",
                     self.kind,
                 ));
             }
         }
-        said.extend(used.remark.clone());
-        (!said.is_empty()).then(|| said.join(" "))
+        reasons.extend(used.remark.clone());
+        (!reasons.is_empty()).then(|| reasons.join(" "))
     }
 
     /// The shortcomings here of the backend in use.
@@ -106,7 +106,7 @@ impl DetectedBackends {
         problems.join(" ")
     }
 
-    fn note(&mut self, kind: BackendKind, tried: Result<Option<String>, ProbeError>) {
+    fn record(&mut self, kind: BackendKind, tried: Result<Option<String>, ProbeError>) {
         let (remark, problem) = match tried {
             Ok(remark) => (remark, None),
             Err(error) => (None, Some(full_stop(error))),
@@ -122,7 +122,7 @@ impl DetectedBackends {
         }
     }
 
-    fn works(&self, kind: BackendKind) -> bool {
+    fn is_usable(&self, kind: BackendKind) -> bool {
         let mut findings = self.findings.iter();
         findings.any(|it| it.kind == kind && it.problem.is_none())
     }
@@ -134,7 +134,7 @@ impl DetectedBackends {
         if kind != BackendKind::None {
             let accepted = *self.accepted.get_or_insert(kind);
             let weaker = choice.rank(kind) > choice.rank(accepted);
-            if weaker && !choice.may_become(kind) {
+            if weaker && !choice.may_replace_with(kind) {
                 self.refusal = Some(format!(
                     "{} {kind} works, but is weaker, and is not taken while the server runs: repair what worked before, or start the server again.",
                     self.problems()
@@ -151,7 +151,7 @@ impl DetectedBackends {
         self.lost = lost.and_then(|it| it.problem.clone());
         self.fallback = self.findings.iter().find_map(|it| {
             let other = it.kind != BackendKind::Docker && it.problem.is_none();
-            (self.kind == BackendKind::Docker && other && choice.may_become(it.kind))
+            (self.kind == BackendKind::Docker && other && choice.may_replace_with(it.kind))
                 .then_some(it.kind)
         });
         Ok(())
@@ -176,16 +176,16 @@ impl Sandboxes {
         let mut found = DetectedBackends::default();
         for kind in sandboxes.0.kinds() {
             let tried = Box::pin(sandboxes.attempt(&mut found, kind)).await;
-            found.note(kind, tried);
+            found.record(kind, tried);
         }
         found.choose(choice)?;
-        sandboxes.0.set_found(found);
+        sandboxes.0.set_detected(found);
         Ok(sandboxes)
     }
 
     /// Starts checking periodically whether a better backend works by now, or the one in use no
     /// longer does. An explicit choice has nothing to change to.
-    pub fn keep_looking(&self) {
+    pub fn start_monitoring(&self) {
         if self.0.choice.kinds().len() < 2 {
             return;
         }
@@ -197,14 +197,14 @@ impl Sandboxes {
                 let Some(shared) = shared.upgrade() else {
                     return;
                 };
-                Box::pin(Self(shared).look_again(&mut failures)).await;
+                Box::pin(Self(shared).recheck(&mut failures)).await;
             }
         });
     }
 
-    async fn look_again(&self, failures: &mut u32) {
-        let _one = self.0.looking.lock().await;
-        let before = self.0.found();
+    async fn recheck(&self, failures: &mut u32) {
+        let _one = self.0.checking.lock().await;
+        let before = self.0.detected();
         let mut found = DetectedBackends::clone(&before);
         for kind in self.0.kinds() {
             if kind == BackendKind::Docker
@@ -213,28 +213,28 @@ impl Sandboxes {
                 let answer = docker.check().await;
                 *failures = if answer.is_ok() { 0 } else { *failures + 1 };
                 if answer.is_ok() || *failures >= FAILURES {
-                    found.note(kind, answer.map(|()| None).map_err(ProbeError::from));
+                    found.record(kind, answer.map(|()| None).map_err(ProbeError::from));
                 }
-            } else if !found.works(kind) {
+            } else if !found.is_usable(kind) {
                 let tried = self.attempt(&mut found, kind).await;
-                found.note(kind, tried);
+                found.record(kind, tried);
             }
             // Backends weaker than a working one are checked only when that is lost.
-            if found.works(kind) {
+            if found.is_usable(kind) {
                 break;
             }
         }
-        self.settle(found, &before).await;
+        self.apply_findings(found, &before).await;
     }
 
     /// Retries a backend with which a sandbox could not be started. Returns what to use instead, if
     /// it no longer works and there is an alternative.
-    pub(super) async fn without(&self, kind: BackendKind) -> Option<Arc<DetectedBackends>> {
+    pub(super) async fn recheck_failed(&self, kind: BackendKind) -> Option<Arc<DetectedBackends>> {
         if self.0.choice.kinds().len() < 2 {
             return None;
         }
-        let _one = self.0.looking.lock().await;
-        let before = self.0.found();
+        let _one = self.0.checking.lock().await;
+        let before = self.0.detected();
         let mut found = DetectedBackends::clone(&before);
         let tried = match found.docker.clone().filter(|_| kind == BackendKind::Docker) {
             Some(docker) => docker
@@ -245,16 +245,16 @@ impl Sandboxes {
             None => Box::pin(self.attempt(&mut found, kind)).await,
         };
         let works = tried.is_ok();
-        found.note(kind, tried);
+        found.record(kind, tried);
         if !works {
-            self.settle(found, &before).await;
+            self.apply_findings(found, &before).await;
         }
-        let now = self.0.found();
+        let now = self.0.detected();
         (now.kind != kind && now.refusal.is_none()).then_some(now)
     }
 
     /// Applies new findings, and logs what changed.
-    async fn settle(&self, mut found: DetectedBackends, before: &DetectedBackends) {
+    async fn apply_findings(&self, mut found: DetectedBackends, before: &DetectedBackends) {
         if let Err(error) = found.choose(self.0.choice) {
             tracing::warn!(%error, "no kind of sandbox could be chosen");
             return;
@@ -263,7 +263,7 @@ impl Sandboxes {
             && self.0.serves.load(Ordering::Relaxed)
         {
             // Sessions of the last run have other sandboxes by now.
-            if let Err(error) = docker.take_over(|_| false).await {
+            if let Err(error) = docker.adopt(|_| false).await {
                 tracing::warn!(%error, "containers of the last run stay as they are");
             }
         }
@@ -280,7 +280,7 @@ impl Sandboxes {
                 ),
             }
         }
-        self.0.set_found(found);
+        self.0.set_detected(found);
     }
 
     /// Tries to run a sandbox. Returns what the backend lacks here, or why it does not work.
@@ -321,7 +321,7 @@ impl Sandboxes {
         let workspace = self.0.runtime.probe_workspace()?;
         let exec = self.0.runtime.exec();
         let found = async {
-            give_to_box_user(&workspace)?;
+            give_to_sandbox_user(&workspace)?;
             docker::DockerBackend::find(&self.0.settings, exec, &workspace).await
         };
         let found = Box::pin(found).await;
@@ -343,7 +343,7 @@ impl Sandboxes {
             ran
         };
         let outcome = Box::pin(outcome).await;
-        let _ = super::workspace::erase(&workspace);
+        let _ = super::workspace::remove_tree(&workspace);
         match outcome? {
             result if result.exit_code == 0 => Ok(()),
             result => Err(ProbeError::Command {
@@ -355,9 +355,9 @@ impl Sandboxes {
 }
 
 /// The first sentence of the output of a sandbox that did not start.
-fn reason(said: &str) -> &str {
-    let said = said.split("It said: ").last().unwrap_or(said);
-    let line = said.lines().next().unwrap_or_default();
+fn reason(message: &str) -> &str {
+    let message = message.split("It said: ").last().unwrap_or(message);
+    let line = message.lines().next().unwrap_or_default();
     line.trim_start_matches("lucid-exec: ")
 }
 
@@ -367,8 +367,8 @@ impl SandboxesShared {
             choice,
             settings,
             runtime,
-            found: Mutex::default(),
-            looking: tokio::sync::Mutex::default(),
+            detected: Mutex::default(),
+            checking: tokio::sync::Mutex::default(),
             serves: AtomicBool::new(false),
         }
     }
@@ -382,8 +382,8 @@ impl SandboxesShared {
             .collect()
     }
 
-    pub(super) fn set_found(&self, found: DetectedBackends) {
-        *self.found.lock() = Arc::new(found);
+    pub(super) fn set_detected(&self, found: DetectedBackends) {
+        *self.detected.lock() = Arc::new(found);
     }
 }
 
@@ -402,7 +402,7 @@ mod tests {
             let works = working.contains(kind);
             let why = SandboxError::Engine(format!("no {kind} here."));
             let tried = works.then_some(None).ok_or(why.into());
-            found.note(*kind, tried);
+            found.record(*kind, tried);
         }
         found.choose(choice).unwrap();
         found
@@ -422,10 +422,10 @@ mod tests {
             );
             assert_eq!(first.kind, BackendKind::Bubblewrap);
             assert_eq!(first.lost, None, "nothing was lost");
-            let said = first.shortfall(choice).unwrap();
+            let message = first.shortcoming(choice).unwrap();
             assert!(
-                said.contains("uses bubblewrap") && said.contains("no docker here."),
-                "{said}"
+                message.contains("uses bubblewrap") && message.contains("no docker here."),
+                "{message}"
             );
 
             let both = [BackendKind::Docker, BackendKind::Bubblewrap];
@@ -434,7 +434,7 @@ mod tests {
                 (better.kind, better.fallback),
                 (BackendKind::Docker, Some(BackendKind::Bubblewrap))
             );
-            assert_eq!(better.shortfall(choice), None);
+            assert_eq!(better.shortcoming(choice), None);
 
             let worse = found(&better, choice, &[BackendKind::Bubblewrap]);
             assert_eq!(
@@ -493,8 +493,8 @@ mod tests {
 
     #[test]
     fn of_what_a_sandbox_said_the_first_sentence_is_told() {
-        let said = "The sandbox could not be started: it ended at once. It said: lucid-exec: no: EPERM\nlucid-exec: the server ended badly";
-        assert_eq!(reason(said), "no: EPERM");
+        let message = "The sandbox could not be started: it ended at once. It said: lucid-exec: no: EPERM\nlucid-exec: the server ended badly";
+        assert_eq!(reason(message), "no: EPERM");
         assert_eq!(reason("other"), "other");
     }
 }

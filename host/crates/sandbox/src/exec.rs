@@ -17,7 +17,7 @@ use lucid_types::plural;
 use lucid_types::unicode::lossy;
 
 /// How much longer than its timeout a command may take before the sandbox counts as dead.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest argument of a program, in bytes; Linux limits it to 128 KiB.
 const LONGEST_ARGUMENT: usize = 120_000;
@@ -90,14 +90,14 @@ pub(super) async fn run(
 ) -> Result<ExecResult, SandboxError> {
     let begun = Instant::now();
     let limit =
-        Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(PATIENCE);
+        Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(TIMEOUT);
     // Kills the command when it is dropped before the end.
     let mut command = connection.start(start)?;
     let (mut head, mut tail) = (Vec::new(), Vec::new());
     loop {
         let left = limit.saturating_sub(begun.elapsed());
         let Ok(event) = tokio::time::timeout(left, command.next()).await else {
-            connection.shut("It no longer answers.");
+            connection.close_with_reason("It no longer answers.");
             return Err(connection.gone());
         };
         match event {

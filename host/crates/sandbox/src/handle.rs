@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use super::command_env::git_environment;
 use super::connection::Connection;
 use super::landlock::Isolation;
-use super::runtime_dir::{self, SessionDir, give_to_box_user};
-use super::workspace::{box_user, disk_usage_of};
+use super::runtime_dir::{self, SessionDir, give_to_sandbox_user};
+use super::workspace::{disk_usage_of, sandbox_user};
 
 use super::{
     BackendKind, DetectedBackends, ExecRequest, ExecResult, Process, ProcessTable, SandboxError,
@@ -31,7 +31,7 @@ const LOST: &str =
 /// How long a box may take to be ready.
 const START: Duration = Duration::from_secs(10);
 /// How long a box that is full of processes is given to have room for one more.
-const ROOM: Duration = Duration::from_secs(2);
+const FULL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a box may take to end once it was told to.
 const END: Duration = Duration::from_secs(8);
 const NAMESPACE_END: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ struct SandboxInner {
     /// Shared with the task that removes it.
     dir: Arc<SessionDir>,
     connection: Connection,
-    keeper: Mutex<Option<SandboxProcess>>,
+    process: Mutex<Option<SandboxProcess>>,
     notice: Option<String>,
 }
 
@@ -78,17 +78,17 @@ impl Sandbox {
         notice: Option<String>,
     ) -> Result<Self, SandboxError> {
         if kind == BackendKind::Docker {
-            return Self::contain(shared, found, spec, notice).await;
+            return Self::start_container(shared, found, spec, notice).await;
         }
         let isolation = match kind {
             BackendKind::Landlock => found.landlock.unwrap_or(Isolation::HostRoot),
             _ => Isolation::Off,
         };
         runtime_dir::check_reachable(spec.workspace)?;
-        give_to_box_user(spec.workspace)?;
+        give_to_sandbox_user(spec.workspace)?;
         // Landlock keeps no owner of a file from taking rights away. A root of the session's own and
         // bubblewrap show it read-only, and where the host is root sessions do not own it.
-        let shares = isolation != Isolation::HostRoot || box_user().is_some();
+        let shares = isolation != Isolation::HostRoot || sandbox_user().is_some();
         let dir = shared.runtime.session(spec.session, shares)?;
         let settings = &shared.settings;
         let serve = Serve {
@@ -135,12 +135,12 @@ impl Sandbox {
             environment: BTreeMap::new(),
             dir: Arc::new(dir),
             connection,
-            keeper: Mutex::new(Some(SandboxProcess::Process(process))),
+            process: Mutex::new(Some(SandboxProcess::Process(process))),
             notice,
         })))
     }
 
-    async fn contain(
+    async fn start_container(
         shared: &SandboxesShared,
         found: &DetectedBackends,
         spec: SandboxSpec<'_>,
@@ -150,8 +150,8 @@ impl Sandbox {
             .docker
             .as_ref()
             .ok_or_else(|| SandboxError::Start("there is no Docker engine here.".to_owned()))?;
-        shared.runtime.furnish()?;
-        give_to_box_user(spec.workspace)?;
+        shared.runtime.restore_shared_files()?;
+        give_to_sandbox_user(spec.workspace)?;
         let ready = docker.start(spec).await?;
         Ok(Self(Arc::new(SandboxInner {
             kind: BackendKind::Docker,
@@ -159,10 +159,10 @@ impl Sandbox {
             shell: ready.shell,
             // A container may be older than its session, and knows nothing of its repository.
             environment: spec.repository.map(git_environment).unwrap_or_default(),
-            dir: Arc::new(SessionDir::at(ready.dir)),
+            dir: Arc::new(SessionDir::existing(ready.dir)),
             connection: ready.connection,
-            keeper: Mutex::new(Some(SandboxProcess::Container(ready.container))),
-            notice: notice.or_else(|| ready.lost.then(|| LOST.to_owned())),
+            process: Mutex::new(Some(SandboxProcess::Container(ready.container))),
+            notice: notice.or_else(|| ready.replaced.then(|| LOST.to_owned())),
         })))
     }
 
@@ -188,7 +188,7 @@ impl Sandbox {
     /// container is on another kernel, so that git has no way to its gateway there.
     #[must_use]
     pub fn reaches_sockets(&self) -> bool {
-        match self.0.keeper.lock().as_ref() {
+        match self.0.process.lock().as_ref() {
             Some(SandboxProcess::Container(container)) => container.reaches_sockets(),
             Some(SandboxProcess::Process(_)) | None => true,
         }
@@ -202,7 +202,7 @@ impl Sandbox {
         let tmp = disk_usage_of(&dir.join("tmp"))?;
         let home = disk_usage_of(&dir.join("home"))?;
         let nameless = match self.0.connection.process() {
-            Some(process) => processes.held_below(process, dir)?,
+            Some(process) => processes.unlinked_bytes(process, dir)?,
             None => 0,
         };
         Some(tmp.saturating_add(home).saturating_add(nameless))
@@ -238,16 +238,16 @@ impl Sandbox {
         let mut ran = exec::run(&inner.connection, &start, &mut on_output).await;
         // Nothing was run. What was killed a moment ago may still be about to go, and nobody tells of
         // the room that it leaves.
-        while matches!(ran, Err(SandboxError::Full(_))) && begun.elapsed() < ROOM {
-            tokio::time::sleep(ROOM / 40).await;
+        while matches!(ran, Err(SandboxError::Full(_))) && begun.elapsed() < FULL_TIMEOUT {
+            tokio::time::sleep(FULL_TIMEOUT / 40).await;
             ran = exec::run(&inner.connection, &start, &mut on_output).await;
         }
         match ran {
             // What fills a container is not below the exec server only: it is replaced as a whole.
             Err(SandboxError::Full(_)) if inner.kind == BackendKind::Docker => {
-                inner
-                    .connection
-                    .shut("It reached its limit of processes, and was ended with all of them.");
+                inner.connection.close_with_reason(
+                    "It reached its limit of processes, and was ended with all of them.",
+                );
                 Err(inner.connection.gone())
             }
             Err(SandboxError::Full(sentence)) => Err(SandboxError::Refused(sentence)),
@@ -272,10 +272,10 @@ impl Sandbox {
 
     /// The same, for another reason, which commands that run and whoever waits for its end are told.
     pub async fn end(&self, why: &str) {
-        self.0.connection.shut(why);
-        let keeper = self.0.keeper.lock().take();
-        if let Some(keeper) = keeper {
-            see_out(keeper, self.0.kind).await;
+        self.0.connection.close_with_reason(why);
+        let sandbox_process = self.0.process.lock().take();
+        if let Some(sandbox_process) = sandbox_process {
+            wait_or_kill(sandbox_process, self.0.kind).await;
         }
         let dir = Arc::clone(&self.0.dir);
         // An error means that the host itself is ending, and the folder went with the closure.
@@ -285,12 +285,14 @@ impl Sandbox {
 
 impl Drop for SandboxInner {
     fn drop(&mut self) {
-        self.connection.shut("It was closed.");
-        let keeper = self.keeper.get_mut().take();
-        if let (Some(keeper), Ok(runtime)) = (keeper, tokio::runtime::Handle::try_current()) {
+        self.connection.close_with_reason("It was closed.");
+        let sandbox_process = self.process.get_mut().take();
+        if let (Some(sandbox_process), Ok(runtime)) =
+            (sandbox_process, tokio::runtime::Handle::try_current())
+        {
             let (dir, kind) = (Arc::clone(&self.dir), self.kind);
             runtime.spawn(async move {
-                see_out(keeper, kind).await;
+                wait_or_kill(sandbox_process, kind).await;
                 // The last to hold the folder removes it: not before the box's processes are gone.
                 let _ = tokio::task::spawn_blocking(move || drop(dir)).await;
             });
@@ -300,8 +302,8 @@ impl Drop for SandboxInner {
 
 /// Waits for a box whose connection was shut, and kills it where hostile code keeps it from ending.
 /// Waiting comes first: bwrap then reaps what is its own, and leaves no zombie to whoever is init.
-async fn see_out(keeper: SandboxProcess, kind: BackendKind) {
-    let mut process = match keeper {
+async fn wait_or_kill(sandbox_process: SandboxProcess, kind: BackendKind) {
+    let mut process = match sandbox_process {
         SandboxProcess::Process(process) => process,
         SandboxProcess::Container(container) => return container.remove().await,
     };

@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::command_env::environment;
 use super::runtime_dir::{RuntimeDir, SessionDir};
-use super::workspace::box_user;
+use super::workspace::sandbox_user;
 use super::{Network, SandboxError, SandboxSettings, SandboxSpec, system_mounts};
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
@@ -68,8 +68,8 @@ fn in_host_root(settings: &SandboxSettings, dir: &SessionDir, spec: SandboxSpec<
     read_only.push(dir.path().to_string_lossy().into_owned());
     let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
     read_write.extend([
-        dir.within("tmp"),
-        dir.within("home"),
+        dir.path_of("tmp"),
+        dir.path_of("home"),
         spec.workspace.to_string_lossy().into_owned(),
     ]);
     Confine {
@@ -93,9 +93,9 @@ fn in_private_root(
         (etc("passwd"), "/etc/passwd".to_owned()),
         (etc("group"), "/etc/group".to_owned()),
         (etc("hosts"), "/etc/hosts".to_owned()),
-        (dir.within("tmp"), "/tmp".to_owned()),
-        (dir.within("tmp"), "/var/tmp".to_owned()),
-        (dir.within("home"), "/home/agent".to_owned()),
+        (dir.path_of("tmp"), "/tmp".to_owned()),
+        (dir.path_of("tmp"), "/var/tmp".to_owned()),
+        (dir.path_of("home"), "/home/agent".to_owned()),
         (
             dir.path().to_string_lossy().into_owned(),
             "/run/lucid".to_owned(),
@@ -112,7 +112,7 @@ fn in_private_root(
         // Without the host's network there is a private one, which leads nowhere.
         network: true,
         root: Some(PrivateRoot {
-            mount_point: dir.within("bin"),
+            mount_point: dir.path_of("bin"),
             shown: system_paths(network),
             placed: placed.into(),
             shared_memory_bytes: SHARED_MEMORY,
@@ -148,7 +148,7 @@ pub(super) fn command(
     };
     let serve =
         serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
-    let mut command = Command::new(dir.within("bin/lucid-exec"));
+    let mut command = Command::new(dir.path_of("bin/lucid-exec"));
     command
         .args(["--supervise", &serve])
         .env_clear()
@@ -161,10 +161,10 @@ pub(super) fn command(
             "/run/lucid/git.sock".to_owned(),
         ),
         Isolation::Off | Isolation::HostRoot => (
-            dir.within("bin"),
-            dir.within("home"),
-            dir.within("tmp"),
-            dir.within("git.sock"),
+            dir.path_of("bin"),
+            dir.path_of("home"),
+            dir.path_of("tmp"),
+            dir.path_of("git.sock"),
         ),
     };
     command.envs(environment(&bin, &home, &temporary, &socket, spec));
@@ -174,7 +174,7 @@ pub(super) fn command(
         // Git fails on a file that exists and may not be read.
         command.env("GIT_CONFIG_NOSYSTEM", "1");
     }
-    if let Some(user) = box_user() {
+    if let Some(user) = sandbox_user() {
         command.uid(user).gid(user);
     }
     Ok(command)

@@ -133,16 +133,16 @@ struct SandboxesShared {
     settings: SandboxSettings,
     runtime: RuntimeDir,
     /// The current findings.
-    found: Mutex<Arc<DetectedBackends>>,
+    detected: Mutex<Arc<DetectedBackends>>,
     /// Held during a check, so that there is one at a time.
-    looking: tokio::sync::Mutex<()>,
+    checking: tokio::sync::Mutex<()>,
     /// Whether containers may wait for sessions: true in the process that serves.
     serves: AtomicBool,
 }
 
 impl SandboxesShared {
-    fn found(&self) -> Arc<DetectedBackends> {
-        Arc::clone(&self.found.lock())
+    fn detected(&self) -> Arc<DetectedBackends> {
+        Arc::clone(&self.detected.lock())
     }
 }
 
@@ -154,37 +154,37 @@ impl Sandboxes {
     /// The backend of new sandboxes.
     #[must_use]
     pub fn kind(&self) -> BackendKind {
-        self.0.found().kind
+        self.0.detected().kind
     }
 
     /// The reason why no sandbox can be started here, if none can.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
-        self.0.found().refusal.clone()
+        self.0.detected().refusal.clone()
     }
 
     /// The backends that were tried, and why those that failed did.
     #[must_use]
     pub fn findings(&self) -> Vec<BackendStatus> {
-        self.0.found().findings.clone()
+        self.0.detected().findings.clone()
     }
 
     /// Why new sandboxes do not have the backend that an automatic choice prefers, or lack
     /// something.
     #[must_use]
-    pub fn shortfall(&self) -> Option<String> {
-        self.0.found().shortfall(self.0.choice)
+    pub fn shortcoming(&self) -> Option<String> {
+        self.0.detected().shortcoming(self.0.choice)
     }
 
     /// The shortcomings here of the backend of new sandboxes.
     #[must_use]
     pub fn remark(&self) -> Option<String> {
-        self.0.found().remark()
+        self.0.detected().remark()
     }
 
     /// Starts a sandbox for a session, with another backend if the current one no longer works.
     pub async fn start(&self, spec: SandboxSpec<'_>) -> Result<Sandbox, SandboxError> {
-        let found = self.0.found();
+        let found = self.0.detected();
         if let Some(reasons) = &found.refusal {
             return Err(SandboxError::Unavailable(reasons.clone()));
         }
@@ -200,7 +200,7 @@ impl Sandboxes {
         let (found, kind) = match (&error, found.fallback) {
             (SandboxError::Engine(_), Some(kind)) => (found, kind),
             // The cause may be this workspace, or a backend that no longer works.
-            _ => match self.without(found.kind).await {
+            _ => match self.recheck_failed(found.kind).await {
                 Some(found) => (Arc::clone(&found), found.kind),
                 None => return Err(error),
             },
@@ -213,20 +213,20 @@ impl Sandboxes {
     /// The transport to containers, if sandboxes are containers.
     #[must_use]
     pub fn transport(&self) -> Option<docker::Transport> {
-        self.0.found().docker.as_ref().map(|it| it.transport())
+        self.0.detected().docker.as_ref().map(|it| it.transport())
     }
 
     /// Adopts the containers of the previous host in this folder, and lets containers wait for
     /// sessions from now on. Must be called once, before any session starts, by the one process
-    /// that serves. `lives` says whether a session goes on; containers of other sessions are
+    /// that serves. `is_alive` says whether a session goes on; containers of other sessions are
     /// removed.
-    pub async fn take_over(
+    pub async fn adopt(
         &self,
-        lives: impl Fn(&str) -> bool,
+        is_alive: impl Fn(&str) -> bool,
     ) -> Result<docker::Adopted, SandboxError> {
         self.0.serves.store(true, Ordering::Relaxed);
-        match &self.0.found().docker {
-            Some(docker) => docker.take_over(lives).await,
+        match &self.0.detected().docker {
+            Some(docker) => docker.adopt(is_alive).await,
             None => Ok(docker::Adopted::default()),
         }
     }
@@ -235,34 +235,34 @@ impl Sandboxes {
     /// container for the session's [`Sandboxes::start`]. Must be called before the workspace is
     /// opened, since the folder at that path is replaced. Returns false if nothing was done.
     #[must_use]
-    pub fn prepare(&self, session: &str, workspace: &Path) -> bool {
-        let found = self.0.found();
+    pub fn claim_warm(&self, session: &str, workspace: &Path) -> bool {
+        let found = self.0.detected();
         let docker = found
             .docker
             .as_ref()
             .filter(|_| found.kind == BackendKind::Docker);
-        docker.is_some_and(|docker| docker.prepare(session, workspace))
+        docker.is_some_and(|docker| docker.claim_warm(session, workspace))
     }
 
     /// Whether a session's container survived while the host was away, and nobody is connected to
     /// it yet.
     #[must_use]
-    pub fn holds(&self, session: &str) -> bool {
-        let found = self.0.found();
+    pub fn has_container(&self, session: &str) -> bool {
+        let found = self.0.detected();
         let docker = found.docker.as_ref();
-        docker.is_some_and(|docker| docker.holds(session))
+        docker.is_some_and(|docker| docker.has_container(session))
     }
 
     /// Removes what is kept for a session that ended before it was started again.
     pub async fn discard(&self, session: &str) {
-        if let Some(docker) = &self.0.found().docker {
+        if let Some(docker) = &self.0.detected().docker {
             docker.discard(session).await;
         }
     }
 
     /// Removes every container of this host, waiting or in use. For shutdown.
     pub async fn shut_down(&self) {
-        if let Some(docker) = &self.0.found().docker {
+        if let Some(docker) = &self.0.detected().docker {
             docker.shut_down().await;
         }
     }

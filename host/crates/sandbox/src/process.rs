@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{CommandEvent, CommandInput, RunningCommand};
 use lucid_types::exec::{Process, ProcessEnd, ProcessInput, ProcessOutput};
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 #[cfg(test)]
 mod tests;
@@ -22,7 +22,7 @@ mod tests;
 /// How many bytes are read before more are granted.
 const GRANT: usize = 64 << 10;
 /// The most characters of standard error that a sentence repeats.
-const SHOWN: usize = 300;
+const MAX_SHOWN: usize = 300;
 
 /// A program's standard input.
 struct Stdin(CommandInput);
@@ -58,19 +58,23 @@ pub(super) fn open(running: RunningCommand) -> Process {
 
 impl Stdout {
     fn ended(&self, how: String) {
-        let said = clean(&String::from_utf8_lossy(&self.complaint), usize::MAX);
-        let said = said.trim();
+        let stderr = sanitize(&String::from_utf8_lossy(&self.complaint), usize::MAX);
+        let stderr = stderr.trim();
         // The end of standard error says what went wrong.
-        let from = said.char_indices().rev().nth(SHOWN).map_or(0, |(at, _)| at);
-        let sentence = match &said[from..] {
+        let from = stderr
+            .char_indices()
+            .rev()
+            .nth(MAX_SHOWN)
+            .map_or(0, |(at, _)| at);
+        let sentence = match &stderr[from..] {
             "" => how,
-            said => format!("{how} It said: {said}"),
+            stderr => format!("{how} It said: {stderr}"),
         };
         self.end.set(sentence);
     }
 }
 
-fn how(exit: &Exit) -> String {
+fn describe_exit(exit: &Exit) -> String {
     match (exit.code, exit.signal) {
         (Some(code), _) => format!("It ended with exit code {code}."),
         (None, Some(signal)) => format!("It was ended by signal {signal}."),
@@ -93,7 +97,8 @@ impl AsyncRead for Stdout {
                 self.read += count;
                 if self.read >= GRANT {
                     let read = std::mem::take(&mut self.read);
-                    self.running.grant(u32::try_from(read).unwrap_or(u32::MAX));
+                    self.running
+                        .grant_output(u32::try_from(read).unwrap_or(u32::MAX));
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -104,7 +109,7 @@ impl AsyncRead for Stdout {
                 Some(CommandEvent::Output(piece)) => (self.piece, self.at) = (piece, 0),
                 // No more arrives than was asked for.
                 Some(CommandEvent::Tail(piece)) => self.complaint.extend(piece),
-                Some(CommandEvent::Exit(exit)) => self.ended(how(&exit)),
+                Some(CommandEvent::Exit(exit)) => self.ended(describe_exit(&exit)),
                 Some(CommandEvent::Failed(sentence) | CommandEvent::Full(sentence)) => {
                     self.ended(sentence)
                 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::workspace::{box_user, erase, safe_name};
+use super::workspace::{remove_tree, safe_name, sandbox_user};
 use super::{SandboxError, io_error};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -51,20 +51,20 @@ impl RuntimeDir {
             sessions: run_dir.join(std::process::id().to_string()),
             run_dir,
         };
-        runtime.furnish()?;
+        runtime.restore_shared_files()?;
         Ok(runtime)
     }
 
     /// Restores missing shared files: a machine's cleanup of temporary files, or a session running
     /// as the host's own user, may have removed some.
-    pub(super) fn furnish(&self) -> Result<(), SandboxError> {
+    pub(super) fn restore_shared_files(&self) -> Result<(), SandboxError> {
         let bin = self.run_dir.join("bin");
         for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
             make_folder(folder)?;
         }
-        put(&self.exec, &self.program, 0o755)?;
+        write_file(&self.exec, &self.program, 0o755)?;
         for (name, content) in ETC {
-            put(&self.etc.join(name), content.as_bytes(), 0o644)?;
+            write_file(&self.etc.join(name), content.as_bytes(), 0o644)?;
         }
         Ok(())
     }
@@ -93,7 +93,7 @@ impl RuntimeDir {
     /// two that are tried at the same time. `shares`: nothing in the sandbox can change the
     /// permissions of the exec server's file, so it need not be a copy.
     pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
-        self.furnish()?;
+        self.restore_shared_files()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let dir = SessionDir(
             self.sessions
@@ -128,7 +128,7 @@ impl RuntimeDir {
             let folder = dir.0.join(name);
             fs::create_dir(&folder).map_err(failed())?;
             set_mode(&folder, 0o700)?;
-            give_to_box_user(&folder)?;
+            give_to_sandbox_user(&folder)?;
         }
         Ok(dir)
     }
@@ -146,7 +146,7 @@ pub(super) struct SessionDir(PathBuf);
 
 impl SessionDir {
     /// Wraps a folder that was created elsewhere.
-    pub(super) fn at(path: PathBuf) -> Self {
+    pub(super) fn existing(path: PathBuf) -> Self {
         Self(path)
     }
 
@@ -155,13 +155,13 @@ impl SessionDir {
     }
 
     /// The path of a file in it, for a command line.
-    pub(super) fn within(&self, name: &str) -> String {
+    pub(super) fn path_of(&self, name: &str) -> String {
         self.0.join(name).to_string_lossy().into_owned()
     }
 
     /// Removes the folder, whatever commands did to it. Blocks.
     pub(super) fn remove(&self) {
-        if let Err(error) = erase(&self.0) {
+        if let Err(error) = remove_tree(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "a sandbox's folder cannot be removed");
         }
     }
@@ -180,7 +180,7 @@ fn remove_leftovers(run_dir: &Path) {
             continue;
         };
         if !Path::new("/proc").join(process).exists() {
-            let _ = erase(&entry.path());
+            let _ = remove_tree(&entry.path());
         }
     }
 }
@@ -201,7 +201,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), SandboxError> {
     )))
 }
 
-fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
+fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
     let failed = || io_error(format!("{} cannot be written", path.display()));
     if fs::read(path).is_ok_and(|there| there == content) {
         return set_mode(path, mode);
@@ -214,8 +214,8 @@ fn put(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError> {
 }
 
 /// Gives a folder to the user that sandboxes run as, if that differs from the host's.
-pub(super) fn give_to_box_user(path: &Path) -> Result<(), SandboxError> {
-    match box_user() {
+pub(super) fn give_to_sandbox_user(path: &Path) -> Result<(), SandboxError> {
+    match sandbox_user() {
         Some(user) => chown(path, Some(user), Some(user)).map_err(io_error(format!(
             "{} cannot be given to user {user}",
             path.display()
@@ -230,7 +230,7 @@ pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
         "The folder {} cannot be resolved",
         path.display()
     )))?;
-    let Some(user) = box_user() else {
+    let Some(user) = sandbox_user() else {
         return Ok(());
     };
     for folder in path.ancestors().skip(1) {
@@ -258,7 +258,7 @@ mod tests {
         let program = fs::read("/bin/true").unwrap();
         let runtime = RuntimeDir::install(folder.path(), &program).unwrap();
         let runs = |dir: &SessionDir| {
-            let exec = dir.within("bin/lucid-exec");
+            let exec = dir.path_of("bin/lucid-exec");
             std::process::Command::new(exec)
                 .status()
                 .is_ok_and(|it| it.success())

@@ -40,12 +40,12 @@ impl ProcessTable {
 
     /// Bytes of nameless files that processes below `root`, and `root` itself, hold on the disk of a folder;
     /// none where that cannot be counted. Blocks shortly.
-    pub(super) fn held_below(&self, root: u32, folder: &Path) -> Option<u64> {
+    pub(super) fn unlinked_bytes(&self, root: u32, folder: &Path) -> Option<u64> {
         let disk = match fs::metadata(folder) {
             Ok(found) => found.dev(),
             Err(error) => return (error.kind() == io::ErrorKind::NotFound).then_some(0),
         };
-        let mut held = UnlinkedFiles {
+        let mut files = UnlinkedFiles {
             disk,
             files: HashMap::new(),
             left: MOST,
@@ -53,12 +53,12 @@ impl ProcessTable {
         let processes = self.with_descendants(root);
         // What is open is counted exactly, whoever has it mapped.
         for process in &processes {
-            held.open(*process)?;
+            files.open(*process)?;
         }
         for process in &processes {
-            held.mapped(*process)?;
+            files.mapped(*process)?;
         }
-        Some(held.files.into_values().fold(0, u64::saturating_add))
+        Some(files.files.into_values().fold(0, u64::saturating_add))
     }
 
     fn with_descendants(&self, root: u32) -> HashSet<u32> {
@@ -107,7 +107,7 @@ impl UnlinkedFiles {
     fn open(&mut self, process: u32) -> Option<()> {
         let descriptors = match fs::read_dir(format!("/proc/{process}/fd")) {
             Ok(descriptors) => descriptors,
-            Err(error) => return passed_over(&error, process),
+            Err(error) => return ignore_vanished(&error, process),
         };
         for file in descriptors.flatten() {
             self.left = self.left.checked_sub(1)?;
@@ -122,7 +122,7 @@ impl UnlinkedFiles {
     fn mapped(&mut self, process: u32) -> Option<()> {
         let maps = match File::open(format!("/proc/{process}/maps")) {
             Ok(maps) => maps,
-            Err(error) => return passed_over(&error, process),
+            Err(error) => return ignore_vanished(&error, process),
         };
         // Names may hold any bytes but line breaks, which are escaped. An error is the process's end.
         let lines = BufReader::new(maps).split(b'\n').map_while(Result::ok);
@@ -158,7 +158,7 @@ impl UnlinkedFiles {
 }
 
 /// Nothing, where a process that cannot be looked at is gone by now.
-fn passed_over(error: &io::Error, process: u32) -> Option<()> {
+fn ignore_vanished(error: &io::Error, process: u32) -> Option<()> {
     let gone = error.kind() != io::ErrorKind::PermissionDenied
         || ProcessStatus::of(process).is_none_or(|status| status.is_zombie);
     gone.then_some(())
@@ -206,13 +206,13 @@ mod tests {
     use super::*;
 
     fn held(process: &Child, folder: &Path) -> Option<u64> {
-        ProcessTable::now().held_below(process.id(), folder)
+        ProcessTable::now().unlinked_bytes(process.id(), folder)
     }
 
     /// Waits until a process holds as much, which it does at once but for its start.
     fn wait_to_hold(process: &Child, folder: &Path, bytes: u64) {
         let begun = Instant::now();
-        while held(process, folder).is_some_and(|held| held < bytes) {
+        while held(process, folder).is_some_and(|files| files < bytes) {
             let waited = begun.elapsed();
             assert!(
                 waited < Duration::from_secs(30),
@@ -234,7 +234,7 @@ mod tests {
             .spawn()
             .unwrap();
         wait_to_hold(&process, folder.path(), 300_000);
-        let mine = ProcessTable::now().held_below(std::process::id(), folder.path());
+        let mine = ProcessTable::now().unlinked_bytes(std::process::id(), folder.path());
         assert!(mine.is_none_or(|bytes| bytes >= 300_000), "{mine:?}");
         let bytes = held(&process, folder.path()).unwrap();
         assert!(bytes < 600_000, "held by two: {bytes}");
@@ -302,14 +302,14 @@ mod tests {
 
     #[test]
     fn more_than_there_is_time_for_cannot_be_counted() {
-        let mut held = UnlinkedFiles {
+        let mut files = UnlinkedFiles {
             disk: 0,
             files: HashMap::new(),
             left: 1,
         };
         let mine = std::process::id();
-        assert_eq!(held.open(mine), None);
-        held.left = 1;
-        assert_eq!(held.mapped(mine), None);
+        assert_eq!(files.open(mine), None);
+        files.left = 1;
+        assert_eq!(files.mapped(mine), None);
     }
 }

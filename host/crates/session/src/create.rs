@@ -18,7 +18,7 @@ use lucid_types::log::{
 };
 use lucid_types::log_label::PluginCaller;
 use lucid_types::plural;
-use lucid_types::repository_url::{RepositoryUrlError, pasted_repository, repository_url};
+use lucid_types::repository_url::{RepositoryUrlError, parse_repository_url, repository_url};
 use lucid_types::secret::Secret;
 use lucid_types::transient::Transient;
 use lucid_types::user::UserId;
@@ -202,7 +202,7 @@ impl NewSession {
         let Some(text) = &self.repo_url else {
             return Ok(());
         };
-        let text = pasted_repository(text);
+        let text = parse_repository_url(text);
         let tidy = repository_url(&text)?;
         if self.git_token.is_none() {
             self.git_token = credential(&text).map(Secret::new);
@@ -272,20 +272,20 @@ impl Sessions {
         let (policies, models) = (&generation.policies, &generation.models);
         let assigned = policies.assigned(new.user.as_str(), new.project_id.as_deref());
         let named = new.policy.as_deref().or(assigned);
-        let mut drawn = policies.draw(named)?;
-        let fits = self.fit(&generation, &*drawn.policy, &new);
-        let provider = match (fits, &drawn.turn) {
+        let mut drawn = policies.assign(named)?;
+        let fits = self.select_provider(&generation, &*drawn.policy, &new);
+        let provider = match (fits, &drawn.slot) {
             // A candidate may need what the active build does not, and no user should run into
             // that.
             (Err(reason), Some(turn)) if turn.is_candidates() => {
                 let digest = &drawn.policy.info().digest;
                 tracing::warn!(digest, %reason, "a session that was a candidate's turn begins with the active build");
                 drawn = policies.find(named)?.into();
-                self.fit(&generation, &*drawn.policy, &new)?
+                self.select_provider(&generation, &*drawn.policy, &new)?
             }
             (fits, _) => fits?,
         };
-        let BuildAssignment { policy, turn } = drawn;
+        let BuildAssignment { policy, slot: turn } = drawn;
         let info = policy.info();
         let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
         let id = SessionId::new();
@@ -344,7 +344,7 @@ impl Sessions {
             let _claim = claim;
             shared.deps.log.create(fixed, first).await?;
             if let Some(turn) = turn {
-                turn.keep();
+                turn.commit();
             }
             let session = shared.assemble(id, found);
             session.feed.publish(first_seq, &frames);
@@ -355,7 +355,7 @@ impl Sessions {
     }
 
     /// Returns the provider that would serve such a session with this policy, or why there is none.
-    fn fit(
+    fn select_provider(
         &self,
         generation: &Generation,
         policy: &dyn SessionPolicy,
@@ -379,12 +379,12 @@ impl Sessions {
         if info.calls_models
             && cost_limit.is_some()
             && let Some(unpriced) =
-                models.unpriced(&provider.name, &provider.model, new.api_key.is_some())
+                models.check_priced(&provider.name, &provider.model, new.api_key.is_some())
         {
             return Err(unpriced);
         }
         if info.needs_sandbox
-            && let Some(reason) = deps.places.refusal()
+            && let Some(reason) = deps.environments.refusal()
         {
             return Err(CreateError::NoSandbox(reason));
         }
@@ -421,7 +421,7 @@ impl SessionsShared {
         id: SessionId,
         found: ResumeState,
     ) -> Arc<SessionHandle> {
-        let (mailbox, news) = mpsc::channel(MAILBOX);
+        let (mailbox, message) = mpsc::channel(MAILBOX);
         let fixed = &found.fixed;
         let about = SessionInfo {
             id,
@@ -439,12 +439,12 @@ impl SessionsShared {
             if let Some(shared) = shared.upgrade() {
                 let actors = shared.actors.clone();
                 let caller = PluginCaller::session(&session.id().to_string());
-                actors.spawn(caller.scope(actor::live(shared, session, found, news)));
+                actors.spawn(caller.scope(actor::live(shared, session, found, message)));
             }
         });
         let session = SessionHandle::new(about, last_seq, self.deps.log.clone(), mailbox, launch);
-        session.set_runs(policy.info(), &provider);
-        self.remember(&session);
+        session.set_plugins(policy.info(), &provider);
+        self.register(&session);
         session
     }
 }
@@ -453,15 +453,15 @@ impl SessionsShared {
 fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> RoundRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();
-    let scene = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());
+    let context = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());
     let counters = Counters {
         next_seq: 1,
         uptime_ms,
         ..Counters::default()
     };
-    let mut draft = RoundBuilder::new(&scene, counters, BTreeMap::new(), fixed.created_at);
-    draft.open_session();
-    draft.close_round(Status::Created, None).row
+    let mut builder = RoundBuilder::new(&context, counters, BTreeMap::new(), fixed.created_at);
+    builder.open_session();
+    builder.close_round(Status::Created, None).row
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl Sessions {
             chat_id: fixed.chat_id,
             policy: fixed.policy,
             provider: fixed.provider,
-            sandbox: self.shared.deps.places.sandbox_of(&id.to_string()),
+            sandbox: self.shared.deps.environments.sandbox_of(&id.to_string()),
             model: fixed.model,
             totals: row.counters.totals,
             token_limit: fixed.token_limit,

@@ -25,15 +25,15 @@ use super::{CloseReason, MessageRejected, SessionId};
 
 /// A session that is live or has just ended.
 pub struct SessionHandle {
-    pub(super) about: SessionInfo,
+    pub(super) info: SessionInfo,
     pub(super) log: Arc<dyn SessionLog>,
     pub(super) mailbox: Mailbox,
     /// Whether the session's files can be read.
     has_workspace: AtomicBool,
     pub(super) stop: CancellationToken,
     pub(super) feed: Feed,
-    /// The current state; see [`SessionHandle::stands`].
-    pub(super) standing: Mutex<IdleState>,
+    /// The current state; see [`SessionHandle::set_idle_state`].
+    pub(super) idle_state: Mutex<IdleState>,
     /// The number of the last frame before the session began to wait for its user's answer; 0 if it
     /// is not waiting.
     pub(super) question: watch::Sender<u64>,
@@ -46,7 +46,7 @@ pub struct SessionHandle {
     pub(super) launch: Mutex<Option<ActorLauncher>>,
     attached: Mutex<AttachedClients>,
     pub(super) positions: ClientPositions,
-    runs: Mutex<SessionPlugins>,
+    plugins: Mutex<SessionPlugins>,
 }
 
 /// The plugins that a session works with.
@@ -82,7 +82,7 @@ pub(super) struct SessionInfo {
 impl std::fmt::Debug for SessionHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
-            .field("id", &self.about.id)
+            .field("id", &self.info.id)
             .finish_non_exhaustive()
     }
 }
@@ -101,13 +101,13 @@ impl SessionHandle {
         launch: ActorLauncher,
     ) -> Arc<Self> {
         Arc::new(Self {
-            about,
+            info: about,
             log,
             mailbox,
             has_workspace: AtomicBool::new(false),
             stop: CancellationToken::new(),
             feed: Feed::new(seq),
-            standing: Mutex::new(IdleState::Idle(Instant::now())),
+            idle_state: Mutex::new(IdleState::Idle(Instant::now())),
             question: watch::Sender::new(0),
             unattended: Notify::new(),
             closing: OnceLock::new(),
@@ -118,23 +118,23 @@ impl SessionHandle {
                 since: Instant::now(),
             }),
             positions: ClientPositions::default(),
-            runs: Mutex::default(),
+            plugins: Mutex::default(),
         })
     }
 
     /// The session's id.
     pub fn id(&self) -> &SessionId {
-        &self.about.id
+        &self.info.id
     }
 
     /// The user that owns the session.
     pub fn user(&self) -> &UserId {
-        &self.about.user
+        &self.info.user
     }
 
     /// Returns whether the policy is the built-in mock.
     pub fn is_mock(&self) -> bool {
-        self.about.mock
+        self.info.mock
     }
 
     /// Returns whether the session can still continue.
@@ -149,13 +149,13 @@ impl SessionHandle {
     }
 
     /// The plugins that the session works with now.
-    pub fn runs(&self) -> SessionPlugins {
-        held(&self.runs).clone()
+    pub fn plugins(&self) -> SessionPlugins {
+        held(&self.plugins).clone()
     }
 
     /// Sets the plugins that the session works with from here on.
-    pub(super) fn set_runs(&self, policy: &PolicyInfo, provider: &str) {
-        *held(&self.runs) = SessionPlugins {
+    pub(super) fn set_plugins(&self, policy: &PolicyInfo, provider: &str) {
+        *held(&self.plugins) = SessionPlugins {
             policy: policy.name.clone(),
             digest: policy.digest.clone(),
             provider: if policy.calls_models {
@@ -186,28 +186,28 @@ impl SessionHandle {
         if !self.is_alive() {
             return Err(MessageRejected::Over);
         }
-        let room = self.mailbox.clone().try_reserve_owned();
-        let room = room.map_err(|error| match error {
+        let permit = self.mailbox.clone().try_reserve_owned();
+        let permit = permit.map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => MessageRejected::Busy,
             mpsc::error::TrySendError::Closed(_) => MessageRejected::Over,
         })?;
-        let kept = self
+        let queued = self
             .log
-            .keep_message(&self.about.id.to_string(), text.into());
+            .keep_message(&self.info.id.to_string(), text.into());
         // Runs to completion even if the client goes away: a message that is written is also
         // delivered.
-        let kept = tokio::spawn(async move {
-            let kept = kept.await?;
-            Ok::<_, LogError>(kept.map(|message| {
-                let news = ActorMessage::Message(message.number, message.text);
-                room.send(Box::new(news));
+        let queued = tokio::spawn(async move {
+            let queued = queued.await?;
+            Ok::<_, LogError>(queued.map(|message| {
+                let actor_message = ActorMessage::Message(message.number, message.text);
+                permit.send(Box::new(actor_message));
             }))
         });
-        match kept.await {
+        match queued.await {
             Ok(Ok(Some(()))) => Ok(()),
             Ok(Ok(None)) => Err(MessageRejected::Over),
             Ok(Err(cause)) => {
-                tracing::warn!(session = %self.about.id, %cause, "a message could not be written down; its user was told");
+                tracing::warn!(session = %self.info.id, %cause, "a message could not be written down; its user was told");
                 Err(MessageRejected::Unwritten)
             }
             Err(_) => Err(MessageRejected::Unwritten),
@@ -256,7 +256,7 @@ impl SessionHandle {
     }
 
     /// How long nobody has been attached, or `None` while somebody is.
-    pub(super) fn alone_for(&self) -> Option<Duration> {
+    pub(super) fn unattended_for(&self) -> Option<Duration> {
         let attached = held(&self.attached);
         (attached.clients == 0).then(|| attached.since.elapsed())
     }

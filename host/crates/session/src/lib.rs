@@ -232,9 +232,9 @@ pub struct SessionDeps {
     /// The current policies and models.
     pub deployment: Deployment,
     /// The provider of execution environments.
-    pub places: Arc<dyn EnvironmentProvider>,
+    pub environments: Arc<dyn EnvironmentProvider>,
     /// Opens the pull requests that users request.
-    pub changes: Arc<dyn PullRequests>,
+    pub pull_requests: Arc<dyn PullRequests>,
     /// The disk space that is reserved for the log.
     pub reserve: DiskReserve,
     /// The limits of each session.
@@ -337,7 +337,7 @@ impl Sessions {
             .get(id)
             .cloned()
             .ok_or(LookupError::NotFound)?;
-        if session.about.user == *user {
+        if session.info.user == *user {
             Ok(session)
         } else {
             Err(LookupError::NotYours)
@@ -353,14 +353,13 @@ impl Sessions {
             .cloned()
             .collect();
         drop(registry);
-        found
-            .sort_by_key(|session| std::cmp::Reverse((session.about.created_at, session.about.id)));
+        found.sort_by_key(|session| std::cmp::Reverse((session.info.created_at, session.info.id)));
         let summary = |session: Arc<SessionHandle>| SessionSummary {
-            session_id: session.about.id,
-            user_id: session.about.user.clone(),
-            task: session.about.task.to_string(),
+            session_id: session.info.id,
+            user_id: session.info.user.clone(),
+            task: session.info.task.to_string(),
             is_alive: session.is_alive(),
-            created_at: frames::timestamp(session.about.created_at),
+            created_at: frames::timestamp(session.info.created_at),
         };
         found.into_iter().map(summary).collect()
     }
@@ -406,7 +405,7 @@ impl Sessions {
 
     /// Whether a session of this user that does not live here continues at the next start. True as well
     /// if the log cannot be read.
-    pub async fn goes_on(&self, id: &SessionId, user: &UserId) -> bool {
+    pub async fn is_resumable(&self, id: &SessionId, user: &UserId) -> bool {
         match self.details(id, user).await {
             Ok(details) => details.is_alive,
             Err(SessionDetailsError::Lookup(_)) => false,
@@ -422,7 +421,7 @@ impl Sessions {
             ..EnvironmentSpec::default()
         };
         let session = spec.session.clone();
-        if let Err(cause) = self.shared.deps.places.wipe(spec).await {
+        if let Err(cause) = self.shared.deps.environments.remove(spec).await {
             tracing::warn!(
                 session,
                 cause,
@@ -438,7 +437,7 @@ impl Sessions {
 
     /// Returns an explanation if the remaining disk space is reserved for the log.
     pub async fn disk_shortage(&self) -> Option<String> {
-        self.shared.deps.reserve.looked_at().await
+        self.shared.deps.reserve.check_in_background().await
     }
 
     /// The number of live sessions.
@@ -450,7 +449,7 @@ impl Sessions {
     pub fn count_by_plugins(&self) -> HashMap<SessionPlugins, usize> {
         let mut counts = HashMap::new();
         for session in held(&self.shared.registry).by_id.values() {
-            *counts.entry(session.runs()).or_default() += 1;
+            *counts.entry(session.plugins()).or_default() += 1;
         }
         counts
     }
@@ -512,6 +511,6 @@ impl SessionsShared {
         let mut left = held(&self.left);
         left.sessions += 1;
         left.commands
-            .extend(command.map(|command| (session.about.id, command)));
+            .extend(command.map(|command| (session.info.id, command)));
     }
 }

@@ -31,22 +31,22 @@ impl Sessions {
     /// not in this deployment, or its secrets do not open with this key) stays in the log, with its
     /// workspace, for a start that has what it needs; the host's log says why.
     pub async fn recover(&self) -> Result<usize, LogError> {
-        self.go_on(false).await
+        self.resume_all(false).await
     }
 
     /// Like [`Sessions::recover`], but holds all of them until their users come back.
     pub async fn recover_held(&self) -> Result<(), LogError> {
-        self.go_on(true).await.map(drop)
+        self.resume_all(true).await.map(drop)
     }
 
     /// The number of sessions that wait for their users to come back.
     pub fn count_held(&self) -> usize {
         let registry = held(&self.shared.registry);
-        let is_held = |session: &&Arc<SessionHandle>| *held(&session.standing) == IdleState::Held;
+        let is_held = |session: &&Arc<SessionHandle>| *held(&session.idle_state) == IdleState::Held;
         registry.by_id.values().filter(is_held).count()
     }
 
-    async fn go_on(&self, hold_all: bool) -> Result<usize, LogError> {
+    async fn resume_all(&self, hold_all: bool) -> Result<usize, LogError> {
         let log = &self.shared.deps.log;
         let living = when_possible(|| log.living()).await?;
         let mut count = 0;
@@ -59,7 +59,7 @@ impl Sessions {
             let held = row.held;
             count += usize::from(self.resume(session) && !held);
         }
-        self.take_kept_positions().await;
+        self.restore_positions().await;
         Ok(count)
     }
 
@@ -100,7 +100,7 @@ impl Sessions {
             let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
                 // The previous build may still be loaded while the active one is on probation.
                 Some(Err(reason)) => {
-                    let older = generation.policies.older(name, &policy.info().digest);
+                    let older = generation.policies.fallback(name, &policy.info().digest);
                     let own = older.filter(|older| older.info().digest == digest);
                     own.ok_or(reason)?
                 }
@@ -137,7 +137,7 @@ impl Sessions {
         };
         let session = self.shared.assemble(id, found);
         if row.held {
-            session.stands(IdleState::Held);
+            session.set_idle_state(IdleState::Held);
         } else if row.status != Status::Created {
             // A session that was never started still waits for its client.
             self.start(&session);

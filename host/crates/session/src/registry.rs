@@ -28,10 +28,10 @@ pub(super) type WorkKey<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a 
 impl SessionHandle {
     pub(super) fn work(&self) -> WorkKey<'_> {
         (
-            &self.about.user,
-            self.about.project_id.as_deref(),
-            &self.about.task,
-            self.about.repo_url.as_deref(),
+            &self.info.user,
+            self.info.project_id.as_deref(),
+            &self.info.task,
+            self.info.repo_url.as_deref(),
         )
     }
 }
@@ -64,26 +64,26 @@ impl SessionRegistry {
 }
 
 impl SessionsShared {
-    pub(super) fn remember(&self, session: &Arc<SessionHandle>) {
+    pub(super) fn register(&self, session: &Arc<SessionHandle>) {
         let work = self.hasher.hash_one(session.work());
         let mut registry = held(&self.registry);
         registry
             .by_user
-            .entry(session.about.user.clone())
+            .entry(session.info.user.clone())
             .or_default()
-            .insert(session.about.id);
-        registry.by_work.insert(work, session.about.id);
-        registry.by_id.insert(session.about.id, session.clone());
+            .insert(session.info.id);
+        registry.by_work.insert(work, session.info.id);
+        registry.by_id.insert(session.info.id, session.clone());
     }
 
-    pub(super) fn forget(&self, session: &SessionHandle) {
+    pub(super) fn unregister(&self, session: &SessionHandle) {
         let work = self.hasher.hash_one(session.work());
         let mut registry = held(&self.registry);
-        registry.by_id.remove(&session.about.id);
-        if registry.by_work.get(&work) == Some(&session.about.id) {
+        registry.by_id.remove(&session.info.id);
+        if registry.by_work.get(&work) == Some(&session.info.id) {
             registry.by_work.remove(&work);
         }
-        registry.release(&session.about.user, &session.about.id);
+        registry.release(&session.info.user, &session.info.id);
     }
 
     /// Claims one of the user's slots for a session that is about to be created.

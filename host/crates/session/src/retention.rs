@@ -18,7 +18,7 @@ use lucid_types::user::UserId;
 use super::{EnvironmentSpec, LookupError, SessionId, Sessions, SessionsShared};
 
 /// After how long one that could not be removed is tried again.
-const AGAIN: Duration = Duration::from_secs(10 * 60);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Between two looks at what is kept.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -36,10 +36,10 @@ pub enum WorkspaceLookupError {
     NotRemoved,
 }
 
-fn spec_of(kept: Retained) -> EnvironmentSpec {
+fn spec_of(retained: Retained) -> EnvironmentSpec {
     EnvironmentSpec {
-        session: kept.session,
-        user: kept.user,
+        session: retained.session,
+        user: retained.user,
         ..EnvironmentSpec::default()
     }
 }
@@ -102,11 +102,11 @@ impl SessionsShared {
         let uptime = self.deps.log.uptime();
         // Also those of uptime 0, which are of no use any more.
         let before = uptime.saturating_sub(retention);
-        for kept in self.retained_before(before).await? {
-            self.remove_retained(kept).await?;
+        for retained in self.retained_before(before).await? {
+            self.remove_retained(retained).await?;
         }
         // Those of now count as well: the log comes before what nobody asked for.
-        while self.deps.places.is_short().await {
+        while self.deps.environments.is_disk_short().await {
             let Some(oldest) = self.retained_before(uptime).await?.into_iter().next() else {
                 break;
             };
@@ -126,9 +126,9 @@ impl SessionsShared {
     }
 
     /// True where nothing of it is left.
-    async fn remove_retained(&self, kept: Retained) -> Result<bool, LogError> {
-        let session = kept.session.clone();
-        let removed = self.deps.places.wipe(spec_of(kept)).await;
+    async fn remove_retained(&self, retained: Retained) -> Result<bool, LogError> {
+        let session = retained.session.clone();
+        let removed = self.deps.environments.remove(spec_of(retained)).await;
         if let Err(cause) = &removed {
             tracing::error!(
                 session,
@@ -138,7 +138,7 @@ impl SessionsShared {
         }
         let gone = removed.is_ok();
         let time = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let begun = self.deps.log.uptime().saturating_add(time(AGAIN));
+        let begun = self.deps.log.uptime().saturating_add(time(RETRY_INTERVAL));
         let begun = begun.saturating_sub(time(self.deps.limits.retention));
         if gone {
             self.deps.log.forget_retained(&session).await?;
@@ -167,12 +167,17 @@ impl Sessions {
             Err(LookupError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
-        let kept = self.shared.retained(id).await?;
-        let kept = kept.ok_or(LookupError::NotFound)?;
-        if kept.user != user.as_str() {
+        let retained = self.shared.retained(id).await?;
+        let retained = retained.ok_or(LookupError::NotFound)?;
+        if retained.user != user.as_str() {
             return Err(LookupError::NotYours.into());
         }
-        if self.shared.deps.places.has_workspace(&spec_of(kept)) {
+        if self
+            .shared
+            .deps
+            .environments
+            .has_workspace(&spec_of(retained))
+        {
             Ok(true)
         } else {
             Err(LookupError::NotFound.into())
@@ -185,13 +190,13 @@ impl Sessions {
         id: &SessionId,
         user: &UserId,
     ) -> Result<bool, WorkspaceLookupError> {
-        let Some(kept) = self.shared.retained(id).await? else {
+        let Some(retained) = self.shared.retained(id).await? else {
             return Ok(false);
         };
-        if kept.user != user.as_str() {
+        if retained.user != user.as_str() {
             return Err(LookupError::NotYours.into());
         }
-        if self.shared.remove_retained(kept).await? {
+        if self.shared.remove_retained(retained).await? {
             Ok(true)
         } else {
             Err(WorkspaceLookupError::NotRemoved)
@@ -202,7 +207,7 @@ impl Sessions {
     pub(super) async fn discard_any(&self, id: &SessionId) {
         let removed = async {
             match self.shared.retained(id).await? {
-                Some(kept) => self.shared.remove_retained(kept).await.map(drop),
+                Some(retained) => self.shared.remove_retained(retained).await.map(drop),
                 None => Ok(()),
             }
         };
@@ -228,7 +233,7 @@ mod tests {
         let odd = [1, 59, 61, 3_601, 86_399, 5_400].map(Duration::from_secs);
         let odd = odd.into_iter().chain([days(999) - Duration::from_secs(1)]);
         for time in odd.chain((1..=999).map(days)) {
-            for reason in [idle::ALONE.to_owned(), actor::took_longer(time)] {
+            for reason in [idle::ALONE.to_owned(), actor::time_limit_message(time)] {
                 let close = CloseReason::expired(&reason, Some(time));
                 assert!(close.reason.len() <= ROOM, "{}", close.reason);
                 assert!(close.reason.ends_with('.') && close.reason.starts_with(&reason));

@@ -33,7 +33,7 @@ impl TrafficSplit {
     }
 
     /// Assigns the next slot.
-    pub fn take(self: &Arc<Self>) -> SplitSlot {
+    pub fn assign(self: &Arc<Self>) -> SplitSlot {
         let mut turns = held(&self.turns);
         turns.all += 1;
         // The candidate gets this slot if it is owed more than it has had.
@@ -64,7 +64,7 @@ impl SplitSlot {
     }
 
     /// Keeps the slot: a session was created for it.
-    pub fn keep(mut self) {
+    pub fn commit(mut self) {
         self.is_kept = true;
     }
 }
@@ -91,9 +91,9 @@ mod tests {
             let share = Arc::new(TrafficSplit::new(percent));
             let turns: Vec<bool> = (0..300)
                 .map(|_| {
-                    let turn = share.take();
+                    let turn = share.assign();
                     let is_candidates = turn.is_candidates();
-                    turn.keep();
+                    turn.commit();
                     is_candidates
                 })
                 .collect();
@@ -113,11 +113,11 @@ mod tests {
             let share = Arc::new(TrafficSplit::new(percent));
             let (mut all, mut candidates) = (0_u64, 0_u64);
             for made in made {
-                let turn = share.take();
+                let turn = share.assign();
                 if made {
                     all += 1;
                     candidates += u64::from(turn.is_candidates());
-                    turn.keep();
+                    turn.commit();
                 }
                 prop_assert_eq!(candidates, all * u64::from(percent) / 100);
             }
@@ -134,16 +134,16 @@ mod tests {
             let (mut open, mut kept) = (Vec::new(), Vec::new());
             for (take, which) in steps {
                 if take || open.is_empty() {
-                    open.push(share.take());
+                    open.push(share.assign());
                 } else {
                     let turn: SplitSlot = open.swap_remove(which.index(open.len()));
                     kept.push(turn.is_candidates());
-                    turn.keep();
+                    turn.commit();
                 }
             }
             for turn in open {
                 kept.push(turn.is_candidates());
-                turn.keep();
+                turn.commit();
             }
             let candidates = kept.iter().filter(|turn| **turn).count();
             prop_assert_eq!(candidates, kept.len() * usize::from(percent) / 100);

@@ -36,7 +36,7 @@ pub use self::chats::store::{
 };
 pub use self::log::read::{find_session, logged_steps};
 pub use self::sqlite::failure::transient_cause;
-pub use self::sqlite::origin::{HostOrigin, begin, origin, release_sessions};
+pub use self::sqlite::origin::{HostOrigin, last_start, record_start, release_sessions};
 use self::sqlite::{readers, uptime, writer};
 pub use chats::{Chats, DeletedChat};
 use lucid_types::log::Health;
@@ -55,7 +55,7 @@ use rusqlite::{Connection, OpenFlags};
 /// The name of the database file in the storage folder.
 const DATABASE: &str = "lucid.db";
 /// How long a write waits for another process's lock.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The lock file, held by the process that uses the folder.
 const LOCK: &str = "lucid.lock";
 /// The migrations, one per version, in order; `user_version` counts those that were run.
@@ -128,7 +128,7 @@ struct Inner {
     folder: PathBuf,
     uptime: uptime::Uptime,
     /// Set if chats are sent to another store; notified of new ones.
-    news: OnceLock<Arc<outbox::OutboxSignal>>,
+    signal: OnceLock<Arc<outbox::OutboxSignal>>,
     _lock: File,
 }
 
@@ -181,7 +181,7 @@ impl Store {
         let path = folder.join(DATABASE);
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut connection)?;
-        let uptime = uptime::Uptime::go_on(&connection)?;
+        let uptime = uptime::Uptime::resume(&connection)?;
         let health = Health::default();
         let writer = writer::WriterThread::start(connection, health.clone())?;
         let readers = readers::Readers::open(path)?;
@@ -192,7 +192,7 @@ impl Store {
                 health,
                 folder: folder.to_owned(),
                 uptime,
-                news: OnceLock::new(),
+                signal: OnceLock::new(),
                 _lock: lock,
             }),
         })
@@ -205,33 +205,33 @@ impl Store {
 
     /// The store's name in `GET /`.
     pub fn kind(&self) -> &'static str {
-        match self.inner.news.get() {
+        match self.inner.signal.get() {
             Some(_) => "supabase",
             None => "sqlite",
         }
     }
 
     /// Turns on sending of chats, and returns the notifier for new ones.
-    fn announce(&self) -> Arc<outbox::OutboxSignal> {
-        self.inner.news.get_or_init(Arc::default).clone()
+    fn enable_outbox(&self) -> Arc<outbox::OutboxSignal> {
+        self.inner.signal.get_or_init(Arc::default).clone()
     }
 
     /// Returns whether the chat of a new session is to be sent to another store.
     fn sends_chats(&self) -> bool {
-        self.inner.news.get().is_some()
+        self.inner.signal.get().is_some()
     }
 
     /// Notifies the outbox that a session and its chat were written.
-    fn wrote_chat(&self) {
-        if let Some(news) = self.inner.news.get() {
-            news.chat();
+    fn notify_chat_written(&self) {
+        if let Some(signal) = self.inner.signal.get() {
+            signal.chat();
         }
     }
 
     /// Notifies the outbox that a step was written, with this many chat messages.
-    fn wrote_lines(&self, lines: usize) {
-        if let Some(news) = self.inner.news.get() {
-            news.lines(lines);
+    fn notify_messages_written(&self, lines: usize) {
+        if let Some(signal) = self.inner.signal.get() {
+            signal.lines(lines);
         }
     }
 
@@ -242,7 +242,7 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.write_within(PATIENCE, write).await
+        self.write_within(TIMEOUT, write).await
     }
 
     /// Like [`Store::write`], but waits less long for another process's lock, for a caller that
@@ -314,7 +314,7 @@ impl Store {
 }
 
 /// Opens the database in a folder read-only, even while another process uses it.
-pub fn look(folder: &Path) -> Result<Connection, StoreError> {
+pub fn open_read_only(folder: &Path) -> Result<Connection, StoreError> {
     let path = folder.join(DATABASE);
     if let Err(cause) = path.metadata() {
         return Err(StoreError::Folder { path, cause });
@@ -330,7 +330,7 @@ pub fn look(folder: &Path) -> Result<Connection, StoreError> {
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(PATIENCE)?;
+    connection.busy_timeout(TIMEOUT)?;
     // No folder for temporary files is needed, and a full one cannot make a savepoint fail.
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.set_prepared_statement_cache_capacity(64);

@@ -22,7 +22,7 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use crate::plural;
 
 /// The file that holds a part of the reserve.
-const HELD: &str = "reserve";
+const RESERVE_FILE: &str = "reserve";
 /// So many times the reserve must be free for it to be made; with more than `NEAR` it is not needed.
 const ROOM: u64 = 2;
 /// With so many times the reserve free, the disk counts as nearly full.
@@ -52,7 +52,7 @@ struct Inner {
 
 impl DiskReserve {
     /// So many bytes of the disk that the log's folder is on; 0 is no reserve.
-    pub fn of(folder: &Path, bytes: u64) -> Self {
+    pub fn new(folder: &Path, bytes: u64) -> Self {
         let inner = Inner {
             folder: folder.to_owned(),
             bytes,
@@ -63,7 +63,7 @@ impl DiskReserve {
             return Self::none();
         }
         let reserve = Self(Some(Arc::new(inner)));
-        reserve.look();
+        reserve.check();
         reserve
     }
 
@@ -74,7 +74,7 @@ impl DiskReserve {
 
     /// Looks how much is free, and says so; none where there is no reserve, or it cannot be told. Blocks
     /// shortly.
-    pub fn look(&self) -> Option<u64> {
+    pub fn check(&self) -> Option<u64> {
         let inner = self.0.as_ref()?;
         let disk = statvfs(&inner.folder).ok()?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -105,12 +105,12 @@ impl DiskReserve {
 
     /// The same for a look now. Blocks shortly.
     pub fn shortage_now(&self) -> Option<String> {
-        self.look();
+        self.check();
         self.shortage()
     }
 
     /// The same off the async threads.
-    pub async fn looked_at(&self) -> Option<String> {
+    pub async fn check_in_background(&self) -> Option<String> {
         self.0.as_ref()?;
         let reserve = self.clone();
         let looked = tokio::task::spawn_blocking(move || reserve.shortage_now());
@@ -132,7 +132,7 @@ impl DiskReserve {
 
     /// The same for who writes below a folder: none where that is on another disk.
     #[must_use]
-    pub fn on(&self, folder: &Path) -> Self {
+    pub fn for_folder(&self, folder: &Path) -> Self {
         if self.covers(folder) {
             self.clone()
         } else {
@@ -143,13 +143,14 @@ impl DiskReserve {
     /// Whether so little is free on the disk of a folder that files which nobody works on should go: before
     /// the reserve is reached, so that nobody who works is refused for their sake, and before no more files
     /// can be made. The operator's word holds for every disk: without a reserve they stay. Blocks shortly.
-    pub fn has_little_room(&self, folder: &Path) -> bool {
+    pub fn is_low(&self, folder: &Path) -> bool {
         let Ok(disk) = statvfs(folder) else {
             return false;
         };
         // File systems that make inodes as they are needed say that they have none.
         let few_files = disk.f_favail < disk.f_files / FEW_FILES;
-        self.is_near(disk.f_bavail.saturating_mul(disk.f_frsize)) || (self.0.is_some() && few_files)
+        self.is_nearly_full(disk.f_bavail.saturating_mul(disk.f_frsize))
+            || (self.0.is_some() && few_files)
     }
 
     /// How long nothing can go wrong with so much free.
@@ -165,7 +166,7 @@ impl DiskReserve {
     }
 
     /// Whether the disk is so full that whoever fills it should be known soon.
-    pub fn is_near(&self, free: u64) -> bool {
+    pub fn is_nearly_full(&self, free: u64) -> bool {
         let inner = self.0.as_ref();
         inner.is_some_and(|inner| free < inner.bytes.saturating_mul(ROOM))
     }
@@ -207,7 +208,7 @@ impl Drop for Inner {
 
 impl Inner {
     fn path(&self) -> PathBuf {
-        self.folder.join(HELD)
+        self.folder.join(RESERVE_FILE)
     }
 
     /// The part that is held, when all of it is.
@@ -257,13 +258,13 @@ mod tests {
     #[test]
     fn a_disk_with_less_than_the_reserve_is_short_until_it_has_more() {
         let folder = tempfile::tempdir().unwrap();
-        let small = DiskReserve::of(folder.path(), 1);
+        let small = DiskReserve::new(folder.path(), 1);
         assert_eq!(small.shortage_now(), None);
-        let free = small.look().unwrap();
-        let large = DiskReserve::of(folder.path(), free.saturating_mul(2));
+        let free = small.check().unwrap();
+        let large = DiskReserve::new(folder.path(), free.saturating_mul(2));
         let told = large.shortage_now().unwrap();
         assert!(told.contains("nearly full"), "{told}");
-        assert_eq!(DiskReserve::of(folder.path(), 0).shortage_now(), None);
+        assert_eq!(DiskReserve::new(folder.path(), 0).shortage_now(), None);
         assert!(small.covers(folder.path()));
         assert!(!small.covers(Path::new("/proc")));
     }
@@ -271,45 +272,45 @@ mod tests {
     #[test]
     fn files_that_nobody_works_on_go_by_the_operators_word_before_anybody_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let free = DiskReserve::of(folder.path(), 1).look().unwrap();
-        let little = |bytes| DiskReserve::of(folder.path(), bytes).has_little_room(folder.path());
+        let free = DiskReserve::new(folder.path(), 1).check().unwrap();
+        let little = |bytes| DiskReserve::new(folder.path(), bytes).is_low(folder.path());
         // Wide: others write on this disk too.
         assert!(little(free / 4 * 3) && !little(free / 4));
         assert!(!little(0), "nothing is kept, so nothing goes for it");
-        let reserve = DiskReserve::of(folder.path(), free / 4 * 3);
+        let reserve = DiskReserve::new(folder.path(), free / 4 * 3);
         assert_eq!(reserve.shortage_now(), None, "that comes later");
     }
 
     #[test]
     fn on_another_disk_than_the_logs_nobody_is_refused_but_files_that_nobody_works_on_go() {
         let folder = tempfile::tempdir().unwrap();
-        let reserve = DiskReserve::of(folder.path(), u64::MAX / 2);
+        let reserve = DiskReserve::new(folder.path(), u64::MAX / 2);
         // A file system of its own without room.
         let other = Path::new("/proc");
-        assert!(reserve.on(folder.path()).shortage_now().is_some());
-        assert_eq!(reserve.on(other).shortage_now(), None);
-        assert!(reserve.has_little_room(other));
-        assert!(!reserve.on(other).has_little_room(other), "not its word");
+        assert!(reserve.for_folder(folder.path()).shortage_now().is_some());
+        assert_eq!(reserve.for_folder(other).shortage_now(), None);
+        assert!(reserve.is_low(other));
+        assert!(!reserve.for_folder(other).is_low(other), "not its word");
     }
 
     #[test]
     fn the_fuller_the_disk_the_sooner_it_is_looked_at() {
         let folder = tempfile::tempdir().unwrap();
-        let reserve = DiskReserve::of(folder.path(), 256 * MIB);
+        let reserve = DiskReserve::new(folder.path(), 256 * MIB);
         assert_eq!(reserve.next_look(100 << 30), LOOKS.1);
         let soon = reserve.next_look(512 * MIB);
         assert!(soon > LOOKS.0 && soon < LOOKS.1, "{soon:?}");
         assert_eq!(reserve.next_look(257 * MIB), LOOKS.0);
         assert_eq!(reserve.next_look(255 * MIB), WHILE_SHORT);
-        assert!(reserve.is_near(300 * MIB) && !reserve.is_near(600 * MIB));
+        assert!(reserve.is_nearly_full(300 * MIB) && !reserve.is_nearly_full(600 * MIB));
     }
 
     #[test]
     fn a_part_is_held_only_on_a_disk_that_is_nearly_full_and_goes_in_pieces() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join(HELD);
+        let file = folder.path().join(RESERVE_FILE);
         let held = || file.metadata().map_or(0, |found| found.len());
-        let reserve = DiskReserve::of(folder.path(), 2 * MIB);
+        let reserve = DiskReserve::new(folder.path(), 2 * MIB);
         reserve.hold(100 * MIB);
         assert_eq!(held(), 0, "there is room enough");
         reserve.hold(3 * MIB);

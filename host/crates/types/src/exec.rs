@@ -97,7 +97,7 @@ impl ExecRequest {
 
     /// Sets how many of the first and of the last bytes of the output are kept.
     #[must_use]
-    pub fn keep(mut self, head: usize, tail: usize) -> Self {
+    pub fn keep_output(mut self, head: usize, tail: usize) -> Self {
         (self.head, self.tail) = (head, tail);
         self
     }

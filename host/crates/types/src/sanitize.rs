@@ -6,8 +6,8 @@
 //!   overrides, and no more than the requested length.
 
 /// Sanitizes a text and truncates it to `most` characters, including the truncation mark.
-pub fn clean(text: &str, most: usize) -> String {
-    let mut shown = String::with_capacity(text.len().min(most));
+pub fn sanitize(text: &str, most: usize) -> String {
+    let mut output = String::with_capacity(text.len().min(most));
     let mut count = 0;
     for c in text.chars() {
         let c = match c {
@@ -16,14 +16,14 @@ pub fn clean(text: &str, most: usize) -> String {
             c => c,
         };
         if count == most {
-            shown.pop();
-            shown.push('…');
+            output.pop();
+            output.push('…');
             break;
         }
-        shown.push(c);
+        output.push(c);
         count += 1;
     }
-    shown
+    output
 }
 
 /// Whether a character changes how its neighbours are displayed rather than being visible itself.
@@ -33,20 +33,20 @@ fn turns(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::clean;
+    use super::sanitize;
 
     #[test]
     fn control_characters_are_gone_and_line_breaks_are_spaces() {
         assert_eq!(
-            clean("a\x1b[31mb\nc\u{202e}d\0", 100),
+            sanitize("a\x1b[31mb\nc\u{202e}d\0", 100),
             "a[31mb cd".to_owned()
         );
     }
 
     #[test]
     fn a_long_text_is_cut_at_a_character_and_says_so() {
-        assert_eq!(clean("ääää", 4), "ääää");
-        assert_eq!(clean("äääää", 4), "äää…");
-        assert_eq!(clean("abc", 0), "…");
+        assert_eq!(sanitize("ääää", 4), "ääää");
+        assert_eq!(sanitize("äääää", 4), "äää…");
+        assert_eq!(sanitize("abc", 0), "…");
     }
 }

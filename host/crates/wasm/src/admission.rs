@@ -18,7 +18,7 @@ use super::kind::PluginKind;
 use super::limits::CallError;
 use super::wasi;
 use lucid_types::digest::sha256_hex;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 /// The interfaces that a plugin may import, besides the parts of WASI 0.2 that lead nowhere.
 pub const ALLOWED_IMPORTS: &[&str] = &["lucid:host/log@0.1.0", "lucid:types/types@0.1.0"];
@@ -160,7 +160,7 @@ pub(super) fn admit(
         .compile(plugin, wasm)
         .map_err(|error| LoadError::NotAComponent {
             plugin: plugin.to_owned(),
-            detail: clean(&format!("{error:#}"), 500),
+            detail: sanitize(&format!("{error:#}"), 500),
         })?;
     let shape = component.component_type();
     check_imports(engine, plugin, &shape)?;
@@ -183,7 +183,7 @@ pub(super) fn admit(
 pub(super) fn imports(engine: &Engine, component: &Component) -> Vec<String> {
     let shape = component.component_type();
     let imports = shape.imports(engine.wasmtime());
-    imports.map(|(import, _)| clean(import, 200)).collect()
+    imports.map(|(import, _)| sanitize(import, 200)).collect()
 }
 
 /// The error for exports whose names fit and whose types do not.
@@ -191,7 +191,7 @@ pub(super) fn other_types(plugin: &str, kind: PluginKind, error: &wasmtime::Erro
     LoadError::OtherTypes {
         plugin: plugin.to_owned(),
         kind,
-        detail: clean(&format!("{error:#}"), 500),
+        detail: sanitize(&format!("{error:#}"), 500),
     }
 }
 
@@ -200,7 +200,7 @@ fn check_imports(engine: &Engine, plugin: &str, shape: &ComponentType) -> Result
         if !ALLOWED_IMPORTS.contains(&import) && !wasi::provides(import) {
             return Err(LoadError::ForbiddenImport {
                 plugin: plugin.to_owned(),
-                import: clean(import, 200),
+                import: sanitize(import, 200),
             });
         }
     }

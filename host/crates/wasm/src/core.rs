@@ -18,7 +18,7 @@ pub struct PluginCore {
     pub(super) name: Arc<str>,
     pub(super) digest: Arc<str>,
     pub(super) limits: PluginLimits,
-    pub(super) tally: CallStats,
+    pub(super) stats: CallStats,
     pub(super) component: Component,
     pub(super) about: PluginMetadata,
     pub(super) extensions: Extensions,

@@ -89,7 +89,7 @@ struct Inner {
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     options: EngineOptions,
-    works: Activities,
+    activities: Activities,
 }
 
 impl std::fmt::Debug for Engine {
@@ -105,7 +105,7 @@ impl Engine {
         let mut linker = Linker::new(&engine);
         host_state::add_log_to_linker(&mut linker).map_err(EngineError::Settings)?;
         wasi::add_to_linker(&mut linker).map_err(EngineError::Settings)?;
-        let shelf = options
+        let cache = options
             .cache
             .as_deref()
             .map(|folder| ComponentCacheDir::open(folder, options.cache_bytes))
@@ -114,11 +114,11 @@ impl Engine {
         Ok(Self(Arc::new(Inner {
             engine,
             linker,
-            shelf,
+            shelf: cache,
             calls: Arc::new(Semaphore::new(options.calls as usize)),
             streams: Arc::new(Semaphore::new(options.streams as usize)),
             options,
-            works: Activities::default(),
+            activities: Activities::default(),
         })))
     }
 
@@ -135,19 +135,19 @@ impl Engine {
     }
 
     /// The list of what is being loaded and compiled now.
-    pub fn works(&self) -> &Activities {
-        &self.0.works
+    pub fn activities(&self) -> &Activities {
+        &self.0.activities
     }
 
     /// Compiles a component, or reuses cached code.
     pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> wasmtime::Result<Component> {
-        let work = self.0.works.begin(plugin, ActivityKind::Loading);
+        let work = self.0.activities.begin(plugin, ActivityKind::Loading);
         let compiles = || {
-            work.becomes(ActivityKind::Compiling);
+            work.set_kind(ActivityKind::Compiling);
             tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
         };
         let (component, origin) = match &self.0.shelf {
-            Some(shelf) => shelf.component_noting(&self.0.engine, wasm, compiles)?,
+            Some(cache) => cache.component_noting(&self.0.engine, wasm, compiles)?,
             None => {
                 compiles();
                 let component = Component::from_binary(&self.0.engine, wasm)?;

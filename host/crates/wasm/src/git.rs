@@ -13,7 +13,7 @@ use super::instance::fresh;
 use super::kind::PluginKind;
 use super::limits::CallOutcome;
 use super::plugin::{TypedPlugin, World, about};
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::git::{Descriptor, Next, Operation};
 use lucid_types::wit::types;
 
@@ -93,7 +93,7 @@ fn check(descriptor: &mut Descriptor) -> Result<(), DescriptorError> {
     }
     descriptor.scopes.truncate(MOST_SCOPES);
     for scope in &mut descriptor.scopes {
-        *scope = clean(scope, 100);
+        *scope = sanitize(scope, 100);
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::log_label::LogLabel;
 use super::stdio::GuestOutput;
 use super::wasi::{CallClock, HasWasi, Wasi};
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::log::Level;
 
 /// The most lines that one call may log.
@@ -44,13 +44,13 @@ pub struct HostState {
     memory: usize,
     elements: usize,
     refused: bool,
-    moment: CallClock,
+    clock: CallClock,
     /// Created on first use.
     wasi: Option<Box<(Wasi, GuestOutput)>>,
 }
 
 impl HostState {
-    pub(super) fn new(label: Arc<LogLabel>, memory_limit: usize, moment: CallClock) -> Self {
+    pub(super) fn new(label: Arc<LogLabel>, memory_limit: usize, clock: CallClock) -> Self {
         Self {
             label,
             lines: 0,
@@ -59,7 +59,7 @@ impl HostState {
             memory: 0,
             elements: 0,
             refused: false,
-            moment,
+            clock,
             wasi: None,
         }
     }
@@ -103,7 +103,7 @@ impl HasWasi for HostState {
     fn wasi(&mut self) -> &mut Wasi {
         let parts = self.wasi.get_or_insert_with(|| {
             let printed = GuestOutput::new(self.label.clone());
-            Box::new((Wasi::new(self.moment, &printed), printed))
+            Box::new((Wasi::new(self.clock, &printed), printed))
         });
         &mut parts.0
     }
@@ -121,7 +121,7 @@ pub(super) fn add_log_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Res
 
 impl HostState {
     fn log(&mut self, level: Level, message: &str) {
-        let message = clean(message, LONGEST_LINE);
+        let message = sanitize(message, LONGEST_LINE);
         self.lines += 1;
         if self.lines <= MOST_LINES {
             self.label.line(level, &message);

@@ -17,11 +17,11 @@ use wasmtime_wasi::I32Exit;
 use super::core::PluginCore;
 use super::engine::PoolClass;
 use super::host_state::{ErrorOutput, HostState};
-use super::limits::{CallError, CallOutcome, CallSite, CallUsage, cleaned};
+use super::limits::{CallError, CallOutcome, CallSite, CallUsage, sanitize_error};
 use super::log_label::LogLabel;
 use super::wasi::CallClock;
 use lucid_types::log_label::PluginCaller;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::types;
 
 /// Wasmtime's message for a call that copied out more than it may. The error type is private to
@@ -49,7 +49,7 @@ impl PluginCore {
         &self,
         lane: PoolClass,
         call: &'static str,
-        moment: CallClock,
+        clock: CallClock,
         caller: PluginCaller,
     ) -> Result<PluginInstance, CallError> {
         let Some(slot) = self.engine.slot(lane).await else {
@@ -60,7 +60,7 @@ impl PluginCore {
             digest: self.digest.clone(),
             caller,
         });
-        let guest = HostState::new(label, self.limits.memory_bytes, moment);
+        let guest = HostState::new(label, self.limits.memory_bytes, clock);
         let mut store = Store::new(self.engine.wasmtime(), guest);
         store.limiter(|guest| guest);
         store.set_hostcall_fuel(self.limits.output_bytes);
@@ -72,12 +72,12 @@ impl PluginCore {
 
     pub(super) fn internal(&self, call: &'static str, detail: &str) -> CallError {
         CallError::Internal {
-            at: self.site(call),
-            detail: clean(detail, 500),
+            at: self.call_site(call),
+            detail: sanitize(detail, 500),
         }
     }
 
-    pub(super) fn site(&self, call: &'static str) -> CallSite {
+    pub(super) fn call_site(&self, call: &'static str) -> CallSite {
         CallSite {
             plugin: self.name.clone(),
             call,
@@ -95,9 +95,9 @@ pub(super) struct PluginInstance {
 /// block that may use `?` on wasmtime's errors and ends with the guest's own result.
 macro_rules! call {
     ($loaded:expr, $live:expr, $call:literal, $run:block) => {{
-        let begun = $crate::instance::begin($loaded, &mut $live.store);
+        let begun = $crate::instance::start_call($loaded, &mut $live.store);
         let outcome = tokio::time::timeout($loaded.limits.wall, async { $run }).await;
-        $crate::instance::settle($loaded, &$live.store, $call, begun, outcome)
+        $crate::instance::finish_call($loaded, &$live.store, $call, begun, outcome)
     }};
 }
 pub(super) use call;
@@ -121,7 +121,7 @@ macro_rules! fresh {
             let opened = core.open_at($crate::engine::PoolClass::Call, $call, clock, caller);
             let mut live = match opened.await {
                 Ok(live) => live,
-                Err(error) => return $crate::instance::not_begun(error),
+                Err(error) => return $crate::instance::not_started(error),
             };
             $crate::instance::call!(core, live, $call, {
                 let $store = &mut live.store;
@@ -135,7 +135,7 @@ macro_rules! fresh {
 pub(super) use fresh;
 
 /// Begins a call.
-pub(super) fn begin(loaded: &PluginCore, store: &mut Store<HostState>) -> Instant {
+pub(super) fn start_call(loaded: &PluginCore, store: &mut Store<HostState>) -> Instant {
     store.data_mut().begin();
     // Fails only where fuel is off. Then no fuel is left, and the call ends at once.
     if let Err(error) = store.set_fuel(loaded.limits.fuel) {
@@ -148,7 +148,7 @@ pub(super) fn begin(loaded: &PluginCore, store: &mut Store<HostState>) -> Instan
 type Outcome<T> = Result<wasmtime::Result<Result<T, types::Error>>, tokio::time::error::Elapsed>;
 
 /// Ends a call: classifies its outcome, logs a failure and counts it.
-pub(super) fn settle<T>(
+pub(super) fn finish_call<T>(
     loaded: &PluginCore,
     store: &Store<HostState>,
     call: &'static str,
@@ -165,12 +165,12 @@ pub(super) fn settle<T>(
     let result = match outcome {
         Ok(Ok(Ok(value))) => Ok(value),
         Ok(Ok(Err(error))) => Err(CallError::Plugin {
-            at: loaded.site(call),
-            error: cleaned(error),
+            at: loaded.call_site(call),
+            error: sanitize_error(error),
         }),
-        Ok(Err(error)) => Err(broken(loaded, store, call, &error, &last_words)),
+        Ok(Err(error)) => Err(trap_error(loaded, store, call, &error, &last_words)),
         Err(_elapsed) => Err(CallError::Deadline {
-            at: loaded.site(call),
+            at: loaded.call_site(call),
             limit: loaded.limits.wall,
         }),
     };
@@ -179,26 +179,29 @@ pub(super) fn settle<T>(
     {
         store.data().label().failed(call, error);
     }
-    loaded.tally.count(call, &figures, &result);
-    CallOutcome { result, figures }
-}
-
-/// The result of a call that never began.
-pub(super) fn not_begun<T>(error: CallError) -> CallOutcome<T> {
+    loaded.stats.count(call, &figures, &result);
     CallOutcome {
-        result: Err(error),
-        figures: CallUsage::default(),
+        result,
+        usage: figures,
     }
 }
 
-fn broken(
+/// The result of a call that never began.
+pub(super) fn not_started<T>(error: CallError) -> CallOutcome<T> {
+    CallOutcome {
+        result: Err(error),
+        usage: CallUsage::default(),
+    }
+}
+
+fn trap_error(
     loaded: &PluginCore,
     store: &Store<HostState>,
     call: &'static str,
     error: &wasmtime::Error,
     last_words: &ErrorOutput,
 ) -> CallError {
-    let at = loaded.site(call);
+    let at = loaded.call_site(call);
     let trap = error.downcast_ref::<Trap>();
     if trap == Some(&Trap::OutOfFuel) {
         let limit = loaded.limits.fuel;
@@ -228,7 +231,7 @@ fn broken(
     let logged = last_words.logged.as_ref().map(|words| format!("{words}; "));
     let printed = last_words.printed.as_ref();
     let printed = printed.map(|words| format!("; it printed: {}", words.trim_end()));
-    let detail = clean(
+    let detail = sanitize(
         &format!(
             "{}{}{place}{}",
             logged.unwrap_or_default(),

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::types;
 
 /// Core instances in one component: a module, shims, and what a toolchain adds. A Python guest with
@@ -71,7 +71,7 @@ pub struct CallOutcome<T> {
     /// The result.
     pub result: Result<T, CallError>,
     /// The usage, whether the call succeeded or not.
-    pub figures: CallUsage,
+    pub usage: CallUsage,
 }
 
 impl<T> CallOutcome<T> {
@@ -79,7 +79,7 @@ impl<T> CallOutcome<T> {
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> CallOutcome<U> {
         CallOutcome {
             result: self.result.map(f),
-            figures: self.figures,
+            usage: self.usage,
         }
     }
 }
@@ -189,8 +189,8 @@ impl From<CallError> for types::Error {
 }
 
 /// Sanitizes a guest's error for display.
-pub(super) fn cleaned(mut error: types::Error) -> types::Error {
-    error.message = clean(&error.message, 2_000);
-    error.code = error.code.map(|code| clean(&code, 100));
+pub(super) fn sanitize_error(mut error: types::Error) -> types::Error {
+    error.message = sanitize(&error.message, 2_000);
+    error.code = error.code.map(|code| sanitize(&code, 100));
     error
 }

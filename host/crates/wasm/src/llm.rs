@@ -13,9 +13,9 @@ use super::core::{PluginCore, PluginMetadata};
 use super::engine::PoolClass;
 use super::exports::{ComponentExports, InstanceExports};
 use super::host_state::HostState;
-use super::instance::{PluginInstance, boxed, call, fresh, not_begun};
+use super::instance::{PluginInstance, boxed, call, fresh, not_started};
 use super::kind::PluginKind;
-use super::limits::{CallError, CallOutcome, CallUsage, cleaned};
+use super::limits::{CallError, CallOutcome, CallUsage, sanitize_error};
 use super::plugin::{Inner, TypedPlugin, World, about};
 use lucid_types::wit::llm::{
     Completion, CompletionRequest, Delta, Descriptor, Encoded, Frame, ModelInfo,
@@ -133,7 +133,7 @@ impl LlmPlugin {
                 .await;
             error.map(Ok)
         });
-        called.map(cleaned)
+        called.map(sanitize_error)
     }
 
     /// Creates the decoder of one response.
@@ -142,14 +142,14 @@ impl LlmPlugin {
         boxed(async move {
             let mut live = match core.open(PoolClass::Stream, "decoder").await {
                 Ok(live) => live,
-                Err(error) => return not_begun(error),
+                Err(error) => return not_started(error),
             };
             let called = call!(core, live, "decoder", {
                 let plugin = exports.instantiate(&mut live.store).await?;
                 let decoder = plugin.call(&mut live.store, NEW_DECODER, (model,)).await?;
                 Ok(Ok((plugin.instance, decoder)))
             });
-            let figures = called.figures;
+            let figures = called.usage;
             called.map(|(instance, decoder)| DecoderSession {
                 plugin: self.clone(),
                 state: Some(State {
@@ -157,7 +157,7 @@ impl LlmPlugin {
                     instance,
                     decoder,
                 }),
-                figures,
+                usage: figures,
             })
         })
         .await
@@ -169,7 +169,7 @@ pub struct DecoderSession {
     plugin: LlmPlugin,
     /// `None` once a call failed.
     state: Option<State>,
-    figures: CallUsage,
+    usage: CallUsage,
 }
 
 struct State {
@@ -182,15 +182,15 @@ impl std::fmt::Debug for DecoderSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DecoderSession")
             .field("plugin", &self.plugin)
-            .field("figures", &self.figures)
+            .field("figures", &self.usage)
             .finish_non_exhaustive()
     }
 }
 
 impl DecoderSession {
     /// The usage of all calls for this response so far, including the decoder's creation.
-    pub fn figures(&self) -> CallUsage {
-        self.figures
+    pub fn usage(&self) -> CallUsage {
+        self.usage
     }
 
     /// Decodes the next frames.
@@ -198,7 +198,7 @@ impl DecoderSession {
         let Inner { core, exports, .. } = &*self.plugin.0;
         // Taken out during the call: a future dropped half-way leaves no instance to call again.
         let Some(mut state) = self.state.take() else {
-            return not_begun(over(core, "push"));
+            return not_started(over(core, "push"));
         };
         let (called, state) = boxed(async move {
             let State {
@@ -213,7 +213,7 @@ impl DecoderSession {
             (called, state)
         })
         .await;
-        self.figures += called.figures;
+        self.usage += called.usage;
         if called.result.is_ok() {
             self.state = Some(state);
         }
@@ -224,7 +224,7 @@ impl DecoderSession {
     pub async fn finish(&mut self) -> CallOutcome<Completion> {
         let Inner { core, exports, .. } = &*self.plugin.0;
         let Some(mut state) = self.state.take() else {
-            return not_begun(over(core, "finish"));
+            return not_started(over(core, "finish"));
         };
         let called = boxed(async move {
             let State {
@@ -238,7 +238,7 @@ impl DecoderSession {
             })
         })
         .await;
-        self.figures += called.figures;
+        self.usage += called.usage;
         called
     }
 }

@@ -83,7 +83,7 @@ pub trait Plugin {
 
     /// Statistics of the calls since the plugin was loaded, by function.
     fn figures(&self) -> Vec<CallFigures> {
-        self.core().tally.figures()
+        self.core().stats.figures()
     }
 
     /// State of the caller's own beside the plugin, for as long as the plugin is loaded. It is created when it is
@@ -99,7 +99,7 @@ pub trait Plugin {
 /// Sanitizes a kind's own descriptor for display, and takes an [`PluginMetadata`] out of it.
 macro_rules! about {
     ($descriptor:expr) => {{
-        $descriptor.description = lucid_types::sanitize::clean(&$descriptor.description, 500);
+        $descriptor.description = lucid_types::sanitize::sanitize(&$descriptor.description, 500);
         $crate::core::PluginMetadata {
             name: $descriptor.name.clone(),
             version: $descriptor.version.clone(),
@@ -165,7 +165,7 @@ impl<W: World> TypedPlugin<W> {
             name: name.into(),
             digest: digest.into(),
             limits: limits.clone(),
-            tally: CallStats::default(),
+            stats: CallStats::default(),
             component,
             about: PluginMetadata::default(),
             extensions: Extensions::default(),

@@ -23,7 +23,7 @@ pub struct Plugins {
     llms: BTreeMap<String, LlmPlugin>,
     tools: BTreeMap<String, ToolsPlugin>,
     /// Second builds of policies.
-    beside: BTreeMap<String, PolicyPlugin>,
+    second_builds: BTreeMap<String, PolicyPlugin>,
     gits: BTreeMap<String, GitPlugin>,
 }
 
@@ -63,36 +63,39 @@ impl Plugins {
             policies: by_name(policies),
             llms: by_name(llms),
             tools: by_name(tools),
-            beside: BTreeMap::new(),
+            second_builds: BTreeMap::new(),
             gits: by_name(gits),
         }
     }
 
     /// Sets the second builds of some of its policies.
     #[must_use]
-    pub fn with_beside(mut self, beside: impl IntoIterator<Item = PolicyPlugin>) -> Self {
-        self.beside = by_name(beside);
+    pub fn with_second_builds(
+        mut self,
+        second_builds: impl IntoIterator<Item = PolicyPlugin>,
+    ) -> Self {
+        self.second_builds = by_name(second_builds);
         self
     }
 
     /// The second build of a policy.
-    pub fn beside(&self, name: &str) -> Option<&PolicyPlugin> {
-        self.beside.get(name)
+    pub fn second_build(&self, name: &str) -> Option<&PolicyPlugin> {
+        self.second_builds.get(name)
     }
 
     /// All builds of a policy.
     pub fn builds(&self, name: &str) -> impl Iterator<Item = &PolicyPlugin> {
-        self.policy(name).into_iter().chain(self.beside(name))
+        self.policy(name).into_iter().chain(self.second_build(name))
     }
 
     /// Whether both sets have the same components under the same names.
-    pub fn are_like(&self, other: &Self) -> bool {
-        let beside = |plugins: &Self| -> Vec<(String, String)> {
-            let all = plugins.beside.iter();
+    pub fn is_same(&self, other: &Self) -> bool {
+        let second_builds = |plugins: &Self| -> Vec<(String, String)> {
+            let all = plugins.second_builds.iter();
             all.map(|(name, plugin)| (name.clone(), plugin.digest().to_owned()))
                 .collect()
         };
-        self.list() == other.list() && beside(self) == beside(other)
+        self.list() == other.list() && second_builds(self) == second_builds(other)
     }
 
     /// The policy of this name.

@@ -32,9 +32,9 @@ impl ActivityKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Activity {
     /// Its subject: a plugin's name, or words such as `the deployment`.
-    pub what: String,
+    pub subject: String,
     /// The work being done.
-    pub doing: ActivityKind,
+    pub kind: ActivityKind,
     /// When it began.
     pub since: SystemTime,
 }
@@ -45,19 +45,19 @@ pub struct Activities(Arc<Mutex<(u64, BTreeMap<u64, Activity>)>>);
 
 impl Activities {
     /// Adds work to the list, where it stays until the returned guard is dropped.
-    pub fn begin(&self, what: &str, doing: ActivityKind) -> ActivityGuard {
+    pub fn begin(&self, what: &str, kind: ActivityKind) -> ActivityGuard {
         let mut list = self.0.lock();
         let (next, all) = &mut *list;
         let number = *next;
         *next += 1;
         let work = Activity {
-            what: what.to_owned(),
-            doing,
+            subject: what.to_owned(),
+            kind,
             since: SystemTime::now(),
         };
         all.insert(number, work);
         ActivityGuard {
-            works: self.clone(),
+            activities: self.clone(),
             number,
             begun: Instant::now(),
         }
@@ -72,17 +72,17 @@ impl Activities {
 /// One entry of the list.
 #[derive(Debug)]
 pub struct ActivityGuard {
-    works: Activities,
+    activities: Activities,
     number: u64,
     begun: Instant,
 }
 
 impl ActivityGuard {
     /// Changes what is being done.
-    pub(crate) fn becomes(&self, doing: ActivityKind) {
-        let mut list = self.works.0.lock();
+    pub(crate) fn set_kind(&self, kind: ActivityKind) {
+        let mut list = self.activities.0.lock();
         if let Some(work) = list.1.get_mut(&self.number) {
-            work.doing = doing;
+            work.kind = kind;
         }
     }
 
@@ -94,7 +94,7 @@ impl ActivityGuard {
 
 impl Drop for ActivityGuard {
     fn drop(&mut self) {
-        let mut list = self.works.0.lock();
+        let mut list = self.activities.0.lock();
         list.1.remove(&self.number);
     }
 }
@@ -108,10 +108,10 @@ mod tests {
         let works = Activities::default();
         let first = works.begin("coder", ActivityKind::Loading);
         let second = works.begin("mock", ActivityKind::Loading);
-        first.becomes(ActivityKind::Compiling);
+        first.set_kind(ActivityKind::Compiling);
         let shown = |works: &Activities| -> Vec<(String, &'static str)> {
             let list = works.list().into_iter();
-            list.map(|work| (work.what, work.doing.name())).collect()
+            list.map(|work| (work.subject, work.kind.name())).collect()
         };
         assert_eq!(
             shown(&works),

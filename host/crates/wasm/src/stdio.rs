@@ -17,7 +17,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::log_label::LogLabel;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::log::Level;
 
 /// The most lines that one call may print. A stack trace has several.
@@ -26,7 +26,7 @@ const MOST_LINES: u32 = 64;
 const LONGEST_LINE: usize = 1_000;
 const LONGEST_RAW: usize = 4 * LONGEST_LINE;
 /// How much of standard error an error message repeats.
-const LAST_WORDS: usize = 400;
+const STDERR_TAIL: usize = 400;
 /// How much a guest may write at once; it writes again for the rest.
 const PERMIT: usize = 64 << 10;
 
@@ -50,8 +50,8 @@ enum StdioPipe {
 /// Standard output or standard error.
 #[derive(Clone)]
 pub(super) struct StdioStream {
-    page: Arc<Mutex<StdioBuffer>>,
-    pen: StdioPipe,
+    buffer: Arc<Mutex<StdioBuffer>>,
+    pipe: StdioPipe,
 }
 
 impl GuestOutput {
@@ -73,10 +73,10 @@ impl GuestOutput {
         self.stream(StdioPipe::Err)
     }
 
-    fn stream(&self, pen: StdioPipe) -> StdioStream {
+    fn stream(&self, pipe: StdioPipe) -> StdioStream {
         StdioStream {
-            page: self.0.clone(),
-            pen,
+            buffer: self.0.clone(),
+            pipe,
         }
     }
 
@@ -90,9 +90,9 @@ impl GuestOutput {
     /// Ends a call and its unfinished line. Returns the end of its standard error.
     pub(super) fn end(&self) -> String {
         let mut page = self.0.lock();
-        for pen in [StdioPipe::Out, StdioPipe::Err] {
-            if !page.half(pen).is_empty() {
-                page.line(pen);
+        for pipe in [StdioPipe::Out, StdioPipe::Err] {
+            if !page.buffer_of(pipe).is_empty() {
+                page.line(pipe);
             }
         }
         page.last_words.clone()
@@ -100,33 +100,33 @@ impl GuestOutput {
 }
 
 impl StdioBuffer {
-    fn half(&mut self, pen: StdioPipe) -> &mut Vec<u8> {
-        match pen {
+    fn buffer_of(&mut self, pipe: StdioPipe) -> &mut Vec<u8> {
+        match pipe {
             StdioPipe::Out => &mut self.out,
             StdioPipe::Err => &mut self.err,
         }
     }
 
-    fn write(&mut self, pen: StdioPipe, bytes: &[u8]) {
+    fn write(&mut self, pipe: StdioPipe, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            self.add(pen, &rest[..end]);
-            self.line(pen);
+            self.add(pipe, &rest[..end]);
+            self.line(pipe);
             rest = &rest[end + 1..];
         }
-        self.add(pen, rest);
+        self.add(pipe, rest);
     }
 
     /// Appends to the current line. What exceeds the longest line is dropped.
-    fn add(&mut self, pen: StdioPipe, bytes: &[u8]) {
-        let half = self.half(pen);
+    fn add(&mut self, pipe: StdioPipe, bytes: &[u8]) {
+        let half = self.buffer_of(pipe);
         let room = LONGEST_RAW.saturating_sub(half.len());
         half.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
     /// Ends a line.
-    fn line(&mut self, pen: StdioPipe) {
-        let raw = std::mem::take(self.half(pen));
+    fn line(&mut self, pipe: StdioPipe) {
+        let raw = std::mem::take(self.buffer_of(pipe));
         self.lines = self.lines.saturating_add(1);
         if self.lines > MOST_LINES {
             if self.lines == MOST_LINES + 1 {
@@ -137,14 +137,14 @@ impl StdioBuffer {
             }
             return;
         }
-        let line = clean(&String::from_utf8_lossy(&raw), LONGEST_LINE);
-        match pen {
+        let line = sanitize(&String::from_utf8_lossy(&raw), LONGEST_LINE);
+        match pipe {
             StdioPipe::Out => self.label.line(Level::Info, &line),
             StdioPipe::Err => {
                 self.label.line(Level::Warn, &line);
                 self.last_words.push_str(line.trim());
                 self.last_words.push(' ');
-                let over = self.last_words.chars().count().saturating_sub(LAST_WORDS);
+                let over = self.last_words.chars().count().saturating_sub(STDERR_TAIL);
                 if let Some((at, _)) = self.last_words.char_indices().nth(over) {
                     self.last_words.drain(..at);
                 }
@@ -177,7 +177,7 @@ impl Pollable for StdioStream {
 
 impl OutputStream for StdioStream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.page.lock().write(self.pen, &bytes);
+        self.buffer.lock().write(self.pipe, &bytes);
         Ok(())
     }
 
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(page.end(), "Traceback: ValueError: [31mno and half ");
         let page = printed(&[&[b'x'; 5_000][..], b"\nend\n"]);
         let last = page.end();
-        assert_eq!(last.chars().count(), LAST_WORDS);
+        assert_eq!(last.chars().count(), STDERR_TAIL);
         assert!(last.ends_with("end "), "{last}");
         page.begin();
         assert_eq!(page.end(), "", "a new call begins with a clean page");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::types::ToolDefinition;
 
 /// The most tools that one plugin may have. Each is in the prompt of every model call.
@@ -71,7 +71,7 @@ pub(super) fn check(tools: &[ToolDefinition]) -> Result<(), ToolSchemaError> {
     let mut names = BTreeSet::new();
     let mut total = 0_usize;
     for tool in tools {
-        let name = || clean(&tool.name, 80);
+        let name = || sanitize(&tool.name, 80);
         if !is_tool_name(&tool.name) {
             return Err(ToolSchemaError::Name(name()));
         }

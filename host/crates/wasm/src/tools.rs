@@ -65,7 +65,10 @@ impl ToolsPlugin {
                 .call(store, "definitions", (settings.as_str(),))
                 .await
         });
-        let CallOutcome { result, figures } = called;
+        let CallOutcome {
+            result,
+            usage: figures,
+        } = called;
         let checked = |mut tools: Vec<ToolDefinition>| {
             for ToolDefinition { input_schema, .. } in &mut tools {
                 *input_schema = paired_text(input_schema).into_owned();
@@ -73,13 +76,13 @@ impl ToolsPlugin {
             tool_schema::check(&tools).map(|()| tools).map_err(|why| {
                 let error = Error::new(ErrorKind::Unsupported, why.to_string())
                     .with_code("tool-definition");
-                let at = self.core().site("definitions");
+                let at = self.core().call_site("definitions");
                 CallError::Plugin { at, error }
             })
         };
         CallOutcome {
             result: result.and_then(checked),
-            figures,
+            usage: figures,
         }
     }
 

@@ -93,11 +93,11 @@ pub(super) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
     now_ms: u64,
-    chance: SeededRandom,
+    random: SeededRandom,
 }
 
 impl Wasi {
-    pub(super) fn new(moment: CallClock, printed: &GuestOutput) -> Self {
+    pub(super) fn new(clock: CallClock, printed: &GuestOutput) -> Self {
         // A context is created empty; only TCP and UDP have to be disabled.
         let ctx = WasiCtx::builder()
             .stdout(printed.out())
@@ -111,8 +111,8 @@ impl Wasi {
         Self {
             ctx,
             table,
-            now_ms: moment.now_ms,
-            chance: SeededRandom::new(moment.seed),
+            now_ms: clock.now_ms,
+            random: SeededRandom::new(clock.seed),
         }
     }
 
@@ -168,9 +168,9 @@ pub(super) fn add_to_linker<T: HasWasi>(linker: &mut Linker<T>) -> wasmtime::Res
     clocks::monotonic_clock::add_to_linker::<_, Clocks>(l, |data| data.wasi().clock())?;
     clocks::wall_clock::add_to_linker::<_, Clocks>(l, |data| data.wasi().clock())?;
 
-    random::insecure::add_to_linker::<_, Random>(l, |data| &mut data.wasi().chance)?;
-    random::insecure_seed::add_to_linker::<_, Random>(l, |data| &mut data.wasi().chance)?;
-    random::random::add_to_linker::<_, Random>(l, |data| &mut data.wasi().chance)?;
+    random::insecure::add_to_linker::<_, Random>(l, |data| &mut data.wasi().random)?;
+    random::insecure_seed::add_to_linker::<_, Random>(l, |data| &mut data.wasi().random)?;
+    random::random::add_to_linker::<_, Random>(l, |data| &mut data.wasi().random)?;
 
     io::error::add_to_linker::<_, Table>(l, |data| &mut data.wasi().table)?;
     io::streams::add_to_linker::<_, Table>(l, |data| &mut data.wasi().table)?;

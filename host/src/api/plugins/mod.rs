@@ -366,7 +366,7 @@ pub(super) async fn list(
     // Reads the upload store's folder.
     let listed = tokio::task::spawn_blocking(move || {
         let parts = &api.parts;
-        parts.generations.overview(&parts.sessions)
+        parts.deployment.overview(&parts.sessions)
     });
     listed
         .await
@@ -458,7 +458,7 @@ pub(super) async fn upload(
             ));
         }
     };
-    let kept = api.parts.generations.upload(wasm, who.as_str()).await?;
+    let kept = api.parts.deployment.upload(wasm, who.as_str()).await?;
     Ok(Json(UploadedView::from(&kept)))
 }
 
@@ -611,10 +611,10 @@ async fn changed(
     name: String,
     change: BuildChange,
 ) -> Result<Json<ChangedView>, Problem> {
-    let generations = &api.parts.generations;
-    let generation = generations.change(kind, &name, change).await?;
-    let now = generations.loaded(kind, &name);
-    let candidate = generations.candidate(kind, &name);
+    let deployment = &api.parts.deployment;
+    let generation = deployment.change(kind, &name, change).await?;
+    let now = deployment.loaded(kind, &name);
+    let candidate = deployment.candidate(kind, &name);
     Ok(Json(ChangedView {
         generation,
         kind: kind.to_string(),
@@ -657,13 +657,13 @@ pub(super) async fn reload(
     State(api): State<Api>,
     _who: Admin,
 ) -> Result<Json<ReloadedView>, Problem> {
-    let generations = api.parts.generations.clone();
+    let deployment = api.parts.deployment.clone();
     // Runs to completion even if the client disconnects.
     let loaded = tokio::spawn(async move {
-        let loaded = generations.reload().await;
+        let loaded = deployment.reload().await;
         loaded.map(|generation| ReloadedView {
             generation,
-            last_error: generations.last_error(),
+            last_error: deployment.last_error(),
         })
     });
     match loaded.await {
@@ -699,7 +699,7 @@ impl From<BuildChangeError> for Problem {
         let detail = format!("{error}.");
         match &error {
             BuildChangeError::NoSuchPlugin { .. }
-            | BuildChangeError::Nobody { .. }
+            | BuildChangeError::UnknownPlugin { .. }
             | BuildChangeError::NotNew { .. }
             | BuildChangeError::NotUploaded(_) => Self::not_found(detail),
             BuildChangeError::NoName
@@ -707,10 +707,10 @@ impl From<BuildChangeError> for Problem {
             | BuildChangeError::WrongShare
             | BuildChangeError::Refused(_) => Self::unprocessable(detail),
             BuildChangeError::NothingActive { .. }
-            | BuildChangeError::NothingBeside(_)
+            | BuildChangeError::NoSecondBuild(_)
             | BuildChangeError::IsActive(_) => Self::conflict(detail),
             BuildChangeError::Interrupted => Self::unavailable(detail),
-            BuildChangeError::Depot(cause) => depot(cause, detail),
+            BuildChangeError::UploadStore(cause) => upload_store_error(cause, detail),
         }
     }
 }
@@ -719,15 +719,18 @@ impl From<UploadError> for Problem {
     fn from(error: UploadError) -> Self {
         let detail = format!("{error}.");
         match &error {
-            UploadError::NotLetIn(_) => Self::unprocessable(detail),
-            UploadError::Depot(cause) => depot(cause, detail),
+            UploadError::NotAdmitted(_) => Self::unprocessable(detail),
+            UploadError::UploadStore(cause) => upload_store_error(cause, detail),
             UploadError::Interrupted => Self::unavailable(detail),
         }
     }
 }
 
 /// An administrator may know which file is concerned.
-fn depot(cause: &crate::deployment::uploads::UploadStoreError, detail: String) -> Problem {
+fn upload_store_error(
+    cause: &crate::deployment::uploads::UploadStoreError,
+    detail: String,
+) -> Problem {
     use crate::deployment::uploads::UploadStoreError;
     tracing::error!(%cause, "the store of uploaded plugins failed");
     let full = cause.is_disk_full() || matches!(cause, UploadStoreError::Full { .. });

@@ -132,35 +132,35 @@ impl From<ShadowDifference> for DifferenceView {
 fn view(name: String, shadow: &ShadowRun) -> ShadowView {
     // In this order: a run that has ended makes no further progress.
     let end = shadow.end();
-    let told = shadow.told();
+    let report = shadow.report();
     let (until, problem) = match end {
-        Some((at, failed)) => (Some(shown(at)), failed.or(told.cut)),
+        Some((at, failed)) => (Some(format_time(at)), failed.or(report.cut)),
         None => (None, None),
     };
     ShadowView {
         name,
         digest: shadow.digest.clone(),
-        beside: shadow.beside.clone(),
+        beside: shadow.compared_with.clone(),
         by: shadow.by.clone(),
-        since: shown(shadow.begun),
+        since: format_time(shadow.begun),
         until,
         problem,
-        wanted: told.wanted,
-        sessions: told.sessions,
-        same: told.same,
-        different: told.different,
-        failed: told.failed,
-        not_migrated: told.not_migrated,
-        unread: told.unread,
-        steps: told.steps,
-        steps_different: told.steps_different,
-        fuel_then: told.fuel_then,
-        fuel_now: told.fuel_now,
-        differences: told.differences.into_iter().map(Into::into).collect(),
+        wanted: report.wanted,
+        sessions: report.sessions,
+        same: report.same,
+        different: report.different,
+        failed: report.failed,
+        not_migrated: report.not_migrated,
+        unread: report.unread,
+        steps: report.steps,
+        steps_different: report.steps_different,
+        fuel_then: report.fuel_then,
+        fuel_now: report.fuel_now,
+        differences: report.differences.into_iter().map(Into::into).collect(),
     }
 }
 
-fn shown(at: SystemTime) -> String {
+fn format_time(at: SystemTime) -> String {
     DateTime::<Utc>::from(at).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
@@ -200,7 +200,7 @@ pub(crate) async fn begin(
         )));
     }
     let parts = &api.parts;
-    let with = (&parts.generations, &parts.sessions);
+    let with = (&parts.deployment, &parts.sessions);
     let begun = parts
         .shadows
         .begin(with, &name, &digest, request.sessions, who.as_str())?;

@@ -25,10 +25,10 @@ impl DeploymentManager {
     /// The complete view. Reads the upload store's folder, so it is not for an executor thread.
     pub(crate) fn overview(&self, sessions: &Sessions) -> PluginsView {
         let now = self.now();
-        let depot = self.depot();
+        let upload_store = self.upload_store();
         let runs = sessions.count_by_plugins();
-        let mut warnings = now.deployed.warnings.clone();
-        let record = depot.record().unwrap_or_else(|error| {
+        let mut warnings = now.snapshot.warnings.clone();
+        let record = upload_store.record().unwrap_or_else(|error| {
             warnings.push(format!("{error}."));
             Activations::default()
         });
@@ -38,12 +38,18 @@ impl DeploymentManager {
             .collect();
         PluginsView {
             generation: now.number,
-            since: shown(now.since),
+            since: format_time(now.since),
             plugins,
-            uploads: depot.kept().into_iter().map(kept).collect(),
+            uploads: upload_store.list().into_iter().map(kept).collect(),
             last_error: last_error(&now),
             warnings,
-            loading: self.engine().works().list().into_iter().map(work).collect(),
+            loading: self
+                .engine()
+                .activities()
+                .list()
+                .into_iter()
+                .map(work)
+                .collect(),
         }
     }
 
@@ -53,13 +59,13 @@ impl DeploymentManager {
         let found = all(&now).into_iter();
         let mut found = found.filter(|plugin| plugin.kind() == kind && plugin.name() == name);
         let plugin = found.next()?;
-        Some((plugin, source(&now.deployed.manifest, kind, name).0))
+        Some((plugin, source(&now.snapshot.manifest, kind, name).0))
     }
 
     /// The candidate of a plugin, and its share.
     pub(crate) fn candidate(&self, kind: PluginKind, name: &str) -> Option<(String, u8)> {
-        let deployed = self.now().deployed;
-        let found = (kind == PluginKind::Policy).then(|| candidate(&deployed.manifest, name));
+        let snapshot = self.now().snapshot;
+        let found = (kind == PluginKind::Policy).then(|| candidate(&snapshot.manifest, name));
         let (upload, share) = found.flatten()?;
         Some((upload.digest.hex.clone(), share))
     }
@@ -72,15 +78,15 @@ impl DeploymentManager {
 
 /// A policy's candidate, and its share of new sessions.
 fn candidate<'m>(manifest: &'m Manifest, policy: &str) -> Option<(&'m UploadOverride, u8)> {
-    let beside = manifest.beside(policy)?;
-    match beside.role {
-        SecondBuildRole::Candidate { share } => Some((beside.upload.as_ref()?, share)),
-        SecondBuildRole::Before => None,
+    let second = manifest.second_build(policy)?;
+    match second.role {
+        SecondBuildRole::Candidate { share } => Some((second.upload.as_ref()?, share)),
+        SecondBuildRole::Previous => None,
     }
 }
 
 fn all(now: &DeploymentStatus) -> Vec<AnyPlugin> {
-    let plugins = &now.deployed.plugins;
+    let plugins = &now.snapshot.plugins;
     let policies = plugins.policies().cloned().map(AnyPlugin::Policy);
     let llms = plugins.llms().cloned().map(AnyPlugin::Llm);
     let tools = plugins.all_tools().cloned().map(AnyPlugin::Tools);
@@ -95,13 +101,13 @@ fn loaded(
     runs: &HashMap<SessionPlugins, usize>,
 ) -> LoadedView {
     let (kind, name) = (plugin.kind(), plugin.name());
-    let (source, component) = source(&now.deployed.manifest, kind, name);
+    let (source, component) = source(&now.snapshot.manifest, kind, name);
     let (sessions, mut other_builds) = sessions(now, plugin, runs);
     let is_policy = kind == PluginKind::Policy;
     let candidate = is_policy.then(|| candidate_view(now, name, record, &mut other_builds));
-    let probation = is_policy.then(|| now.deployed.policies.tried(name));
-    let taken_back = record.taken_back(kind, name).iter().rev();
-    let rolled_back = record.rolled_back(kind, name).iter().rev();
+    let probation = is_policy.then(|| now.snapshot.policies.probation_stats(name));
+    let taken_back = record.auto_rollbacks(kind, name).iter().rev();
+    let rolled_back = record.rollbacks(kind, name).iter().rev();
     let activated = record.builds(kind, name).iter().rev();
     LoadedView {
         kind: kind.to_string(),
@@ -131,7 +137,7 @@ fn loaded(
         taken_back: taken_back
             .map(|taken| TakenBackView {
                 digest: taken.digest.clone(),
-                at: shown(taken.at.into()),
+                at: format_time(taken.at.into()),
                 why: taken.why.clone(),
             })
             .collect(),
@@ -139,7 +145,7 @@ fn loaded(
             .map(|rolled| RolledBackView {
                 digest: rolled.digest.clone(),
                 by: rolled.by.clone(),
-                at: shown(rolled.at.into()),
+                at: format_time(rolled.at.into()),
             })
             .collect(),
     }
@@ -147,9 +153,9 @@ fn loaded(
 
 fn work(work: Activity) -> LoadingView {
     LoadingView {
-        what: work.what,
-        doing: work.doing.name(),
-        since: shown(work.since),
+        what: work.subject,
+        doing: work.kind.name(),
+        since: format_time(work.since),
     }
 }
 
@@ -160,8 +166,8 @@ fn candidate_view(
     record: &Activations,
     others: &mut Vec<BuildView>,
 ) -> Option<CandidateView> {
-    let (_, share) = candidate(&now.deployed.manifest, name)?;
-    let plugin = now.deployed.plugins.beside(name)?;
+    let (_, share) = candidate(&now.snapshot.manifest, name)?;
+    let plugin = now.snapshot.plugins.second_build(name)?;
     let digest = plugin.digest();
     let at = others.iter().position(|other| other.digest == digest);
     let sessions = at.map_or(0, |at| others.remove(at).sessions);
@@ -176,7 +182,7 @@ fn candidate_view(
         sessions,
         calls: plugin.figures(),
         by: written.map(|build| build.by.clone()),
-        at: written.map(|build| shown(build.at.into())),
+        at: written.map(|build| format_time(build.at.into())),
     })
 }
 
@@ -214,7 +220,7 @@ fn sessions(
         // It serves users, independently of their sessions.
         AnyPlugin::Git(_) => return count(&|_| false),
         AnyPlugin::Tools(_) => {
-            let tools = now.deployed.components.named(name);
+            let tools = now.snapshot.components.find(name);
             return count(&|runs| tools.is_some_and(|tools| tools.is_for(&runs.policy)));
         }
     };
@@ -241,7 +247,7 @@ fn grants(now: &DeploymentStatus, plugin: &AnyPlugin) -> GrantsView {
             needs_sandbox: Some(policy.descriptor().needs_sandbox),
             ..GrantsView::default()
         },
-        AnyPlugin::Git(git) => match now.deployed.git.addresses(git.name()) {
+        AnyPlugin::Git(git) => match now.snapshot.git.addresses(git.name()) {
             None => GrantsView::default(),
             Some((base_url, web_url)) => GrantsView {
                 base_url: Some(base_url),
@@ -249,7 +255,7 @@ fn grants(now: &DeploymentStatus, plugin: &AnyPlugin) -> GrantsView {
                 ..GrantsView::default()
             },
         },
-        AnyPlugin::Llm(llm) => match now.deployed.providers.grants(llm.name()) {
+        AnyPlugin::Llm(llm) => match now.snapshot.providers.status(llm.name()) {
             None => GrantsView::default(),
             Some(grants) => GrantsView {
                 base_url: Some(grants.base_url),
@@ -260,7 +266,7 @@ fn grants(now: &DeploymentStatus, plugin: &AnyPlugin) -> GrantsView {
                 ..GrantsView::default()
             },
         },
-        AnyPlugin::Tools(tools) => match now.deployed.components.named(tools.name()) {
+        AnyPlugin::Tools(tools) => match now.snapshot.components.find(tools.name()) {
             None => GrantsView::default(),
             Some(one) => GrantsView {
                 base_url: one.endpoint.as_ref().map(|to| to.base_url().to_string()),
@@ -291,7 +297,7 @@ fn activation(build: &Activation) -> ActivationView {
     ActivationView {
         digest: build.digest.clone(),
         by: build.by.clone(),
-        at: shown(build.at.into()),
+        at: format_time(build.at.into()),
     }
 }
 
@@ -304,18 +310,18 @@ fn kept(kept: StoredUpload) -> KeptView {
         own_name: label.as_ref().map(|label| label.name.clone()),
         version: label.as_ref().map(|label| label.version.clone()),
         by: label.as_ref().map(|label| label.by.clone()),
-        at: label.map(|label| shown(label.at.into())),
+        at: label.map(|label| format_time(label.at.into())),
     }
 }
 
 fn last_error(now: &DeploymentStatus) -> Option<LastErrorView> {
     let (at, problems) = now.refused.as_ref()?;
     Some(LastErrorView {
-        at: shown(*at),
+        at: format_time(*at),
         problems: problems.iter().map(ProblemView::from).collect(),
     })
 }
 
-fn shown(at: SystemTime) -> String {
+fn format_time(at: SystemTime) -> String {
     DateTime::<Utc>::from(at).to_rfc3339_opts(SecondsFormat::Millis, true)
 }

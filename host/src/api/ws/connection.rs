@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::fault::{ClientFault, is_end};
 use super::frames::ServerMessage;
-use super::handshake::{ClientMessage, later};
-use super::{AcceptedClient, GOODBYE, STALLED, closing};
+use super::handshake::{ClientMessage, parse_message};
+use super::{AcceptedClient, GOODBYE, STALLED, close_frame};
 use crate::api::Api;
 use lucid_session::{
     ClientPosition, CloseReason, ConnectionLoss, Features, SessionHandle, Subscription,
@@ -39,7 +39,7 @@ const SILENT: Duration = Duration::from_secs(75);
 const ANSWERS: usize = 8;
 
 /// Up to this many frames at once are each followed by a ping. Of more, only the last one is.
-const ASKED_EACH: usize = 32;
+const PING_EACH: usize = 32;
 
 /// What the reader passes to the writer.
 enum WriterInput {
@@ -50,13 +50,13 @@ enum WriterInput {
 }
 
 /// Serves a client until it disconnects, the session ends, or the server stops.
-pub(super) async fn converse(api: &Api, socket: WebSocket, admitted: AcceptedClient) {
+pub(super) async fn run(api: &Api, socket: WebSocket, client: AcceptedClient) {
     let AcceptedClient {
         session,
         from,
         features,
         uncounted,
-    } = admitted;
+    } = client;
     let _attached = session.attach();
     let position = uncounted.then(|| session.open_position(features, from));
     let subscription = session.subscribe(from);
@@ -144,28 +144,28 @@ async fn read(
                 .await;
                 continue;
             }
-            Ok(Some(Ok(Message::Pong(said)))) => {
+            Ok(Some(Ok(Message::Pong(payload)))) => {
                 if let Some(position) = position {
-                    position.pong(&said);
+                    position.pong(&payload);
                 }
                 continue;
             }
             Ok(Some(Ok(Message::Ping(_)))) => continue,
             Ok(Some(Ok(Message::Close(_)))) => {
-                until_gone(&mut stream).await;
+                drain(&mut stream).await;
                 return ReadEnd::Closed;
             }
             Ok(None) => return ReadEnd::Broken,
             Ok(Some(Err(error))) => {
                 tracing::debug!(session = %session.id(), %error, "nothing more can be read from a client");
-                let Some(fault) = ClientFault::of(&error) else {
+                let Some(protocol_error) = ClientFault::of(&error) else {
                     return if is_end(&error) {
                         ReadEnd::Ended
                     } else {
                         ReadEnd::Broken
                     };
                 };
-                let _ = answers.send(WriterInput::Close(fault)).await;
+                let _ = answers.send(WriterInput::Close(protocol_error)).await;
                 // The writer ends the connection, once the client could read the close.
                 return std::future::pending().await;
             }
@@ -174,7 +174,7 @@ async fn read(
                 return ReadEnd::Broken;
             }
         };
-        match later(&text) {
+        match parse_message(&text) {
             ClientMessage::Message(content) => {
                 if let Err(error) = session.message(content).await {
                     answer(
@@ -212,7 +212,7 @@ async fn read(
 }
 
 /// Reading on is what sends the answer to a client's close.
-async fn until_gone(stream: &mut SplitStream<WebSocket>) {
+async fn drain(stream: &mut SplitStream<WebSocket>) {
     let _ = timeout(GOODBYE, async {
         while let Some(Ok(_)) = stream.next().await {}
     })
@@ -255,7 +255,7 @@ async fn write(
     match end {
         WriteEnd::Gone => false,
         WriteEnd::Close(code, reason) => {
-            let sent = timeout(GOODBYE, sink.send(closing(code, &reason))).await;
+            let sent = timeout(GOODBYE, sink.send(close_frame(code, &reason))).await;
             matches!(sent, Ok(Ok(())))
         }
     }
@@ -281,7 +281,7 @@ async fn pump(
             batch = subscription.next() => match batch {
                 SubscriptionItem::Frames(frames) => {
                     let last = frames.last().map_or(0, |(seq, _)| *seq);
-                    let each = frames.len() <= ASKED_EACH;
+                    let each = frames.len() <= PING_EACH;
                     for (seq, frame) in frames {
                         if let Some(text) = render(seq, &frame, features) {
                             feed(sink, Message::Text(Utf8Bytes::from(&*text))).await?;
@@ -306,7 +306,7 @@ async fn pump(
             },
             Some(answer) = answers.recv() => match answer {
                 WriterInput::Frame(text) => feed(sink, Message::Text(text.into())).await?,
-                WriterInput::Close(fault) => return Ok(WriteEnd::Close(fault.code, fault.reason.into())),
+                WriterInput::Close(protocol_error) => return Ok(WriteEnd::Close(protocol_error.code, protocol_error.reason.into())),
             },
             _ = pings.tick() => feed(sink, Message::Ping(Default::default())).await?,
             () = stop.cancelled() => return Ok(WriteEnd::Close(close_code::RESTART, "The server is stopping.".into())),
@@ -316,14 +316,14 @@ async fn pump(
 }
 
 async fn feed(sink: &mut Sink, message: Message) -> Result<(), WriteEnd> {
-    in_time(sink.feed(message)).await
+    with_timeout(sink.feed(message)).await
 }
 
 async fn flush(sink: &mut Sink) -> Result<(), WriteEnd> {
-    in_time(sink.flush()).await
+    with_timeout(sink.flush()).await
 }
 
-async fn in_time(work: impl Future<Output = Result<(), axum::Error>>) -> Result<(), WriteEnd> {
+async fn with_timeout(work: impl Future<Output = Result<(), axum::Error>>) -> Result<(), WriteEnd> {
     match timeout(STALLED, work).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(WriteEnd::Gone),

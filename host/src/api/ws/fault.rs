@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn code(error: Error) -> Option<u16> {
-        ClientFault::of(&axum::Error::new(error)).map(|fault| fault.code)
+        ClientFault::of(&axum::Error::new(error)).map(|protocol_error| protocol_error.code)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::frames::named;
-use crate::api::session_request::{SessionRequest, unless_blank, unless_empty};
+use crate::api::session_request::{SessionRequest, non_blank, non_empty};
 use lucid_session::Features;
 use lucid_types::secret::Secret;
 use lucid_types::unicode::paired_text;
@@ -34,12 +34,12 @@ pub(super) struct ConnectRequest {
 impl ConnectRequest {
     /// The token in the message.
     pub(super) fn token(&self) -> Option<Secret> {
-        unless_empty(self.token.clone())
+        non_empty(self.token.clone())
     }
 
     /// The id of the session.
     pub(super) fn session_id(&self) -> Option<String> {
-        unless_blank(self.session_id.clone())
+        non_blank(self.session_id.clone())
     }
 
     /// The requested features.
@@ -60,7 +60,7 @@ pub(super) enum Handshake {
 }
 
 /// Parses the first message.
-pub(super) fn first(text: &str) -> Handshake {
+pub(super) fn parse_handshake(text: &str) -> Handshake {
     let value: Value = match serde_json::from_str(&paired_text(text)) {
         Ok(value @ Value::Object(_)) => value,
         Ok(_) => return Handshake::Wrong("The first message must be a JSON object.".to_owned()),
@@ -70,7 +70,7 @@ pub(super) fn first(text: &str) -> Handshake {
         return Handshake::Ping;
     }
     match serde_json::from_value(value) {
-        Ok(hello) => Handshake::Hello(Box::new(hello)),
+        Ok(request) => Handshake::Hello(Box::new(request)),
         // The parser's own message repeats the input, which may contain a misplaced secret.
         Err(_) => Handshake::Wrong(
             "A member of the first message has a type that does not fit.".to_owned(),
@@ -96,7 +96,7 @@ pub(super) enum ClientMessage {
 }
 
 /// Parses a later message.
-pub(super) fn later(text: &str) -> ClientMessage {
+pub(super) fn parse_message(text: &str) -> ClientMessage {
     let Ok(Value::Object(mut message)) = serde_json::from_str(&paired_text(text)) else {
         return ClientMessage::Wrong;
     };
@@ -118,8 +118,8 @@ mod tests {
     use super::*;
 
     fn hello(text: &str) -> ConnectRequest {
-        match first(text) {
-            Handshake::Hello(hello) => *hello,
+        match parse_handshake(text) {
+            Handshake::Hello(request) => *request,
             other => panic!("{other:?}"),
         }
     }
@@ -174,7 +174,7 @@ mod tests {
             r#"{"task":["hunter2"]}"#,
             r#"{"lastSeq":-1}"#,
         ] {
-            let Handshake::Wrong(why) = first(text) else {
+            let Handshake::Wrong(why) = parse_handshake(text) else {
                 panic!("{text}")
             };
             assert!(why.ends_with('.') && !why.contains("hunter2"));
@@ -183,9 +183,12 @@ mod tests {
 
     #[test]
     fn a_ping_before_the_handshake_is_a_ping() {
-        assert!(matches!(first(r#"{"type":"ping"}"#), Handshake::Ping));
         assert!(matches!(
-            first(r#"{"type":"start","task":"t"}"#),
+            parse_handshake(r#"{"type":"ping"}"#),
+            Handshake::Ping
+        ));
+        assert!(matches!(
+            parse_handshake(r#"{"type":"start","task":"t"}"#),
             Handshake::Hello(_)
         ));
     }
@@ -195,7 +198,7 @@ mod tests {
         let read = hello(r#"{"task":"fix \ud83d","projectId":"\udc00","\ud800":1}"#);
         assert_eq!(read.request.task(), Some("fix \u{fffd}"));
         assert_eq!(
-            later(r#"{"type":"message","content":"\ud83d\ude00 or \ud83d"}"#),
+            parse_message(r#"{"type":"message","content":"\ud83d\ude00 or \ud83d"}"#),
             ClientMessage::Message("😀 or \u{fffd}".into())
         );
     }
@@ -203,7 +206,7 @@ mod tests {
     #[test]
     fn later_messages_are_told_apart() {
         assert_eq!(
-            later(r#"{"type":"message","content":"go on"}"#),
+            parse_message(r#"{"type":"message","content":"go on"}"#),
             ClientMessage::Message("go on".into())
         );
         for empty in [
@@ -211,18 +214,18 @@ mod tests {
             r#"{"type":"message","content":" \n"}"#,
             r#"{"type":"message","content":3}"#,
         ] {
-            assert_eq!(later(empty), ClientMessage::Empty, "{empty}");
+            assert_eq!(parse_message(empty), ClientMessage::Empty, "{empty}");
         }
         assert_eq!(
-            later(r#"{"type":"stop","content":"enough"}"#),
+            parse_message(r#"{"type":"stop","content":"enough"}"#),
             ClientMessage::Stop
         );
-        assert_eq!(later(r#"{"type":"stop"}"#), ClientMessage::Stop);
-        assert_eq!(later(r#"{"type":"ping"}"#), ClientMessage::Ping);
-        assert_eq!(later(r#"{"type":"dance"}"#), ClientMessage::Unknown);
-        assert_eq!(later("{}"), ClientMessage::Unknown);
+        assert_eq!(parse_message(r#"{"type":"stop"}"#), ClientMessage::Stop);
+        assert_eq!(parse_message(r#"{"type":"ping"}"#), ClientMessage::Ping);
+        assert_eq!(parse_message(r#"{"type":"dance"}"#), ClientMessage::Unknown);
+        assert_eq!(parse_message("{}"), ClientMessage::Unknown);
         for wrong in ["", "nonsense", "[1]", "{"] {
-            assert_eq!(later(wrong), ClientMessage::Wrong, "{wrong}");
+            assert_eq!(parse_message(wrong), ClientMessage::Wrong, "{wrong}");
         }
     }
 }

@@ -126,34 +126,34 @@ struct Rejection {
     code: u16,
     reason: String,
     /// Whether the client is sent an error frame as well.
-    aloud: bool,
+    sends_message: bool,
     /// Whether nothing more can be read from it, not even its answer to the close.
     unreadable: bool,
 }
 
 impl Rejection {
-    fn aloud(code: u16, reason: impl Into<String>) -> Self {
+    fn with_message(code: u16, reason: impl Into<String>) -> Self {
         Self {
             code,
             reason: reason.into(),
-            aloud: true,
+            sends_message: true,
             unreadable: false,
         }
     }
 
-    fn quietly(code: u16, reason: impl Into<String>) -> Self {
+    fn silent(code: u16, reason: impl Into<String>) -> Self {
         Self {
-            aloud: false,
-            ..Self::aloud(code, reason)
+            sends_message: false,
+            ..Self::with_message(code, reason)
         }
     }
 }
 
 impl From<ClientFault> for Rejection {
-    fn from(fault: ClientFault) -> Self {
+    fn from(protocol_error: ClientFault) -> Self {
         Self {
             unreadable: true,
-            ..Self::quietly(fault.code, fault.reason)
+            ..Self::silent(protocol_error.code, protocol_error.reason)
         }
     }
 }
@@ -171,12 +171,12 @@ impl From<Rejection> for ConnectError {
 }
 
 async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
-    let admitted = tokio::select! {
-        admitted = admit(&api, &mut socket, token) => admitted,
-        () = api.parts.stop.cancelled() => Err(Rejection::quietly(close_code::RESTART, "The server is stopping.").into()),
+    let client = tokio::select! {
+        client = admit(&api, &mut socket, token) => client,
+        () = api.parts.stop.cancelled() => Err(Rejection::silent(close_code::RESTART, "The server is stopping.").into()),
     };
-    match admitted {
-        Ok(admitted) => Box::pin(connection::converse(&api, socket, admitted)).await,
+    match client {
+        Ok(client) => Box::pin(connection::run(&api, socket, client)).await,
         Err(ConnectError::Gone) => {}
         Err(ConnectError::Refused(refused)) => {
             tracing::debug!(
@@ -200,13 +200,13 @@ async fn admit(
             let checked = api.parts.auth.token(&token).await;
             Some(checked.map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
-                _ => Rejection::quietly(CLOSE_UNAUTHENTICATED, error.to_string()),
+                _ => Rejection::silent(CLOSE_UNAUTHENTICATED, error.to_string()),
             })?)
         }
         None => None,
     };
-    let hello = greeting(socket, known.is_some()).await?;
-    let who = match (known, hello.token()) {
+    let request = read_handshake(socket, known.is_some()).await?;
+    let who = match (known, request.token()) {
         (Some(who), _) => who,
         (None, Some(token)) => api
             .parts
@@ -215,13 +215,15 @@ async fn admit(
             .await
             .map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
-                _ => Rejection::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED),
+                _ => Rejection::with_message(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED),
             })?,
-        (None, None) => return Err(Rejection::aloud(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into()),
+        (None, None) => {
+            return Err(Rejection::with_message(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into());
+        }
     };
-    let (last_seq, features) = (hello.last_seq, hello.features());
-    let uncounted = last_seq.is_none() && hello.session_id().is_none() && !features.seq;
-    let session = session_for(api, &who, hello).await?;
+    let (last_seq, features) = (request.last_seq, request.features());
+    let uncounted = last_seq.is_none() && request.session_id().is_none() && !features.seq;
+    let session = session_for(api, &who, request).await?;
     let lost = if uncounted {
         session.lost_position(features).await
     } else {
@@ -239,11 +241,14 @@ async fn admit(
 /// Refuses a client whose token cannot be verified now. It is sent no error frame, which would be
 /// final. The close code makes it come back.
 fn unchecked() -> Rejection {
-    Rejection::quietly(close_code::AGAIN, AuthError::NoKeys.to_string())
+    Rejection::silent(close_code::AGAIN, AuthError::NoKeys.to_string())
 }
 
 /// Reads messages up to the first one that is not a ping.
-async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest, ConnectError> {
+async fn read_handshake(
+    socket: &mut WebSocket,
+    known: bool,
+) -> Result<ConnectRequest, ConnectError> {
     let deadline = Instant::now() + FIRST_MESSAGE;
     // The close code is decided by what the client must correct first.
     let code = if known {
@@ -253,13 +258,17 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest,
     };
     loop {
         let Ok(message) = timeout_at(deadline, socket.recv()).await else {
-            return Err(Rejection::aloud(code, "No first message came within 30 seconds.").into());
+            return Err(
+                Rejection::with_message(code, "No first message came within 30 seconds.").into(),
+            );
         };
         let text = match message {
             Some(Ok(Message::Text(text))) => text,
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
             Some(Ok(Message::Binary(_))) => {
-                return Err(Rejection::aloud(code, "The first message must be text.").into());
+                return Err(
+                    Rejection::with_message(code, "The first message must be text.").into(),
+                );
             }
             Some(Ok(Message::Close(_))) => {
                 // Reading on is what sends the answer to a client's close.
@@ -273,18 +282,18 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest,
             Some(Err(error)) => {
                 tracing::debug!(%error, "a client's first message could not be read");
                 return Err(match ClientFault::of(&error) {
-                    Some(fault) => Rejection::from(fault).into(),
+                    Some(protocol_error) => Rejection::from(protocol_error).into(),
                     None => ConnectError::Gone,
                 });
             }
         };
-        match handshake::first(&text) {
-            Handshake::Hello(hello) => return Ok(*hello),
+        match handshake::parse_handshake(&text) {
+            Handshake::Hello(request) => return Ok(*request),
             Handshake::Ping => socket
                 .send(Message::text(ServerMessage::Pong.text()))
                 .await
                 .map_err(|_| ConnectError::Gone)?,
-            Handshake::Wrong(why) => return Err(Rejection::aloud(code, why).into()),
+            Handshake::Wrong(why) => return Err(Rejection::with_message(code, why).into()),
         }
     }
 }
@@ -293,19 +302,20 @@ async fn greeting(socket: &mut WebSocket, known: bool) -> Result<ConnectRequest,
 async fn session_for(
     api: &Api,
     who: &Identity,
-    hello: ConnectRequest,
+    request: ConnectRequest,
 ) -> Result<Arc<SessionHandle>, Rejection> {
     let sessions = &api.parts.sessions;
-    if let Some(id) = hello.session_id() {
+    if let Some(id) = request.session_id() {
         // Another user's session is refused like one that does not exist.
         let session = id
             .parse::<SessionId>()
             .ok()
             .and_then(|parsed| sessions.get(&parsed, &who.user).ok());
-        return session.ok_or_else(|| Rejection::aloud(CLOSE_NO_SESSION, no_session(&id).detail()));
+        return session
+            .ok_or_else(|| Rejection::with_message(CLOSE_NO_SESSION, no_session(&id).detail()));
     }
-    let Some(new) = hello.request.for_user(who) else {
-        return Err(Rejection::aloud(CLOSE_NO_TASK, NO_TASK));
+    let Some(new) = request.request.for_user(who) else {
+        return Err(Rejection::with_message(CLOSE_NO_TASK, NO_TASK));
     };
     // 1000, not an error code: the same message would fail in the same way, so the client should
     // not retry by itself.
@@ -314,14 +324,14 @@ async fn session_for(
         .await
         .map_err(|error| match error.passes() {
             // No error frame, which would be final: the close code makes the client come back.
-            true => Rejection::quietly(close_code::AGAIN, error.to_string()),
-            false => Rejection::aloud(close_code::NORMAL, error.to_string()),
+            true => Rejection::silent(close_code::AGAIN, error.to_string()),
+            false => Rejection::with_message(close_code::NORMAL, error.to_string()),
         })
 }
 
 /// Sends the reason, closes, and waits until the client has read it.
 async fn refuse(mut socket: WebSocket, refused: Rejection) {
-    if refused.aloud {
+    if refused.sends_message {
         let _ = socket
             .send(Message::text(
                 ServerMessage::Error {
@@ -331,7 +341,9 @@ async fn refuse(mut socket: WebSocket, refused: Rejection) {
             ))
             .await;
     }
-    let _ = socket.send(closing(refused.code, &refused.reason)).await;
+    let _ = socket
+        .send(close_frame(refused.code, &refused.reason))
+        .await;
     if refused.unreadable {
         // A reset could overtake the close, so the connection stays open until the caller's
         // timeout.
@@ -341,7 +353,7 @@ async fn refuse(mut socket: WebSocket, refused: Rejection) {
 }
 
 /// A close frame with a reason of at most the 123 bytes that the protocol allows.
-fn closing(code: u16, reason: &str) -> Message {
+fn close_frame(code: u16, reason: &str) -> Message {
     let mut end = reason.len().min(123);
     while !reason.is_char_boundary(end) {
         end -= 1;
@@ -359,7 +371,7 @@ mod tests {
     #[test]
     fn a_close_has_a_reason_that_fits() {
         for reason in [String::new(), "short".to_owned(), "é".repeat(200)] {
-            let Message::Close(Some(frame)) = closing(4010, &reason) else {
+            let Message::Close(Some(frame)) = close_frame(4010, &reason) else {
                 panic!()
             };
             assert!(frame.reason.len() <= 123 && reason.starts_with(frame.reason.as_str()));

@@ -30,13 +30,13 @@ const EAGER: FetchPacing = FetchPacing {
     ..ONCE
 };
 
-struct Site {
+struct KeyServer {
     provider: IdentityProvider,
     auth: Authenticator,
     _following: AbortOnDropHandle<()>,
 }
 
-impl Site {
+impl KeyServer {
     /// A provider that publishes these keys, and a host that accepts them, with an optional shared
     /// secret besides.
     async fn with(keys: &[Value], pace: FetchPacing, secret: Option<&str>) -> Self {
@@ -77,7 +77,7 @@ fn alice() -> Value {
 #[tokio::test]
 async fn a_token_signed_with_a_published_key_is_taken() {
     let (rsa, ec) = (SigningKey::rsa(), SigningKey::ec());
-    let site = Site::new(&[rsa.jwk("r"), ec.jwk("e")], ONCE).await;
+    let site = KeyServer::new(&[rsa.jwk("r"), ec.jwk("e")], ONCE).await;
     for (key, id) in [(&rsa, "r"), (&ec, "e")] {
         let claims =
             json!({"sub": "alice", "projectId": "p", "app_metadata": {"lucid_admin": true}});
@@ -118,7 +118,7 @@ async fn a_public_key_is_no_shared_secret() {
         Vec::new(),
     ];
     for secret in [None, Some(KEY)] {
-        let site = Site::with(&[public.clone(), point.clone()], ONCE, secret).await;
+        let site = KeyServer::with(&[public.clone(), point.clone()], ONCE, secret).await;
         for public in &secrets {
             for id in ["r", "e"] {
                 for algorithm in ["HS256", "RS256", "ES256"] {
@@ -139,7 +139,7 @@ async fn a_public_key_is_no_shared_secret() {
 #[tokio::test]
 async fn each_algorithm_goes_with_its_own_kind_of_key() {
     let (rsa, ec) = (SigningKey::rsa(), SigningKey::ec());
-    let site = Site::with(&[rsa.jwk("r"), ec.jwk("e")], ONCE, Some(KEY)).await;
+    let site = KeyServer::with(&[rsa.jwk("r"), ec.jwk("e")], ONCE, Some(KEY)).await;
     let shared = hs256_token(&json!({"sub": "bob", "exp": now() + 60}), KEY.as_bytes());
     assert_eq!(site.user(&shared).await, "bob");
     assert_eq!(site.user(&rsa.token("r", alice())).await, "alice");
@@ -174,7 +174,7 @@ async fn each_algorithm_goes_with_its_own_kind_of_key() {
         );
     }
     // A token is accepted only by the host that is configured for its kind.
-    let keys_only = Site::new(&[rsa.jwk("r")], ONCE).await;
+    let keys_only = KeyServer::new(&[rsa.jwk("r")], ONCE).await;
     assert_eq!(keys_only.refused(&shared).await, AuthError::InvalidToken);
     let secret_only = authenticator();
     assert_eq!(
@@ -186,7 +186,7 @@ async fn each_algorithm_goes_with_its_own_kind_of_key() {
 #[tokio::test]
 async fn claims_are_read_as_they_are_of_any_token() {
     let key = SigningKey::ec();
-    let site = Site::new(&[key.jwk("e")], ONCE).await;
+    let site = KeyServer::new(&[key.jwk("e")], ONCE).await;
     let token = |claims: Value| key.token("e", claims);
     for good in [
         json!({"sub": "alice", "aud": "another", "iss": "https://elsewhere.example/auth/v1"}),
@@ -231,7 +231,7 @@ async fn claims_are_read_as_they_are_of_any_token() {
 async fn a_key_that_a_token_brings_along_is_not_looked_at() {
     let (ours, theirs) = (SigningKey::ec(), SigningKey::ec());
     let elsewhere = IdentityProvider::start(&[theirs.jwk("e")]).await;
-    let site = Site::new(&[ours.jwk("e")], ONCE).await;
+    let site = KeyServer::new(&[ours.jwk("e")], ONCE).await;
     let brought = [
         ("jwk", theirs.jwk("e")),
         ("jku", json!(elsewhere.jwks_url())),
@@ -259,7 +259,7 @@ async fn a_key_that_a_token_brings_along_is_not_looked_at() {
 #[tokio::test]
 async fn a_token_that_is_odd_or_huge_is_refused_before_anybody_is_asked() {
     let key = SigningKey::ec();
-    let site = Site::new(&[key.jwk("e")], EAGER).await;
+    let site = KeyServer::new(&[key.jwk("e")], EAGER).await;
     assert_eq!(site.user(&key.token("e", alice())).await, "alice");
     let head = |name: &str, value: Value| {
         let head = json!({"alg": "ES256", "kid": "unknown", name: value});
@@ -292,7 +292,7 @@ async fn a_token_that_is_odd_or_huge_is_refused_before_anybody_is_asked() {
 #[tokio::test]
 async fn no_change_of_a_good_token_is_taken() {
     let key = SigningKey::ec();
-    let site = Site::new(&[key.jwk("e")], ONCE).await;
+    let site = KeyServer::new(&[key.jwk("e")], ONCE).await;
     let token = key.token("e", alice());
     let mut random = rand::rng();
     for _ in 0..300 {
@@ -416,7 +416,7 @@ async fn a_token_signed_with_a_weak_key_is_refused_though_it_is_published() {
     head.kid = Some("w".to_owned());
     let claims = json!({"sub": "root", "exp": now() + 60});
     let token = jsonwebtoken::encode(&head, &claims, &weak).unwrap();
-    let site = Site::new(&[published], ONCE).await;
+    let site = KeyServer::new(&[published], ONCE).await;
     assert_eq!(site.refused(&token).await, AuthError::InvalidToken);
 }
 
@@ -424,7 +424,7 @@ async fn a_token_signed_with_a_weak_key_is_refused_though_it_is_published() {
 async fn what_leaves_open_which_key_is_meant_is_refused() {
     let (rsa, ec, other) = (SigningKey::rsa(), SigningKey::ec(), SigningKey::ec());
     // One id for keys of two algorithms is not ambiguous, and neither is a repeated key.
-    let site = Site::new(&[rsa.jwk("k"), ec.jwk("k"), ec.jwk("k")], ONCE).await;
+    let site = KeyServer::new(&[rsa.jwk("k"), ec.jwk("k"), ec.jwk("k")], ONCE).await;
     assert_eq!(site.user(&rsa.token("k", alice())).await, "alice");
     assert_eq!(site.user(&ec.token("k", alice())).await, "alice");
     // A token need not name the only key of its algorithm.
@@ -438,7 +438,7 @@ async fn what_leaves_open_which_key_is_meant_is_refused() {
         unused.iter().all(|reason| reason.contains("same `kid`")),
         "{unused:?}"
     );
-    let site = Site::new(&keys, ONCE).await;
+    let site = KeyServer::new(&keys, ONCE).await;
     assert_eq!(site.user(&rsa.token("k", alice())).await, "alice");
     for key in [&ec, &other] {
         assert_eq!(
@@ -446,7 +446,7 @@ async fn what_leaves_open_which_key_is_meant_is_refused() {
             AuthError::InvalidToken
         );
     }
-    let site = Site::new(&[ec.jwk("one"), other.jwk("two")], ONCE).await;
+    let site = KeyServer::new(&[ec.jwk("one"), other.jwk("two")], ONCE).await;
     assert_eq!(
         site.refused(&ec.token_with(&nameless, alice())).await,
         AuthError::InvalidToken
@@ -456,7 +456,7 @@ async fn what_leaves_open_which_key_is_meant_is_refused() {
 #[tokio::test]
 async fn a_new_key_is_fetched_when_a_token_names_it_and_an_old_one_is_gone_with_it() {
     let (old, new) = (SigningKey::ec(), SigningKey::ec());
-    let site = Site::new(&[old.jwk("old")], EAGER).await;
+    let site = KeyServer::new(&[old.jwk("old")], EAGER).await;
     assert_eq!(site.user(&old.token("old", alice())).await, "alice");
     site.provider.publish(&[new.jwk("new")]);
     assert_eq!(
@@ -479,7 +479,7 @@ async fn keys_are_fetched_again_without_a_reason_too() {
         refresh: Duration::from_millis(10),
         ..ONCE
     };
-    let site = Site::new(&[old.jwk("old")], often).await;
+    let site = KeyServer::new(&[old.jwk("old")], often).await;
     assert_eq!(site.user(&old.token("old", alice())).await, "alice");
     site.provider.publish(&[new.jwk("new")]);
     eventually("the key that was withdrawn to be refused", async || {
@@ -493,7 +493,7 @@ async fn keys_are_fetched_again_without_a_reason_too() {
 async fn a_flood_of_made_up_keys_is_no_flood_of_requests() {
     let (key, forger) = (SigningKey::ec(), SigningKey::ec());
     // Concurrently: one request for all of them.
-    let site = Site::new(&[key.jwk("e")], EAGER).await;
+    let site = KeyServer::new(&[key.jwk("e")], EAGER).await;
     assert_eq!(site.user(&key.token("e", alice())).await, "alice");
     let flood: Vec<String> = (0..200)
         .map(|i| forger.token(&format!("{i}"), alice()))
@@ -505,7 +505,7 @@ async fn a_flood_of_made_up_keys_is_no_flood_of_requests() {
     );
     assert_eq!(site.provider.asked(), 2);
     // Sequentially: none within the minimum interval.
-    let site = Site::new(&[key.jwk("e")], ONCE).await;
+    let site = KeyServer::new(&[key.jwk("e")], ONCE).await;
     assert_eq!(site.user(&key.token("e", alice())).await, "alice");
     for token in &flood {
         assert_eq!(site.refused(token).await, AuthError::InvalidToken);
@@ -516,7 +516,7 @@ async fn a_flood_of_made_up_keys_is_no_flood_of_requests() {
 #[tokio::test]
 async fn callers_at_the_start_wait_for_one_request_together() {
     let key = SigningKey::ec();
-    let site = Site::new(&[key.jwk("e")], ONCE).await;
+    let site = KeyServer::new(&[key.jwk("e")], ONCE).await;
     let token = key.token("e", alice());
     let told = join_all((0..50).map(|_| site.told(&token))).await;
     assert!(told.iter().all(Result::is_ok), "{told:?}");
@@ -526,7 +526,7 @@ async fn callers_at_the_start_wait_for_one_request_together() {
 #[tokio::test]
 async fn a_caller_who_goes_away_ends_no_request() {
     let (old, new) = (SigningKey::ec(), SigningKey::ec());
-    let site = Site::new(&[old.jwk("old")], EAGER).await;
+    let site = KeyServer::new(&[old.jwk("old")], EAGER).await;
     assert_eq!(site.user(&old.token("old", alice())).await, "alice");
     site.provider.publish(&[new.jwk("new")]);
     let token = new.token("new", alice());
@@ -548,7 +548,7 @@ async fn while_there_are_no_keys_no_token_is_called_invalid() {
         refresh: Duration::from_millis(20),
         ..ONCE
     };
-    let site = Site::with(&[], often, Some(KEY)).await;
+    let site = KeyServer::with(&[], often, Some(KEY)).await;
     let token = key.token("e", alice());
     for (status, document) in [
         (503, "{\"keys\":[]}"),
@@ -558,7 +558,7 @@ async fn while_there_are_no_keys_no_token_is_called_invalid() {
         (200, "{\"keys\":{}}"),
     ] {
         // Another host, whose first fetch this is.
-        let site = Site::new(&[], ONCE).await;
+        let site = KeyServer::new(&[], ONCE).await;
         site.provider.answer(status, document);
         assert_eq!(site.refused(&token).await, AuthError::NoKeys, "{document}");
         assert_eq!(site.refused("nonsense").await, AuthError::InvalidToken);
@@ -581,7 +581,7 @@ async fn while_there_are_no_keys_no_token_is_called_invalid() {
 async fn the_last_keys_serve_on_while_the_provider_is_down_but_not_for_ever() {
     let (key, new) = (SigningKey::ec(), SigningKey::ec());
     for (status, document) in [(500, ""), (200, "<html>"), (302, "")] {
-        let site = Site::new(&[key.jwk("e")], EAGER).await;
+        let site = KeyServer::new(&[key.jwk("e")], EAGER).await;
         assert_eq!(site.user(&key.token("e", alice())).await, "alice");
         site.provider.answer(status, document);
         // The token may be valid: it cannot be verified.
@@ -603,7 +603,7 @@ async fn the_last_keys_serve_on_while_the_provider_is_down_but_not_for_ever() {
         stale: Duration::ZERO,
         ..ONCE
     };
-    let site = Site::new(&[key.jwk("e")], brief).await;
+    let site = KeyServer::new(&[key.jwk("e")], brief).await;
     assert_eq!(
         site.refused(&key.token("e", alice())).await,
         AuthError::NoKeys
@@ -613,7 +613,7 @@ async fn the_last_keys_serve_on_while_the_provider_is_down_but_not_for_ever() {
 #[tokio::test]
 async fn an_empty_set_of_keys_is_one() {
     let key = SigningKey::ec();
-    let site = Site::new(&[], EAGER).await;
+    let site = KeyServer::new(&[], EAGER).await;
     assert_eq!(
         site.refused(&key.token("e", alice())).await,
         AuthError::InvalidToken

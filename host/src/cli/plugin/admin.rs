@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::{KindArg, component};
 use crate::auth::{Authenticator, IssueError};
 use crate::cli::failed;
-use crate::cli::render::{clean, one_line};
+use crate::cli::render::{one_line, strip_controls};
 use crate::config::Config;
 use crate::deployment::uploads::{DeactivatedBuild, UploadStoreError};
 use crate::server::{self, DataDirs};
@@ -106,7 +106,7 @@ pub(super) async fn list(args: &ServerArgs) -> ExitCode {
         let server = AdminClient::find(args)?;
         server.ask(Method::GET, &[]).await
     };
-    shown(args, answer.await, listed)
+    print_result(args, answer.await, listed)
 }
 
 /// Uploads a component.
@@ -119,7 +119,7 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
             return Ok(kept);
         };
         if !args.server.json {
-            out!("{}", clean(&uploaded(&kept)));
+            out!("{}", strip_controls(&uploaded(&kept)));
         }
         let (kind, digest) = (text_of(&kept, "kind"), text_of(&kept, "digest"));
         server.activate(kind, name, digest, None, args.new).await
@@ -129,7 +129,7 @@ pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
     } else {
         uploaded
     };
-    shown(&args.server, answer.await, show)
+    print_result(&args.server, answer.await, show)
 }
 
 /// Activates a build.
@@ -141,14 +141,14 @@ pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
             .activate(&kind, &args.name, &args.digest, args.share, args.new)
             .await
     };
-    shown(&args.server, answer.await, changed)
+    print_result(&args.server, answer.await, changed)
 }
 
 /// Rolls back the active build.
 pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
     let kind = PluginKind::from(args.kind);
     if args.offline {
-        return match roll_back_here(kind, &args.name) {
+        return match roll_back_offline(kind, &args.name) {
             Ok(text) => {
                 out!("{text}");
                 ExitCode::SUCCESS
@@ -163,7 +163,7 @@ pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
             .post(&[&kind, &args.name, "rollback"], &json!({}))
             .await
     };
-    shown(&args.server, answer.await, changed)
+    print_result(&args.server, answer.await, changed)
 }
 
 /// Reloads everything.
@@ -172,7 +172,7 @@ pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
         let server = AdminClient::find(args)?;
         server.post(&["reload"], &json!({})).await
     };
-    shown(args, answer.await, |answer| {
+    print_result(args, answer.await, |answer| {
         let mut text = format!("Generation {} holds.\n", answer["generation"]);
         text += &last_error(answer);
         text
@@ -180,12 +180,12 @@ pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
 }
 
 /// Rolls back in this machine's upload store.
-fn roll_back_here(kind: PluginKind, name: &str) -> Result<String, String> {
+fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, String> {
     let config = Config::load().map_err(|error| error.to_string())?;
-    let depot = server::depot(&DataDirs::below(&config.workspace_base_path));
+    let upload_store = server::open_upload_store(&DataDirs::under(&config.workspace_base_path));
     let roll_back = || {
-        let writer = depot.lock()?;
-        let mut record = depot.record()?;
+        let writer = upload_store.lock()?;
+        let mut record = upload_store.record()?;
         let Some(off) = record.roll_back(kind, name, OFFLINE, chrono::Utc::now()) else {
             return Ok(None);
         };
@@ -232,8 +232,8 @@ pub(super) struct AdminClient {
 impl AdminClient {
     pub(super) fn find(args: &ServerArgs) -> Result<Self, String> {
         let (base, token) = match &args.server {
-            Some(text) => (elsewhere(text)?, given_token()),
-            None => here()?,
+            Some(text) => (parse_server_url(text)?, given_token()),
+            None => local_server()?,
         };
         let token = token.ok_or_else(|| {
             format!("Set {TOKEN} to an administrator's token of that server: `lucid token --user NAME --admin` prints one there.")
@@ -323,7 +323,7 @@ impl AdminClient {
 }
 
 /// The server of these settings. Whoever can read them can sign tokens.
-fn here() -> Result<(Url, Option<String>), String> {
+fn local_server() -> Result<(Url, Option<String>), String> {
     let config = Config::load().map_err(|error| error.to_string())?;
     if config.port == 0 {
         return Err(
@@ -361,7 +361,7 @@ fn given_token() -> Option<String> {
         .filter(|token| !token.is_empty())
 }
 
-fn elsewhere(text: &str) -> Result<Url, String> {
+fn parse_server_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).ok();
     let fits = |url: &Url| {
         let plain = url.username().is_empty() && url.password().is_none();
@@ -381,14 +381,14 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-fn shown(
+fn print_result(
     args: &ServerArgs,
     answer: Result<Value, String>,
     show: impl Fn(&Value) -> String,
 ) -> ExitCode {
     match answer {
         Ok(answer) if args.json => outln!("{answer}"),
-        Ok(answer) => out!("{}", clean(&show(&answer))),
+        Ok(answer) => out!("{}", strip_controls(&show(&answer))),
         Err(why) => return failed(&why),
     }
     ExitCode::SUCCESS
@@ -615,7 +615,7 @@ mod tests {
     #[test]
     fn a_server_is_a_plain_address() {
         for good in ["http://127.0.0.1:8000", "https://lucid.example.org/base"] {
-            assert!(elsewhere(good).is_ok(), "{good}");
+            assert!(parse_server_url(good).is_ok(), "{good}");
         }
         for bad in [
             "lucid.example.org",
@@ -624,7 +624,7 @@ mod tests {
             "https://x?y=1",
             "",
         ] {
-            assert!(elsewhere(bad).is_err(), "{bad}");
+            assert!(parse_server_url(bad).is_err(), "{bad}");
         }
         assert!(is_loopback(&Url::parse("http://[::1]:1").unwrap()));
         assert!(!is_loopback(
@@ -641,7 +641,7 @@ mod tests {
             "lastError": {"at": evil, "problems": [{"what": evil, "file": evil}]},
         });
         for text in [listed(&answer), changed(&answer), uploaded(&answer)] {
-            let text = clean(&text);
+            let text = strip_controls(&text);
             assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
         }
     }

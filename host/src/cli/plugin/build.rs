@@ -16,7 +16,7 @@ use lucid_guest_build::Project;
 
 use super::cache;
 use crate::cli::failed;
-use crate::cli::report::{Severity, say};
+use crate::cli::report::{Severity, print_message};
 
 /// Builds, and prints the component's path.
 pub(super) fn main(folder: &Path) -> ExitCode {
@@ -51,7 +51,7 @@ pub(super) fn build(folder: &Path) -> Result<PathBuf, String> {
 fn rust(folder: &Path) -> Result<PathBuf, String> {
     let project = Project::new(folder, cache().unwrap_or_else(|| folder.join("target")));
     let component = project
-        .component(&|text| say(Severity::Info, text))
+        .component(&|text| print_message(Severity::Info, text))
         .map_err(|error| error.to_string())?;
     let text = std::fs::read_to_string(folder.join("Cargo.toml"))
         .map_err(|error| format!("Cargo.toml cannot be read: {error}"))?;

@@ -60,11 +60,11 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
                 AnyPluginError::NoKind => "kind",
                 AnyPluginError::Load(_) => "admission",
             };
-            report.bad(what, &error.to_string());
+            report.fail(what, &error.to_string());
             return report.exit_code();
         }
     };
-    report.good(
+    report.pass(
         "admission",
         &format!(
             "kind {}; it imports nothing that it is not given",
@@ -72,7 +72,7 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
         ),
     );
     let says = (plugin.own_name(), plugin.version(), plugin.description());
-    report.good("describe", &format!("{} {}: {}", says.0, says.1, says.2));
+    report.pass("describe", &format!("{} {}: {}", says.0, says.1, says.2));
     match plugin.settings_schema() {
         None => report.note(
             "settings",

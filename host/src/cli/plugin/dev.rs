@@ -53,7 +53,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
                     recorded: None,
                 };
                 if check::main(&args).await == ExitCode::SUCCESS {
-                    outln!("{}", who_takes_it(folder, &file));
+                    outln!("{}", describe_manifest_use(folder, &file));
                 }
             }
             Err(why) => {
@@ -64,7 +64,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
         loop {
             // Watching starts before the scan, so that no change is missed.
             let now = sources(folder);
-            watch.begin(now.keys().cloned());
+            watch.watch_only(now.keys().cloned());
             if sources(folder) != seen {
                 break;
             }
@@ -79,11 +79,11 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
 /// All sources, and the folders they are in.
 fn sources(folder: &Path) -> Sources {
     let mut found = Sources::new();
-    look(folder, &mut found);
+    scan(folder, &mut found);
     found
 }
 
-fn look(folder: &Path, found: &mut Sources) {
+fn scan(folder: &Path, found: &mut Sources) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
@@ -98,7 +98,7 @@ fn look(folder: &Path, found: &mut Sources) {
             return;
         }
         if data.is_dir() {
-            look(&path, found);
+            scan(&path, found);
         } else {
             let stamp = data.modified().ok().map(|time| (time, data.len()));
             found.insert(path, stamp);
@@ -107,7 +107,7 @@ fn look(folder: &Path, found: &mut Sources) {
 }
 
 /// Says whether a manifest beside the project names the component.
-fn who_takes_it(folder: &Path, file: &Path) -> String {
+fn describe_manifest_use(folder: &Path, file: &Path) -> String {
     let own = file.canonicalize().ok();
     for manifest in [folder.join("lucid.toml"), "lucid.toml".into()] {
         let Ok(read) = Manifest::read(&manifest) else {

@@ -16,7 +16,7 @@ use lucid_wasm::PluginKind;
 /// The maximum length of a name, which becomes a crate's and a plugin's.
 const LONGEST: usize = 64;
 /// Names that a crate cannot have, or that would shadow one that the project needs.
-const TAKEN: &[&str] = &[
+const RESERVED_NAMES: &[&str] = &[
     "alloc",
     "as",
     "async",
@@ -124,7 +124,7 @@ fn check_name(name: &str) -> Result<(), String> {
             "A plugin's name has 1 to {LONGEST} lower-case letters, digits and hyphens, a letter first and no hyphen last: `{name}` is none."
         ));
     }
-    if name.contains("--") || TAKEN.contains(&name) {
+    if name.contains("--") || RESERVED_NAMES.contains(&name) {
         return Err(format!(
             "A crate cannot be called `{name}`: choose another name."
         ));

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use super::{ReplayArgs, component, engine};
 use crate::cli::failed;
-use crate::cli::render::clean;
+use crate::cli::render::strip_controls;
 use crate::config::Config;
 use crate::server::DataDirs;
 use lucid_session::{difference, readable};
@@ -20,7 +20,7 @@ use lucid_types::wit::policy::{Context, Input, Snapshot};
 use lucid_wasm::{PluginLimits, PolicyPlugin};
 
 /// The maximum number of differing steps that are shown.
-const SHOWN: u64 = 3;
+const MAX_SHOWN: u64 = 3;
 
 /// Replays a session, and prints the differences.
 pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
@@ -32,8 +32,8 @@ pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
 
 async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String> {
     let wasm = component(&args.file)?;
-    let folders = DataDirs::below(&config.workspace_base_path);
-    let log = lucid_store::look(folders.data()).map_err(|error| {
+    let folders = DataDirs::under(&config.workspace_base_path);
+    let log = lucid_store::open_read_only(folders.data()).map_err(|error| {
         format!("The log cannot be read: {error}. WORKSPACE_BASE_PATH says where it is.")
     })?;
     let row = lucid_store::find_session(&log, &args.session).map_err(|error| error.to_string())?;
@@ -46,9 +46,9 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     outln!(
         "session {} of the policy {}, replayed with {} {}",
         args.session,
-        clean(&row.fixed.policy),
+        strip_controls(&row.fixed.policy),
         policy.descriptor().name,
-        clean(&policy.descriptor().version)
+        strip_controls(&policy.descriptor().version)
     );
     let mut state: Option<Snapshot> = None;
     let (mut same, mut different, mut next) = (0_u64, 0_u64, 0);
@@ -68,9 +68,9 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
                 same += 1;
             } else {
                 different += 1;
-                if different <= SHOWN {
+                if different <= MAX_SHOWN {
                     outln!("\nstep {}: - the log, + {name}", logged.step);
-                    out!("{}", clean(&difference(&then, &now)));
+                    out!("{}", strip_controls(&difference(&then, &now)));
                 }
             }
             // A failed step left the state unchanged.

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
-use crate::cli::render::{FrameRenderer, clean, colours};
+use crate::cli::render::{FrameRenderer, colours, strip_controls};
 use lucid_wasm::{CallFigures, PluginLimits};
 
 /// The width of the column with the checked item's name.
@@ -32,10 +32,14 @@ impl CheckReport {
     }
 
     pub(super) fn title(&self, text: &str) {
-        outln!("{}", self.screen.paint(&clean(text), Style::new().bold()));
+        outln!(
+            "{}",
+            self.screen
+                .paint(&strip_controls(text), Style::new().bold())
+        );
     }
 
-    pub(super) fn good(&self, what: &str, text: &str) {
+    pub(super) fn pass(&self, what: &str, text: &str) {
         self.line("ok", Style::new().green(), what, text);
     }
 
@@ -44,7 +48,7 @@ impl CheckReport {
         self.line("--", Style::new().yellow(), what, text);
     }
 
-    pub(super) fn bad(&mut self, what: &str, text: &str) {
+    pub(super) fn fail(&mut self, what: &str, text: &str) {
         self.bad = true;
         self.line("!!", Style::new().red(), what, text);
     }
@@ -52,18 +56,18 @@ impl CheckReport {
     /// A success, or a failure with its reason.
     pub(super) fn result(&mut self, what: &str, result: Result<String, impl Display>) {
         match result {
-            Ok(text) => self.good(what, &text),
-            Err(why) => self.bad(what, &why.to_string()),
+            Ok(text) => self.pass(what, &text),
+            Err(why) => self.fail(what, &why.to_string()),
         }
     }
 
     fn line(&self, sign: &str, style: Style, what: &str, text: &str) {
         let indent = format!("\n{:width$}", "", width = NAME + 8);
-        let text = clean(text).trim_end().replace('\n', &indent);
+        let text = strip_controls(text).trim_end().replace('\n', &indent);
         outln!(
             "  {}  {:NAME$}  {text}",
             self.screen.paint(sign, style),
-            clean(what)
+            strip_controls(what)
         );
     }
 
@@ -96,13 +100,13 @@ impl CheckReport {
     }
 
     /// Whether there was a failure.
-    pub(super) fn is_bad(&self) -> bool {
+    pub(super) fn has_failures(&self) -> bool {
         self.bad
     }
 
     /// 1 if there was a failure.
     pub(super) fn exit_code(&self) -> ExitCode {
-        if self.is_bad() {
+        if self.has_failures() {
             outln!(
                 "\nA host would refuse it, or sessions with it would fail: see what is marked !!."
             );

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::admin::{AdminClient, ServerArgs, text_of};
 use crate::cli::failed;
-use crate::cli::render::{clean, one_line};
+use crate::cli::render::{one_line, strip_controls};
 use lucid_types::plural;
 
 /// The interval between progress queries.
@@ -39,12 +39,12 @@ pub(super) struct ShadowArgs {
 
 /// Starts a shadow run, waits, and prints its result.
 pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
-    match done(args).await {
+    match wait_for_report(args).await {
         Ok(report) => {
             if args.server.json {
                 outln!("{report}");
             } else {
-                out!("{}", clean(&shown(&report)));
+                out!("{}", strip_controls(&render_report(&report)));
             }
             if is_clean(&report) {
                 ExitCode::SUCCESS
@@ -56,7 +56,7 @@ pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
     }
 }
 
-async fn done(args: &ShadowArgs) -> Result<Value, String> {
+async fn wait_for_report(args: &ShadowArgs) -> Result<Value, String> {
     let server = AdminClient::find(&args.server)?;
     let path = ["policy", &args.name, "shadow"];
     let wanted = json!({ "digest": args.digest, "sessions": args.sessions });
@@ -91,7 +91,7 @@ fn is_clean(report: &Value) -> bool {
             .all(none)
 }
 
-fn shown(report: &Value) -> String {
+fn render_report(report: &Value) -> String {
     let number = |name: &str| report[name].as_u64().unwrap_or_default();
     let mut text = String::new();
     for one in report["differences"].as_array().into_iter().flatten() {
@@ -165,7 +165,7 @@ mod tests {
             "problem": evil,
             "differences": [{"session": evil, "step": 3, "what": evil, "text": evil}],
         });
-        let text = clean(&shown(&report));
+        let text = strip_controls(&render_report(&report));
         assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
     }
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::probation::{BuildCounts, Probation, ProbationStats, Probations};
 use crate::config::{Config, DefaultPolicy};
 use crate::manifest::{
-    LoadedPolicy, LoadedSecondBuild, Manifest, ManifestProblem, SecondBuildRole, instead,
+    LoadedPolicy, LoadedSecondBuild, Manifest, ManifestProblem, SecondBuildRole, suggest,
 };
 use lucid_session::{
     BuildAssignment, CreateError, Policies, PolicyInfo, SessionPolicy, StepOutcome, StepVerdict,
@@ -33,7 +33,7 @@ const AGENT: &str = "coder";
 /// The value that selects the default automatically.
 const AUTO: &str = "auto";
 /// The maximum length at which a requested name is repeated, in characters.
-const SHOWN: usize = 64;
+const MAX_SHOWN: usize = 64;
 
 /// The policies of this deployment.
 pub(crate) struct PolicyRegistry {
@@ -46,9 +46,9 @@ pub(crate) struct PolicyRegistry {
 struct PolicyBuilds {
     active: Arc<PolicyBuild>,
     counts: Arc<BuildCounts>,
-    beside: Option<SecondPolicyBuild>,
+    second: Option<SecondPolicyBuild>,
     /// The probation of the candidate, or else of the active build.
-    trial: Option<Probation>,
+    probation: Option<Probation>,
 }
 
 /// A second build.
@@ -70,7 +70,7 @@ impl PolicyRegistry {
         manifest: &Arc<Manifest>,
         config: &Config,
         models: bool,
-        trials: &Probations,
+        probations: &Probations,
     ) -> Result<Self, ManifestProblem> {
         let delay = u64::try_from(config.mock_step_delay.as_millis()).unwrap_or(u64::MAX);
         let component = |plugin: PolicyPlugin, settings: &Map<String, Value>, builtin| {
@@ -93,11 +93,11 @@ impl PolicyRegistry {
                 .upload(PluginKind::Policy, &name)
                 .and_then(|one| one.probation);
             // Without a previous build there is nothing to compare it with.
-            let is_before = |one: &LoadedSecondBuild| one.role == SecondBuildRole::Before;
-            let probation = probation.filter(|_| policy.beside.as_ref().is_some_and(is_before));
-            let counts = trials.counts(&of(&active, probation));
-            let mut trial = None;
-            let beside = policy.beside.map(|second| {
+            let is_before = |one: &LoadedSecondBuild| one.role == SecondBuildRole::Previous;
+            let probation = probation.filter(|_| policy.second.as_ref().is_some_and(is_before));
+            let counts = probations.counts(&of(&active, probation));
+            let mut on_probation = None;
+            let second_build = policy.second.map(|second| {
                 let LoadedSecondBuild {
                     plugin,
                     role,
@@ -108,19 +108,19 @@ impl PolicyRegistry {
                 // The traffic split continues after its probation.
                 let (since, share) = match role {
                     SecondBuildRole::Candidate { share } => {
-                        let turns = trials.share(&of(&build, None), share);
+                        let turns = probations.traffic_split(&of(&build, None), share);
                         (second.probation, Some(turns))
                     }
-                    SecondBuildRole::Before => (None, None),
+                    SecondBuildRole::Previous => (None, None),
                 };
                 let counting = of(&build, since);
-                let counts_of_it = trials.counts(&counting);
-                trial = match (role, since, probation) {
+                let counts_of_it = probations.counts(&counting);
+                on_probation = match (role, since, probation) {
                     (SecondBuildRole::Candidate { .. }, Some(since), _) => {
-                        Some(trials.trial(&counting, since, &counts))
+                        Some(probations.probation(&counting, since, &counts))
                     }
-                    (SecondBuildRole::Before, _, Some(since)) => {
-                        Some(trials.trial(&of(&active, probation), since, &counts_of_it))
+                    (SecondBuildRole::Previous, _, Some(since)) => {
+                        Some(probations.probation(&of(&active, probation), since, &counts_of_it))
                     }
                     _ => None,
                 };
@@ -133,8 +133,8 @@ impl PolicyRegistry {
             let builds = PolicyBuilds {
                 active,
                 counts,
-                beside,
-                trial,
+                second: second_build,
+                probation: on_probation,
             };
             (name, builds)
         };
@@ -159,8 +159,8 @@ impl PolicyRegistry {
     }
 
     /// The counts of a policy's build on probation, and of the one it is compared with.
-    pub(crate) fn tried(&self, name: &str) -> Option<(ProbationStats, ProbationStats)> {
-        Some(self.by_name.get(name)?.trial.as_ref()?.tried())
+    pub(crate) fn probation_stats(&self, name: &str) -> Option<(ProbationStats, ProbationStats)> {
+        Some(self.by_name.get(name)?.probation.as_ref()?.stats())
     }
 }
 
@@ -230,8 +230,8 @@ impl PolicyRegistry {
         let name = name.unwrap_or(&self.default);
         let unknown = || {
             let there = self.by_name.keys().map(String::as_str);
-            let name: String = name.chars().take(SHOWN).collect();
-            let there = instead(&name, there);
+            let name: String = name.chars().take(MAX_SHOWN).collect();
+            let there = suggest(&name, there);
             CreateError::UnknownPolicy(name, there)
         };
         self.by_name.get(name).ok_or_else(unknown)
@@ -243,16 +243,16 @@ impl Policies for PolicyRegistry {
         Ok(self.builds(name)?.active.clone())
     }
 
-    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
-        let PolicyBuilds { active, beside, .. } = self.builds(name)?;
-        let candidate = beside
+    fn assign(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
+        let PolicyBuilds { active, second, .. } = self.builds(name)?;
+        let candidate = second
             .as_ref()
             .and_then(|one| Some((&one.build, one.share.as_ref()?)));
         let Some((candidate, share)) = candidate else {
             let active: Arc<dyn SessionPolicy> = active.clone();
             return Ok(active.into());
         };
-        let turn = share.take();
+        let turn = share.assign();
         let policy = if turn.is_candidates() {
             candidate
         } else {
@@ -260,45 +260,45 @@ impl Policies for PolicyRegistry {
         };
         Ok(BuildAssignment {
             policy: policy.clone(),
-            turn: Some(turn),
+            slot: Some(turn),
         })
     }
 
     fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
-        let PolicyBuilds { active, beside, .. } = self.by_name.get(name)?;
-        let candidate = beside.as_ref().filter(|one| one.share.is_some());
+        let PolicyBuilds { active, second, .. } = self.by_name.get(name)?;
+        let candidate = second.as_ref().filter(|one| one.share.is_some());
         match candidate.filter(|one| one.build.info.digest == digest) {
             Some(candidate) => Some(candidate.build.clone()),
             None => Some(active.clone()),
         }
     }
 
-    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
+    fn fallback(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
         let PolicyBuilds {
             active,
-            beside,
-            trial,
+            second,
+            probation,
             ..
         } = self.by_name.get(name)?;
-        let beside = beside.as_ref().filter(|_| trial.is_some())?;
-        let (new, before) = match beside.share {
-            Some(_) => (&beside.build, active),
-            None => (active, &beside.build),
+        let second = second.as_ref().filter(|_| probation.is_some())?;
+        let (new, before) = match second.share {
+            Some(_) => (&second.build, active),
+            None => (active, &second.build),
         };
         (new.info.digest == digest).then(|| before.clone() as Arc<dyn SessionPolicy>)
     }
 
-    fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict) {
+    fn record_step(&self, name: &str, digest: &str, session: &str, verdict: StepVerdict) {
         let Some(builds) = self.by_name.get(name) else {
             return;
         };
-        let beside = builds.beside.as_ref().map(|one| (&one.build, &one.counts));
-        let mut all = std::iter::once((&builds.active, &builds.counts)).chain(beside);
+        let second = builds.second.as_ref().map(|one| (&one.build, &one.counts));
+        let mut all = std::iter::once((&builds.active, &builds.counts)).chain(second);
         if let Some((_, counts)) = all.find(|(build, _)| build.info.digest == digest) {
-            counts.count(session, took);
+            counts.count(session, verdict);
         }
-        if let Some(trial) = &builds.trial {
-            trial.look();
+        if let Some(probation) = &builds.probation {
+            probation.evaluate();
         }
     }
 
@@ -347,9 +347,9 @@ impl SessionPolicy for PolicyBuild {
             let called = self.plugin.step(context, state, inputs).await;
             StepOutcome {
                 result: called.result.map_err(|error| error.to_string()),
-                fuel: called.figures.fuel,
-                memory: called.figures.memory_bytes,
-                micros: called.figures.micros,
+                fuel: called.usage.fuel,
+                memory: called.usage.memory_bytes,
+                micros: called.usage.micros,
             }
         }
         .boxed()

@@ -53,11 +53,11 @@ pub(crate) struct ProbationStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProbationVerdict {
     /// Undecided.
-    Open,
+    Undecided,
     /// As good as the previous build.
-    Settled,
+    Confirmed,
     /// Worse.
-    TakenBack,
+    RolledBack,
 }
 
 /// Decides about a build on probation. It is rolled back when at least three of its steps failed,
@@ -68,17 +68,17 @@ pub(crate) enum ProbationVerdict {
 /// on them: then one is enough to show that something is wrong, and three in two sessions that it
 /// is no accident. No minimum rate of failed steps is required besides, since a bug in a rare place
 /// is a bug. After a thousand steps the observation ends.
-pub(crate) fn judge(new: &ProbationStats, before: &ProbationStats) -> ProbationVerdict {
+pub(crate) fn decide(new: &ProbationStats, before: &ProbationStats) -> ProbationVerdict {
     let enough = new.failed >= FEWEST_FAILED && new.failed_in >= FEWEST_FAILED_IN;
     // failed / steps > TIMES · before.failed / before.steps, without a division.
     let own = u128::from(new.failed) * u128::from(before.steps.max(FEWEST_STEPS));
     let befores = u128::from(before.failed) * u128::from(new.steps.max(1));
     if enough && own > befores.saturating_mul(TIMES.into()) {
-        ProbationVerdict::TakenBack
+        ProbationVerdict::RolledBack
     } else if new.steps >= SETTLED_STEPS && new.sessions >= SETTLED_SESSIONS {
-        ProbationVerdict::Settled
+        ProbationVerdict::Confirmed
     } else {
-        ProbationVerdict::Open
+        ProbationVerdict::Undecided
     }
 }
 
@@ -120,19 +120,19 @@ impl BuildCounts {
         }))
     }
 
-    pub(super) fn count(&self, session: &str, took: StepVerdict) {
+    pub(super) fn count(&self, session: &str, verdict: StepVerdict) {
         let mut counted = self.0.lock();
         counted.steps += 1;
-        counted.failed += u64::from(took == StepVerdict::Badly);
+        counted.failed += u64::from(verdict == StepVerdict::Failed);
         if counted.of_probation {
             remember(&mut counted.sessions, session);
-            if took == StepVerdict::Badly {
+            if verdict == StepVerdict::Failed {
                 remember(&mut counted.failed_in, session);
             }
         }
     }
 
-    pub(super) fn tried(&self) -> ProbationStats {
+    pub(super) fn stats(&self) -> ProbationStats {
         let counted = self.0.lock();
         let count = |set: &HashSet<String>| u64::try_from(set.len()).unwrap_or(u64::MAX);
         ProbationStats {
@@ -159,7 +159,7 @@ pub(super) type ProbationKey = (String, String, Option<DateTime<Utc>>);
 pub(crate) struct Probations {
     counts: Mutex<HashMap<ProbationKey, Weak<BuildCounts>>>,
     shares: Mutex<HashMap<(ProbationKey, u8), Weak<TrafficSplit>>>,
-    rulings: mpsc::UnboundedSender<ProbationDecision>,
+    decisions: mpsc::UnboundedSender<ProbationDecision>,
 }
 
 /// A decision to be applied.
@@ -175,44 +175,44 @@ pub(crate) struct ProbationDecision {
     pub(crate) verdict: ProbationVerdict,
     /// The counts, in a sentence.
     pub(crate) why: String,
-    told: Arc<AtomicBool>,
+    reported: Arc<AtomicBool>,
 }
 
 impl ProbationDecision {
     /// Records that it could not be applied: it is reported again with the next step.
-    pub(crate) fn is_open_again(&self) {
-        self.told.store(false, Ordering::Relaxed);
+    pub(crate) fn reopen(&self) {
+        self.reported.store(false, Ordering::Relaxed);
     }
 }
 
 impl Probations {
     /// Creates empty counts, and the receiver of decisions.
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<ProbationDecision>) {
-        let (rulings, receiver) = mpsc::unbounded_channel();
-        let trials = Self {
+        let (decisions, receiver) = mpsc::unbounded_channel();
+        let probations = Self {
             counts: Mutex::default(),
             shares: Mutex::default(),
-            rulings,
+            decisions,
         };
-        (trials, receiver)
+        (probations, receiver)
     }
 
     /// The counts of a build, which continue from one generation to the next.
     pub(super) fn counts(&self, of: &ProbationKey) -> Arc<BuildCounts> {
-        kept(&self.counts, of.clone(), || {
+        recent(&self.counts, of.clone(), || {
             BuildCounts::new(of.2.is_some())
         })
     }
 
     /// The traffic split of a candidate, which continues in the same way.
-    pub(super) fn share(&self, of: &ProbationKey, percent: u8) -> Arc<TrafficSplit> {
-        kept(&self.shares, (of.clone(), percent), || {
+    pub(super) fn traffic_split(&self, of: &ProbationKey, percent: u8) -> Arc<TrafficSplit> {
+        recent(&self.shares, (of.clone(), percent), || {
             TrafficSplit::new(percent)
         })
     }
 
     /// A build on probation, with the previous one.
-    pub(super) fn trial(
+    pub(super) fn probation(
         &self,
         of: &ProbationKey,
         since: DateTime<Utc>,
@@ -223,14 +223,14 @@ impl Probations {
             since,
             new: self.counts(of),
             before: before.clone(),
-            rulings: self.rulings.clone(),
-            told: Arc::default(),
+            decisions: self.decisions.clone(),
+            reported: Arc::default(),
         }
     }
 }
 
 /// The existing entry, or a new one, kept for as long as anybody holds it.
-fn kept<K: Eq + std::hash::Hash, T>(
+fn recent<K: Eq + std::hash::Hash, T>(
     all: &Mutex<HashMap<K, Weak<T>>>,
     key: K,
     make: impl FnOnce() -> T,
@@ -252,32 +252,32 @@ pub(super) struct Probation {
     since: DateTime<Utc>,
     new: Arc<BuildCounts>,
     before: Arc<BuildCounts>,
-    rulings: mpsc::UnboundedSender<ProbationDecision>,
-    told: Arc<AtomicBool>,
+    decisions: mpsc::UnboundedSender<ProbationDecision>,
+    reported: Arc<AtomicBool>,
 }
 
 impl Probation {
     /// The counts of the build, and of the previous one.
-    pub(super) fn tried(&self) -> (ProbationStats, ProbationStats) {
-        (self.new.tried(), self.before.tried())
+    pub(super) fn stats(&self) -> (ProbationStats, ProbationStats) {
+        (self.new.stats(), self.before.stats())
     }
 
     /// Evaluates the counts, and reports a decision if there is one.
-    pub(super) fn look(&self) {
-        let (new, before) = self.tried();
-        let verdict = judge(&new, &before);
-        if verdict == ProbationVerdict::Open || self.told.swap(true, Ordering::Relaxed) {
+    pub(super) fn evaluate(&self) {
+        let (new, before) = self.stats();
+        let verdict = decide(&new, &before);
+        if verdict == ProbationVerdict::Undecided || self.reported.swap(true, Ordering::Relaxed) {
             return;
         }
         let (name, digest, _) = self.of.clone();
         // Fails if nobody listens, as when a deployment is only inspected.
-        let _ = self.rulings.send(ProbationDecision {
+        let _ = self.decisions.send(ProbationDecision {
             name,
             digest,
             since: self.since,
             verdict,
             why: sentence(&new, &before),
-            told: self.told.clone(),
+            reported: self.reported.clone(),
         });
     }
 }
@@ -301,23 +301,23 @@ mod tests {
     fn three_failed_steps_in_two_sessions_take_a_build_back_and_less_does_not() {
         let good = tried(500, 0, 20, 0);
         for (new, verdict) in [
-            (tried(30, 3, 5, 2), ProbationVerdict::TakenBack),
-            (tried(30, 2, 5, 2), ProbationVerdict::Open),
-            (tried(30, 30, 5, 1), ProbationVerdict::Open),
-            (tried(900, 3, 90, 2), ProbationVerdict::TakenBack),
-            (tried(0, 0, 0, 0), ProbationVerdict::Open),
-            (tried(999, 0, 90, 0), ProbationVerdict::Open),
-            (tried(1_000, 2, 5, 2), ProbationVerdict::Settled),
-            (tried(1_000, 0, 4, 0), ProbationVerdict::Open),
-            (tried(1_000, 3, 9, 2), ProbationVerdict::TakenBack),
+            (tried(30, 3, 5, 2), ProbationVerdict::RolledBack),
+            (tried(30, 2, 5, 2), ProbationVerdict::Undecided),
+            (tried(30, 30, 5, 1), ProbationVerdict::Undecided),
+            (tried(900, 3, 90, 2), ProbationVerdict::RolledBack),
+            (tried(0, 0, 0, 0), ProbationVerdict::Undecided),
+            (tried(999, 0, 90, 0), ProbationVerdict::Undecided),
+            (tried(1_000, 2, 5, 2), ProbationVerdict::Confirmed),
+            (tried(1_000, 0, 4, 0), ProbationVerdict::Undecided),
+            (tried(1_000, 3, 9, 2), ProbationVerdict::RolledBack),
         ] {
-            assert_eq!(judge(&new, &good), verdict, "{new:?}");
+            assert_eq!(decide(&new, &good), verdict, "{new:?}");
         }
         // Nothing is known about the previous build.
         let none = ProbationStats::default();
         assert_eq!(
-            judge(&tried(3, 3, 2, 2), &none),
-            ProbationVerdict::TakenBack
+            decide(&tried(3, 3, 2, 2), &none),
+            ProbationVerdict::RolledBack
         );
     }
 
@@ -325,66 +325,66 @@ mod tests {
     fn a_build_that_is_no_worse_than_the_one_before_stays() {
         let bad = tried(1_000, 100, 50, 40);
         for (new, verdict) in [
-            (tried(100, 10, 20, 8), ProbationVerdict::Open),
-            (tried(100, 20, 20, 8), ProbationVerdict::Open),
-            (tried(100, 21, 20, 8), ProbationVerdict::TakenBack),
-            (tried(2_000, 200, 90, 80), ProbationVerdict::Settled),
+            (tried(100, 10, 20, 8), ProbationVerdict::Undecided),
+            (tried(100, 20, 20, 8), ProbationVerdict::Undecided),
+            (tried(100, 21, 20, 8), ProbationVerdict::RolledBack),
+            (tried(2_000, 200, 90, 80), ProbationVerdict::Confirmed),
         ] {
-            assert_eq!(judge(&new, &bad), verdict, "{new:?}");
+            assert_eq!(decide(&new, &bad), verdict, "{new:?}");
         }
         // One failed step of two is not a rate of a half.
         let unknown = tried(2, 1, 1, 1);
         assert_eq!(
-            judge(&tried(30, 3, 5, 2), &unknown),
-            ProbationVerdict::TakenBack
+            decide(&tried(30, 3, 5, 2), &unknown),
+            ProbationVerdict::RolledBack
         );
     }
 
     #[test]
     fn a_verdict_is_told_once_and_again_only_where_nothing_came_of_it() {
-        let (trials, mut rulings) = Probations::new();
+        let (probations, mut decisions) = Probations::new();
         let since = DateTime::UNIX_EPOCH;
         let of = ("coder".to_owned(), "b".to_owned(), Some(since));
-        let before = trials.counts(&("coder".to_owned(), "a".to_owned(), None));
-        let trial = trials.trial(&of, since, &before);
-        before.count("s0", StepVerdict::Well);
+        let before = probations.counts(&("coder".to_owned(), "a".to_owned(), None));
+        let probation = probations.probation(&of, since, &before);
+        before.count("s0", StepVerdict::Ok);
         for number in 0..4 {
-            trials
+            probations
                 .counts(&of)
-                .count(&format!("s{}", number % 2), StepVerdict::Badly);
-            trial.look();
+                .count(&format!("s{}", number % 2), StepVerdict::Failed);
+            probation.evaluate();
         }
-        let ruling = rulings.try_recv().unwrap();
-        assert_eq!(ruling.verdict, ProbationVerdict::TakenBack);
+        let decision = decisions.try_recv().unwrap();
+        assert_eq!(decision.verdict, ProbationVerdict::RolledBack);
         assert_eq!(
-            ruling.why,
+            decision.why,
             "It failed 3 of 3 steps, in 2 of 2 sessions, and the build before it 0 of 1 step."
         );
-        assert!(rulings.try_recv().is_err(), "it was told twice");
-        ruling.is_open_again();
-        trial.look();
-        assert!(rulings.try_recv().is_ok(), "it was not told again");
+        assert!(decisions.try_recv().is_err(), "it was told twice");
+        decision.reopen();
+        probation.evaluate();
+        assert!(decisions.try_recv().is_ok(), "it was not told again");
         // Another activation of the same build starts afresh.
-        drop(trial);
+        drop(probation);
         let later = DateTime::from_timestamp(1, 0).unwrap();
         let again = ("coder".to_owned(), "b".to_owned(), Some(later));
-        assert_eq!(trials.counts(&again).tried(), ProbationStats::default());
+        assert_eq!(probations.counts(&again).stats(), ProbationStats::default());
     }
 
     #[test]
     fn counts_and_turns_go_on_for_as_long_as_anybody_has_them() {
-        let (trials, _rulings) = Probations::new();
+        let (probations, _rulings) = Probations::new();
         let of = ("coder".to_owned(), "b".to_owned(), None);
-        let (counts, share) = (trials.counts(&of), trials.share(&of, 10));
-        counts.count("s", StepVerdict::Badly);
-        assert!(Arc::ptr_eq(&counts, &trials.counts(&of)));
-        assert!(Arc::ptr_eq(&share, &trials.share(&of, 10)));
+        let (counts, share) = (probations.counts(&of), probations.traffic_split(&of, 10));
+        counts.count("s", StepVerdict::Failed);
+        assert!(Arc::ptr_eq(&counts, &probations.counts(&of)));
+        assert!(Arc::ptr_eq(&share, &probations.traffic_split(&of, 10)));
         assert!(
-            !Arc::ptr_eq(&share, &trials.share(&of, 11)),
+            !Arc::ptr_eq(&share, &probations.traffic_split(&of, 11)),
             "another share begins anew"
         );
         drop(counts);
-        assert_eq!(trials.counts(&of).tried(), ProbationStats::default());
+        assert_eq!(probations.counts(&of).stats(), ProbationStats::default());
     }
 
     prop_compose! {
@@ -404,32 +404,32 @@ mod tests {
         #[test]
         fn a_build_without_a_failed_step_is_never_taken_back(new in any_tried(), before in any_tried()) {
             let new = ProbationStats { failed: 0, failed_in: 0, ..new };
-            prop_assert_ne!(judge(&new, &before), ProbationVerdict::TakenBack);
+            prop_assert_ne!(decide(&new, &before), ProbationVerdict::RolledBack);
         }
 
         #[test]
         fn one_more_failed_step_never_saves_a_build(new in any_tried(), before in any_tried()) {
             let worse = ProbationStats { steps: new.steps + 1, failed: new.failed + 1, ..new };
-            let taken_back = judge(&new, &before) == ProbationVerdict::TakenBack;
-            prop_assert!(!taken_back || judge(&worse, &before) == ProbationVerdict::TakenBack);
+            let taken_back = decide(&new, &before) == ProbationVerdict::RolledBack;
+            prop_assert!(!taken_back || decide(&worse, &before) == ProbationVerdict::RolledBack);
         }
 
         #[test]
         fn a_better_build_before_never_saves_one(new in any_tried(), before in any_tried()) {
             let better = ProbationStats { failed: before.failed.saturating_sub(1), ..before };
-            let taken_back = judge(&new, &before) == ProbationVerdict::TakenBack;
-            prop_assert!(!taken_back || judge(&new, &better) == ProbationVerdict::TakenBack);
+            let taken_back = decide(&new, &before) == ProbationVerdict::RolledBack;
+            prop_assert!(!taken_back || decide(&new, &better) == ProbationVerdict::RolledBack);
         }
 
         #[test]
         fn a_build_is_not_taken_back_for_failing_as_often_as_the_one_before(both in any_tried()) {
             let both = ProbationStats { steps: both.steps + FEWEST_STEPS, ..both };
-            prop_assert_ne!(judge(&both, &both), ProbationVerdict::TakenBack);
+            prop_assert_ne!(decide(&both, &both), ProbationVerdict::RolledBack);
         }
 
         #[test]
         fn no_figures_are_too_large(steps in any::<u64>(), failed in any::<u64>(), before in any::<u64>()) {
-            judge(&tried(steps, failed, 9, 9), &tried(before, steps, 9, 9));
+            decide(&tried(steps, failed, 9, 9), &tried(before, steps, 9, 9));
         }
     }
 }

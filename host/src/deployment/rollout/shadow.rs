@@ -45,22 +45,22 @@ pub(crate) struct ShadowRun {
     /// The digest of the shadowed build, in lower-case hex.
     pub(crate) digest: String,
     /// The build that new sessions had when it began.
-    pub(crate) beside: String,
+    pub(crate) compared_with: String,
     /// Who requested it.
     pub(crate) by: String,
     /// When it began.
     pub(crate) begun: SystemTime,
     /// Its progress and result so far.
-    pub(crate) told: std::sync::Mutex<ShadowReport>,
+    pub(crate) progress: std::sync::Mutex<ShadowReport>,
     /// When it ended, and the reason if it failed.
     end: Mutex<Option<(SystemTime, Option<String>)>>,
 }
 
 impl ShadowRun {
     /// Its progress and result so far.
-    pub(crate) fn told(&self) -> ShadowReport {
-        let told = self.told.lock();
-        told.unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn report(&self) -> ShadowReport {
+        let progress = self.progress.lock();
+        progress.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When it ended, with a sentence if its result says nothing about the build.
@@ -98,40 +98,40 @@ impl ShadowRuns {
     /// Starts a shadow run of an uploaded build over a number of a policy's sessions.
     pub(crate) fn begin(
         &self,
-        (generations, sessions): (&DeploymentManager, &Sessions),
+        (deployment, sessions): (&DeploymentManager, &Sessions),
         name: &str,
         digest: &str,
         most: u64,
         by: &str,
     ) -> Result<Arc<ShadowRun>, ShadowError> {
-        let now = generations.now();
-        let Some(beside) = now.deployed.plugins.policy(name) else {
-            let plugins = &now.deployed.plugins;
-            return Err(BuildChangeError::nobody(plugins, PluginKind::Policy, name).into());
+        let now = deployment.now();
+        let Some(beside) = now.snapshot.plugins.policy(name) else {
+            let plugins = &now.snapshot.plugins;
+            return Err(BuildChangeError::unknown_plugin(plugins, PluginKind::Policy, name).into());
         };
-        if !generations.depot().has(digest) {
+        if !deployment.upload_store().has(digest) {
             return Err(BuildChangeError::NotUploaded(digest.to_owned()).into());
         }
         let mut inner = self.0.lock();
         let runs = |one: &&StartedShadow| one.shadow.end().is_none() && !one.task.is_finished();
         if let Some(running) = inner.running.as_ref().filter(runs) {
-            let told = running.shadow.told();
+            let progress = running.shadow.report();
             return Err(ShadowError::Busy {
                 name: running.name.clone(),
-                done: told.sessions,
-                wanted: told.wanted,
+                done: progress.sessions,
+                wanted: progress.wanted,
             });
         }
         let shadow = Arc::new(ShadowRun {
             digest: digest.to_owned(),
-            beside: beside.digest().to_owned(),
+            compared_with: beside.digest().to_owned(),
             by: by.to_owned(),
             begun: SystemTime::now(),
-            told: std::sync::Mutex::default(),
+            progress: std::sync::Mutex::default(),
             end: Mutex::default(),
         });
         let task = run(
-            generations.clone(),
+            deployment.clone(),
             sessions.clone(),
             name.to_owned(),
             most,
@@ -164,7 +164,7 @@ enum ShadowRunError {
 }
 
 async fn run(
-    generations: DeploymentManager,
+    deployment: DeploymentManager,
     sessions: Sessions,
     name: String,
     most: u64,
@@ -172,40 +172,40 @@ async fn run(
 ) {
     let ending = ShadowRunGuard(shadow.clone());
     let ended = async {
-        let build = load(&generations, &name, &shadow.digest).await?;
+        let build = load(&deployment, &name, &shadow.digest).await?;
         let build = policies::build(build);
         let bounds = ShadowBounds::default();
-        let replayed = sessions.shadow(&name, &*build, most, bounds, &shadow.told);
+        let replayed = sessions.shadow(&name, &*build, most, bounds, &shadow.progress);
         Box::pin(replayed).await.map_err(ShadowRunError::Log)
     };
     let failed = PluginCaller::shadow().scope(ended).await.err();
     let failed = failed.map(|why: ShadowRunError| sentence(why));
-    let told = shadow.told();
+    let progress = shadow.report();
     tracing::info!(
         name,
         digest = shadow.digest,
-        sessions = told.sessions,
-        different = told.different,
-        failed = told.failed,
-        not_migrated = told.not_migrated,
+        sessions = progress.sessions,
+        different = progress.different,
+        failed = progress.failed,
+        not_migrated = progress.not_migrated,
         why = failed,
         "a build was shadowed"
     );
-    ending.is(failed);
+    ending.finish(failed);
 }
 
 /// Marks a run as ended if it panics, so that nobody waits for it.
 struct ShadowRunGuard(Arc<ShadowRun>);
 
 impl ShadowRunGuard {
-    fn is(&self, failed: Option<String>) {
+    fn finish(&self, failed: Option<String>) {
         self.0.end.lock().get_or_insert((SystemTime::now(), failed));
     }
 }
 
 impl Drop for ShadowRunGuard {
     fn drop(&mut self) {
-        self.is(Some(
+        self.finish(Some(
             "It came to grief inside the server, whose log says how.".to_owned(),
         ));
     }
@@ -213,21 +213,21 @@ impl Drop for ShadowRunGuard {
 
 /// Loads the build with the limits that it would have when active.
 async fn load(
-    generations: &DeploymentManager,
+    deployment: &DeploymentManager,
     name: &str,
     digest: &str,
 ) -> Result<PolicyPlugin, ShadowRunError> {
-    let file = generations.depot().file(digest);
+    let file = deployment.upload_store().file(digest);
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let wasm = read
         .map_err(|_| ShadowRunError::Closing)?
         .map_err(ShadowRunError::Read)?;
-    let manifest = generations.now().deployed.manifest.clone();
+    let manifest = deployment.now().snapshot.manifest.clone();
     let limits = manifest
         .entry(PluginKind::Policy, name)
         .map(|entry| entry.limits.limits());
     let limits = limits.unwrap_or_default();
-    let loaded = PolicyPlugin::load(generations.engine(), name, &wasm, &limits);
+    let loaded = PolicyPlugin::load(deployment.engine(), name, &wasm, &limits);
     let plugin = Box::pin(loaded).await?;
     if plugin.digest() != digest {
         return Err(ShadowRunError::NotUploaded(plugin.digest().to_owned()));

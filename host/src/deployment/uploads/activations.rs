@@ -130,7 +130,7 @@ impl DeactivatedBuild {
 }
 
 impl Activation {
-    fn is(&self, digest: &str, at: DateTime<Utc>) -> bool {
+    fn matches(&self, digest: &str, at: DateTime<Utc>) -> bool {
         self.digest == digest && self.at == at
     }
 }
@@ -182,12 +182,12 @@ impl Activations {
     }
 
     /// Automatic rollbacks, the most recent last.
-    pub(crate) fn taken_back(&self, kind: PluginKind, name: &str) -> &[AutoRollback] {
+    pub(crate) fn auto_rollbacks(&self, kind: PluginKind, name: &str) -> &[AutoRollback] {
         self.of(kind).get(name).map_or(&[], |one| &one.taken_back)
     }
 
     /// Manual rollbacks, the most recent last.
-    pub(crate) fn rolled_back(&self, kind: PluginKind, name: &str) -> &[RolledBack] {
+    pub(crate) fn rollbacks(&self, kind: PluginKind, name: &str) -> &[RolledBack] {
         self.of(kind).get(name).map_or(&[], |one| &one.rolled_back)
     }
 
@@ -215,7 +215,7 @@ impl Activations {
     /// Gives a build a share of a policy's new sessions, beside the active one. That one is the
     /// baseline, so its own probation is over. The same candidate with another share keeps its
     /// state.
-    pub(crate) fn share(&mut self, name: &str, candidate: Candidate) {
+    pub(crate) fn set_candidate(&mut self, name: &str, candidate: Candidate) {
         let one = self.policies.entry(name.to_owned()).or_default();
         if let Some(active) = one.builds.last_mut() {
             active.probation = false;
@@ -253,7 +253,7 @@ impl Activations {
     }
 
     /// Rolls back a build on probation, and records why. Returns false if it is on none any more.
-    pub(crate) fn take_back(
+    pub(crate) fn auto_roll_back(
         &mut self,
         name: &str,
         since: DateTime<Utc>,
@@ -262,7 +262,8 @@ impl Activations {
         let Some(one) = self.policies.get_mut(name) else {
             return false;
         };
-        let on_probation = |build: &Activation| build.probation && build.is(&taken.digest, since);
+        let on_probation =
+            |build: &Activation| build.probation && build.matches(&taken.digest, since);
         if one
             .candidate
             .as_ref()
@@ -282,13 +283,13 @@ impl Activations {
     }
 
     /// Ends a build's probation. Returns false if it is on none.
-    pub(crate) fn settle(&mut self, name: &str, digest: &str, since: DateTime<Utc>) -> bool {
+    pub(crate) fn confirm(&mut self, name: &str, digest: &str, since: DateTime<Utc>) -> bool {
         let Some(one) = self.policies.get_mut(name) else {
             return false;
         };
         let candidate = one.candidate.as_mut().map(|one| &mut one.build);
         let mut builds = candidate.into_iter().chain(one.builds.last_mut());
-        let found = builds.find(|build| build.probation && build.is(digest, since));
+        let found = builds.find(|build| build.probation && build.matches(digest, since));
         found.is_some_and(|build| std::mem::replace(&mut build.probation, false))
     }
 
@@ -412,7 +413,7 @@ mod tests {
             build: on_probation(&b, 2),
             share,
         };
-        record.share("coder", candidate(10));
+        record.set_candidate("coder", candidate(10));
         assert!(
             !record.builds(PluginKind::Policy, "coder")[0].probation,
             "what a candidate is set beside is settled"
@@ -422,7 +423,7 @@ mod tests {
             build: on_probation(&b, 9),
             share: 50,
         };
-        record.share("coder", more);
+        record.set_candidate("coder", more);
         assert_eq!(
             record.candidate(PluginKind::Policy, "coder"),
             Some(&candidate(50)),
@@ -431,25 +432,28 @@ mod tests {
 
         // Counts of another build, or of an earlier time, roll nothing back.
         let untouched = record.clone();
-        assert!(!record.take_back("coder", since(1), taken(&b)));
-        assert!(!record.take_back("coder", since(2), taken(&a)));
-        assert!(!record.take_back("other", since(2), taken(&b)));
+        assert!(!record.auto_roll_back("coder", since(1), taken(&b)));
+        assert!(!record.auto_roll_back("coder", since(2), taken(&a)));
+        assert!(!record.auto_roll_back("other", since(2), taken(&b)));
         assert!(
-            !record.settle("coder", &a, since(1)),
+            !record.confirm("coder", &a, since(1)),
             "it is settled already"
         );
         assert_eq!(record, untouched);
 
         let mut back = record.clone();
-        assert!(back.take_back("coder", since(2), taken(&b)));
+        assert!(back.auto_roll_back("coder", since(2), taken(&b)));
         assert_eq!(back.candidate(PluginKind::Policy, "coder"), None);
         assert_eq!(back.builds(PluginKind::Policy, "coder").len(), 1);
-        assert_eq!(back.taken_back(PluginKind::Policy, "coder"), [taken(&b)]);
+        assert_eq!(
+            back.auto_rollbacks(PluginKind::Policy, "coder"),
+            [taken(&b)]
+        );
 
         let mut settled = record.clone();
-        assert!(settled.settle("coder", &b, since(2)));
+        assert!(settled.confirm("coder", &b, since(2)));
         assert!(
-            !settled.take_back("coder", since(2), taken(&b)),
+            !settled.auto_roll_back("coder", since(2), taken(&b)),
             "it is settled"
         );
         assert_eq!(
@@ -464,7 +468,7 @@ mod tests {
             record.roll_back(PluginKind::Policy, "coder", "ann", since(4)),
             Some(DeactivatedBuild::Candidate(on_probation(&b, 2)))
         );
-        record.share("coder", candidate(10));
+        record.set_candidate("coder", candidate(10));
         record.push(PluginKind::Policy, "coder", false, on_probation(&c, 3));
         assert_eq!(
             record.candidate(PluginKind::Policy, "coder"),
@@ -473,10 +477,10 @@ mod tests {
         );
         for number in 0..9 {
             record.push(PluginKind::Policy, "coder", false, on_probation(&c, number));
-            assert!(record.take_back("coder", since(number), taken(&c)));
+            assert!(record.auto_roll_back("coder", since(number), taken(&c)));
         }
         assert_eq!(
-            record.taken_back(PluginKind::Policy, "coder").len(),
+            record.auto_rollbacks(PluginKind::Policy, "coder").len(),
             REMEMBERED
         );
         assert_eq!(record.builds(PluginKind::Policy, "coder").len(), 1);
@@ -485,13 +489,13 @@ mod tests {
             record.roll_back(PluginKind::Policy, "coder", "bob", since(6)),
             None
         );
-        let who = record.rolled_back(PluginKind::Policy, "coder").iter();
+        let who = record.rollbacks(PluginKind::Policy, "coder").iter();
         let who: Vec<_> = who
             .map(|one| (one.digest.as_str(), one.by.as_str()))
             .collect();
         assert_eq!(who, [(&*b, "ann"), (&*a, "bob")]);
         assert_eq!(
-            record.taken_back(PluginKind::Policy, "coder").len(),
+            record.auto_rollbacks(PluginKind::Policy, "coder").len(),
             REMEMBERED,
             "what was taken back is remembered also where nothing is active"
         );

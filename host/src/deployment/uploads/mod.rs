@@ -33,7 +33,7 @@ use lucid_wasm::PluginKind;
 /// The file with the record of active builds.
 const RECORD: &str = "active.json";
 /// The prefix of files that are not complete yet.
-const DRAFT: &str = ".draft-";
+const TEMPORARY_PREFIX: &str = ".draft-";
 const LOCK: &str = ".lock";
 /// The maximum size of a record, in bytes.
 const LARGEST_RECORD: u64 = 4 << 20;
@@ -96,7 +96,7 @@ struct StorageLimits {
 #[derive(Debug, Clone)]
 pub(crate) struct UploadStore {
     folder: PathBuf,
-    bounds: StorageLimits,
+    limits: StorageLimits,
 }
 
 /// The metadata of an uploaded build.
@@ -137,7 +137,7 @@ impl UploadStore {
     pub(crate) fn new(folder: PathBuf) -> Self {
         Self {
             folder,
-            bounds: StorageLimits {
+            limits: StorageLimits {
                 builds: 64,
                 bytes: 4 << 30,
             },
@@ -193,13 +193,13 @@ impl UploadStore {
     pub(crate) fn uploads(&self, record: &Activations) -> UploadOverrides {
         let mut uploads = UploadOverrides::default();
         for (kind, name, _) in record.all() {
-            self.place(record, kind, name, &mut uploads);
+            self.apply_active(record, kind, name, &mut uploads);
         }
         uploads
     }
 
     /// Adds a plugin's active build, and its second build, to the uploads.
-    pub(crate) fn place(
+    pub(crate) fn apply_active(
         &self,
         record: &Activations,
         kind: PluginKind,
@@ -207,19 +207,19 @@ impl UploadStore {
         uploads: &mut UploadOverrides,
     ) {
         let active = record.builds(kind, name).len().checked_sub(1);
-        self.place_build(record, (kind, name), active, uploads);
+        self.apply_build(record, (kind, name), active, uploads);
         if let Some(candidate) = record.candidate(kind, name) {
             let role = SecondBuildRole::Candidate {
                 share: candidate.share,
             };
             let upload = Some(self.upload(record, kind, name, &candidate.build));
-            uploads.set_beside(name, Some(SecondBuild { role, upload }));
+            uploads.set_second_build(name, Some(SecondBuild { role, upload }));
         }
     }
 
     /// Adds one of a plugin's builds to the uploads, by its index. The manifest's component is used
     /// if there is none. While it is on probation the previous one stays beside it.
-    pub(crate) fn place_build(
+    pub(crate) fn apply_build(
         &self,
         record: &Activations,
         (kind, name): (PluginKind, &str),
@@ -234,10 +234,10 @@ impl UploadStore {
             return;
         }
         let before = build.filter(|build| build.probation).map(|_| SecondBuild {
-            role: SecondBuildRole::Before,
+            role: SecondBuildRole::Previous,
             upload: at.and_then(|at| builds.get(at.checked_sub(1)?)).map(upload),
         });
-        uploads.set_beside(name, before);
+        uploads.set_second_build(name, before);
     }
 
     /// The upload for one build of a plugin.
@@ -259,7 +259,7 @@ impl UploadStore {
     }
 
     /// All stored builds, the newest first. Unreadable ones are left out.
-    pub(crate) fn kept(&self) -> Vec<StoredUpload> {
+    pub(crate) fn list(&self) -> Vec<StoredUpload> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
         let mut all: Vec<StoredUpload> = entries
             .filter_map(|entry| {
@@ -282,12 +282,12 @@ impl UploadStore {
 
     /// Creates the folder, if possible.
     pub(crate) fn prepare(&self) {
-        if let Err(error) = self.make() {
+        if let Err(error) = self.create_dir() {
             tracing::warn!("no plugin can be uploaded: {error}");
         }
     }
 
-    fn make(&self) -> Result<(), UploadStoreError> {
+    fn create_dir(&self) -> Result<(), UploadStoreError> {
         let mut builder = DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(&self.folder);
         made.map_err(|cause| failed(&self.folder, "made", cause))
@@ -295,7 +295,7 @@ impl UploadStore {
 
     /// Waits for the folder's lock. May block for a while, so not for an executor thread.
     pub(crate) fn lock(&self) -> Result<UploadStoreLock, UploadStoreError> {
-        self.make()?;
+        self.create_dir()?;
         let path = self.folder.join(LOCK);
         let mut options = File::options();
         options.create(true).write(true).truncate(false).mode(0o600);
@@ -304,7 +304,7 @@ impl UploadStore {
             Ok(file)
         });
         Ok(UploadStoreLock {
-            depot: self.clone(),
+            store: self.clone(),
             _lock: lock.map_err(|cause| failed(&path, "locked", cause))?,
         })
     }
@@ -313,14 +313,14 @@ impl UploadStore {
 /// The right to write, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct UploadStoreLock {
-    depot: UploadStore,
+    store: UploadStore,
     _lock: File,
 }
 
 impl UploadStoreLock {
     /// Stores a build, and returns its digest. Makes room by removing the oldest of those that are
     /// neither active nor can be rolled back to.
-    pub(crate) fn keep(
+    pub(crate) fn store(
         &self,
         wasm: &[u8],
         label: &UploadMetadata,
@@ -330,11 +330,11 @@ impl UploadStoreLock {
         self.make_room(&digest, wasm.len() as u64)?;
         // The label first: a build exists when its component does.
         let text = serde_json::to_vec(label).unwrap_or_default();
-        self.put(&self.depot.label_file(&digest), &text)?;
-        let path = self.depot.file(&digest);
-        if let Err(error) = self.put(&path, wasm) {
+        self.write_file(&self.store.label_file(&digest), &text)?;
+        let path = self.store.file(&digest);
+        if let Err(error) = self.write_file(&path, wasm) {
             if !path.is_file() {
-                let _ = std::fs::remove_file(self.depot.label_file(&digest));
+                let _ = std::fs::remove_file(self.store.label_file(&digest));
             }
             return Err(error);
         }
@@ -343,7 +343,7 @@ impl UploadStoreLock {
 
     /// Writes the record of active builds.
     pub(crate) fn write(&self, record: &Activations) -> Result<(), UploadStoreError> {
-        let path = self.depot.record_file();
+        let path = self.store.record_file();
         let text = serde_json::to_vec_pretty(record);
         let text = text.map_err(|error| failed(&path, "written", error.into()))?;
         if text.len() as u64 > LARGEST_RECORD {
@@ -351,15 +351,17 @@ impl UploadStoreLock {
             let cause = io::Error::other("it would be too large; roll back what is not used");
             return Err(failed(&path, "written", cause));
         }
-        self.put(&path, &text)
+        self.write_file(&path, &text)
     }
 
     /// Writes a file completely or not at all.
-    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), UploadStoreError> {
-        let folder = &self.depot.folder;
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), UploadStoreError> {
+        let folder = &self.store.folder;
         let put = || {
             // Its mode is 0600. On failure it is removed.
-            let mut draft = tempfile::Builder::new().prefix(DRAFT).tempfile_in(folder)?;
+            let mut draft = tempfile::Builder::new()
+                .prefix(TEMPORARY_PREFIX)
+                .tempfile_in(folder)?;
             draft.write_all(bytes)?;
             draft.as_file().sync_all()?;
             draft.persist(path).map_err(|error| error.error)?;
@@ -370,12 +372,12 @@ impl UploadStoreLock {
 
     /// Removes incomplete files after a crash. Nobody else is writing now.
     fn sweep(&self) {
-        for entry in std::fs::read_dir(&self.depot.folder).into_iter().flatten() {
+        for entry in std::fs::read_dir(&self.store.folder).into_iter().flatten() {
             let Ok(entry) = entry else { continue };
             if entry
                 .file_name()
                 .as_encoded_bytes()
-                .starts_with(DRAFT.as_bytes())
+                .starts_with(TEMPORARY_PREFIX.as_bytes())
             {
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -383,20 +385,20 @@ impl UploadStoreLock {
     }
 
     fn make_room(&self, digest: &str, size: u64) -> Result<(), UploadStoreError> {
-        let StorageLimits { builds, bytes } = self.depot.bounds;
-        let record = self.depot.record()?;
-        let held = record.digests();
-        let mut kept = self.depot.kept();
+        let StorageLimits { builds, bytes } = self.store.limits;
+        let record = self.store.record()?;
+        let in_use = record.digests();
+        let mut kept = self.store.list();
         kept.retain(|one| one.digest != digest);
         let mut total: u64 = kept.iter().map(|one| one.size).sum();
         while kept.len() >= builds || total.saturating_add(size) > bytes {
-            let idle = kept.iter().rposition(|one| !held.contains(&*one.digest));
+            let idle = kept.iter().rposition(|one| !in_use.contains(&*one.digest));
             let Some(oldest) = idle.map(|at| kept.remove(at)) else {
                 return Err(UploadStoreError::Full { kept: kept.len() });
             };
-            let path = self.depot.file(&oldest.digest);
+            let path = self.store.file(&oldest.digest);
             std::fs::remove_file(&path).map_err(|cause| failed(&path, "removed", cause))?;
-            let _ = std::fs::remove_file(self.depot.label_file(&oldest.digest));
+            let _ = std::fs::remove_file(self.store.label_file(&oldest.digest));
             total = total.saturating_sub(oldest.size);
         }
         Ok(())
@@ -417,24 +419,24 @@ mod tests {
 
     use super::*;
 
-    struct Ground {
+    struct Fixture {
         _folder: tempfile::TempDir,
         depot: UploadStore,
     }
 
-    impl Ground {
+    impl Fixture {
         fn new(builds: usize, bytes: u64) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let mut depot = UploadStore::new(folder.path().join("data/plugins"));
-            depot.bounds = StorageLimits { builds, bytes };
+            let mut upload_store = UploadStore::new(folder.path().join("data/plugins"));
+            upload_store.limits = StorageLimits { builds, bytes };
             Self {
                 _folder: folder,
-                depot,
+                depot: upload_store,
             }
         }
 
         fn keep(&self, wasm: &[u8]) -> Result<String, UploadStoreError> {
-            self.depot.lock()?.keep(wasm, &label())
+            self.depot.lock()?.store(wasm, &label())
         }
 
         /// Stores a build with an explicit time, since a file system's clock may be coarse.
@@ -475,76 +477,76 @@ mod tests {
     #[test]
     fn what_is_kept_is_whole_private_and_found_again() {
         use std::os::unix::fs::PermissionsExt as _;
-        let ground = Ground::new(4, 1_000);
-        assert!(ground.depot.kept().is_empty(), "nothing was made yet");
-        let digest = ground.keep(b"a component").unwrap();
-        assert!(ground.depot.has(&digest));
-        let path = ground.depot.file(&digest);
+        let fixture = Fixture::new(4, 1_000);
+        assert!(fixture.depot.list().is_empty(), "nothing was made yet");
+        let digest = fixture.keep(b"a component").unwrap();
+        assert!(fixture.depot.has(&digest));
+        let path = fixture.depot.file(&digest);
         assert_eq!(std::fs::read(&path).unwrap(), b"a component");
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(&ground.depot.folder)), (0o600, 0o700));
-        let kept = ground.depot.kept();
+        assert_eq!((mode(&path), mode(&fixture.depot.folder)), (0o600, 0o700));
+        let kept = fixture.depot.list();
         assert_eq!((kept.len(), kept[0].size), (1, 11));
         assert_eq!(kept[0].label, Some(label()));
         // Its bytes were damaged on the disk: the same upload repairs it.
         std::fs::write(&path, b"a comp").unwrap();
-        assert_eq!(ground.keep(b"a component").unwrap(), digest);
+        assert_eq!(fixture.keep(b"a component").unwrap(), digest);
         assert_eq!(std::fs::read(&path).unwrap(), b"a component");
     }
 
     #[test]
     fn a_draft_that_a_crash_left_is_no_build_and_goes() {
-        let ground = Ground::new(4, 1_000);
-        ground.keep(b"one").unwrap();
-        let draft = ground.depot.folder.join(format!("{DRAFT}abc"));
+        let fixture = Fixture::new(4, 1_000);
+        fixture.keep(b"one").unwrap();
+        let draft = fixture.depot.folder.join(format!("{TEMPORARY_PREFIX}abc"));
         std::fs::write(&draft, b"half").unwrap();
-        assert_eq!(ground.depot.kept().len(), 1);
-        ground.keep(b"two").unwrap();
+        assert_eq!(fixture.depot.list().len(), 1);
+        fixture.keep(b"two").unwrap();
         assert!(!draft.exists(), "the draft is still there");
     }
 
     #[test]
     fn what_cannot_be_written_leaves_what_was_there_and_no_draft() {
-        let ground = Ground::new(4, 1_000);
-        let digest = ground.keep(b"one").unwrap();
+        let fixture = Fixture::new(4, 1_000);
+        let digest = fixture.keep(b"one").unwrap();
         let mut record = Activations::default();
         record.push(PluginKind::Policy, "coder", false, activation(&digest));
-        let writer = ground.depot.lock().unwrap();
+        let writer = fixture.depot.lock().unwrap();
         writer.write(&record).unwrap();
         drop(writer);
         // A folder in the file's place makes the last step fail, on any disk and for any user.
         let other = sha256_hex(b"two");
-        std::fs::create_dir(ground.depot.file(&other)).unwrap();
-        let error = ground.keep(b"two").unwrap_err().to_string();
+        std::fs::create_dir(fixture.depot.file(&other)).unwrap();
+        let error = fixture.keep(b"two").unwrap_err().to_string();
         assert!(error.contains("cannot be written"), "{error}");
-        assert_eq!(ground.depot.record().unwrap(), record);
-        let names = ground.names();
+        assert_eq!(fixture.depot.record().unwrap(), record);
+        let names = fixture.names();
         assert!(
-            !names.iter().any(|name| name.starts_with(DRAFT)),
+            !names.iter().any(|name| name.starts_with(TEMPORARY_PREFIX)),
             "{names:?}"
         );
         let full = failed(Path::new("x"), "written", io::ErrorKind::StorageFull.into());
         assert!(full.is_disk_full());
         assert!(
-            !ground.depot.label_file(&other).exists(),
+            !fixture.depot.label_file(&other).exists(),
             "its label is left"
         );
     }
 
     #[test]
     fn the_oldest_that_nobody_needs_goes_first() {
-        let ground = Ground::new(3, 1_000);
+        let fixture = Fixture::new(3, 1_000);
         let digests: Vec<String> = (1..=3)
-            .map(|number| ground.keep_at(&[number], u64::from(number)))
+            .map(|number| fixture.keep_at(&[number], u64::from(number)))
             .collect();
         let mut record = Activations::default();
         record.push(PluginKind::Llm, "openai", false, activation(&digests[0]));
         record.push(PluginKind::Llm, "openai", false, activation(&digests[2]));
-        ground.depot.lock().unwrap().write(&record).unwrap();
-        let fourth = ground.keep_at(&[4], 4);
+        fixture.depot.lock().unwrap().write(&record).unwrap();
+        let fourth = fixture.keep_at(&[4], 4);
         let there: Vec<bool> = digests
             .iter()
-            .map(|digest| ground.depot.has(digest))
+            .map(|digest| fixture.depot.has(digest))
             .collect();
         assert_eq!(
             there,
@@ -552,41 +554,41 @@ mod tests {
             "the second was the oldest idle one"
         );
         record.push(PluginKind::Policy, "coder", false, activation(&fourth));
-        ground.depot.lock().unwrap().write(&record).unwrap();
-        let error = ground.keep(&[5]).unwrap_err();
+        fixture.depot.lock().unwrap().write(&record).unwrap();
+        let error = fixture.keep(&[5]).unwrap_err();
         assert!(
             matches!(error, UploadStoreError::Full { kept: 3 }),
             "{error}"
         );
         assert!(
-            ground.keep(&[4]).is_ok(),
+            fixture.keep(&[4]).is_ok(),
             "one that is there takes no more room"
         );
 
-        let ground = Ground::new(100, 10);
-        ground.keep_at(&[1; 6], 1);
-        ground.keep_at(&[2; 6], 2);
-        let kept = ground.depot.kept();
+        let fixture = Fixture::new(100, 10);
+        fixture.keep_at(&[1; 6], 1);
+        fixture.keep_at(&[2; 6], 2);
+        let kept = fixture.depot.list();
         assert_eq!((kept.len(), kept[0].size), (1, 6), "{kept:?}");
         assert!(
-            ground.keep(&[3; 11]).is_err(),
+            fixture.keep(&[3; 11]).is_err(),
             "larger than all that is kept"
         );
     }
 
     #[test]
     fn a_damaged_record_is_an_error_and_never_an_empty_one() {
-        let ground = Ground::new(4, 1_000);
-        assert_eq!(ground.depot.record().unwrap(), Activations::default());
-        let digest = ground.keep(b"one").unwrap();
+        let fixture = Fixture::new(4, 1_000);
+        assert_eq!(fixture.depot.record().unwrap(), Activations::default());
+        let digest = fixture.keep(b"one").unwrap();
         let mut record = Activations::default();
         record.push(PluginKind::Policy, "coder", true, activation(&digest));
-        ground.depot.lock().unwrap().write(&record).unwrap();
-        let path = ground.depot.record_file();
+        fixture.depot.lock().unwrap().write(&record).unwrap();
+        let path = fixture.depot.record_file();
         let good = std::fs::read_to_string(&path).unwrap();
         for end in 0..good.len() {
             std::fs::write(&path, &good[..end]).unwrap();
-            let error = ground.depot.record().unwrap_err().to_string();
+            let error = fixture.depot.record().unwrap_err().to_string();
             assert!(
                 error.contains("active.json cannot be understood"),
                 "{error}"
@@ -600,7 +602,7 @@ mod tests {
             ("\"added\"", "\"share\""),
         ] {
             std::fs::write(&path, good.replace(from, to)).unwrap();
-            let error = ground.depot.record().unwrap_err();
+            let error = fixture.depot.record().unwrap_err();
             assert!(
                 matches!(error, UploadStoreError::Damaged { .. }),
                 "{from}: {error}"
@@ -608,11 +610,11 @@ mod tests {
         }
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(matches!(
-            ground.depot.record(),
+            fixture.depot.record(),
             Err(UploadStoreError::Damaged { .. })
         ));
         std::fs::write(&path, good).unwrap();
-        assert_eq!(ground.depot.record().unwrap(), record);
+        assert_eq!(fixture.depot.record().unwrap(), record);
     }
 
     fn on_probation(digest: &str, seconds: i64) -> Activation {
@@ -625,18 +627,18 @@ mod tests {
 
     #[test]
     fn a_record_of_the_version_before_is_read_and_its_builds_are_settled() {
-        let ground = Ground::new(4, 1_000);
-        ground.keep(b"one").unwrap();
+        let fixture = Fixture::new(4, 1_000);
+        fixture.keep(b"one").unwrap();
         let digest = "a".repeat(64);
         let text = format!(
             r#"{{"version": 1, "policies": {{"coder": {{"added": false, "builds": [
                 {{"digest": "{digest}", "by": "alice", "at": "2026-11-28T12:00:00.123456789Z"}}
             ]}}}}, "providers": {{}}}}"#
         );
-        std::fs::write(ground.depot.record_file(), text).unwrap();
-        let mut record = ground.depot.record().unwrap();
+        std::fs::write(fixture.depot.record_file(), text).unwrap();
+        let mut record = fixture.depot.record().unwrap();
         assert!(!record.builds(PluginKind::Policy, "coder")[0].probation);
-        let uploads = ground.depot.uploads(&record);
+        let uploads = fixture.depot.uploads(&record);
         assert!(uploads.of(PluginKind::Policy)["coder"].probation.is_none());
         // As long as no new feature is used, the previous version reads what this one writes.
         record.push(
@@ -653,18 +655,18 @@ mod tests {
 
     #[test]
     fn a_share_that_is_none_is_damage() {
-        let ground = Ground::new(4, 1_000);
-        let digest = ground.keep(b"one").unwrap();
+        let fixture = Fixture::new(4, 1_000);
+        let digest = fixture.keep(b"one").unwrap();
         let mut record = Activations::default();
         let build = on_probation(&digest, 1);
-        record.share("coder", Candidate { build, share: 42 });
-        ground.depot.lock().unwrap().write(&record).unwrap();
-        assert_eq!(ground.depot.record().unwrap(), record);
-        let path = ground.depot.record_file();
+        record.set_candidate("coder", Candidate { build, share: 42 });
+        fixture.depot.lock().unwrap().write(&record).unwrap();
+        assert_eq!(fixture.depot.record().unwrap(), record);
+        let path = fixture.depot.record_file();
         let good = std::fs::read_to_string(&path).unwrap();
         for share in ["0", "100", "255", "256", "-1", "1.5", "\"42\""] {
             std::fs::write(&path, good.replace("42", share)).unwrap();
-            let error = ground.depot.record().unwrap_err();
+            let error = fixture.depot.record().unwrap_err();
             assert!(
                 matches!(error, UploadStoreError::Damaged { .. }),
                 "{share}: {error}"
@@ -673,13 +675,13 @@ mod tests {
         let of_provider = good.replace("\"policies\"", "\"x\"");
         let of_provider = of_provider.replace("\"providers\"", "\"policies\"");
         std::fs::write(&path, of_provider.replace("\"x\"", "\"providers\"")).unwrap();
-        let error = ground.depot.record().unwrap_err().to_string();
+        let error = fixture.depot.record().unwrap_err().to_string();
         assert!(error.contains("only policies have any"), "{error}");
     }
 
     #[test]
     fn only_a_digest_names_a_file() {
-        let depot = UploadStore::new(PathBuf::from("/"));
+        let upload_store = UploadStore::new(PathBuf::from("/"));
         for text in [
             "",
             "..",
@@ -689,29 +691,29 @@ mod tests {
             &"a".repeat(65),
             &format!("{}/", "a".repeat(63)),
         ] {
-            assert!(!is_digest(text) && !depot.has(text), "{text}");
+            assert!(!is_digest(text) && !upload_store.has(text), "{text}");
         }
         assert!(is_digest(&"0af9".repeat(16)));
     }
 
     #[test]
     fn two_that_write_at_once_take_turns() {
-        let ground = Ground::new(64, 1 << 20);
+        let fixture = Fixture::new(64, 1 << 20);
         std::thread::scope(|scope| {
             for number in 0..16_u8 {
-                let depot = ground.depot.clone();
+                let upload_store = fixture.depot.clone();
                 scope.spawn(move || {
-                    let writer = depot.lock().unwrap();
-                    let digest = writer.keep(&[number], &label()).unwrap();
-                    let mut record = depot.record().unwrap();
+                    let writer = upload_store.lock().unwrap();
+                    let digest = writer.store(&[number], &label()).unwrap();
+                    let mut record = upload_store.record().unwrap();
                     let name = format!("p{number}");
                     record.push(PluginKind::Policy, &name, true, activation(&digest));
                     writer.write(&record).unwrap();
                 });
             }
         });
-        assert_eq!(ground.depot.record().unwrap().all().count(), 16);
-        assert_eq!(ground.depot.kept().len(), 16);
+        assert_eq!(fixture.depot.record().unwrap().all().count(), 16);
+        assert_eq!(fixture.depot.list().len(), 16);
     }
 
     proptest! {

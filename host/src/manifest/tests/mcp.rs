@@ -44,7 +44,7 @@ fn the_entries_in_the_example_are_some_and_have_every_field() {
         assert!(text.contains(&format!("{field} = ")), "no `{field}` in it");
     }
     let files = &manifest.mcp["files"];
-    let McpTransport::Program { command, env } = &files.way else {
+    let McpTransport::Program { command, env } = &files.transport else {
         panic!("{files:?}")
     };
     assert_eq!((command.len(), env["LOG_LEVEL"].as_str()), (3, "warn"));
@@ -57,7 +57,7 @@ fn the_entries_in_the_example_are_some_and_have_every_field() {
         url,
         key,
         key_place,
-    } = &wiki.way
+    } = &wiki.transport
     else {
         panic!("{wiki:?}")
     };

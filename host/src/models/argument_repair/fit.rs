@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::{alike, json};
+use super::{json, normalized_name};
 
 /// The depth to which a schema is followed.
 const DEPTH: usize = 32;
@@ -148,8 +148,8 @@ impl<'a> SchemaFitter<'a> {
                 let listed = listed.into_iter().flatten().chain(schema.get("const"));
                 listed.for_each(|value| types.of_value(value));
                 if depth < DEPTH {
-                    for choice in Self::choices(schema) {
-                        let other = self.types(choice, depth + 1);
+                    for catalog in Self::choices(schema) {
+                        let other = self.types(catalog, depth + 1);
                         if other.is_any() {
                             // It accepts anything.
                             return Types::default();
@@ -211,8 +211,8 @@ impl<'a> SchemaFitter<'a> {
         if let Some(part) = schema.get(name) {
             return Some(part);
         }
-        let choices = Self::choices(schema).map(|choice| self.resolved(choice));
-        let mut parts = choices.filter_map(|choice| choice.get(name));
+        let choices = Self::choices(schema).map(|catalog| self.resolved(catalog));
+        let mut parts = choices.filter_map(|catalog| catalog.get(name));
         let only = parts.next()?;
         parts.next().is_none().then_some(only)
     }
@@ -235,8 +235,10 @@ impl<'a> SchemaFitter<'a> {
             let name = if properties.contains_key(&name) {
                 name
             } else {
-                let like = alike(&name);
-                let mut fits = properties.keys().filter(|known| alike(known) == like);
+                let like = normalized_name(&name);
+                let mut fits = properties
+                    .keys()
+                    .filter(|known| normalized_name(known) == like);
                 let only = fits.next().filter(|_| fits.next().is_none());
                 let free = |known: &&String| {
                     !given.contains(*known)
@@ -340,8 +342,8 @@ fn listed(text: String, schema: &Value) -> String {
     if allowed.contains(&text.as_str()) {
         return text;
     }
-    let like = alike(&text);
-    let mut fits = allowed.iter().filter(|one| alike(one) == like);
+    let like = normalized_name(&text);
+    let mut fits = allowed.iter().filter(|one| normalized_name(one) == like);
     match (fits.next(), fits.next()) {
         (Some(one), None) if !like.is_empty() => (*one).to_owned(),
         _ => text,

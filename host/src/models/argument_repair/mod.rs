@@ -28,17 +28,17 @@ const NAMESPACES: &[&str] = &[
 ];
 
 /// Repairs the calls of a response to a request that offered these tools.
-pub(super) fn mend(message: &mut Message, tools: &[ToolDefinition], stop: StopReason) {
+pub(super) fn repair(message: &mut Message, tools: &[ToolDefinition], stop: StopReason) {
     let cut_off = matches!(stop, StopReason::MaxTokens | StopReason::Other);
     for content in &mut message.content {
         if let Content::ToolCall(call) = content {
-            mend_call(call, tools, cut_off);
+            repair_call(call, tools, cut_off);
         }
     }
 }
 
-fn mend_call(call: &mut ToolCall, tools: &[ToolDefinition], cut_off: bool) {
-    let Some(tool) = meant(&call.name, tools) else {
+fn repair_call(call: &mut ToolCall, tools: &[ToolDefinition], cut_off: bool) {
+    let Some(tool) = find_tool(&call.name, tools) else {
         return;
     };
     if call.name != tool.name {
@@ -50,21 +50,23 @@ fn mend_call(call: &mut ToolCall, tools: &[ToolDefinition], cut_off: bool) {
         return;
     }
     let schema = serde_json::from_str(&tool.input_schema).unwrap_or(Value::Null);
-    if let Some(arguments) = mended(&call.arguments, &tool.name, &schema) {
+    if let Some(arguments) = repaired(&call.arguments, &tool.name, &schema) {
         tracing::debug!(tool = tool.name, "the arguments of a tool were mended");
         call.arguments = arguments;
     }
 }
 
 /// Finds the tool that a name means: the one of that name, or the only one it can stand for.
-fn meant<'a>(name: &str, tools: &'a [ToolDefinition]) -> Option<&'a ToolDefinition> {
+fn find_tool<'a>(name: &str, tools: &'a [ToolDefinition]) -> Option<&'a ToolDefinition> {
     if let Some(exact) = tools.iter().find(|tool| tool.name == name) {
         return Some(exact);
     }
-    let bare = bare(name);
+    let bare = strip_decoration(name);
     let of = |name: &str| {
-        let like = alike(name);
-        let mut fits = tools.iter().filter(|tool| alike(&tool.name) == like);
+        let like = normalized_name(name);
+        let mut fits = tools
+            .iter()
+            .filter(|tool| normalized_name(&tool.name) == like);
         fits.next()
             .filter(|_| !like.is_empty() && fits.next().is_none())
     };
@@ -77,7 +79,7 @@ fn meant<'a>(name: &str, tools: &'a [ToolDefinition]) -> Option<&'a ToolDefiniti
 }
 
 /// Strips what some formats leave around a name: quotes, brackets, a channel, a call's number.
-fn bare(name: &str) -> &str {
+fn strip_decoration(name: &str) -> &str {
     let name = name.split("<|").next().unwrap_or_default();
     let name = name.trim().trim_matches(['`', '"', '\'', '*']);
     let name = name.strip_suffix("()").unwrap_or(name);
@@ -92,13 +94,13 @@ fn bare(name: &str) -> &str {
 }
 
 /// A key that is equal for two names that differ only in spelling.
-fn alike(name: &str) -> String {
+fn normalized_name(name: &str) -> String {
     let name = name.chars().filter(|c| c.is_alphanumeric());
     name.flat_map(char::to_lowercase).collect()
 }
 
 /// Repairs arguments. `None` if they are fine as they are, or cannot be repaired.
-fn mended(text: &str, tool: &str, schema: &Value) -> Option<String> {
+fn repaired(text: &str, tool: &str, schema: &Value) -> Option<String> {
     let strict = serde_json::from_str::<Value>(text).ok();
     let read = match strict {
         Some(Value::Object(object)) => Value::Object(object),

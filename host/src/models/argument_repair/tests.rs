@@ -49,7 +49,7 @@ fn called(name: &str, arguments: &str, stop: StopReason) -> ToolCall {
             arguments: arguments.to_owned(),
         })],
     };
-    mend(&mut message, &tools(), stop);
+    repair(&mut message, &tools(), stop);
     match message.content.pop() {
         Some(Content::ToolCall(call)) => call,
         other => panic!("{other:?}"),
@@ -106,9 +106,9 @@ fn a_tool_is_found_by_every_name_that_can_only_mean_it() {
         description: String::new(),
         input_schema: "{}".to_owned(),
     });
-    assert!(meant("Run", &two).is_none());
+    assert!(find_tool("Run", &two).is_none());
     assert_eq!(
-        meant("RUN", &two).map(|tool| tool.name.as_str()),
+        find_tool("RUN", &two).map(|tool| tool.name.as_str()),
         Some("RUN")
     );
 }

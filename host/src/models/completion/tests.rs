@@ -131,7 +131,7 @@ async fn a_model_call_shows_deltas_and_gives_the_answer_with_its_figures() {
         (completed.tries, deltas),
         (1, vec![Delta::Text("x".into())])
     );
-    assert!(completed.figures.fuel > 0);
+    assert!(completed.usage.fuel > 0);
     assert_eq!(log.lock().unwrap()[0].uri, "/v1/chat");
 }
 
@@ -259,7 +259,7 @@ async fn what_a_try_that_broke_off_took_is_spent_and_is_not_the_answers_own_usag
         (11, 22),
         "a policy would take this for the length of its prompt"
     );
-    assert_eq!(used(completed.spent), (511, 25));
+    assert_eq!(used(completed.cost), (511, 25));
 }
 
 /// A session's files with one image in them.

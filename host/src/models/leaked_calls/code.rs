@@ -44,7 +44,7 @@ fn is_indented(line: &str) -> bool {
 }
 
 /// Whether one of these parts, which are in order, holds this place.
-pub(super) fn holds(code: &[Range<usize>], at: usize) -> bool {
+pub(super) fn contains(code: &[Range<usize>], at: usize) -> bool {
     let behind = code.partition_point(|range| range.end <= at);
     code.get(behind).is_some_and(|range| range.contains(&at))
 }
@@ -98,7 +98,7 @@ impl TextPosition {
                 self.end_line();
             } else if !c.is_whitespace() || !self.line.is_empty() {
                 self.line.push(c);
-                self.ticks = self.ticks.behind(c);
+                self.ticks = self.ticks.after(c);
             }
         }
     }
@@ -124,7 +124,7 @@ impl TextPosition {
 }
 
 impl FenceState {
-    fn behind(self, c: char) -> Self {
+    fn after(self, c: char) -> Self {
         match (self, c == '`') {
             (Self::Outside, false) => Self::Outside,
             (Self::Outside, true) => Self::Begin(1),

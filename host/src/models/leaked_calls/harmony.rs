@@ -17,7 +17,7 @@ pub(super) fn read(text: &str) -> Option<(Vec<Content>, Finding)> {
         .min()?;
     let code = code::ranges(text);
     let message = text[begins..].find(MESSAGE)?;
-    if code::holds(&code, begins) {
+    if code::contains(&code, begins) {
         return None;
     }
     // Between the two there is a line of words, no more.
@@ -35,17 +35,17 @@ pub(super) fn read(text: &str) -> Option<(Vec<Content>, Finding)> {
             .filter_map(|end| body.find(end))
             .min()
             .unwrap_or(body.len());
-        let said = &body[..end];
+        let content = &body[..end];
         match recipient(head) {
             Some(name) => calls.push(WrittenCall {
                 name,
-                arguments: Arguments::Json(said.trim().to_owned()),
+                arguments: Arguments::Json(content.trim().to_owned()),
             }),
             None if channel(head) == "analysis" => pieces.push(Content::Thinking(Thinking {
-                text: said.to_owned(),
+                text: content.to_owned(),
                 signature: None,
             })),
-            None => text_of(said, &mut pieces),
+            None => text_of(content, &mut pieces),
         }
         rest = &body[end..];
     }

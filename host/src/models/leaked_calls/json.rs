@@ -22,7 +22,7 @@ const ARGUMENTS: [&str; 6] = [
     "params",
 ];
 /// What else such an object may have.
-const BESIDE: [&str; 5] = ["id", "type", "call_id", "index", "thought"];
+const OTHER_FIELDS: [&str; 5] = ["id", "type", "call_id", "index", "thought"];
 /// What a fence may be called that holds a call.
 const LABELS: [&str; 8] = [
     "",
@@ -54,7 +54,9 @@ pub(super) fn calls(value: &Value) -> Option<Vec<WrittenCall>> {
             let name = NAMES.iter().find_map(|name| members.get(*name)?.as_str())?;
             let known = |member: &String| {
                 let member = member.as_str();
-                NAMES.contains(&member) || ARGUMENTS.contains(&member) || BESIDE.contains(&member)
+                NAMES.contains(&member)
+                    || ARGUMENTS.contains(&member)
+                    || OTHER_FIELDS.contains(&member)
             };
             let given = ARGUMENTS.iter().find_map(|name| members.get(*name))?;
             let arguments = match given {
@@ -104,7 +106,7 @@ fn starts(text: &str, code: &[Range<usize>]) -> impl Iterator<Item = usize> {
     });
     let mut parsed = 0;
     starts
-        .filter(|start| !code::holds(code, *start))
+        .filter(|start| !code::contains(code, *start))
         .take(markup::MOST)
         .take_while(move |start| {
             parsed += text.len() - start;

@@ -165,7 +165,7 @@ pub(super) fn read(text: &str) -> Option<Vec<WrittenCall>> {
         {
             return Some(calls);
         }
-        if reader.eat_any(&CLOSERS) || reader.eat_any(&INNER) || reader.eat_wrapper() {
+        if reader.accept_any(&CLOSERS) || reader.accept_any(&INNER) || reader.accept_wrapper() {
             continue;
         }
         calls.extend(reader.calls()?);
@@ -181,20 +181,23 @@ impl<'a> Reader<'a> {
         self.rest = self.rest.trim_start();
     }
 
-    fn eat(&mut self, token: &str) -> bool {
+    fn accept(&mut self, token: &str) -> bool {
         let rest = self.rest.strip_prefix(token);
         self.rest = rest.unwrap_or(self.rest);
         rest.is_some()
     }
 
-    fn eat_any(&mut self, tokens: &[&str]) -> bool {
-        tokens.iter().any(|token| self.eat(token))
+    fn accept_any(&mut self, tokens: &[&str]) -> bool {
+        tokens.iter().any(|token| self.accept(token))
     }
 
     /// One that holds calls and names none.
-    fn eat_wrapper(&mut self) -> bool {
+    fn accept_wrapper(&mut self) -> bool {
         let named = |opener: &&&str| !opener.ends_with(['=', '.', '[']);
-        OPENERS.iter().filter(named).any(|opener| self.eat(opener))
+        OPENERS
+            .iter()
+            .filter(named)
+            .any(|opener| self.accept(opener))
     }
 
     /// Up to a token, which is taken as well.
@@ -206,7 +209,7 @@ impl<'a> Reader<'a> {
 
     fn calls(&mut self) -> Option<Vec<WrittenCall>> {
         if self.rest.starts_with("functools[") {
-            self.eat("functools");
+            self.accept("functools");
         }
         if self.rest.starts_with(['{', '[']) {
             return json::calls(&self.value()?);
@@ -216,12 +219,12 @@ impl<'a> Reader<'a> {
             self.rest = rest.trim_start();
             let value = self.value()?;
             self.skip();
-            return self.eat("```").then(|| json::calls(&value))?;
+            return self.accept("```").then(|| json::calls(&value))?;
         }
         let mut channels = OPENERS.iter().filter(|opener| opener.ends_with('.'));
-        let one = if channels.any(|opener| self.eat(opener)) {
+        let one = if channels.any(|opener| self.accept(opener)) {
             self.of_a_channel()?
-        } else if self.eat("<function=") {
+        } else if self.accept("<function=") {
             let name = self.until(">")?;
             self.named(unquoted(name), "</function>")?
         } else if let Some(name) = self.tag("function") {
@@ -260,7 +263,7 @@ impl<'a> Reader<'a> {
         if self.rest.starts_with('{') {
             let value = self.value()?;
             self.skip();
-            self.eat(close);
+            self.accept(close);
             return Some(WrittenCall {
                 name: name.to_owned(),
                 arguments: Arguments::Json(value.to_string()),
@@ -268,7 +271,7 @@ impl<'a> Reader<'a> {
         }
         loop {
             self.skip();
-            let named = if self.eat("<parameter=") {
+            let named = if self.accept("<parameter=") {
                 Some(unquoted(self.until(">")?))
             } else {
                 self.tag("parameter")
@@ -312,7 +315,7 @@ impl<'a> Reader<'a> {
         }
         self.rest = &self.rest[end..];
         self.skip();
-        if self.eat("[CALL_ID]") {
+        if self.accept("[CALL_ID]") {
             let end = self.rest.find('[')?;
             self.rest = &self.rest[end..];
         }
@@ -322,7 +325,7 @@ impl<'a> Reader<'a> {
             "<｜tool▁sep｜>",
             "<|tool_sep|>",
         ];
-        self.eat_any(&marks);
+        self.accept_any(&marks);
         self.skip();
         let arguments = if self.rest.starts_with("<arg_key>") {
             Arguments::Texts(self.pairs()?)
@@ -334,7 +337,7 @@ impl<'a> Reader<'a> {
             }
             let value = self.value().filter(Value::is_object)?;
             self.skip();
-            if fenced && !self.eat("```") {
+            if fenced && !self.accept("```") {
                 return None;
             }
             Arguments::Json(value.to_string())
@@ -362,7 +365,7 @@ impl<'a> Reader<'a> {
         ];
         loop {
             self.skip();
-            if !self.eat_any(&marks) {
+            if !self.accept_any(&marks) {
                 break;
             }
         }
@@ -375,10 +378,10 @@ impl<'a> Reader<'a> {
 
     fn pairs(&mut self) -> Option<Vec<(String, String)>> {
         let mut all = Vec::new();
-        while self.eat("<arg_key>") {
+        while self.accept("<arg_key>") {
             let key = self.until("</arg_key>")?.trim().to_owned();
             self.skip();
-            if !self.eat("<arg_value>") {
+            if !self.accept("<arg_value>") {
                 return None;
             }
             all.push((key, self.until("</arg_value>")?.to_owned()));

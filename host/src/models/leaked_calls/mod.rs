@@ -103,8 +103,8 @@ pub(super) fn take(completion: &mut Completion, tools: &[ToolDefinition]) {
     if !calls.is_empty() {
         completion.stop = StopReason::ToolUse;
     }
-    let said = pieces.into_iter().filter(|piece| !is_blank(piece));
-    let all: Vec<Content> = said
+    let remaining = pieces.into_iter().filter(|piece| !is_blank(piece));
+    let all: Vec<Content> = remaining
         .chain(calls.into_iter().map(Content::ToolCall))
         .collect();
     content.splice(at..=at, all);
@@ -122,7 +122,7 @@ fn find(text: &str) -> Finding {
     let code = code::ranges(text);
     let mut unclear = false;
     for at in markup::openings(text) {
-        if code::holds(&code, at) || markup::is_quoted(text, at) {
+        if code::contains(&code, at) || markup::is_quoted(text, at) {
             continue;
         }
         match markup::read(&text[at..]) {
@@ -151,7 +151,7 @@ fn is_action(text: &str, code: &[Range<usize>]) -> bool {
             let trimmed = line.trim_start();
             let start = at + line.len() - trimmed.len();
             at += line.len();
-            trimmed.starts_with(word) && !code::holds(code, start)
+            trimmed.starts_with(word) && !code::contains(code, start)
         })
     };
     let last = text.trim_end().rfind("\n\n").unwrap_or_default();

@@ -255,7 +255,7 @@ fn markup_is_held_back_while_the_answer_comes_and_code_is_not() {
             seen.push_str(&watch.next(&c.to_string()));
         }
         assert_eq!(seen, shown, "{text}");
-        seen.push_str(&watch.rest());
+        seen.push_str(&watch.finish());
         assert_eq!(seen, text);
     }
 }

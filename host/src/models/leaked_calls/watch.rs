@@ -15,7 +15,7 @@ pub(crate) struct LeakWatcher {
     /// How much was shown.
     shown: usize,
     /// Where the text stands behind what was shown, and behind this much of what is held back.
-    place: TextPosition,
+    position: TextPosition,
     passed: usize,
 }
 
@@ -34,24 +34,24 @@ impl LeakWatcher {
     pub(crate) fn next(&mut self, text: &str) -> String {
         self.held.push_str(text);
         if self.shown > LONGEST {
-            return self.rest();
+            return self.finish();
         }
         while let Some(at) = self.may_open() {
-            self.pass(at);
-            if !self.place.is_code() {
-                return self.show(at);
+            self.advance(at);
+            if !self.position.is_code() {
+                return self.release(at);
             }
             // Code is shown as it is.
             let next = self.held[at..].chars().next().map_or(1, char::len_utf8);
-            self.pass(at + next);
+            self.advance(at + next);
         }
         let all = self.held.len();
-        self.pass(all);
-        self.show(all)
+        self.advance(all);
+        self.release(all)
     }
 
     /// What is held back when the answer is over.
-    pub(crate) fn rest(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         self.passed = 0;
         std::mem::take(&mut self.held)
     }
@@ -77,21 +77,21 @@ impl LeakWatcher {
         let before = &self.held[self.passed..at];
         match before.rsplit_once('\n') {
             Some((_, line)) => line.trim().is_empty(),
-            None => self.place.begins_line() && before.trim().is_empty(),
+            None => self.position.begins_line() && before.trim().is_empty(),
         }
     }
 
-    fn pass(&mut self, end: usize) {
-        self.place.push(&self.held[self.passed..end]);
+    fn advance(&mut self, end: usize) {
+        self.position.push(&self.held[self.passed..end]);
         self.passed = end;
     }
 
     /// Shows all that was passed.
-    fn show(&mut self, end: usize) -> String {
+    fn release(&mut self, end: usize) -> String {
         let rest = self.held.split_off(end);
-        let shown = std::mem::replace(&mut self.held, rest);
-        self.shown += shown.len();
+        let released = std::mem::replace(&mut self.held, rest);
+        self.shown += released.len();
         self.passed = 0;
-        shown
+        released
     }
 }

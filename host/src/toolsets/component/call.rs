@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 
 use lucid_types::plural;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::sentence::sentence;
 use lucid_types::wit::tools::{Action, Answer, Command, Output, Program, Progress, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
@@ -57,7 +57,7 @@ pub struct ToolCallOutcome {
     /// The model's reply, as the component made it.
     pub reply: Reply,
     /// The component's resource usage over all steps.
-    pub figures: CallUsage,
+    pub usage: CallUsage,
     /// The number of steps.
     pub steps: usize,
 }
@@ -68,7 +68,7 @@ pub async fn call_tool(
     plugin: &ToolsPlugin,
     settings: &str,
     call: &ToolCall,
-    hands: &dyn ToolHost,
+    host: &dyn ToolHost,
     time: Duration,
 ) -> ToolCallOutcome {
     let begun = Instant::now();
@@ -76,10 +76,10 @@ pub async fn call_tool(
     let mut progress: Option<Progress> = None;
     for step in 1..=MOST_STEPS {
         let called = plugin.step(settings, call, progress.as_ref()).await;
-        figures += called.figures;
+        figures += called.usage;
         let over = |reply| ToolCallOutcome {
             reply,
-            figures,
+            usage: figures,
             steps: step,
         };
         let turn = match called.result {
@@ -103,7 +103,7 @@ pub async fn call_tool(
                 plural::count(time.as_secs(), "second")
             )));
         }
-        let answer = carried_out(hands, turn.action, left).await;
+        let answer = carry_out(host, turn.action, left).await;
         progress = Some(Progress {
             state: turn.state,
             answer: answer.unwrap_or_else(Answer::Failed),
@@ -113,7 +113,7 @@ pub async fn call_tool(
         reply: failed(format!(
             "The tool was ended: it was not done after {MOST_STEPS} steps."
         )),
-        figures,
+        usage: figures,
         steps: MOST_STEPS,
     }
 }
@@ -125,16 +125,12 @@ fn failed(text: String) -> Reply {
     }
 }
 
-async fn carried_out(
-    hands: &dyn ToolHost,
-    action: Action,
-    left: Duration,
-) -> Result<Answer, Error> {
+async fn carry_out(host: &dyn ToolHost, action: Action, left: Duration) -> Result<Answer, Error> {
     check(&action).map_err(|why| Error::invalid(sentence(why)).with_code("tool-action"))?;
     match action {
-        Action::Run(command) => hands.run(&command, left).await.map(Answer::Ran),
+        Action::Run(command) => host.run(&command, left).await.map(Answer::Ran),
         Action::Send(request) => {
-            let sent = tokio::time::timeout(left, hands.send(&request, left)).await;
+            let sent = tokio::time::timeout(left, host.send(&request, left)).await;
             let late = |_| {
                 Error::new(
                     ErrorKind::Deadline,
@@ -212,7 +208,7 @@ fn check_command(command: &Command) -> Result<(), ActionError> {
             || name.starts_with(|c: char| c.is_ascii_digit())
             || !name.chars().all(plain)
         {
-            return Err(ActionError::VariableName(clean(name, 60)));
+            return Err(ActionError::VariableName(sanitize(name, 60)));
         }
     }
     within("command", size(command), LARGEST_COMMAND)

@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use super::ToolComponent;
 use super::call::ToolHost;
 use lucid_net::egress::Endpoint;
-use lucid_sandbox::tools::middle_left_out;
+use lucid_sandbox::tools::truncate_middle;
 use lucid_session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_types::exec::{ExecError, ExecRequest};
 use lucid_types::unicode::{Utf8Decoder, readable_json};
@@ -24,22 +24,22 @@ use lucid_types::wit::tools::{Command, Output, Program};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 
 /// How many of the first and of the last bytes of a command's output are passed to the component.
-const KEPT_OUTPUT: usize = 64 << 10;
+const MAX_RAW_OUTPUT: usize = 64 << 10;
 /// The maximum displayed size of a command's output, and of a request's body, in bytes.
-const SHOWN_OUTPUT: usize = 30_000;
-const SHOWN_BODY: usize = 2_000;
+const MAX_SHOWN_OUTPUT: usize = 30_000;
+const MAX_SHOWN_BODY: usize = 2_000;
 
 /// Carries out what a component requests in one call.
 pub(super) struct SessionToolHost {
     pub(super) component: Arc<ToolComponent>,
     pub(super) place: Option<Arc<dyn Environment>>,
-    pub(super) showing: ToolOutput,
+    pub(super) output: ToolOutput,
 }
 
 impl SessionToolHost {
     /// Fails if the call is not to continue.
     async fn show(&self, event: EventDraft) -> Result<(), Error> {
-        if (self.showing.events)(event).await {
+        if (self.output.events)(event).await {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Cancelled, "The call was given up."))
@@ -53,7 +53,7 @@ impl ToolHost for SessionToolHost {
         most: Duration,
     ) -> BoxFuture<'a, Result<Output, Error>> {
         async move {
-            let Some(place) = &self.place else {
+            let Some(environment) = &self.place else {
                 let what = "There is no sandbox in this session, so no command can be run.";
                 return Err(Error::new(ErrorKind::Unsupported, what));
             };
@@ -63,7 +63,7 @@ impl ToolHost for SessionToolHost {
                 ..EventDraft::text("CmdRunAction", &line)
             })
             .await?;
-            let deltas = self.showing.deltas.clone();
+            let deltas = self.output.deltas.clone();
             let mut pieces = Utf8Decoder::default();
             let output = move |bytes: &[u8]| {
                 let text = pieces.push(bytes);
@@ -71,8 +71,8 @@ impl ToolHost for SessionToolHost {
                     deltas(DeltaKind::Terminal, &text);
                 }
             };
-            let request = request_of(command, &place.root(), most);
-            let ran = place.exec(request, Box::new(output)).await;
+            let request = request_of(command, &environment.root(), most);
+            let ran = environment.exec(request, Box::new(output)).await;
             let ran = ran.map_err(|why| match why {
                 ExecError::Refused(sentence) => Error::invalid(sentence),
                 why => Error::new(ErrorKind::Unsupported, why.to_string()),
@@ -82,7 +82,7 @@ impl ToolHost for SessionToolHost {
                 exit_code: Some(ran.exit_code),
                 ..EventDraft::text(
                     "CmdOutputObservation",
-                    middle_left_out(ran.output.clone(), SHOWN_OUTPUT),
+                    truncate_middle(ran.output.clone(), MAX_SHOWN_OUTPUT),
                 )
             })
             .await?;
@@ -118,11 +118,11 @@ impl ToolHost for SessionToolHost {
             ))
             .await?;
             let answered = egress.exchange(endpoint, key.as_ref(), request).await;
-            let said = match &answered {
+            let summary = match &answered {
                 Ok(answer) => format!("HTTP {}, {} bytes", answer.status, answer.body.len()),
                 Err(why) => format!("No answer: {why}."),
             };
-            self.show(EventDraft::text("CmdOutputObservation", said))
+            self.show(EventDraft::text("CmdOutputObservation", summary))
                 .await?;
             Ok(readable(answered?))
         }
@@ -165,7 +165,9 @@ fn request_of(command: &Command, root: &str, most: Duration) -> ExecRequest {
         .map(|ms| Duration::from_millis(ms.into()));
     let time = wanted.map_or(most, |wanted| wanted.min(most));
     let time = time.max(Duration::from_millis(1));
-    let mut request = request.timeout(time).keep(KEPT_OUTPUT, KEPT_OUTPUT);
+    let mut request = request
+        .timeout(time)
+        .keep_output(MAX_RAW_OUTPUT, MAX_RAW_OUTPUT);
     if let Some(folder) = &command.folder {
         let root = root.trim_end_matches('/');
         request = request.cwd(format!("{root}/{}", folder.trim_start_matches('/')));
@@ -189,20 +191,20 @@ fn shown_request(endpoint: &Endpoint, request: &HttpRequest) -> String {
         ..
     } = request;
     let base = endpoint.base_url().as_str().trim_end_matches('/');
-    let mut shown = format!("{method} {base}{path}");
+    let mut description = format!("{method} {base}{path}");
     let mut encoded = url::form_urlencoded::Serializer::new(String::new());
     encoded.extend_pairs(query);
     let encoded = encoded.finish();
     if !encoded.is_empty() {
-        shown.push('?');
-        shown.push_str(&encoded);
+        description.push('?');
+        description.push_str(&encoded);
     }
     if !body.is_empty() {
-        shown.push('\n');
+        description.push('\n');
         let text = String::from_utf8_lossy(body).into_owned();
-        shown.push_str(&middle_left_out(text, SHOWN_BODY));
+        description.push_str(&truncate_middle(text, MAX_SHOWN_BODY));
     }
-    shown
+    description
 }
 
 #[cfg(test)]
@@ -230,8 +232,8 @@ mod tests {
             "POST https://tickets.example.com/api/a/b?q=x%26y+z\n{}"
         );
         request.body = vec![b'x'; 1 << 20];
-        let shown = shown_request(&endpoint, &request);
-        assert!(shown.len() < 3_000, "{} bytes", shown.len());
+        let description = shown_request(&endpoint, &request);
+        assert!(description.len() < 3_000, "{} bytes", description.len());
     }
 
     #[test]

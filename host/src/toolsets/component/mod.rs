@@ -71,10 +71,10 @@ impl ToolComponents {
         before: Option<&Self>,
     ) -> Result<(Self, Vec<String>), ManifestProblems> {
         let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
-        let mut sites = Vec::new();
+        let mut named_endpoints = Vec::new();
         for tools in loaded {
             match site(&tools, config) {
-                Ok(site) => sites.push((tools, site)),
+                Ok(endpoint) => named_endpoints.push((tools, endpoint)),
                 Err(why) => {
                     let at = tools.entry.plugin.at;
                     wrong.push(ManifestProblem::at(
@@ -90,13 +90,15 @@ impl ToolComponents {
             response: LARGEST_ANSWER,
             ..EgressLimits::default()
         };
-        let endpoints = sites.iter().filter_map(|(_, site)| site.endpoint.as_ref());
+        let endpoints = named_endpoints
+            .iter()
+            .filter_map(|(_, endpoint)| endpoint.endpoint.as_ref());
         let endpoints: Vec<_> = endpoints.collect();
         let before = before.map(|before| &before.egress);
-        let egress = Egress::or_new(before, limits, &endpoints)
+        let egress = Egress::reuse_or_new(before, limits, &endpoints)
             .map_err(|why| ManifestProblem::plain(format!("no tool can ask a server: {why}")))?;
         let mut all = Vec::new();
-        for (tools, site) in sites {
+        for (tools, endpoint) in named_endpoints {
             let LoadedTools {
                 plugin,
                 settings,
@@ -104,7 +106,7 @@ impl ToolComponents {
                 entry,
             } = tools;
             let variable = entry.key.map(|key| key.value);
-            if let (Some(variable), None) = (&variable, &site.key) {
+            if let (Some(variable), None) = (&variable, &endpoint.key) {
                 warnings.push(format!(
                     "{variable} is not set, so the tools `{}` have no key.",
                     plugin.name()
@@ -114,8 +116,8 @@ impl ToolComponents {
                 plugin,
                 settings,
                 definitions,
-                endpoint: site.endpoint,
-                key: site.key,
+                endpoint: endpoint.endpoint,
+                key: endpoint.key,
                 variable,
                 time: entry.time.unwrap_or(CALL_TIME),
                 policies: entry.policies,
@@ -133,7 +135,7 @@ impl ToolComponents {
     }
 
     /// The component of this name.
-    pub(crate) fn named(&self, name: &str) -> Option<&Arc<ToolComponent>> {
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<ToolComponent>> {
         self.all.iter().find(|one| one.plugin.name() == name)
     }
 }
@@ -163,7 +165,7 @@ struct ComponentToolSource(Arc<ToolComponent>);
 /// the session's own.
 struct OpenComponent {
     component: Arc<ToolComponent>,
-    place: Option<Arc<dyn Environment>>,
+    environment: Option<Arc<dyn Environment>>,
 }
 
 impl ToolSource for ComponentToolSource {
@@ -198,11 +200,11 @@ impl ToolSource for ComponentToolSource {
     fn open(
         &self,
         _: ToolsSpec,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>> {
         let opened = OpenComponent {
             component: self.0.clone(),
-            place,
+            environment,
         };
         std::future::ready(Ok(Arc::new(opened) as Arc<dyn OpenToolSource>)).boxed()
     }
@@ -217,13 +219,13 @@ impl OpenToolSource for OpenComponent {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: ToolOutput,
+        output: ToolOutput,
     ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>> {
         let component = self.component.clone();
-        let hands = SessionToolHost {
+        let host = SessionToolHost {
             component: component.clone(),
-            place: self.place.clone(),
-            showing,
+            place: self.environment.clone(),
+            output,
         };
         async move {
             let time = timeout_ms.map_or(component.time, |ms| {
@@ -232,13 +234,13 @@ impl OpenToolSource for OpenComponent {
             let ToolComponent {
                 plugin, settings, ..
             } = &*component;
-            let called = call_tool(plugin, settings, &call, &hands, time).await;
+            let called = call_tool(plugin, settings, &call, &host, time).await;
             tracing::debug!(
                 plugin = plugin.name(),
                 tool = call.name,
                 steps = called.steps,
-                fuel = called.figures.fuel,
-                micros = called.figures.micros,
+                fuel = called.usage.fuel,
+                micros = called.usage.micros,
                 "a tool was called"
             );
             let reply = called.reply;
@@ -248,7 +250,7 @@ impl OpenToolSource for OpenComponent {
                 "CmdOutputObservation"
             };
             Ok(ToolResultWithEvent {
-                shown: EventDraft::text(event_type, &reply.text),
+                event: EventDraft::text(event_type, &reply.text),
                 result: ToolResult {
                     call_id: call.id,
                     is_error: reply.is_error,
@@ -298,7 +300,7 @@ fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, ToolEndpoi
         source,
     };
     let injection = match &entry.key_place {
-        Some(place) => place.clone(),
+        Some(environment) => environment.clone(),
         None => KeyInjection::of(&descriptor.key.clone().into()).map_err(unusable)?,
     };
     let endpoint = match (&entry.base_url, &descriptor.default_base_url) {

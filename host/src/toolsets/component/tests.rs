@@ -82,7 +82,7 @@ async fn plugin(limits: &PluginLimits) -> ToolsPlugin {
         .unwrap()
 }
 
-async fn called(tool: &str, hands: &Diary) -> Reply {
+async fn called(tool: &str, host: &Diary) -> Reply {
     let call = ToolCall {
         id: "c1".into(),
         name: tool.into(),
@@ -95,34 +95,34 @@ async fn called(tool: &str, hands: &Diary) -> Reply {
     };
     let plugin = plugin(&limits).await;
     let time = Duration::from_secs(60);
-    call_tool(&plugin, "{}", &call, hands, time).await.reply
+    call_tool(&plugin, "{}", &call, host, time).await.reply
 }
 
 #[tokio::test]
 async fn a_call_is_commands_and_requests_one_after_the_other() {
-    let hands = Diary::default();
-    let reply = called("lines", &hands).await;
+    let host = Diary::default();
+    let reply = called("lines", &host).await;
     assert_eq!(reply.text, "7\n [0 after 1, 0 left out, in time]");
     assert!(!reply.is_error);
-    assert!(hands.lines()[0].contains(r#""grep", "-c", "", "--", "a.txt""#));
+    assert!(host.lines()[0].contains(r#""grep", "-c", "", "--", "a.txt""#));
 
-    let hands = Diary::default();
-    let reply = called("item", &hands).await;
+    let host = Diary::default();
+    let reply = called("item", &host).await;
     assert_eq!((reply.text.as_str(), reply.is_error), ("found", false));
-    assert_eq!(hands.lines(), ["GET /items/a.txt", "GET /again"]);
+    assert_eq!(host.lines(), ["GET /items/a.txt", "GET /again"]);
 
-    let hands = Diary::default();
-    called("both", &hands).await;
-    assert_eq!(hands.lines().len(), 2, "{:?}", hands.lines());
+    let host = Diary::default();
+    called("both", &host).await;
+    assert_eq!(host.lines().len(), 2, "{:?}", host.lines());
 }
 
 #[tokio::test]
 async fn what_cannot_be_done_the_component_is_told() {
-    let hands = Diary {
+    let host = Diary {
         gone: true,
         ..Diary::default()
     };
-    let reply = called("lines", &hands).await;
+    let reply = called("lines", &host).await;
     assert_eq!(
         (reply.text.as_str(), reply.is_error),
         ("There is no sandbox.", true)
@@ -141,13 +141,13 @@ async fn a_component_that_misbehaves_ends_its_own_call_and_the_model_is_told_why
         ("null", "null character", 0),
         ("no-such-tool", "There is no tool", 0),
     ] {
-        let hands = Diary::default();
-        let reply = called(tool, &hands).await;
+        let host = Diary::default();
+        let reply = called(tool, &host).await;
         assert!(
             reply.is_error && reply.text.contains(says),
             "{tool}: {reply:?}"
         );
-        assert_eq!(hands.lines().len(), actions, "{tool}: {:?}", hands.lines());
+        assert_eq!(host.lines().len(), actions, "{tool}: {:?}", host.lines());
     }
     let reply = called("chatter", &Diary::default()).await;
     assert_eq!(
@@ -159,7 +159,7 @@ async fn a_component_that_misbehaves_ends_its_own_call_and_the_model_is_told_why
 #[tokio::test]
 async fn a_call_has_a_time_and_what_takes_longer_is_given_up() {
     let plugin = plugin(&PluginLimits::default()).await;
-    let hands = Diary {
+    let host = Diary {
         pause: Duration::from_secs(3_600),
         ..Diary::default()
     };
@@ -168,7 +168,7 @@ async fn a_call_has_a_time_and_what_takes_longer_is_given_up() {
         name: "item".into(),
         arguments: r#"{"name": "x"}"#.into(),
     };
-    let called = call_tool(&plugin, "{}", &call, &hands, Duration::from_secs(1)).await;
+    let called = call_tool(&plugin, "{}", &call, &host, Duration::from_secs(1)).await;
     assert!(
         called
             .reply

@@ -33,7 +33,7 @@ use crate::manifest::AllowedTools;
 use lucid_net::egress::EgressError;
 use lucid_session::{Environment, EventDraft, ToolResultWithEvent};
 use lucid_types::exec::ProcessEnd;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::sentence::sentence;
 use lucid_types::wit::types::{ToolCall, ToolDefinition, ToolResult};
 
@@ -53,7 +53,7 @@ const REASON: Duration = Duration::from_millis(500);
 /// The connection to one server, for one session.
 pub(crate) struct McpClient {
     server: McpServer,
-    place: Option<Arc<dyn Environment>>,
+    environment: Option<Arc<dyn Environment>>,
     definitions: Vec<ToolDefinition>,
     /// The tools' own names, by the names models use.
     own: HashMap<String, String>,
@@ -90,14 +90,16 @@ impl McpClient {
     /// Starts a server for a session and lists its tools.
     pub(crate) async fn open(
         server: McpServer,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> Result<Self, McpConnectError> {
         let limit = server.start_time;
         let begun = async {
-            let connected = connect(&server, place.as_deref()).await?;
+            let connected = connect(&server, environment.as_deref()).await?;
             match list(&server, &connected).await {
                 Ok(listed) => Ok((connected, listed)),
-                Err(error) => Err(McpConnectError::Failed(connected.why(&error).await)),
+                Err(error) => Err(McpConnectError::Failed(
+                    connected.describe_failure(&error).await,
+                )),
             }
         };
         let (connected, listed) = timeout(limit, Box::pin(begun))
@@ -106,7 +108,7 @@ impl McpClient {
         let (definitions, own) = listed;
         Ok(Self {
             server,
-            place,
+            environment,
             definitions,
             own,
             state: Mutex::new(ClientState {
@@ -130,7 +132,7 @@ impl McpClient {
     ) -> ToolResultWithEvent {
         match self.try_call(&call, limit).await {
             Ok((text, is_error)) => ToolResultWithEvent {
-                shown: EventDraft::text(
+                event: EventDraft::text(
                     if is_error {
                         "AgentErrorObservation"
                     } else {
@@ -162,7 +164,7 @@ impl McpClient {
             .get(&call.name)
             .ok_or_else(|| ToolCallError::NoTool {
                 server: server(),
-                tool: clean(&call.name, 100),
+                tool: sanitize(&call.name, 100),
             })?;
         let arguments = match call.arguments.trim() {
             "" => Ok(serde_json::Map::new()),
@@ -177,7 +179,7 @@ impl McpClient {
         let limit = limit.map_or(self.server.time, |limit| limit.min(self.server.time));
         let connected = self.connected(&mut state).await?;
         if let Some((allowance, _)) = &connected.program {
-            allowance.renew();
+            allowance.reset();
         }
         let params = CallToolRequestParams::new(own.clone()).with_arguments(arguments);
         // When dropped, it notifies the server of the cancellation.
@@ -186,7 +188,7 @@ impl McpClient {
             Ok(Ok(CallToolResponse::Complete(result))) => Ok(result::text(result)),
             Ok(Ok(_)) => Err(ToolCallError::Asks(server())),
             Ok(Err(error)) => {
-                let source = connected.why(&error).await;
+                let source = connected.describe_failure(&error).await;
                 let server = server();
                 if connected.is_gone() {
                     state.connected = None;
@@ -220,7 +222,7 @@ impl McpClient {
             }
             state.starts.push_back(Instant::now());
             let limit = self.server.start_time;
-            let connecting = Box::pin(connect(&self.server, self.place.as_deref()));
+            let connecting = Box::pin(connect(&self.server, self.environment.as_deref()));
             let connected = timeout(limit, connecting)
                 .await
                 .unwrap_or(Err(McpConnectError::TooSlow(limit)));
@@ -255,19 +257,19 @@ impl Connected {
     }
 
     /// The cause of a failure.
-    async fn why(&self, error: &ServiceError) -> ServerFailure {
+    async fn describe_failure(&self, error: &ServiceError) -> ServerFailure {
         if let ServiceError::McpError(error) = error {
             return ServerFailure::said(&error.message);
         }
         match ended(&self.program).await {
             Some(failure) => failure,
-            None => ServerFailure::said(&words(error)),
+            None => ServerFailure::said(&describe_error(error)),
         }
     }
 }
 
 /// The egress's message if it is to blame, else the client's.
-fn words(error: &(dyn std::error::Error + 'static)) -> String {
+fn describe_error(error: &(dyn std::error::Error + 'static)) -> String {
     let mut next = Some(error);
     while let Some(cause) = next {
         match cause.downcast_ref::<StreamableHttpError<EgressError>>() {
@@ -283,7 +285,7 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
 /// How a program ended, if it did. Its output may end a moment earlier.
 async fn ended(program: &Option<(OutputAllowance, ProcessEnd)>) -> Option<ServerFailure> {
     let (allowance, end) = program.as_ref()?;
-    if allowance.is_used_up() {
+    if allowance.is_exhausted() {
         return Some(ServerFailure::TooMuchOutput);
     }
     let begun = Instant::now();
@@ -301,19 +303,19 @@ async fn ended(program: &Option<(OutputAllowance, ProcessEnd)>) -> Option<Server
 /// Starts a server and completes the handshake.
 async fn connect(
     server: &McpServer,
-    place: Option<&dyn Environment>,
+    environment: Option<&dyn Environment>,
 ) -> Result<Connected, McpConnectError> {
-    match &server.way {
+    match &server.transport {
         ServerTransport::Program { argv, env } => {
-            let place = place.ok_or(McpConnectError::NoSandbox)?;
-            let program = stdio::start(place, argv, env).await?;
+            let environment = environment.ok_or(McpConnectError::NoSandbox)?;
+            let program = stdio::start(environment, argv, env).await?;
             let of = Some((program.allowance, program.end));
             match Box::pin(serve_client(McpClientHandler, program.transport)).await {
                 Ok(running) => Ok(Connected {
                     running,
                     program: of,
                 }),
-                Err(error) => Err(unstarted(&error, &of).await),
+                Err(error) => Err(handshake_error(&error, &of).await),
             }
         }
         ServerTransport::Http(http) => {
@@ -325,14 +327,14 @@ async fn connect(
                     running,
                     program: None,
                 }),
-                Err(error) => Err(unstarted(&error, &None).await),
+                Err(error) => Err(handshake_error(&error, &None).await),
             }
         }
     }
 }
 
 /// Why the handshake failed. Only a server's own error message is repeated.
-async fn unstarted(
+async fn handshake_error(
     error: &ClientInitializeError,
     program: &Option<(OutputAllowance, ProcessEnd)>,
 ) -> McpConnectError {
@@ -344,7 +346,7 @@ async fn unstarted(
     }
     match error {
         ClientInitializeError::TransportError { error, .. } => {
-            ServerFailure::said(&words(&*error.error)).into()
+            ServerFailure::said(&describe_error(&*error.error)).into()
         }
         ClientInitializeError::ConnectionClosed(_) => McpConnectError::Closed,
         _ => McpConnectError::NoHandshake,
@@ -379,10 +381,10 @@ async fn list(server: &McpServer, connected: &Connected) -> Result<ToolsPage, Se
             );
         }
     }
-    let own = names::told_of(&server.name, tools.iter().map(|tool| &*tool.name));
+    let own = names::own_names(&server.name, tools.iter().map(|tool| &*tool.name));
     let mut definitions = Vec::new();
     for tool in tools {
-        let Some(name) = names::told(&server.name, &tool.name) else {
+        let Some(name) = names::model_name(&server.name, &tool.name) else {
             continue;
         };
         // Of two tools with the same name the first is kept.

@@ -6,23 +6,23 @@
 
 use std::time::Duration;
 
-use super::server::MOST_SAID;
+use super::server::MAX_OUTPUT;
 use lucid_types::exec::ExecError;
 use lucid_types::plural;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::sentence::full_stop;
 
 /// How often a server may be started in a minute, including the first time.
 pub(super) const STARTS: usize = 4;
 /// The maximum length of a server's error message, in characters.
-const SHOWN: usize = 500;
+const MAX_SHOWN: usize = 500;
 
 /// What is known of the reason why a server failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerFailure {
     /// Its program exceeded the limit on its output.
     #[error(
-        "it said more than the {MOST_SAID} bytes that are taken from one call to the next, and was ended"
+        "it said more than the {MAX_OUTPUT} bytes that are taken from one call to the next, and was ended"
     )]
     TooMuchOutput,
     /// How its program ended.
@@ -30,7 +30,7 @@ pub(crate) enum ServerFailure {
     Ended(String),
     /// What it said itself, or the transport to it.
     #[error("{0}")]
-    Said(String),
+    Message(String),
     /// It failed without a message.
     #[error("it does not say why")]
     Silent,
@@ -39,10 +39,10 @@ pub(crate) enum ServerFailure {
 impl ServerFailure {
     /// The failure with this message of the server's own.
     pub(super) fn said(text: &str) -> Self {
-        let text = clean(text, SHOWN);
+        let text = sanitize(text, MAX_SHOWN);
         match text.trim() {
             "" => Self::Silent,
-            text => Self::Said(text.to_owned()),
+            text => Self::Message(text.to_owned()),
         }
     }
 }

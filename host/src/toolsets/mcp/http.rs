@@ -25,7 +25,7 @@ use sse_stream::Sse;
 use lucid_net::egress::{
     Egress, EgressError, Endpoint, ErrorResponse, RawResponse, ResponseFrames,
 };
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::unicode::{paired_text, readable_json};
 use lucid_types::wit::llm::Frame;
 use lucid_types::wit::types::Header;
@@ -34,7 +34,7 @@ const SESSION: &str = "mcp-session-id";
 /// The maximum length of a session id, in bytes.
 const LONGEST_SESSION: usize = 1024;
 /// The maximum length of a displayed refusal, in characters.
-const SHOWN: usize = 300;
+const MAX_SHOWN: usize = 300;
 
 type HttpFailure = StreamableHttpError<EgressError>;
 
@@ -100,16 +100,16 @@ impl StreamableHttpClient for McpHttp {
                 Err(HttpFailure::SessionExpired)
             }
             RawResponse::Refused(refusal) => refused(&refusal),
-            RawResponse::Taken { status, .. }
+            RawResponse::Accepted { status, .. }
                 if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT =>
             {
                 Ok(StreamableHttpPostResponse::Accepted)
             }
-            RawResponse::Taken {
+            RawResponse::Accepted {
                 headers, frames, ..
             } => {
                 let session = session_of(&headers)?;
-                taken(frames, session).await
+                read_response(frames, session).await
             }
         }
     }
@@ -163,19 +163,19 @@ fn refused(refusal: &ErrorResponse) -> Result<StreamableHttpPostResponse, HttpFa
     {
         return Ok(StreamableHttpPostResponse::Json(error, None));
     }
-    let said = clean(&String::from_utf8_lossy(&refusal.body), SHOWN);
-    let said = match said.trim() {
+    let detail = sanitize(&String::from_utf8_lossy(&refusal.body), MAX_SHOWN);
+    let detail = match detail.trim() {
         "" => String::new(),
-        said => format!(": {said}"),
+        detail => format!(": {detail}"),
     };
     Err(unexpected(format!(
-        "it answered with HTTP {}{said}",
+        "it answered with HTTP {}{detail}",
         refusal.status
     )))
 }
 
 /// Reads one JSON message, or a stream of events.
-async fn taken(
+async fn read_response(
     mut frames: ResponseFrames,
     session: Option<String>,
 ) -> Result<StreamableHttpPostResponse, HttpFailure> {

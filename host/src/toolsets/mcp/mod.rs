@@ -103,7 +103,7 @@ fn source(
         "{:?} {:?} {:?} {:?}",
         entry.tools, entry.time, entry.start_time, entry.policies
     );
-    let way = match &entry.way {
+    let way = match &entry.transport {
         McpTransport::Program { command, env } => {
             identity += &format!(" program {command:?} {env:?}");
             ServerTransport::Program {
@@ -127,8 +127,8 @@ fn source(
             let key = value.map(|key| SecretString::from(key.expose().to_owned()));
             let digest = key.as_ref().map(|key| Sha256::digest(key.expose_secret()));
             identity += &format!(" url {} {key_place:?} {digest:?}", url.value);
-            let place = key_place.clone().unwrap_or(KeyInjection::Bearer);
-            let endpoint = Endpoint::new(url.value.clone(), place).map_err(unusable)?;
+            let environment = key_place.clone().unwrap_or(KeyInjection::Bearer);
+            let endpoint = Endpoint::new(url.value.clone(), environment).map_err(unusable)?;
             let limits = EgressLimits {
                 first_byte: LONGEST,
                 idle: LONGEST,
@@ -148,7 +148,7 @@ fn source(
         policies: entry.policies.clone(),
         server: McpServer {
             name: name.to_owned(),
-            way,
+            transport: way,
             allowed: entry.tools.clone(),
             time: entry.time.unwrap_or(CALL_TIME),
             start_time: entry.start_time.unwrap_or(START_TIME),
@@ -185,11 +185,11 @@ impl ToolSource for McpToolSource {
     fn open(
         &self,
         _: ToolsSpec,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Result<Arc<dyn OpenToolSource>, ToolSourceError>> {
         let server = self.server.clone();
         async move {
-            let client = McpClient::open(server, place).await?;
+            let client = McpClient::open(server, environment).await?;
             Ok(Arc::new(OpenMcpServer(Arc::new(client))) as Arc<dyn OpenToolSource>)
         }
         .boxed()

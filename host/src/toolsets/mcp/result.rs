@@ -8,7 +8,7 @@
 
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 /// The maximum length of one line, in characters.
 const LINE: usize = 100_000;
@@ -20,7 +20,7 @@ const BLOCKS: usize = 1_000;
 /// Sanitizes a text of several lines.
 pub(super) fn tidy(text: &str) -> String {
     let line = |line: &str| {
-        let parts: Vec<_> = line.split('\t').map(|part| clean(part, LINE)).collect();
+        let parts: Vec<_> = line.split('\t').map(|part| sanitize(part, LINE)).collect();
         parts.join("\t")
     };
     let lines: Vec<_> = text.lines().map(line).collect();
@@ -52,7 +52,7 @@ pub(super) fn text(result: CallToolResult) -> (String, bool) {
 
 fn block(block: ContentBlock) -> String {
     let left_out = |what: &str, media_type: &str, size: usize| {
-        let media_type = clean(media_type, NAME);
+        let media_type = sanitize(media_type, NAME);
         format!(
             "[{what} ({media_type}, {size} bytes in base64) is left out: only text is passed on.]"
         )
@@ -63,7 +63,7 @@ fn block(block: ContentBlock) -> String {
         ContentBlock::Audio(audio) => left_out("A sound", &audio.mime_type, audio.data.len()),
         ContentBlock::Resource(embedded) => match embedded.resource {
             ResourceContents::TextResourceContents { uri, text, .. } => {
-                format!("[{}]\n{}", clean(&uri, NAME), tidy(&text))
+                format!("[{}]\n{}", sanitize(&uri, NAME), tidy(&text))
             }
             ResourceContents::BlobResourceContents {
                 uri,
@@ -71,7 +71,7 @@ fn block(block: ContentBlock) -> String {
                 blob,
                 ..
             } => {
-                let what = format!("The resource {}", clean(&uri, NAME));
+                let what = format!("The resource {}", sanitize(&uri, NAME));
                 left_out(
                     &what,
                     mime_type.as_deref().unwrap_or("of no known type"),
@@ -81,7 +81,7 @@ fn block(block: ContentBlock) -> String {
             _ => "[A resource of another kind is left out.]".to_owned(),
         },
         ContentBlock::ResourceLink(link) => {
-            let (name, uri) = (clean(&link.name, NAME), clean(&link.uri, NAME));
+            let (name, uri) = (sanitize(&link.name, NAME), sanitize(&link.uri, NAME));
             format!("[A link to the resource {name}: {uri}]")
         }
         _ => "[Something of another kind is left out.]".to_owned(),

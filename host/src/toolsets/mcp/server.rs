@@ -11,7 +11,7 @@ pub(crate) use super::http::McpHttp;
 
 /// The maximum output of a server between two calls, including its response, in bytes. The same
 /// limit applies to its start.
-pub(crate) const MOST_SAID: usize = 4 << 20;
+pub(crate) const MAX_OUTPUT: usize = 4 << 20;
 
 /// A server, as the deployment configures it.
 #[derive(Clone)]
@@ -19,7 +19,7 @@ pub(crate) struct McpServer {
     /// The prefix of its tools' names.
     pub(crate) name: String,
     /// The transport.
-    pub(crate) way: ServerTransport,
+    pub(crate) transport: ServerTransport,
     /// The tools that are offered.
     pub(crate) allowed: AllowedTools,
     /// The time limit of one call.

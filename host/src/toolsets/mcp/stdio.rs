@@ -17,7 +17,7 @@ use rmcp::RoleClient;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::server::MOST_SAID;
+use super::server::MAX_OUTPUT;
 use lucid_session::Environment;
 use lucid_types::exec::{ExecError, ExecRequest, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::unicode::JsonRepairer;
@@ -34,12 +34,12 @@ pub(super) struct OutputAllowance(Arc<AtomicUsize>);
 
 impl OutputAllowance {
     /// Resets it at the beginning of a call.
-    pub(super) fn renew(&self) {
-        self.0.store(MOST_SAID, Ordering::Relaxed);
+    pub(super) fn reset(&self) {
+        self.0.store(MAX_OUTPUT, Ordering::Relaxed);
     }
 
     /// Whether it is used up.
-    pub(super) fn is_used_up(&self) -> bool {
+    pub(super) fn is_exhausted(&self) -> bool {
         self.0.load(Ordering::Relaxed) == 0
     }
 }
@@ -53,17 +53,17 @@ pub(super) struct McpProcess {
 
 /// Starts a program.
 pub(super) async fn start(
-    place: &dyn Environment,
+    environment: &dyn Environment,
     argv: &[String],
     env: &BTreeMap<String, String>,
 ) -> Result<McpProcess, ExecError> {
-    let request = ExecRequest::argv(argv.iter().cloned()).keep(0, COMPLAINT);
+    let request = ExecRequest::argv(argv.iter().cloned()).keep_output(0, COMPLAINT);
     let request = env
         .iter()
         .fold(request, |request, (name, value)| request.env(name, value));
-    let process = place.spawn(request).await?;
+    let process = environment.spawn(request).await?;
     let allowance = OutputAllowance::default();
-    allowance.renew();
+    allowance.reset();
     let output = CountedOutput {
         output: process.output,
         allowance: allowance.clone(),
@@ -71,7 +71,7 @@ pub(super) async fn start(
         readable: Bytes::new(),
     };
     Ok(McpProcess {
-        transport: AsyncRwTransport::new(output, process.input).with_max_line_length(MOST_SAID),
+        transport: AsyncRwTransport::new(output, process.input).with_max_line_length(MAX_OUTPUT),
         allowance,
         end: process.end,
     })
@@ -93,24 +93,24 @@ impl AsyncRead for CountedOutput {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while this.readable.is_empty() {
-            if this.allowance.is_used_up() {
+            if this.allowance.is_exhausted() {
                 return Poll::Ready(Err(io::Error::other("it said more than it may")));
             }
             let mut piece = [0; PIECE];
             let mut piece = ReadBuf::new(&mut piece);
             ready!(Pin::new(&mut this.output).poll_read(context, &mut piece))?;
-            let said = piece.filled();
-            if said.is_empty() {
+            let filled = piece.filled();
+            if filled.is_empty() {
                 this.readable = this.pieces.finish().into();
                 if this.readable.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
             } else {
-                let take = |left: usize| Some(left.saturating_sub(said.len()));
+                let take = |left: usize| Some(left.saturating_sub(filled.len()));
                 // Never fails: there is always a replacement.
                 let left = &this.allowance.0;
                 let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-                this.readable = this.pieces.push(said).into();
+                this.readable = this.pieces.push(filled).into();
             }
         }
         let count = this.readable.len().min(buffer.remaining());

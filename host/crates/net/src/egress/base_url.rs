@@ -45,9 +45,9 @@ const ENDS_OF_VERSIONS: &[&str] = &[
 const AZURE: &[&str] = &[".openai.azure.com", ".cognitiveservices.azure.com"];
 
 /// Parses the base URL of a model provider.
-pub fn pasted(text: &str) -> Result<Url, BaseUrlError> {
+pub fn parse_base_url(text: &str) -> Result<Url, BaseUrlError> {
     let mut url = server(text)?;
-    let path = above_requests(&url);
+    let path = strip_endpoint_path(&url);
     url.set_path(&path);
     Ok(url)
 }
@@ -63,7 +63,7 @@ pub fn without_query(text: &str) -> Result<Url, BaseUrlError> {
 
 /// Parses the address of any server.
 pub fn server(text: &str) -> Result<Url, BaseUrlError> {
-    let text = bare(text);
+    let text = unquote(text);
     if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(BaseUrlError::NoUrl);
     }
@@ -91,7 +91,7 @@ pub fn server(text: &str) -> Result<Url, BaseUrlError> {
 }
 
 /// Strips the quotes that a text was copied with.
-fn bare(text: &str) -> &str {
+fn unquote(text: &str) -> &str {
     let mut text = text.trim();
     for (open, close) in [('"', '"'), ('\'', '\''), ('`', '`'), ('<', '>')] {
         let inner = text
@@ -160,7 +160,7 @@ fn holds_key(name: &str) -> bool {
 }
 
 /// The path without what adapters add to it.
-fn above_requests(url: &Url) -> String {
+fn strip_endpoint_path(url: &Url) -> String {
     let mut path = url.path().trim_end_matches('/');
     for end in ENDS {
         path = path.strip_suffix(end).unwrap_or(path);
@@ -199,7 +199,7 @@ fn version(path: &str) -> Option<&str> {
 /// The base URL to try first, and a second one for a server at which the first leads nowhere. An
 /// adapter's requests go below a version, which is in its own base URL or in its requests, and
 /// people paste base URLs with a version as well as without. `usual` is the adapter's own base URL.
-pub fn places(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
+pub fn base_url_candidates(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
     let with = |path: &str| {
         let mut url = pasted.clone();
         url.set_path(path);
@@ -298,7 +298,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                pasted(text).map(String::from).as_deref(),
+                parse_base_url(text).map(String::from).as_deref(),
                 Ok(read),
                 "{text}"
             );
@@ -326,7 +326,7 @@ mod tests {
             ("https://x.example/?api_key=k", BaseUrlError::Key),
             ("https://x.example/#k", BaseUrlError::Fragment),
         ] {
-            assert_eq!(pasted(text), Err(why), "{text}");
+            assert_eq!(parse_base_url(text), Err(why), "{text}");
         }
     }
 
@@ -334,7 +334,7 @@ mod tests {
     fn a_version_that_is_missing_or_too_many_is_tried_both_ways() {
         let of = |pasted: &str, usual: &str| {
             let url = |text| Url::parse(text).unwrap();
-            let (first, other) = places(url(pasted), &url(usual));
+            let (first, other) = base_url_candidates(url(pasted), &url(usual));
             (String::from(first), other.map(String::from))
         };
         let versioned = "https://api.example.org/v1";

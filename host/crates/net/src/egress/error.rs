@@ -144,7 +144,7 @@ impl EgressError {
 
     /// The same error with the key redacted.
     #[must_use]
-    pub(super) fn blanked(mut self, blanker: &Redactor) -> Self {
+    pub(super) fn redacted(mut self, redactor: &Redactor) -> Self {
         match &mut self {
             Self::Client { detail: text }
             | Self::KeyHeader { name: text }
@@ -154,7 +154,7 @@ impl EgressError {
             | Self::Header { name: text, .. }
             | Self::Connect { detail: text, .. }
             | Self::Unreadable { detail: text }
-            | Self::Broken { detail: text } => *text = blanker.text(text).into_owned(),
+            | Self::Broken { detail: text } => *text = redactor.text(text).into_owned(),
             Self::BaseUrl { .. }
             | Self::Key
             | Self::Address { .. }

@@ -40,10 +40,12 @@ use lucid_types::wit::llm::{Framing, KeyPlace};
 use lucid_types::wit::types::{HttpRequest, HttpResponse};
 
 pub use self::raw::RawResponse;
-pub use self::redact::{Redactor, blank};
+pub use self::redact::{Redactor, redact};
 pub use self::redact_stream::StreamRedactor;
 pub use self::response::{EgressResponse, ErrorResponse, ResponseFrames};
-pub use base_url::{BaseUrlError, is_loopback, pasted, places, server, without_query};
+pub use base_url::{
+    BaseUrlError, base_url_candidates, is_loopback, parse_base_url, server, without_query,
+};
 pub use error::EgressError;
 pub use retry_after::retry_after_ms;
 
@@ -158,7 +160,7 @@ pub struct Endpoint {
     /// How long its server may be silent, if configured for it.
     silence: Option<Duration>,
     /// An alternative location of the API on the same server.
-    other: Option<Arc<AlternativeBase>>,
+    alternative: Option<Arc<AlternativeBase>>,
 }
 
 /// An alternative location on the same server, and which of the two turned out to be the API's.
@@ -213,7 +215,7 @@ impl Endpoint {
                 named,
                 slashes: false,
                 silence: None,
-                other: None,
+                alternative: None,
             });
         };
         Err(EgressError::BaseUrl { reason: wrong })
@@ -232,7 +234,7 @@ impl Endpoint {
     #[must_use]
     pub fn or_at(mut self, other: Option<Url>) -> Self {
         let other = other.filter(|other| other.origin() == self.base_url.origin());
-        self.other = other.map(|base_url| {
+        self.alternative = other.map(|base_url| {
             let is = AtomicU8::new(0);
             Arc::new(AlternativeBase { base_url, is })
         });
@@ -240,16 +242,16 @@ impl Endpoint {
     }
 
     /// The base URL of requests, as far as it is known.
-    fn place(&self) -> &Url {
-        match &self.other {
+    fn current_base(&self) -> &Url {
+        match &self.alternative {
             Some(other) if other.is.load(Ordering::Relaxed) == SECOND => &other.base_url,
             _ => &self.base_url,
         }
     }
 
     /// The alternative location, while it is unknown which of the two is right.
-    fn untried(&self) -> Option<&AlternativeBase> {
-        let other = self.other.as_deref()?;
+    fn untried_alternative(&self) -> Option<&AlternativeBase> {
+        let other = self.alternative.as_deref()?;
         (other.is.load(Ordering::Relaxed) == 0).then_some(other)
     }
 
@@ -271,7 +273,7 @@ impl Endpoint {
 
     /// The base URL.
     pub fn base_url(&self) -> &Url {
-        self.place()
+        self.current_base()
     }
 
     /// How the key is sent.
@@ -344,7 +346,7 @@ impl Egress {
 
     /// Reuses this egress if it fits these endpoints, so that connections survive a change of the
     /// deployment; otherwise creates a new one.
-    pub fn or_new(
+    pub fn reuse_or_new(
         before: Option<&Self>,
         limits: EgressLimits,
         endpoints: &[&Endpoint],
@@ -365,16 +367,16 @@ impl Egress {
         request: &HttpRequest,
         framing: Framing,
     ) -> Result<EgressResponse, EgressError> {
-        let blanker = Redactor::new(key);
+        let redactor = Redactor::new(key);
         let response = self.respond(endpoint, key, request).await;
-        let response = response.map_err(|error| error.blanked(&blanker))?;
+        let response = response.map_err(|error| error.redacted(&redactor))?;
         let limits = endpoint.limits(&self.limits);
         if !response.status().is_success() {
-            let refusal = response::refusal(response, &blanker, &limits).await;
+            let refusal = response::refusal(response, &redactor, &limits).await;
             return Ok(EgressResponse::Refused(refusal));
         }
-        Ok(EgressResponse::Frames(response::frames(
-            response, framing, blanker, &limits,
+        Ok(EgressResponse::Success(response::frames(
+            response, framing, redactor, &limits,
         )))
     }
 
@@ -386,12 +388,12 @@ impl Egress {
         key: Option<&SecretString>,
         request: &HttpRequest,
     ) -> Result<HttpResponse, EgressError> {
-        let blanker = Redactor::new(key);
+        let redactor = Redactor::new(key);
         let exchanged = async {
             let response = self.respond(endpoint, key, request).await?;
-            response::response(response, &blanker, &self.limits).await
+            response::response(response, &redactor, &self.limits).await
         };
-        exchanged.await.map_err(|error| error.blanked(&blanker))
+        exchanged.await.map_err(|error| error.redacted(&redactor))
     }
 
     /// Sends a request and reads only the head of the response. An error may repeat the key.
@@ -404,14 +406,14 @@ impl Egress {
         let at = |base: &Url| request::join(base, &request.path, &request.query, endpoint.slashes);
         let call = CheckedRequest {
             method: request::method(&request.method)?,
-            url: at(endpoint.place())?,
+            url: at(endpoint.current_base())?,
             headers: request::headers(&request.headers, &endpoint.injection.header())?,
             body: Bytes::from(request.body.clone()),
         };
-        let Some(other) = endpoint.untried() else {
-            return self.carry(endpoint, key, call).await;
+        let Some(other) = endpoint.untried_alternative() else {
+            return self.send_checked(endpoint, key, call).await;
         };
-        let first = self.carry(endpoint, key, call.clone()).await?;
+        let first = self.send_checked(endpoint, key, call.clone()).await?;
         if !is_nothing(first.status()) {
             if first.status().is_success() {
                 other.is.store(FIRST, Ordering::Relaxed);
@@ -420,7 +422,7 @@ impl Egress {
         }
         let url = at(&other.base_url)?;
         let second = self
-            .carry(endpoint, key, CheckedRequest { url, ..call })
+            .send_checked(endpoint, key, CheckedRequest { url, ..call })
             .await;
         match second {
             Ok(second) if !is_nothing(second.status()) => {
@@ -433,7 +435,7 @@ impl Egress {
     }
 
     /// Sends a request that was already checked.
-    async fn carry(
+    async fn send_checked(
         &self,
         endpoint: &Endpoint,
         key: Option<&SecretString>,
@@ -468,7 +470,7 @@ impl Egress {
                 status,
                 StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
             );
-            let next = request::follow(&call.url, response.headers().get(LOCATION));
+            let next = request::redirect_target(&call.url, response.headers().get(LOCATION));
             match next {
                 Some(next) if keeps_method && hops < REDIRECTS => call.url = next,
                 _ => {

@@ -16,7 +16,7 @@ use lucid_types::wit::types::Header;
 #[derive(Debug)]
 pub enum RawResponse {
     /// The request was accepted.
-    Taken {
+    Accepted {
         /// The HTTP status.
         status: u16,
         /// The headers, without cookies.
@@ -39,7 +39,7 @@ impl Egress {
         headers: &[Header],
         body: Vec<u8>,
     ) -> Result<RawResponse, EgressError> {
-        let blanker = Redactor::new(key);
+        let redactor = Redactor::new(key);
         let responded = async {
             let call = CheckedRequest {
                 method: request::method(method)?,
@@ -47,17 +47,17 @@ impl Egress {
                 headers: request::headers(headers, &endpoint.injection.header())?,
                 body: Bytes::from(body),
             };
-            self.carry(endpoint, key, call).await
+            self.send_checked(endpoint, key, call).await
         };
-        let response = responded.await.map_err(|error| error.blanked(&blanker))?;
+        let response = responded.await.map_err(|error| error.redacted(&redactor))?;
         if !response.status().is_success() {
-            let refusal = response::refusal(response, &blanker, &self.limits).await;
+            let refusal = response::refusal(response, &redactor, &self.limits).await;
             return Ok(RawResponse::Refused(refusal));
         }
-        Ok(RawResponse::Taken {
+        Ok(RawResponse::Accepted {
             status: response.status().as_u16(),
-            headers: response::headers(&response, &blanker),
-            frames: response::frames(response, Framing::ServerSentEvents, blanker, &self.limits),
+            headers: response::headers(&response, &redactor),
+            frames: response::frames(response, Framing::ServerSentEvents, redactor, &self.limits),
         })
     }
 }

@@ -17,7 +17,7 @@ use url::form_urlencoded::byte_serialize;
 use lucid_types::wit::llm::{Frame, Sse};
 
 /// The replacement for a key.
-pub(super) const BLANK: &str = "[secret]";
+pub(super) const REDACTED: &str = "[secret]";
 /// The shortest key, in bytes, that counts as a secret. A shorter one is a placeholder, such as a
 /// self-hosted server is given (`ollama`): a response may well contain the word. In errors that
 /// people see it is redacted all the same, where it stands as a word of its own.
@@ -51,8 +51,8 @@ impl Redactor {
         }
         let mut plain = vec![Zeroizing::new(key.to_owned())];
         let form: String = byte_serialize(key.as_bytes()).collect();
-        for encoded in [form, strict(key.as_bytes())] {
-            plain.push(Zeroizing::new(lower_escapes(&encoded)));
+        for encoded in [form, percent_encode_all(key.as_bytes())] {
+            plain.push(Zeroizing::new(lowercase_escapes(&encoded)));
             plain.push(Zeroizing::new(encoded));
         }
         for before_each in ["", "%"] {
@@ -80,7 +80,7 @@ impl Redactor {
         for inner in plain {
             let mut layer = vec![inner];
             for _ in 0..3 {
-                let outer = layer.iter().flat_map(|form| in_json(form)).collect();
+                let outer = layer.iter().flat_map(|form| json_escaped(form)).collect();
                 for form in std::mem::replace(&mut layer, outer) {
                     if form.len() >= SHORTEST_FORM && !forms.contains(&form) {
                         forms.push(form);
@@ -102,30 +102,30 @@ impl Redactor {
                 continue;
             }
             if self.is_secret() {
-                text = Cow::Owned(text.replace(form.as_str(), BLANK));
-            } else if let Some(blanked) = without_word(&text, form) {
-                text = Cow::Owned(blanked);
+                text = Cow::Owned(text.replace(form.as_str(), REDACTED));
+            } else if let Some(redacted) = redact_word(&text, form) {
+                text = Cow::Owned(redacted);
             }
         }
         text
     }
 
     /// Redacts the key in a text of a response. A key that is too short to be secret is left.
-    pub fn answer(&self, text: &mut String) {
+    pub fn redact_response(&self, text: &mut String) {
         if self.is_secret()
-            && let Cow::Owned(blanked) = self.text(text)
+            && let Cow::Owned(redacted) = self.text(text)
         {
-            *text = blanked;
+            *text = redacted;
         }
     }
 
     /// Redacts the key in a frame, before any plugin sees it.
-    pub(super) fn frame(&self, frame: Frame) -> Frame {
+    pub(super) fn redact_frame(&self, frame: Frame) -> Frame {
         if !self.is_secret() {
             return frame;
         }
         let own = |mut text: String| {
-            self.answer(&mut text);
+            self.redact_response(&mut text);
             text
         };
         match frame {
@@ -138,18 +138,21 @@ impl Redactor {
             Frame::Body(body) => match self.text(&String::from_utf8_lossy(&body)) {
                 // Lossy or not, nothing was found, so nothing is changed.
                 Cow::Borrowed(_) => Frame::Body(body),
-                Cow::Owned(blanked) => Frame::Body(blanked.into_bytes()),
+                Cow::Owned(redacted) => Frame::Body(redacted.into_bytes()),
             },
         }
     }
 
     /// A body with the key redacted, cut to `most` bytes. `whole` is false if only its beginning
     /// was read. Bytes that are not UTF-8 are replaced.
-    pub(super) fn body(&self, body: &[u8], whole: bool, most: usize) -> Vec<u8> {
+    pub(super) fn redact_body(&self, body: &[u8], whole: bool, most: usize) -> Vec<u8> {
         let text = String::from_utf8_lossy(body);
         let mut text = self.text(&text).into_owned();
         if !whole {
-            let left = self.forms.iter().map(|form| piece_at_end(&text, form));
+            let left = self
+                .forms
+                .iter()
+                .map(|form| partial_form_at_end(&text, form));
             let left = left.max().unwrap_or(0);
             text.truncate(text.len() - left);
         }
@@ -168,7 +171,7 @@ impl Redactor {
     }
 
     /// Whether a form begins with this character.
-    pub(super) fn may_begin(&self, first: char) -> bool {
+    pub(super) fn may_start_with(&self, first: char) -> bool {
         self.forms().any(|form| form.starts_with(first))
     }
 
@@ -178,29 +181,29 @@ impl Redactor {
 }
 
 /// Redacts the key in a text.
-pub fn blank(text: &str, key: Option<&SecretString>) -> String {
+pub fn redact(text: &str, key: Option<&SecretString>) -> String {
     Redactor::new(key).text(text).into_owned()
 }
 
 /// Redacts a word in a text. `None` if it only occurs within other words, as `x` does in `maximum`.
-fn without_word(text: &str, word: &str) -> Option<String> {
+fn redact_word(text: &str, word: &str) -> Option<String> {
     let joins = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-    let mut blanked = String::new();
+    let mut redacted = String::new();
     let mut from = 0;
     for (at, _) in text.match_indices(word) {
         let end = at + word.len();
         if joins(text[..at].chars().next_back()) || joins(text[end..].chars().next()) {
             continue;
         }
-        blanked.push_str(&text[from..at]);
-        blanked.push_str(BLANK);
+        redacted.push_str(&text[from..at]);
+        redacted.push_str(REDACTED);
         from = end;
     }
-    (from > 0).then(|| blanked + &text[from..])
+    (from > 0).then(|| redacted + &text[from..])
 }
 
 /// How many bytes at the text's end are the beginning of a form.
-fn piece_at_end(text: &str, form: &str) -> usize {
+fn partial_form_at_end(text: &str, form: &str) -> usize {
     let ends = form.char_indices().map(|(at, _)| at);
     let ends = ends.filter(|at| *at >= SHORTEST_PIECE).rev();
     let mut found = ends.filter(|end| text.ends_with(&form[..*end]));
@@ -209,7 +212,7 @@ fn piece_at_end(text: &str, form: &str) -> usize {
 
 /// The forms in which encoders write a text into a JSON string: with mandatory escapes only, with
 /// slashes escaped too, and with HTML's special characters escaped.
-fn in_json(text: &str) -> [Zeroizing<String>; 3] {
+fn json_escaped(text: &str) -> [Zeroizing<String>; 3] {
     let quoted = Zeroizing::new(serde_json::to_string(text).unwrap_or_default());
     let inside = quoted
         .get(1..quoted.len().saturating_sub(1))
@@ -222,7 +225,7 @@ fn in_json(text: &str) -> [Zeroizing<String>; 3] {
 }
 
 /// Percent-encodes everything but the unreserved characters, spaces included.
-fn strict(bytes: &[u8]) -> String {
+fn percent_encode_all(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 3);
     for byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
@@ -248,7 +251,7 @@ fn hexadecimal(bytes: &[u8], before_each: &str) -> String {
 }
 
 /// The same with `%2f` in place of `%2F`.
-fn lower_escapes(text: &str) -> String {
+fn lowercase_escapes(text: &str) -> String {
     let mut pieces = text.split('%');
     let mut lower = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
@@ -276,7 +279,7 @@ mod tests {
     #[test]
     fn a_key_is_blanked_as_it_is_and_as_it_looks_in_a_url() {
         let key = SecretString::from("sk-a/b+c");
-        let said = blank(
+        let said = redact(
             "bad key sk-a/b+c (url ?key=sk-a%2Fb%2Bc or sk-a%2fb%2bc)",
             Some(&key),
         );
@@ -289,10 +292,10 @@ mod tests {
             for after in ["", "\n", "\"}", " and more"] {
                 let whole = format!("{before}{KEY}{after}");
                 for encoded in [STANDARD.encode(&whole), URL_SAFE.encode(&whole)] {
-                    let said = blank(&encoded, Some(&key()));
-                    assert!(said.contains(BLANK), "{before:?} {after:?}");
+                    let said = redact(&encoded, Some(&key()));
+                    assert!(said.contains(REDACTED), "{before:?} {after:?}");
                     // The rest is too little to reveal more than a byte at each end.
-                    assert!(said.len() + KEY.len() <= encoded.len() + BLANK.len() + 4);
+                    assert!(said.len() + KEY.len() <= encoded.len() + REDACTED.len() + 4);
                 }
             }
         }
@@ -301,11 +304,11 @@ mod tests {
     #[test]
     fn a_key_is_blanked_in_hexadecimal() {
         let key = SecretString::from("sk-a/b+c");
-        let said = blank(
+        let said = redact(
             "736b2d612f622b63 736B2D612F622B63 %73%6b%2d%61%2f%62%2b%63 %73%6B%2D%61%2F%62%2B%63",
             Some(&key),
         );
-        assert_eq!(said, [BLANK; 4].join(" "));
+        assert_eq!(said, [REDACTED; 4].join(" "));
     }
 
     proptest! {
@@ -319,30 +322,30 @@ mod tests {
             let encoders: [fn(&str) -> String; 9] = [
                 str::to_owned,
                 |text| byte_serialize(text.as_bytes()).collect(),
-                |text| strict(text.as_bytes()),
-                |text| lower_escapes(&strict(text.as_bytes())),
+                |text| percent_encode_all(text.as_bytes()),
+                |text| lowercase_escapes(&percent_encode_all(text.as_bytes())),
                 |text| hexadecimal(text.as_bytes(), ""),
                 |text| hexadecimal(text.as_bytes(), "").to_ascii_uppercase(),
                 |text| hexadecimal(text.as_bytes(), "%"),
                 |text| hexadecimal(text.as_bytes(), "%").to_ascii_uppercase(),
-                |text| in_json(text)[0].to_string(),
+                |text| json_escaped(text)[0].to_string(),
             ];
             let secret = SecretString::from(key.as_str());
             for (number, encode) in encoders.into_iter().enumerate() {
                 let (mut own, mut whole) = (encode(&key), encode(&format!("{before}{key}{after}")));
                 for _ in 0..depth {
-                    (own, whole) = (in_json(&own)[0].to_string(), in_json(&whole)[0].to_string());
+                    (own, whole) = (json_escaped(&own)[0].to_string(), json_escaped(&whole)[0].to_string());
                 }
-                let said = blank(&whole, Some(&secret));
+                let said = redact(&whole, Some(&secret));
                 // A JSON string in a JSON string in another is as deep as it goes.
                 prop_assert!(
-                    !said.contains(&own) && said.contains(BLANK) || (number == 8 && depth == 2 && own != key),
+                    !said.contains(&own) && said.contains(REDACTED) || (number == 8 && depth == 2 && own != key),
                     "{whole} became {said}"
                 );
             }
             for encoded in [STANDARD.encode(format!("{before}{key}{after}")), URL_SAFE.encode(format!("{before}{key}{after}"))] {
-                let said = blank(&encoded, Some(&secret));
-                prop_assert!(said.contains(BLANK), "{encoded} became {said}");
+                let said = redact(&encoded, Some(&secret));
+                prop_assert!(said.contains(REDACTED), "{encoded} became {said}");
             }
         }
     }
@@ -355,20 +358,20 @@ mod tests {
             in_json.replace('/', "\\/"),
             in_json.replace('>', "\\u003e"),
         ] {
-            assert_eq!(blank(&text, Some(&key())), format!("\"{BLANK}\""));
+            assert_eq!(redact(&text, Some(&key())), format!("\"{REDACTED}\""));
             // And such a string inside another one.
-            let nested = blank(&serde_json::to_string(&text).unwrap(), Some(&key()));
-            assert_eq!(nested, format!(r#""\"{BLANK}\"""#));
+            let nested = redact(&serde_json::to_string(&text).unwrap(), Some(&key()));
+            assert_eq!(nested, format!(r#""\"{REDACTED}\"""#));
         }
     }
 
     #[test]
     fn no_part_of_a_key_is_left_wherever_a_body_is_cut() {
-        let blanker = Redactor::new(Some(&SecretString::from("sk-12345678")));
+        let redactor = Redactor::new(Some(&SecretString::from("sk-12345678")));
         let whole = b"sk-12345678 and again sk-12345678, that was it";
         for read in 0..=whole.len() {
             for most in 0..=read {
-                let body = blanker.body(&whole[..read], false, most);
+                let body = redactor.redact_body(&whole[..read], false, most);
                 let text = String::from_utf8(body).unwrap();
                 assert!(!text.contains("sk-1"), "{read} {most}: {text}");
             }
@@ -377,9 +380,9 @@ mod tests {
 
     #[test]
     fn a_whole_body_keeps_an_end_that_looks_like_the_beginning_of_a_key() {
-        let blanker = Redactor::new(Some(&SecretString::from("sk-12345678")));
+        let redactor = Redactor::new(Some(&SecretString::from("sk-12345678")));
         assert_eq!(
-            blanker.body(b"it begins with sk-", true, 100),
+            redactor.redact_body(b"it begins with sk-", true, 100),
             b"it begins with sk-"
         );
     }
@@ -388,7 +391,7 @@ mod tests {
     fn a_placeholder_that_is_no_secret_stays_in_an_answer() {
         let said = |key: &str, text: &str| {
             let mut text = text.to_owned();
-            Redactor::new(Some(&SecretString::from(key))).answer(&mut text);
+            Redactor::new(Some(&SecretString::from(key))).redact_response(&mut text);
             text
         };
         assert_eq!(said("ollama", "ask ollama"), "ask ollama");
@@ -397,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_placeholder_is_taken_out_of_an_error_only_as_a_word_of_its_own() {
-        let said = |key: &str, text: &str| blank(text, Some(&SecretString::from(key)));
+        let said = |key: &str, text: &str| redact(text, Some(&SecretString::from(key)));
         assert_eq!(
             said("x", "maximum context; the key x, \"x\" or x is wrong"),
             "maximum context; the key [secret], \"[secret]\" or [secret] is wrong"
@@ -408,7 +411,7 @@ mod tests {
 
     #[test]
     fn without_a_key_nothing_is_changed() {
-        assert_eq!(blank("text", None), "text");
-        assert_eq!(blank("text", Some(&SecretString::from(""))), "text");
+        assert_eq!(redact("text", None), "text");
+        assert_eq!(redact("text", Some(&SecretString::from(""))), "text");
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use super::redact::{BLANK, Redactor};
+use super::redact::{REDACTED, Redactor};
 use lucid_types::wit::llm::{Delta, ToolCallArguments, ToolCallStart};
 use lucid_types::wit::types::Content;
 
@@ -38,16 +38,16 @@ impl Part {
 /// Redacts the key in the deltas of one response. A retried response needs a new one.
 #[derive(Debug)]
 pub struct StreamRedactor {
-    blanker: Redactor,
+    redactor: Redactor,
     /// Undecided ends of texts; none of them is empty.
     held: BTreeMap<Part, String>,
 }
 
 impl StreamRedactor {
     /// Creates the state for one response.
-    pub fn new(blanker: Redactor) -> Self {
+    pub fn new(redactor: Redactor) -> Self {
         Self {
-            blanker,
+            redactor,
             held: BTreeMap::new(),
         }
     }
@@ -58,12 +58,12 @@ impl StreamRedactor {
             Delta::Text(text) => (Part::Text, text),
             Delta::Thinking(text) => (Part::Thinking, text),
             Delta::ToolCallArguments(ToolCallArguments { mut id, fragment }) => {
-                self.blanker.answer(&mut id);
+                self.redactor.redact_response(&mut id);
                 (Part::Arguments(id), fragment)
             }
             Delta::ToolCallStarted(ToolCallStart { mut id, mut name }) => {
-                self.blanker.answer(&mut id);
-                self.blanker.answer(&mut name);
+                self.redactor.redact_response(&mut id);
+                self.redactor.redact_response(&mut name);
                 return Some(Delta::ToolCallStarted(ToolCallStart { id, name }));
             }
             Delta::Usage(usage) => return Some(Delta::Usage(usage)),
@@ -72,19 +72,19 @@ impl StreamRedactor {
             Some(held) => held + &text,
             None => text,
         };
-        let (shown, held) = self.blanker.decided(&text);
+        let (redacted, held) = self.redactor.split_decided(&text);
         if !held.is_empty() {
             self.held.insert(part.clone(), held.to_owned());
         }
         // An empty delta is passed on as it came; one that is held back whole is not passed on yet.
-        (held.is_empty() || !shown.is_empty()).then(|| part.delta(shown))
+        (held.is_empty() || !redacted.is_empty()).then(|| part.delta(redacted))
     }
 
     /// What is still held back at the end of the response: it turned out to be no key.
-    pub fn rest(&mut self) -> Vec<Delta> {
+    pub fn finish(&mut self) -> Vec<Delta> {
         let held = std::mem::take(&mut self.held).into_iter();
         held.map(|(part, mut text)| {
-            self.blanker.answer(&mut text);
+            self.redactor.redact_response(&mut text);
             part.delta(text)
         })
         .collect()
@@ -94,19 +94,19 @@ impl StreamRedactor {
 impl Redactor {
     /// Splits a text into its beginning, with the key redacted, and the rest, which may still
     /// become a form of the key.
-    fn decided<'a>(&self, text: &'a str) -> (String, &'a str) {
+    fn split_decided<'a>(&self, text: &'a str) -> (String, &'a str) {
         if !self.is_secret() {
             return (text.to_owned(), "");
         }
-        let mut shown = String::with_capacity(text.len());
+        let mut redacted = String::with_capacity(text.len());
         let mut at = 0;
         while let Some(next) = text[at..].chars().next() {
             let rest = &text[at..];
             let mut longest = 0;
-            if self.may_begin(next) {
+            if self.may_start_with(next) {
                 for form in self.forms() {
                     if form.len() > rest.len() && form.starts_with(rest) {
-                        return (shown, rest);
+                        return (redacted, rest);
                     }
                     if form.len() > longest && rest.starts_with(form) {
                         longest = form.len();
@@ -114,47 +114,47 @@ impl Redactor {
                 }
             }
             if longest > 0 {
-                shown.push_str(BLANK);
+                redacted.push_str(REDACTED);
                 at += longest;
             } else {
-                shown.push(next);
+                redacted.push(next);
                 at += next.len_utf8();
             }
         }
-        (shown, "")
+        (redacted, "")
     }
 
     /// Redacts the key in one piece of a complete response. Only there is a key whole that was
     /// streamed in many pieces.
     pub fn content(&self, content: &mut Content) {
         match content {
-            Content::Text(text) => self.answer(text),
+            Content::Text(text) => self.redact_response(text),
             Content::Thinking(thinking) => {
-                self.answer(&mut thinking.text);
+                self.redact_response(&mut thinking.text);
                 if let Some(signature) = &mut thinking.signature {
-                    self.answer(signature);
+                    self.redact_response(signature);
                 }
             }
             Content::ToolCall(call) => {
-                self.answer(&mut call.id);
-                self.answer(&mut call.name);
-                self.answer(&mut call.arguments);
+                self.redact_response(&mut call.id);
+                self.redact_response(&mut call.name);
+                self.redact_response(&mut call.arguments);
             }
             Content::ToolResult(result) => {
-                self.answer(&mut result.call_id);
-                self.answer(&mut result.text);
+                self.redact_response(&mut result.call_id);
+                self.redact_response(&mut result.text);
                 for blob in &mut result.blobs {
-                    self.answer(&mut blob.digest);
-                    self.answer(&mut blob.media_type);
+                    self.redact_response(&mut blob.digest);
+                    self.redact_response(&mut blob.media_type);
                 }
             }
             Content::Image(blob) => {
-                self.answer(&mut blob.digest);
-                self.answer(&mut blob.media_type);
+                self.redact_response(&mut blob.digest);
+                self.redact_response(&mut blob.media_type);
             }
             Content::Other(custom) => {
-                self.answer(&mut custom.kind);
-                self.answer(&mut custom.body);
+                self.redact_response(&mut custom.kind);
+                self.redact_response(&mut custom.body);
             }
         }
     }
@@ -193,7 +193,7 @@ mod tests {
             .into_iter()
             .filter_map(|piece| showing.next(Delta::Text(piece)))
             .collect();
-        deltas.extend(showing.rest());
+        deltas.extend(showing.finish());
         text_of(&deltas)
     }
 
@@ -248,7 +248,7 @@ mod tests {
             let text = format!("{before} {written} {between} {written}{after}");
             let seen = shown(&mut StreamRedactor::new(blanker(&key)), cut(&text, &places));
             prop_assert!(!seen.contains(never), "{text:?} was shown as {seen:?}");
-            prop_assert!(seen.contains(BLANK), "{text:?} was shown as {seen:?}");
+            prop_assert!(seen.contains(REDACTED), "{text:?} was shown as {seen:?}");
         }
 
         #[test]
@@ -277,7 +277,7 @@ mod tests {
                     "{held:?} was held back for nothing"
                 );
             }
-            seen.push_str(&text_of(&showing.rest()));
+            seen.push_str(&text_of(&showing.finish()));
             prop_assert_eq!(seen, text);
         }
 
@@ -288,7 +288,7 @@ mod tests {
         ) {
             let mut whole = words.concat();
             let seen = shown(&mut StreamRedactor::new(blanker(KEY)), cut(&whole, &places));
-            blanker(KEY).answer(&mut whole);
+            blanker(KEY).redact_response(&mut whole);
             prop_assert_eq!(seen, whole);
         }
     }
@@ -318,16 +318,16 @@ mod tests {
             assert_eq!(showing.next(held.clone()), None, "{held:?}");
         }
         assert_eq!(showing.next(usage.clone()), Some(usage));
-        let blank = || BLANK.to_owned();
-        for (delta, shown) in [
-            (arguments("b", second), arguments("b", BLANK)),
+        let blank = || REDACTED.to_owned();
+        for (delta, redacted) in [
+            (arguments("b", second), arguments("b", REDACTED)),
             (Delta::Thinking(second.to_owned()), Delta::Thinking(blank())),
             (Delta::Text(second.to_owned()), Delta::Text(blank())),
         ] {
-            assert_eq!(showing.next(delta), Some(shown));
+            assert_eq!(showing.next(delta), Some(redacted));
         }
-        assert_eq!(showing.rest(), [arguments("a", first)]);
-        assert_eq!(showing.rest(), []);
+        assert_eq!(showing.finish(), [arguments("a", first)]);
+        assert_eq!(showing.finish(), []);
     }
 
     #[test]
@@ -337,20 +337,20 @@ mod tests {
             id: format!("call-{KEY}"),
             name: KEY.to_owned(),
         });
-        let shown = Delta::ToolCallStarted(ToolCallStart {
-            id: format!("call-{BLANK}"),
-            name: BLANK.to_owned(),
+        let redacted = Delta::ToolCallStarted(ToolCallStart {
+            id: format!("call-{REDACTED}"),
+            name: REDACTED.to_owned(),
         });
-        assert_eq!(showing.next(started), Some(shown));
+        assert_eq!(showing.next(started), Some(redacted));
         let grown = Delta::ToolCallArguments(ToolCallArguments {
             id: format!("call-{KEY}"),
             fragment: "{}".to_owned(),
         });
-        let shown = Delta::ToolCallArguments(ToolCallArguments {
-            id: format!("call-{BLANK}"),
+        let redacted = Delta::ToolCallArguments(ToolCallArguments {
+            id: format!("call-{REDACTED}"),
             fragment: "{}".to_owned(),
         });
-        assert_eq!(showing.next(grown), Some(shown));
+        assert_eq!(showing.next(grown), Some(redacted));
     }
 
     #[test]
@@ -396,7 +396,7 @@ mod tests {
             blanker(KEY).content(&mut content);
             let text = format!("{content:?}");
             assert!(!text.contains("0123456789"), "{text}");
-            assert!(text.contains(BLANK), "{text}");
+            assert!(text.contains(REDACTED), "{text}");
         }
     }
 }

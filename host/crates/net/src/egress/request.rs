@@ -15,7 +15,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use super::EgressError;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::types::Header;
 
 const LONGEST_PATH: usize = 2_048;
@@ -72,7 +72,7 @@ pub(super) fn join(
     slashes: bool,
 ) -> Result<Url, EgressError> {
     let refuse = |reason| EgressError::Path {
-        path: clean(path, 200),
+        path: sanitize(path, 200),
         reason,
     };
     check_path(path, slashes).map_err(refuse)?;
@@ -156,7 +156,7 @@ pub(super) fn method(method: &str) -> Result<Method, EgressError> {
         "PATCH" => Ok(Method::PATCH),
         "DELETE" => Ok(Method::DELETE),
         other => Err(EgressError::Method {
-            method: clean(other, 20),
+            method: sanitize(other, 20),
         }),
     }
 }
@@ -166,7 +166,7 @@ pub(super) fn headers(headers: &[Header], key: &HeaderName) -> Result<HeaderMap,
     let mut map = HeaderMap::with_capacity(headers.len() + 1);
     for header in headers {
         let refuse = |reason| EgressError::Header {
-            name: clean(&header.name, 100),
+            name: sanitize(&header.name, 100),
             reason,
         };
         let name = HeaderName::from_bytes(header.name.as_bytes())
@@ -197,12 +197,12 @@ pub(super) fn key_header(name: &str) -> Result<HeaderName, EgressError> {
     parsed
         .filter(|name| !CARRYING.contains(&name.as_str()))
         .ok_or_else(|| EgressError::KeyHeader {
-            name: clean(name, 100),
+            name: sanitize(name, 100),
         })
 }
 
 /// The target of a redirect, if it is on the same server.
-pub(super) fn follow(url: &Url, location: Option<&HeaderValue>) -> Option<Url> {
+pub(super) fn redirect_target(url: &Url, location: Option<&HeaderValue>) -> Option<Url> {
     let next = url.join(location?.to_str().ok()?).ok()?;
     let same = next.scheme() == url.scheme()
         && next.host() == url.host()
@@ -243,7 +243,7 @@ mod tests {
         let url = Url::parse("https://api.example/v1/chat").unwrap();
         let to = |text: &str| {
             let location = HeaderValue::from_str(text).unwrap();
-            follow(&url, Some(&location)).map(String::from)
+            redirect_target(&url, Some(&location)).map(String::from)
         };
         assert_eq!(
             to("/v2/chat").as_deref(),
@@ -264,7 +264,7 @@ mod tests {
         ] {
             assert_eq!(to(elsewhere), None, "{elsewhere}");
         }
-        assert_eq!(follow(&url, None), None);
+        assert_eq!(redirect_target(&url, None), None);
     }
 
     fn joined(base: &str, path: &str) -> Result<String, EgressError> {

@@ -19,10 +19,10 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use sse_stream::SseStream;
 
 use super::redact::Redactor;
-use super::stream_start::by_its_beginning;
+use super::stream_start::detect_framing;
 use super::{EgressError, EgressLimits};
 use crate::client::error_message;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 use lucid_types::wit::llm::{Frame, Framing, Sse};
 use lucid_types::wit::types::{Header, HttpResponse};
 
@@ -36,7 +36,7 @@ const COMPRESSIONS: [&[u8]; 6] = [b"gzip", b"x-gzip", b"deflate", b"br", b"zstd"
 #[derive(Debug)]
 pub enum EgressResponse {
     /// Yes, and here it is.
-    Frames(ResponseFrames),
+    Success(ResponseFrames),
     /// No.
     Refused(ErrorResponse),
 }
@@ -73,18 +73,18 @@ impl Stream for ResponseFrames {
 /// Reads as much of a refusal as is of use.
 pub(super) async fn refusal(
     mut response: Response,
-    blanker: &Redactor,
+    redactor: &Redactor,
     limits: &EgressLimits,
 ) -> ErrorResponse {
     let nothing = Redactor::default();
-    let blanker = if blanker.is_secret() {
-        blanker
+    let redactor = if redactor.is_secret() {
+        redactor
     } else {
         &nothing
     };
-    let headers = headers(&response, blanker);
+    let headers = headers(&response, redactor);
     let status = response.status().as_u16();
-    let enough = limits.refusal + blanker.margin();
+    let enough = limits.refusal + redactor.margin();
     let mut body = Vec::new();
     // A refusal that breaks off is one all the same.
     let mut whole = false;
@@ -96,13 +96,13 @@ pub(super) async fn refusal(
         };
     }
     let silence = limits.idle.min(REFUSAL_SILENCE);
-    while let Ok(Ok(piece)) = tokio::time::timeout(silence, response.chunk()).await {
-        let Some(piece) = piece else {
+    while let Ok(Ok(chunk)) = tokio::time::timeout(silence, response.chunk()).await {
+        let Some(chunk) = chunk else {
             whole = true;
             break;
         };
         let room = enough - body.len();
-        body.extend_from_slice(&piece[..piece.len().min(room)]);
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if body.len() == enough {
             break;
         }
@@ -110,27 +110,27 @@ pub(super) async fn refusal(
     ErrorResponse {
         status,
         headers,
-        body: blanker.body(&body, whole, limits.refusal),
+        body: redactor.redact_body(&body, whole, limits.refusal),
     }
 }
 
 /// All of an answer, whatever its status. A key of any length is taken out of it.
 pub(super) async fn response(
     response: Response,
-    blanker: &Redactor,
+    redactor: &Redactor,
     limits: &EgressLimits,
 ) -> Result<HttpResponse, EgressError> {
     let status = response.status().as_u16();
-    let headers = headers(&response, blanker);
+    let headers = headers(&response, redactor);
     let mut body = Vec::new();
-    let mut pieces = pieces(response, limits);
-    while let Some(piece) = pieces.next().await {
-        body.extend_from_slice(&piece?);
+    let mut chunks = body_chunks(response, limits);
+    while let Some(chunk) = chunks.next().await {
+        body.extend_from_slice(&chunk?);
     }
-    let body = match blanker.text(&String::from_utf8_lossy(&body)) {
+    let body = match redactor.text(&String::from_utf8_lossy(&body)) {
         // Lossy or not: nothing was found, so nothing is changed.
         Cow::Borrowed(_) => None,
-        Cow::Owned(blanked) => Some(blanked.into_bytes()),
+        Cow::Owned(redacted) => Some(redacted.into_bytes()),
     }
     .unwrap_or(body);
     Ok(HttpResponse {
@@ -141,12 +141,12 @@ pub(super) async fn response(
 }
 
 /// An answer's headers without cookies, and without the key.
-pub(super) fn headers(response: &Response, blanker: &Redactor) -> Vec<Header> {
+pub(super) fn headers(response: &Response, redactor: &Redactor) -> Vec<Header> {
     let headers = response.headers().iter();
     let own = headers.filter(|(name, _)| !matches!(name.as_str(), "set-cookie" | "set-cookie2"));
     own.map(|(name, value)| Header {
         name: name.as_str().to_owned(),
-        value: blanker
+        value: redactor
             .text(&String::from_utf8_lossy(value.as_bytes()))
             .into_owned(),
     })
@@ -168,7 +168,7 @@ fn is_encoded(response: &Response) -> bool {
 pub(super) fn frames(
     response: Response,
     framing: Framing,
-    blanker: Redactor,
+    redactor: Redactor,
     limits: &EgressLimits,
 ) -> ResponseFrames {
     let kind = response.headers().get(CONTENT_TYPE);
@@ -180,20 +180,20 @@ pub(super) fn frames(
         let error = unreadable("it is compressed, which it was not asked to be");
         return ResponseFrames(stream::once(futures::future::ready(Err(error))).boxed());
     }
-    let pieces = pieces(response, limits);
+    let chunks = body_chunks(response, limits);
     let frames = match framing {
         // A provider that was asked for events may answer with one JSON value, an error for example.
-        Framing::ServerSentEvents if json => whole(pieces),
-        Framing::ServerSentEvents => by_its_beginning(pieces),
-        Framing::JsonLines => lines(pieces),
-        Framing::WholeBody => whole(pieces),
+        Framing::ServerSentEvents if json => single_frame(chunks),
+        Framing::ServerSentEvents => detect_framing(chunks),
+        Framing::JsonLines => lines(chunks),
+        Framing::WholeBody => single_frame(chunks),
     };
-    let blanked = frames.map(move |frame| match frame {
-        Ok(frame) => Ok(blanker.frame(frame)),
-        Err(error) => Err(error.blanked(&blanker)),
+    let redacted = frames.map(move |frame| match frame {
+        Ok(frame) => Ok(redactor.redact_frame(frame)),
+        Err(error) => Err(error.redacted(&redactor)),
     });
     // Nothing comes after an error.
-    let ended = blanked.scan(false, |ended, frame| {
+    let ended = redacted.scan(false, |ended, frame| {
         let next = (!*ended).then_some(frame);
         *ended |= matches!(next, Some(Err(_)));
         futures::future::ready(next)
@@ -205,33 +205,33 @@ pub(super) type BodyChunks = BoxStream<'static, Result<Bytes, EgressError>>;
 pub(super) type FrameStream = BoxStream<'static, Result<Frame, EgressError>>;
 
 /// The body as it comes, with its limits.
-fn pieces(response: Response, limits: &EgressLimits) -> BodyChunks {
+fn body_chunks(response: Response, limits: &EgressLimits) -> BodyChunks {
     let (idle, most) = (limits.idle, limits.response);
     stream::try_unfold(
         (response, 0_u64),
         move |(mut response, before)| async move {
-            let piece = tokio::time::timeout(idle, response.chunk())
+            let chunk = tokio::time::timeout(idle, response.chunk())
                 .await
                 .map_err(|_| EgressError::Idle { limit: idle })?
                 .map_err(|cause| EgressError::Broken {
                     detail: error_message(cause),
                 })?;
-            let Some(piece) = piece else {
+            let Some(chunk) = chunk else {
                 return Ok(None);
             };
-            let so_far = before + piece.len() as u64;
+            let so_far = before + chunk.len() as u64;
             if so_far > most {
                 return Err(EgressError::TooLarge { limit: most });
             }
-            Ok(Some((piece, (response, so_far))))
+            Ok(Some((chunk, (response, so_far))))
         },
     )
     .boxed()
 }
 
 /// An event without data is none, as the standard says.
-pub(super) fn events(pieces: BodyChunks) -> FrameStream {
-    SseStream::from_bytes_stream(pieces)
+pub(super) fn events(chunks: BodyChunks) -> FrameStream {
+    SseStream::from_bytes_stream(chunks)
         .map_err(|error| match error {
             sse_stream::Error::Body(cause) => match cause.downcast::<EgressError>() {
                 Ok(error) => *error,
@@ -253,20 +253,20 @@ pub(super) fn events(pieces: BodyChunks) -> FrameStream {
 }
 
 /// Lines that are not blank. The last one needs no line break.
-pub(super) fn lines(pieces: BodyChunks) -> FrameStream {
+pub(super) fn lines(chunks: BodyChunks) -> FrameStream {
     let line = |line: Vec<u8>| match String::from_utf8(line) {
         Ok(line) => Ok(Frame::Line(line.trim().to_owned())),
         Err(_) => Err(unreadable("a line is not UTF-8")),
     };
-    let ends = pieces
+    let ends = chunks
         .map_ok(Some)
         .chain(stream::once(futures::future::ready(Ok(None))));
-    ends.scan(Vec::new(), move |rest: &mut Vec<u8>, piece| {
-        let cut = match piece {
+    ends.scan(Vec::new(), move |rest: &mut Vec<u8>, chunk| {
+        let cut = match chunk {
             Err(error) => vec![Err(error)],
-            Ok(Some(piece)) => {
+            Ok(Some(chunk)) => {
                 let mut cut = Vec::new();
-                let mut parts = piece.split(|byte| *byte == b'\n').peekable();
+                let mut parts = chunk.split(|byte| *byte == b'\n').peekable();
                 while let Some(part) = parts.next() {
                     rest.extend_from_slice(part);
                     if parts.peek().is_some() {
@@ -287,9 +287,9 @@ pub(super) fn lines(pieces: BodyChunks) -> FrameStream {
     .boxed()
 }
 
-pub(super) fn whole(pieces: BodyChunks) -> FrameStream {
-    let body = pieces.try_fold(Vec::new(), |mut body, piece| async move {
-        body.extend_from_slice(&piece);
+pub(super) fn single_frame(chunks: BodyChunks) -> FrameStream {
+    let body = chunks.try_fold(Vec::new(), |mut body, chunk| async move {
+        body.extend_from_slice(&chunk);
         Ok(body)
     });
     stream::once(body).map_ok(Frame::Body).boxed()
@@ -297,6 +297,6 @@ pub(super) fn whole(pieces: BodyChunks) -> FrameStream {
 
 fn unreadable(detail: &str) -> EgressError {
     EgressError::Unreadable {
-        detail: clean(detail, 300),
+        detail: sanitize(detail, 300),
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use super::EgressError;
-use super::response::{BodyChunks, FrameStream, events, whole};
+use super::response::{BodyChunks, FrameStream, events, single_frame};
 
 /// The names that lines of a stream of events have; a comment has none. Some servers write an error as one.
 const FIELDS: [&[u8]; 6] = [b"", b"data", b"event", b"id", b"retry", b"error"];
@@ -21,25 +21,25 @@ const LONGEST_FIELD: usize = 5;
 const MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
 /// Cuts an answer into events, or takes it as one value where it begins like one.
-pub(super) fn by_its_beginning(pieces: BodyChunks) -> FrameStream {
+pub(super) fn detect_framing(chunks: BodyChunks) -> FrameStream {
     let cut = async move {
-        let mut pieces = pieces;
+        let mut chunks = chunks;
         let (mut read, mut blank, mut is_events) = (Vec::new(), 0, None);
         while is_events.is_none() {
-            let Some(piece) = pieces.next().await else {
+            let Some(chunk) = chunks.next().await else {
                 break;
             };
-            read.extend_from_slice(&piece?);
+            read.extend_from_slice(&chunk?);
             // A provider may send nothing but blanks for a while: each is looked at once.
             let more = read[blank..].iter().position(|byte| !is_blank(*byte));
             blank = more.map_or(read.len(), |more| blank + more);
             is_events = begins_events(&read[blank..]);
         }
         let read = stream::iter([Ok(Bytes::from(read))]);
-        let all = read.chain(pieces).boxed();
+        let all = read.chain(chunks).boxed();
         Ok(match is_events {
-            Some(true) => events(mended(all).boxed()),
-            _ => whole(all),
+            Some(true) => events(normalize_event_stream(all).boxed()),
+            _ => single_frame(all),
         })
     };
     stream::once(cut).try_flatten().boxed()
@@ -61,19 +61,21 @@ fn begins_events(text: &[u8]) -> Option<bool> {
 }
 
 /// The same stream without what a reader of events stumbles over.
-fn mended(pieces: BodyChunks) -> impl Stream<Item = Result<Bytes, EgressError>> + Send {
-    let ends = pieces
+fn normalize_event_stream(
+    chunks: BodyChunks,
+) -> impl Stream<Item = Result<Bytes, EgressError>> + Send {
+    let ends = chunks
         .map_ok(Some)
         .chain(stream::once(futures::future::ready(Ok(None))));
-    let lines = ends.scan(Lines::default(), |lines, piece| {
-        let mended = match piece {
+    let lines = ends.scan(Lines::default(), |lines, chunk| {
+        let mended = match chunk {
             Err(error) => Err(error),
-            Ok(Some(piece)) => Ok(lines.take(&piece)),
+            Ok(Some(chunk)) => Ok(lines.take(&chunk)),
             Ok(None) => Ok(lines.end()),
         };
         futures::future::ready(Some(mended))
     });
-    lines.try_filter(|piece| futures::future::ready(!piece.is_empty()))
+    lines.try_filter(|chunk| futures::future::ready(!chunk.is_empty()))
 }
 
 #[derive(Default)]
@@ -83,16 +85,16 @@ struct Lines {
 }
 
 impl Lines {
-    fn take(&mut self, piece: &[u8]) -> Bytes {
-        let Some(end) = piece.iter().rposition(|byte| *byte == b'\n') else {
-            self.rest.extend_from_slice(piece);
+    fn take(&mut self, chunk: &[u8]) -> Bytes {
+        let Some(end) = chunk.iter().rposition(|byte| *byte == b'\n') else {
+            self.rest.extend_from_slice(chunk);
             return Bytes::new();
         };
-        let mut whole = std::mem::replace(&mut self.rest, piece[end + 1..].to_vec());
-        whole.extend_from_slice(&piece[..=end]);
+        let mut whole = std::mem::replace(&mut self.rest, chunk[end + 1..].to_vec());
+        whole.extend_from_slice(&chunk[..=end]);
         let mut out = Vec::with_capacity(whole.len());
         for line in whole.split_inclusive(|byte| *byte == b'\n') {
-            put(line, &mut out);
+            push_line(line, &mut out);
         }
         out.into()
     }
@@ -104,7 +106,7 @@ impl Lines {
         let is_whole = data.is_some_and(|data| data == b"[DONE]" || is_json(data));
         let mut out = Vec::new();
         if is_whole || is_bare_json(&rest) {
-            put(&rest, &mut out);
+            push_line(&rest, &mut out);
             out.push(b'\n');
         }
         if rest.is_empty() || is_whole {
@@ -114,7 +116,7 @@ impl Lines {
     }
 }
 
-fn put(line: &[u8], out: &mut Vec<u8>) {
+fn push_line(line: &[u8], out: &mut Vec<u8>) {
     // Some servers write an error as a field of its own.
     let error = line
         .strip_prefix(b"error:")
@@ -159,8 +161,8 @@ mod tests {
 
     fn read(body: &[u8], at: usize) -> Vec<Frame> {
         let (head, tail) = body.split_at(at);
-        let pieces = [head, tail].map(|piece| Ok(Bytes::copy_from_slice(piece)));
-        let cut = by_its_beginning(stream::iter(pieces).boxed());
+        let chunks = [head, tail].map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
+        let cut = detect_framing(stream::iter(chunks).boxed());
         block_on(cut.try_collect::<Vec<_>>()).unwrap()
     }
 
@@ -214,8 +216,8 @@ mod tests {
             ("{}", Frame::Body(format!("{blanks}{{}}").into_bytes())),
         ] {
             let body = Bytes::from(format!("{blanks}{end}"));
-            let pieces = (0..body.len()).map(|at| Ok(body.slice(at..=at)));
-            let cut = by_its_beginning(stream::iter(pieces.collect::<Vec<_>>()).boxed());
+            let chunks = (0..body.len()).map(|at| Ok(body.slice(at..=at)));
+            let cut = detect_framing(stream::iter(chunks.collect::<Vec<_>>()).boxed());
             assert_eq!(block_on(cut.try_collect::<Vec<_>>()).unwrap(), [expected]);
         }
         let took = began.elapsed();

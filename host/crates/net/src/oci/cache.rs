@@ -23,7 +23,7 @@ use super::reference::Reference;
 use lucid_types::digest::sha256_hex;
 
 /// Prefix of the names of unfinished files.
-const DRAFT: &str = ".draft-";
+const TEMPORARY_PREFIX: &str = ".draft-";
 /// The age at which a draft's writer counts as dead.
 const ABANDONED: Duration = Duration::from_secs(60 * 60);
 /// Maximum size in bytes of any file other than a component.
@@ -40,7 +40,7 @@ pub(super) struct CacheLimits {
 #[derive(Debug, Clone)]
 pub(super) struct ComponentCache {
     path: PathBuf,
-    pub(super) bounds: CacheLimits,
+    pub(super) limits: CacheLimits,
 }
 
 /// The last known target of a tag.
@@ -55,7 +55,7 @@ impl ComponentCache {
     pub(super) fn new(path: PathBuf) -> Self {
         Self {
             path,
-            bounds: CacheLimits {
+            limits: CacheLimits {
                 components: 64,
                 bytes: 2 << 30,
             },
@@ -97,43 +97,43 @@ impl ComponentCache {
     }
 
     /// Starts writing a file.
-    pub(super) fn draft(&self) -> io::Result<NamedTempFile> {
+    pub(super) fn temporary_file(&self) -> io::Result<NamedTempFile> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&self.path)?;
         // It has mode 0600, and is removed if it is never persisted.
         tempfile::Builder::new()
-            .prefix(DRAFT)
+            .prefix(TEMPORARY_PREFIX)
             .tempfile_in(&self.path)
     }
 
     /// Stores a component that was written completely and has this digest.
-    pub(super) fn keep_component(&self, draft: NamedTempFile, digest: &str) -> io::Result<()> {
+    pub(super) fn store_component(&self, draft: NamedTempFile, digest: &str) -> io::Result<()> {
         persist(draft, &self.component_file(digest))
     }
 
     /// Stores a manifest.
-    pub(super) fn keep_manifest(&self, text: &[u8], digest: &str) -> io::Result<()> {
-        self.put(&self.manifest_file(digest), text)
+    pub(super) fn store_manifest(&self, text: &[u8], digest: &str) -> io::Result<()> {
+        self.write_file(&self.manifest_file(digest), text)
     }
 
     /// Stores what a tag resolves to.
-    pub(super) fn keep_tag(&self, reference: &Reference, manifest: &str) -> io::Result<()> {
+    pub(super) fn store_tag(&self, reference: &Reference, manifest: &str) -> io::Result<()> {
         let tag = Tag {
             reference: reference.to_string(),
             manifest: manifest.to_owned(),
         };
-        self.put(&self.tag_file(reference), &serde_json::to_vec(&tag)?)
+        self.write_file(&self.tag_file(reference), &serde_json::to_vec(&tag)?)
     }
 
-    fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut draft = self.draft()?;
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut draft = self.temporary_file()?;
         draft.write_all(bytes)?;
         persist(draft, path)
     }
 
     /// Evicts what exceeds the bounds, oldest first, and nothing whose name is `needed`. What
     /// cannot be removed now is retried with the next component.
-    pub(super) fn tidy(&self, needed: &BTreeSet<String>) {
+    pub(super) fn evict(&self, needed: &BTreeSet<String>) {
         let entries = std::fs::read_dir(&self.path).into_iter().flatten();
         let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
         let (mut components, mut bytes) = (0, 0);
@@ -142,7 +142,7 @@ impl ComponentCache {
                 continue;
             };
             let written = data.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            if name.starts_with(DRAFT) {
+            if name.starts_with(TEMPORARY_PREFIX) {
                 let age = SystemTime::now()
                     .duration_since(written)
                     .unwrap_or_default();
@@ -160,7 +160,7 @@ impl ComponentCache {
         }
         files.sort();
         for (_, path, size) in files {
-            if components <= self.bounds.components && bytes <= self.bounds.bytes {
+            if components <= self.limits.components && bytes <= self.limits.bytes {
                 return;
             }
             if std::fs::remove_file(&path).is_ok() {

@@ -180,21 +180,23 @@ impl Pull<'_> {
         let path = format!(
             "{}/manifests/{}",
             self.reference.repository(),
-            self.reference.wanted()
+            self.reference.tag_or_digest()
         );
         let limit = self.client.limits.answer;
-        let slow = self.slow(limit);
+        let slow = self.timeout_error(limit);
         let asked = async {
             let answer = self.get(&path, manifest::ACCEPT).await?;
-            let said = answer.headers().get("docker-content-digest").cloned();
+            let stated_digest = answer.headers().get("docker-content-digest").cloned();
             let bytes = self.document(answer).await?;
-            Ok((bytes, said))
+            Ok((bytes, stated_digest))
         };
-        let (bytes, said) = timeout(limit, asked).await.unwrap_or(Err(slow))?;
+        let (bytes, stated_digest) = timeout(limit, asked).await.unwrap_or(Err(slow))?;
         let found = sha256_hex(&bytes);
-        let said = said.as_ref().and_then(|said| said.to_str().ok());
-        let said = said.and_then(super::reference::digest);
-        let meant = self.reference.digest().map(str::to_owned).or(said);
+        let stated_digest = stated_digest
+            .as_ref()
+            .and_then(|stated_digest| stated_digest.to_str().ok());
+        let stated_digest = stated_digest.and_then(super::reference::digest);
+        let meant = self.reference.digest().map(str::to_owned).or(stated_digest);
         match meant {
             Some(meant) if meant != found => Err(OciError::Wrong(format!(
                 "{} gave another manifest than it must be: sha256:{found} in place of sha256:{meant}",
@@ -211,25 +213,25 @@ impl Pull<'_> {
         file: std::fs::File,
     ) -> Result<(), OciError> {
         let limit = self.client.limits.component;
-        let slow = self.slow(limit);
-        let bring = self.bring(layer, tokio::fs::File::from_std(file));
+        let slow = self.timeout_error(limit);
+        let bring = self.download(layer, tokio::fs::File::from_std(file));
         timeout(limit, bring).await.unwrap_or(Err(slow))
     }
 
-    async fn bring(&mut self, layer: &Layer, mut file: tokio::fs::File) -> Result<(), OciError> {
+    async fn download(&mut self, layer: &Layer, mut file: tokio::fs::File) -> Result<(), OciError> {
         let path = format!(
             "{}/blobs/sha256:{}",
             self.reference.repository(),
             layer.digest
         );
         let limit = self.client.limits.answer;
-        let slow = self.slow(limit);
+        let slow = self.timeout_error(limit);
         let answer = timeout(limit, self.get(&path, "*/*"));
         let answer = answer.await.unwrap_or(Err(slow))?;
         let mut pieces = answer.bytes_stream();
         let (mut size, mut digest) = (0_u64, Sha256::new());
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|cause| self.broken(cause))?;
+            let piece = piece.map_err(|cause| self.transport_error(cause))?;
             size += piece.len() as u64;
             if size > layer.size {
                 return Err(OciError::Wrong(format!(
@@ -295,7 +297,7 @@ impl Pull<'_> {
             if let (true, Some(value)) = (own, &self.authorization) {
                 request = request.header(AUTHORIZATION, value.clone());
             }
-            let answer = self.sent(&url, request).await?;
+            let answer = self.send(&url, request).await?;
             if !answer.status().is_redirection() {
                 return Ok((answer, own));
             }
@@ -320,7 +322,7 @@ impl Pull<'_> {
         })
     }
 
-    async fn sent(
+    async fn send(
         &self,
         url: &Url,
         request: reqwest::RequestBuilder,
@@ -382,7 +384,7 @@ impl Pull<'_> {
         if let Some(login) = self.login {
             request = request.header(AUTHORIZATION, self.basic(login)?);
         }
-        let answer = self.sent(&url, request).await?;
+        let answer = self.send(&url, request).await?;
         let status = answer.status();
         match status {
             StatusCode::OK => {}
@@ -409,7 +411,11 @@ impl Pull<'_> {
     async fn document(&self, mut answer: Response) -> Result<Vec<u8>, OciError> {
         let limit = self.client.limits.document;
         let mut bytes = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(|cause| self.broken(cause))? {
+        while let Some(piece) = answer
+            .chunk()
+            .await
+            .map_err(|cause| self.transport_error(cause))?
+        {
             if bytes.len() + piece.len() > limit {
                 return Err(OciError::Wrong(format!(
                     "{} answered with more than the {limit} bytes that are read of a manifest",
@@ -429,14 +435,14 @@ impl Pull<'_> {
         }
     }
 
-    fn broken(&self, cause: reqwest::Error) -> OciError {
+    fn transport_error(&self, cause: reqwest::Error) -> OciError {
         OciError::Broken {
             host: self.host.clone(),
             detail: error_message(cause),
         }
     }
 
-    fn slow(&self, limit: Duration) -> OciError {
+    fn timeout_error(&self, limit: Duration) -> OciError {
         OciError::Slow {
             host: self.host.clone(),
             limit,

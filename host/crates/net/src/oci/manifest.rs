@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::error::OciError;
 use super::reference::digest;
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 /// The media type that a registry is asked for.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -75,7 +75,7 @@ pub(super) fn layer(text: &[u8], largest: u64) -> Result<Layer, OciError> {
             .layers
             .iter()
             .take(5)
-            .map(|layer| clean(&layer.media_type, 80))
+            .map(|layer| sanitize(&layer.media_type, 80))
             .collect();
         return Err(wrong(format!(
             "it holds no WebAssembly component: a layer of the type {} is looked for, and there are: {}",

@@ -51,7 +51,7 @@ pub struct ComponentStore {
     largest: u64,
     /// References that need not be resolved again while this process runs, each with any warning
     /// from when it was.
-    asked: Arc<Mutex<HashMap<Reference, ResolvedComponent>>>,
+    resolved: Arc<Mutex<HashMap<Reference, ResolvedComponent>>>,
 }
 
 /// A component that is wanted.
@@ -102,9 +102,9 @@ impl PartialEq for FetchResults {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TagResolution {
     /// Use what this process last resolved, and resolve only what it never did.
-    AsKnown,
+    Cached,
     /// Resolve all tags again.
-    Anew,
+    Refresh,
 }
 
 impl ComponentStore {
@@ -114,21 +114,21 @@ impl ComponentStore {
             folder: ComponentCache::new(folder),
             limits: RegistryLimits::default(),
             largest,
-            asked: Arc::default(),
+            resolved: Arc::default(),
         }
     }
 
     /// Fetches everything that is wanted. `registries` configures access to some registries; the
     /// others are accessed anonymously.
-    pub async fn bring(
+    pub async fn fetch_all(
         &self,
         wanted: &[ComponentRequest],
         mut registries: BTreeMap<RegistryHost, RegistryAccess>,
         tags: TagResolution,
     ) -> FetchResults {
-        let mut brought = FetchResults::default();
+        let mut results = FetchResults::default();
         if wanted.is_empty() {
-            return brought;
+            return results;
         }
         for one in wanted {
             let registry = one.reference.registry().clone();
@@ -140,11 +140,11 @@ impl ComponentStore {
         let each: BTreeMap<&Reference, &ComponentRequest> =
             wanted.iter().map(|one| (&one.reference, one)).collect();
         let one = |wanted| {
-            let brought = async move {
+            let results = async move {
                 let client = client.as_ref().map_err(Arc::clone);
                 (wanted, self.one(wanted, client, tags).await)
             };
-            brought.boxed()
+            results.boxed()
         };
         let tasks: Vec<BoxFuture<'_, _>> = each.into_values().map(one).collect();
         let mut tasks = futures::stream::iter(tasks).buffered(AT_ONCE);
@@ -153,16 +153,16 @@ impl ComponentStore {
             let came = came.map(|found| {
                 let tag = cache::tag_name(&wanted.reference);
                 needed.extend([found.manifest, found.component.digest.clone(), tag]);
-                brought.warnings.extend(found.warning);
+                results.warnings.extend(found.warning);
                 found.component
             });
             let reference = wanted.reference.clone();
-            brought.by_reference.insert(reference, came);
+            results.by_reference.insert(reference, came);
         }
         let folder = self.folder.clone();
         // Best effort: nothing depends on it.
-        let _ = tokio::task::spawn_blocking(move || folder.tidy(&needed)).await;
-        brought
+        let _ = tokio::task::spawn_blocking(move || folder.evict(&needed)).await;
+        results
     }
 
     async fn one(
@@ -173,44 +173,48 @@ impl ComponentStore {
     ) -> Result<ResolvedComponent, Arc<OciError>> {
         let reference = &wanted.reference;
         let meant = wanted.component.as_ref();
-        let before = self.asked.lock().get(reference).cloned();
+        let before = self.resolved.lock().get(reference).cloned();
         if let Some(found) = before.filter(|found| found.component.file.is_file())
-            && tags == TagResolution::AsKnown
+            && tags == TagResolution::Cached
             // A different expected digest means that another build is wanted.
             && meant.is_none_or(|meant| *meant == found.component.digest)
         {
             return Ok(found);
         }
-        let kept = self.kept(reference).await;
-        let is_meant = |kept: &&ResolvedComponent| {
-            reference.digest().is_some() || Some(&kept.component.digest) == meant
+        let cached = self.cached(reference).await;
+        let is_meant = |cached: &&ResolvedComponent| {
+            reference.digest().is_some() || Some(&cached.component.digest) == meant
         };
-        if let Some(kept) = kept.as_ref().filter(is_meant) {
-            self.asked.lock().insert(reference.clone(), kept.clone());
-            return Ok(kept.clone());
+        if let Some(cached) = cached.as_ref().filter(is_meant) {
+            self.resolved
+                .lock()
+                .insert(reference.clone(), cached.clone());
+            return Ok(cached.clone());
         }
         let came = match client {
             Ok(client) => self.fetch(reference, client).await.map_err(Arc::new),
             Err(why) => Err(why),
         };
-        let (found, warning) = match (came, kept) {
+        let (found, warning) = match (came, cached) {
             (Ok(found), _) => (found, None),
-            (Err(why), Some(kept)) => {
+            (Err(why), Some(cached)) => {
                 let warning = format!(
                     "{reference} could not be asked for, and is what it last was (sha256:{}): {why}. `lucid plugin reload` asks again.",
-                    kept.component.digest
+                    cached.component.digest
                 );
-                (kept, Some(warning))
+                (cached, Some(warning))
             }
             (Err(why), None) => return Err(why),
         };
         let found = ResolvedComponent { warning, ..found };
-        self.asked.lock().insert(reference.clone(), found.clone());
+        self.resolved
+            .lock()
+            .insert(reference.clone(), found.clone());
         Ok(found)
     }
 
     /// The component on disk for a reference.
-    async fn kept(&self, reference: &Reference) -> Option<ResolvedComponent> {
+    async fn cached(&self, reference: &Reference) -> Option<ResolvedComponent> {
         let (folder, reference, largest) = (self.folder.clone(), reference.clone(), self.largest);
         let looked = tokio::task::spawn_blocking(move || {
             let pinned = reference.digest().map(str::to_owned);
@@ -239,10 +243,10 @@ impl ComponentStore {
         self.component(&mut pull, &layer).await?;
         let (folder, digest, of) = (self.folder.clone(), manifest.clone(), reference.clone());
         let noted = tokio::task::spawn_blocking(move || {
-            folder.keep_manifest(&text, &digest)?;
+            folder.store_manifest(&text, &digest)?;
             // Stored last, since it says that the rest is there.
             if of.digest().is_none() {
-                folder.keep_tag(&of, &digest)?;
+                folder.store_tag(&of, &digest)?;
             }
             Ok::<_, std::io::Error>(())
         });
@@ -263,14 +267,14 @@ impl ComponentStore {
         let (folder, digest) = (self.folder.clone(), layer.digest.clone());
         let begun = tokio::task::spawn_blocking(move || match folder.component(&digest) {
             Some(_) => Ok(None),
-            None => folder.draft().map(Some),
+            None => folder.temporary_file().map(Some),
         });
         let Some(draft) = begun.await.map_err(std::io::Error::other)?? else {
             return Ok(());
         };
         pull.component(layer, draft.as_file().try_clone()?).await?;
         let (folder, digest) = (self.folder.clone(), layer.digest.clone());
-        let kept = tokio::task::spawn_blocking(move || folder.keep_component(draft, &digest));
+        let kept = tokio::task::spawn_blocking(move || folder.store_component(draft, &digest));
         Ok(kept.await.map_err(std::io::Error::other)??)
     }
 }

@@ -160,7 +160,7 @@ impl Reference {
     }
 
     /// What the registry is asked for: the digest, or else the tag.
-    pub(super) fn wanted(&self) -> String {
+    pub(super) fn tag_or_digest(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(hex), _) => format!("{ALGORITHM}{hex}"),
             (None, tag) => tag.clone().unwrap_or_default(),
@@ -307,7 +307,7 @@ mod tests {
                 let again = Reference::parse(written.strip_prefix(SCHEME).unwrap());
                 prop_assert_eq!(again, Ok(reference.clone()));
                 let url = reference.registry().base(false).unwrap();
-                let path = format!("{}/manifests/{}", reference.repository(), reference.wanted());
+                let path = format!("{}/manifests/{}", reference.repository(), reference.tag_or_digest());
                 let url = url.join(&path).unwrap();
                 prop_assert!(url.path().ends_with(&path), "{} became {}", path, url);
             }

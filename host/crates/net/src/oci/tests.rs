@@ -18,13 +18,13 @@ const WASM: &[u8] = b"what the registry has to give";
 const LARGEST: u64 = 1_000;
 
 /// A folder for components, and the access to the registries they come from.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
     components: ComponentStore,
     registries: BTreeMap<RegistryHost, RegistryAccess>,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let components = ComponentStore::new(folder.path().join("components"), LARGEST);
@@ -62,7 +62,7 @@ impl Ground {
             component: component.map(str::to_owned),
         };
         self.components
-            .bring(&[wanted], self.registries.clone(), tags)
+            .fetch_all(&[wanted], self.registries.clone(), tags)
             .await
     }
 
@@ -91,19 +91,28 @@ fn good(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), String> {
 
 #[tokio::test]
 async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
-    let (fake, mut ground) = (Fake::start().await, Ground::new());
+    let (fake, mut fixture) = (Fake::start().await, Fixture::new());
     let manifest = fake.push("1", WASM);
     let tagged = format!("{}/team/reviewer:1", fake.address);
     let pinned = format!("{}/team/reviewer@{manifest}", fake.address);
-    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
+    assert_eq!(
+        fixture.bring(&tagged, TagResolution::Refresh).await,
+        good(WASM)
+    );
     let paths: Vec<String> = fake.asked().into_iter().map(|asked| asked.path).collect();
     let blob = format!("/v2/team/reviewer/blobs/{}", digest_of(WASM));
     assert_eq!(paths, ["/v2/team/reviewer/manifests/1", &*blob]);
 
     // With its digest it is there already: nobody is asked, now or later.
-    assert_eq!(ground.bring(&pinned, TagResolution::Anew).await, good(WASM));
-    ground.start_again();
-    assert_eq!(ground.bring(&pinned, TagResolution::Anew).await, good(WASM));
+    assert_eq!(
+        fixture.bring(&pinned, TagResolution::Refresh).await,
+        good(WASM)
+    );
+    fixture.start_again();
+    assert_eq!(
+        fixture.bring(&pinned, TagResolution::Refresh).await,
+        good(WASM)
+    );
     assert!(
         fake.asked().is_empty(),
         "what is pinned and kept was asked for"
@@ -111,7 +120,10 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
 
     // By its tag it is what it last was, with a warning.
     fake.stop().await;
-    let (bytes, warnings) = ground.bring(&tagged, TagResolution::Anew).await.unwrap();
+    let (bytes, warnings) = fixture
+        .bring(&tagged, TagResolution::Refresh)
+        .await
+        .unwrap();
     assert_eq!(bytes, WASM);
     let [warning] = &warnings[..] else {
         panic!("one warning, and not {warnings:?}")
@@ -122,59 +134,67 @@ async fn a_component_is_fetched_once_and_is_there_when_its_registry_is_gone() {
     );
     // It is not asked for with every unrelated change, and the warning stays.
     assert_eq!(
-        ground.bring(&tagged, TagResolution::AsKnown).await,
+        fixture.bring(&tagged, TagResolution::Cached).await,
         Ok((bytes, warnings))
     );
-    let other = ground
-        .bring(&tagged.replace(":1", ":2"), TagResolution::Anew)
+    let other = fixture
+        .bring(&tagged.replace(":1", ":2"), TagResolution::Refresh)
         .await;
     assert!(other.unwrap_err().contains("cannot be reached"));
 }
 
 #[tokio::test]
 async fn a_tag_is_asked_for_anew_when_somebody_says_so_and_not_before() {
-    let (fake, ground) = (Fake::start().await, Ground::new());
+    let (fake, fixture) = (Fake::start().await, Fixture::new());
     fake.push("1", WASM);
     let tagged = format!("{}/a:1", fake.address);
     assert_eq!(
-        ground.bring(&tagged, TagResolution::AsKnown).await,
+        fixture.bring(&tagged, TagResolution::Cached).await,
         good(WASM)
     );
     fake.asked();
     fake.push("1", b"another build");
     assert_eq!(
-        ground.bring(&tagged, TagResolution::AsKnown).await,
+        fixture.bring(&tagged, TagResolution::Cached).await,
         good(WASM)
     );
     assert!(fake.asked().is_empty(), "the tag was asked for");
-    let anew = ground.bring(&tagged, TagResolution::Anew).await;
+    let anew = fixture.bring(&tagged, TagResolution::Refresh).await;
     assert_eq!(anew, good(b"another build"));
     // The previous build is kept: nothing but the manifest is fetched when the tag goes back.
     fake.push("1", WASM);
     fake.asked();
-    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
+    assert_eq!(
+        fixture.bring(&tagged, TagResolution::Refresh).await,
+        good(WASM)
+    );
     assert_eq!(fake.asked().len(), 1, "a kept component was fetched again");
 }
 
 #[tokio::test]
 async fn a_tag_whose_component_has_the_digest_that_is_meant_is_not_asked_for() {
-    let (fake, ground) = (Fake::start().await, Ground::new());
+    let (fake, fixture) = (Fake::start().await, Fixture::new());
     fake.push("1", WASM);
     let tagged = format!("{}/a:1", fake.address);
-    ground.bring(&tagged, TagResolution::Anew).await.unwrap();
+    fixture
+        .bring(&tagged, TagResolution::Refresh)
+        .await
+        .unwrap();
     fake.asked();
     fake.push("1", b"another build");
     let digest = digest_of(WASM);
     let meant = digest.strip_prefix("sha256:");
-    let brought = ground.bring_all(&tagged, meant, TagResolution::Anew).await;
+    let brought = fixture
+        .bring_all(&tagged, meant, TagResolution::Refresh)
+        .await;
     let (_, came) = brought.by_reference.into_iter().next().unwrap();
     assert_eq!(Some(&*came.unwrap().digest), meant);
     assert!(fake.asked().is_empty());
     // Giving the next build's digest fetches that build, without resolving tags again.
     let digest = digest_of(b"another build");
     let meant = digest.strip_prefix("sha256:");
-    let brought = ground
-        .bring_all(&tagged, meant, TagResolution::AsKnown)
+    let brought = fixture
+        .bring_all(&tagged, meant, TagResolution::Cached)
         .await;
     let (_, came) = brought.by_reference.into_iter().next().unwrap();
     assert_eq!(Some(&*came.unwrap().digest), meant);
@@ -297,31 +317,31 @@ async fn what_a_registry_gives_and_should_not_is_refused_and_nothing_of_it_is_ke
         ),
     ];
     for (what, fault, reason) in cases {
-        let (fake, mut ground) = (Fake::start().await, Ground::new());
+        let (fake, mut fixture) = (Fake::start().await, Fixture::new());
         if what == "no word" {
-            ground.components.limits.answer = Duration::from_millis(200);
+            fixture.components.limits.answer = Duration::from_millis(200);
         }
         fault(&fake);
         let tagged = format!("{}/a:1", fake.address);
-        let said = ground
-            .bring(&tagged, TagResolution::Anew)
+        let said = fixture
+            .bring(&tagged, TagResolution::Refresh)
             .await
             .expect_err(what);
         assert!(said.contains(reason), "{what}: {said}");
         assert!(!said.contains("hunter2"), "{what}: {said}");
         assert_eq!(
-            ground.kept(),
+            fixture.kept(),
             Vec::<PathBuf>::new(),
             "{what} left something"
         );
     }
     // And another manifest under the requested digest.
-    let (fake, ground) = (Fake::start().await, Ground::new());
+    let (fake, fixture) = (Fake::start().await, Fixture::new());
     fake.push("1", WASM);
     fake.put(&format!("sha256:{not_there}"), "x/y", b"{}".to_vec());
     let pinned = format!("{}/a@sha256:{not_there}", fake.address);
-    let said = ground
-        .bring(&pinned, TagResolution::Anew)
+    let said = fixture
+        .bring(&pinned, TagResolution::Refresh)
         .await
         .unwrap_err();
     assert!(said.contains("another manifest than it must be"), "{said}");
@@ -329,13 +349,19 @@ async fn what_a_registry_gives_and_should_not_is_refused_and_nothing_of_it_is_ke
 
 #[tokio::test]
 async fn a_tag_that_came_to_something_broken_is_what_it_was_and_somebody_is_told() {
-    let (fake, mut ground) = (Fake::start().await, Ground::new());
+    let (fake, mut fixture) = (Fake::start().await, Fixture::new());
     fake.push("1", WASM);
     let tagged = format!("{}/a:1", fake.address);
-    ground.bring(&tagged, TagResolution::Anew).await.unwrap();
+    fixture
+        .bring(&tagged, TagResolution::Refresh)
+        .await
+        .unwrap();
     fake.push_manifest("1", b"{}".to_vec());
-    ground.start_again();
-    let (bytes, warnings) = ground.bring(&tagged, TagResolution::Anew).await.unwrap();
+    fixture.start_again();
+    let (bytes, warnings) = fixture
+        .bring(&tagged, TagResolution::Refresh)
+        .await
+        .unwrap();
     assert_eq!(bytes, WASM);
     assert!(
         warnings[0].contains("no manifest of an artifact"),
@@ -350,7 +376,7 @@ async fn user_and_password_go_to_the_registry_and_its_token_server_and_nowhere_e
         Fake::start().await,
         Fake::start().await,
     );
-    let mut ground = Ground::new();
+    let mut fixture = Fixture::new();
     fake.push("1", WASM);
     files.put("the-file", "x/y", WASM.to_vec());
     tokens.instead(|asked| {
@@ -370,29 +396,32 @@ async fn user_and_password_go_to_the_registry_and_its_token_server_and_nowhere_e
         asked.path.contains("/blobs/").then(sent_on)
     });
     let tagged = format!("{}/team/a:1", fake.address);
-    ground.name(&fake.address, Some(("me", "hunter2")));
+    fixture.name(&fake.address, Some(("me", "hunter2")));
 
     // Neither URL is one that the manifest names, and both are on this machine.
-    let said = ground
-        .bring(&tagged, TagResolution::Anew)
+    let said = fixture
+        .bring(&tagged, TagResolution::Refresh)
         .await
         .unwrap_err();
     assert!(
         said.contains(&format!("sends on to http://{}", tokens.address)),
         "{said}"
     );
-    ground.name(&tokens.address, None);
-    let said = ground
-        .bring(&tagged, TagResolution::Anew)
+    fixture.name(&tokens.address, None);
+    let said = fixture
+        .bring(&tagged, TagResolution::Refresh)
         .await
         .unwrap_err();
     assert!(
         said.contains(&format!("sends on to http://{}", files.address)),
         "{said}"
     );
-    ground.name(&files.address, None);
+    fixture.name(&files.address, None);
     tokens.asked();
-    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
+    assert_eq!(
+        fixture.bring(&tagged, TagResolution::Refresh).await,
+        good(WASM)
+    );
 
     let [asked] = &tokens.asked()[..] else {
         panic!("one token")
@@ -421,7 +450,7 @@ async fn user_and_password_go_to_the_registry_and_its_token_server_and_nowhere_e
 
 #[tokio::test]
 async fn a_registry_that_wants_a_password_itself_gets_it_and_a_wrong_one_is_said() {
-    let (fake, mut ground) = (Fake::start().await, Ground::new());
+    let (fake, mut fixture) = (Fake::start().await, Fixture::new());
     fake.push("1", WASM);
     fake.instead(|asked| {
         let known = asked.authorization.as_deref() == Some("Basic bWU6aHVudGVyMg==");
@@ -429,31 +458,36 @@ async fn a_registry_that_wants_a_password_itself_gets_it_and_a_wrong_one_is_said
         (!known).then(who)
     });
     let tagged = format!("{}/a:1", fake.address);
-    let said = ground
-        .bring(&tagged, TagResolution::Anew)
+    let said = fixture
+        .bring(&tagged, TagResolution::Refresh)
         .await
         .unwrap_err();
     assert!(said.contains("say `user` and `password`"), "{said}");
-    ground.name(&fake.address, Some(("me", "hunter3")));
-    let brought = ground.bring_all(&tagged, None, TagResolution::Anew).await;
+    fixture.name(&fake.address, Some(("me", "hunter3")));
+    let brought = fixture
+        .bring_all(&tagged, None, TagResolution::Refresh)
+        .await;
     let why = brought.by_reference.values().next().unwrap();
     let why = why.as_ref().unwrap_err();
-    let said = format!("{why} {brought:?} {:?}", ground.registries);
+    let said = format!("{why} {brought:?} {:?}", fixture.registries);
     assert!(
         said.contains("are not good for it") && !said.contains("hunter"),
         "{said}"
     );
-    ground.name(&fake.address, Some(("me", "hunter2")));
-    assert_eq!(ground.bring(&tagged, TagResolution::Anew).await, good(WASM));
+    fixture.name(&fake.address, Some(("me", "hunter2")));
+    assert_eq!(
+        fixture.bring(&tagged, TagResolution::Refresh).await,
+        good(WASM)
+    );
 }
 
 #[tokio::test]
 async fn a_registry_that_sends_on_without_an_end_is_left() {
-    let (fake, ground) = (Fake::start().await, Ground::new());
+    let (fake, fixture) = (Fake::start().await, Fixture::new());
     fake.instead(|asked| Some(answer(302, &[("location", &asked.path)], "")));
     let tagged = format!("{}/a:1", fake.address);
-    let said = ground
-        .bring(&tagged, TagResolution::Anew)
+    let said = fixture
+        .bring(&tagged, TagResolution::Refresh)
         .await
         .unwrap_err();
     assert!(said.contains("without an end"), "{said}");
@@ -536,17 +570,20 @@ fn only_this_machine_is_asked_over_plain_http_unless_somebody_says_so() {
 
 #[tokio::test]
 async fn what_was_damaged_on_the_disk_is_fetched_again() {
-    let (fake, mut ground) = (Fake::start().await, Ground::new());
+    let (fake, mut fixture) = (Fake::start().await, Fixture::new());
     let manifest = fake.push("1", WASM);
     let pinned = format!("{}/a@{manifest}", fake.address);
-    ground.bring(&pinned, TagResolution::Anew).await.unwrap();
+    fixture
+        .bring(&pinned, TagResolution::Refresh)
+        .await
+        .unwrap();
     for kind in ["wasm", "json"] {
         let is_kind = |path: &PathBuf| path.extension().is_some_and(|found| found == kind);
-        let file = ground.kept().into_iter().find(is_kind).unwrap();
+        let file = fixture.kept().into_iter().find(is_kind).unwrap();
         std::fs::write(&file, "damaged").unwrap();
-        ground.start_again();
+        fixture.start_again();
         assert_eq!(
-            ground.bring(&pinned, TagResolution::AsKnown).await,
+            fixture.bring(&pinned, TagResolution::Cached).await,
             good(WASM),
             "{kind}"
         );
@@ -555,11 +592,14 @@ async fn what_was_damaged_on_the_disk_is_fetched_again() {
 
 #[tokio::test]
 async fn what_is_kept_is_bounded_and_what_is_needed_stays() {
-    let (fake, mut ground) = (Fake::start().await, Ground::new());
-    ground.components.folder.bounds.components = 3;
+    let (fake, mut fixture) = (Fake::start().await, Fixture::new());
+    fixture.components.folder.limits.components = 3;
     let first = fake.push("0", b"build 0");
     let pinned = format!("{}/a@{first}", fake.address);
-    ground.bring(&pinned, TagResolution::Anew).await.unwrap();
+    fixture
+        .bring(&pinned, TagResolution::Refresh)
+        .await
+        .unwrap();
     let wanted = |text: String| ComponentRequest {
         reference: Reference::parse(&text).unwrap(),
         component: None,
@@ -571,25 +611,28 @@ async fn what_is_kept_is_bounded_and_what_is_needed_stays() {
             wanted(pinned.clone()),
             wanted(format!("{}/a:1", fake.address)),
         ];
-        let brought = ground
+        let brought = fixture
             .components
-            .bring(&both, BTreeMap::new(), TagResolution::Anew)
+            .fetch_all(&both, BTreeMap::new(), TagResolution::Refresh)
             .await;
         for came in brought.by_reference.into_values() {
             assert!(came.unwrap().file.is_file());
         }
-        let wasm = ground.kept();
+        let wasm = fixture.kept();
         let wasm = wasm
             .iter()
             .filter(|path| path.extension().is_some_and(|kind| kind == "wasm"));
         assert!(wasm.count() <= 3, "too much is kept");
     }
     // Left behind by a crash.
-    let draft = ground.folder.path().join("components/.draft-old");
+    let draft = fixture.folder.path().join("components/.draft-old");
     std::fs::write(&draft, "x").unwrap();
     let file = std::fs::File::options().write(true).open(&draft).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH)
         .unwrap();
-    ground.bring(&pinned, TagResolution::Anew).await.unwrap();
+    fixture
+        .bring(&pinned, TagResolution::Refresh)
+        .await
+        .unwrap();
     assert!(!draft.exists(), "an abandoned draft lies there for ever");
 }

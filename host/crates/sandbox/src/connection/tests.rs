@@ -18,7 +18,7 @@ fn start(head: usize, tail: usize) -> Start {
 fn pair() -> (Connection, DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(4096);
     let (reader, writer) = tokio::io::split(ours);
-    (Connection::over(reader, writer, None), theirs)
+    (Connection::from_streams(reader, writer, None), theirs)
 }
 
 async fn ends_after(bytes: Vec<u8>) -> String {
@@ -69,7 +69,7 @@ async fn a_box_that_prints_more_than_it_was_granted_loses_its_connection() {
     let output = |bytes: &[u8]| Frame::new(FrameKind::Output, 1, bytes).encode();
     theirs.write_all(&output(b"1234")).await.unwrap();
     assert!(matches!(running.next().await, Some(CommandEvent::Output(bytes)) if bytes == b"1234"));
-    running.grant(2);
+    running.grant_output(2);
     theirs.write_all(&output(b"56")).await.unwrap();
     assert!(matches!(running.next().await, Some(CommandEvent::Output(bytes)) if bytes == b"56"));
     theirs.write_all(&output(b"7")).await.unwrap();
@@ -91,10 +91,10 @@ async fn the_reason_of_an_end_is_asked_for_and_the_first_one_stays() {
     let (ours, theirs) = tokio::io::duplex(4096);
     let (reader, writer) = tokio::io::split(ours);
     let inquiry: EndReasonLookup = Box::pin(async { Some("It was killed.".to_owned()) });
-    let connection = Connection::over(reader, writer, Some(inquiry));
+    let connection = Connection::from_streams(reader, writer, Some(inquiry));
     drop(theirs);
     assert_eq!(connection.ended().await, "It was killed.");
-    connection.shut("It was closed.");
+    connection.close_with_reason("It was closed.");
     assert_eq!(connection.ended().await, "It was killed.");
     assert!(connection.gone().to_string().contains("It was killed."));
 }

@@ -13,7 +13,7 @@ use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
 use futures::StreamExt;
 
 use super::container::Container;
-use super::container_spec::{BOX, OWNER, SHAPE};
+use super::container_spec::{CONTAINER_LABEL, OWNER, SHAPE};
 use super::state_dir::{ContainerDir, DirIdentity, OwnerDir};
 use super::{DockerBackend, Transport, removal};
 use crate::SandboxError;
@@ -33,35 +33,35 @@ impl DockerBackend {
     ///
     /// # Errors
     /// If another process does so already.
-    pub(crate) async fn take_over(
+    pub(crate) async fn adopt(
         &self,
-        lives: impl Fn(&str) -> bool,
+        is_alive: impl Fn(&str) -> bool,
     ) -> Result<Adopted, SandboxError> {
-        let Some(lock) = self.core.root.lock()? else {
+        let Some(lock) = self.context.root.lock()? else {
             return Err(SandboxError::Start(
                 "another process of this host looks after its containers.".to_owned(),
             ));
         };
         *self.lock.lock() = Some(lock);
-        let mut left = self.by_owner().await;
+        let mut left = self.containers_by_owner().await;
         // After the engine was asked: by now every container in its answer has its folder.
         let mut done = Adopted::default();
-        for owner in self.core.root.others() {
+        for owner in self.context.root.others() {
             let containers = left.remove(owner.name()).unwrap_or_default();
             match owner.lock_if_dead() {
                 Ok(None) => {}
                 Ok(Some(life)) => {
-                    self.take_over_from(&owner, containers, &lives, &mut done)
+                    self.adopt_from(&owner, containers, &is_alive, &mut done)
                         .await;
                     owner.remove_if_empty();
-                    self.owned.lock().push((owner, life));
+                    self.owner_dirs.lock().push((owner, life));
                 }
                 Err(error) => {
                     tracing::warn!(owner = owner.name(), %error, "what a process of this host left is not taken over");
                 }
             }
         }
-        left.remove(self.core.root.owner().name());
+        left.remove(self.context.root.owner().name());
         // Of processes that have no folder any more.
         let orphans = left.into_values().flatten();
         done.removed += self.remove_all(orphans.filter_map(|found| found.id)).await;
@@ -72,9 +72,9 @@ impl DockerBackend {
     }
 
     /// This host's containers, by the names of the processes that created them.
-    async fn by_owner(&self) -> HashMap<String, Vec<ContainerSummary>> {
+    async fn containers_by_owner(&self) -> HashMap<String, Vec<ContainerSummary>> {
         let mut left: HashMap<_, Vec<_>> = HashMap::new();
-        match self.core.containers().await {
+        match self.context.containers().await {
             Ok(all) => {
                 for found in all {
                     let owner = label(&found, OWNER).unwrap_or_default().to_owned();
@@ -88,51 +88,51 @@ impl DockerBackend {
         left
     }
 
-    async fn take_over_from(
+    async fn adopt_from(
         &self,
         owner: &OwnerDir,
         containers: Vec<ContainerSummary>,
-        lives: impl Fn(&str) -> bool,
+        is_alive: impl Fn(&str) -> bool,
         done: &mut Adopted,
     ) {
         let (mut kept, mut without_folder) = (Vec::new(), Vec::new());
         for found in containers {
-            let folder = label(&found, BOX).and_then(|name| owner.find(name));
+            let folder = label(&found, CONTAINER_LABEL).and_then(|name| owner.find(name));
             let Some(folder) = folder else {
                 without_folder.extend(found.id);
                 continue;
             };
-            if let Some((session, id)) = self.fit(&found, &folder, &lives) {
+            if let Some((session, id)) = self.adoptable(&found, &folder, &is_alive) {
                 kept.push(folder.name().to_owned());
-                let container = Container::left(Arc::clone(&self.core), id, folder);
-                self.left.lock().insert(session, container);
+                let container = Container::existing(Arc::clone(&self.context), id, folder);
+                self.adopted.lock().insert(session, container);
             }
         }
         done.kept += kept.len();
         done.removed += self.remove_all(without_folder).await;
-        let mut doomed = owner.boxes();
-        doomed.retain(|folder| !kept.iter().any(|name| name == folder.name()));
-        let removed = futures::stream::iter(doomed)
-            .map(|folder| self.core.remove_box_in_the_end(folder))
+        let mut folders = owner.container_dirs();
+        folders.retain(|folder| !kept.iter().any(|name| name == folder.name()));
+        let removed = futures::stream::iter(folders)
+            .map(|folder| self.context.remove_container_eventually(folder))
             .buffer_unordered(removal::AT_A_TIME);
         done.removed += removed.fold(0, async |sum, one| sum + one).await;
     }
 
     /// The session that can go on in a container, and the container's id.
-    fn fit(
+    fn adoptable(
         &self,
         found: &ContainerSummary,
         folder: &ContainerDir,
-        lives: impl Fn(&str) -> bool,
+        is_alive: impl Fn(&str) -> bool,
     ) -> Option<(String, String)> {
         let id = found.id.clone()?;
         let record = folder.recorded()?;
         let fits = found.state == Some(ContainerSummaryStateEnum::RUNNING)
-            && label(found, SHAPE) == Some(self.core.plan.shape().as_str())
+            && label(found, SHAPE) == Some(self.context.template.fingerprint().as_str())
             && folder.lucid().is_dir()
             && DirIdentity::of(&record.workspace).is_ok_and(|now| now == record.identity)
-            && lives(&record.session)
-            && !self.left.lock().contains_key(&record.session);
+            && is_alive(&record.session)
+            && !self.adopted.lock().contains_key(&record.session);
         fits.then_some((record.session, id))
     }
 }

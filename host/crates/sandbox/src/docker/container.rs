@@ -24,7 +24,7 @@ use super::state_dir::{ContainerDir, ContainerRecord, DirIdentity, StateDir};
 use super::transport::{ContainerSocket, Transport, attach};
 use crate::SandboxError;
 use crate::connection::{Connection, EndReasonLookup};
-use lucid_types::sanitize::clean;
+use lucid_types::sanitize::sanitize;
 
 /// How long a running container may take to become ready.
 const READY: Duration = Duration::from_secs(20);
@@ -41,13 +41,13 @@ const AT_A_TIME: u32 = 6;
 pub(super) struct DockerContext {
     pub(super) engine: DockerEngine,
     pub(super) root: StateDir,
-    pub(super) plan: ContainerTemplate,
+    pub(super) template: ContainerTemplate,
     /// The target of `python` in containers whose image has it under another name only.
     pub(super) python: Option<String>,
-    making: Semaphore,
+    creation_slots: Semaphore,
     /// Set when no more containers may be created.
     ending: AtomicBool,
-    pub(super) doomed: PendingRemovals,
+    pub(super) pending_removals: PendingRemovals,
 }
 
 /// A container that is ready.
@@ -59,7 +59,7 @@ pub(super) struct ReadyContainer {
 
 /// A container. Dropping it removes it.
 pub(super) struct Container {
-    core: Arc<DockerContext>,
+    context: Arc<DockerContext>,
     id: String,
     folder: ContainerDir,
     removed: bool,
@@ -69,17 +69,17 @@ impl DockerContext {
     pub(super) fn new(
         engine: DockerEngine,
         root: StateDir,
-        plan: ContainerTemplate,
+        template: ContainerTemplate,
         python: Option<String>,
     ) -> Self {
         Self {
             engine,
             root,
-            plan,
+            template,
             python,
-            making: Semaphore::new(AT_A_TIME as usize),
+            creation_slots: Semaphore::new(AT_A_TIME as usize),
             ending: AtomicBool::new(false),
-            doomed: PendingRemovals::default(),
+            pending_removals: PendingRemovals::default(),
         }
     }
 
@@ -90,10 +90,10 @@ impl DockerContext {
         session: Option<(String, PathBuf)>,
         how: Option<Transport>,
     ) -> Result<ReadyContainer, SandboxError> {
-        let core = Arc::clone(self);
+        let context = Arc::clone(self);
         // In a task of its own: the caller may go away, and what was created by then must be
         // removed.
-        let opening = tokio::spawn(async move { core.open_here(session, how).await });
+        let opening = tokio::spawn(async move { context.create_and_connect(session, how).await });
         opening.await.unwrap_or_else(|error| {
             Err(SandboxError::Start(format!(
                 "the task that makes its container failed: {error}."
@@ -101,12 +101,12 @@ impl DockerContext {
         })
     }
 
-    async fn open_here(
+    async fn create_and_connect(
         self: Arc<Self>,
         session: Option<(String, PathBuf)>,
         how: Option<Transport>,
     ) -> Result<ReadyContainer, SandboxError> {
-        let folder = self.root.make(self.python.as_deref())?;
+        let folder = self.root.create_container_dir(self.python.as_deref())?;
         let made = async {
             let session = session
                 .as_ref()
@@ -123,7 +123,7 @@ impl DockerContext {
                 None => folder.make_workspace()?,
             };
             let listener = listener(&folder, how)?;
-            let _turn = self.turn().await?;
+            let _turn = self.creation_permit().await?;
             let id = self
                 .create(
                     &folder,
@@ -137,19 +137,19 @@ impl DockerContext {
         let (id, listener) = match made.await {
             Ok(made) => made,
             Err(error) => {
-                self.undo(folder, &error);
+                self.clean_up_failed(folder, &error);
                 return Err(error);
             }
         };
         let container = Container {
-            core: Arc::clone(&self),
+            context: Arc::clone(&self),
             id,
             folder,
             removed: false,
         };
         let opened = async {
             {
-                let _turn = self.turn().await?;
+                let _turn = self.creation_permit().await?;
                 self.engine.start(&container.id).await?;
             }
             container.connect(listener, how).await
@@ -167,8 +167,8 @@ impl DockerContext {
         }
     }
 
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
-        match self.making.acquire().await {
+    async fn creation_permit(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
+        match self.creation_slots.acquire().await {
             Ok(turn) if !self.ending.load(Ordering::SeqCst) => Ok(turn),
             _ => Err(SandboxError::Start("this host is ending.".to_owned())),
         }
@@ -176,10 +176,10 @@ impl DockerContext {
 
     /// Creates no container from now on, and waits for those being created, so that the engine
     /// knows them all.
-    pub(super) async fn stop_making(&self) {
+    pub(super) async fn stop_creating(&self) {
         self.ending.store(true, Ordering::SeqCst);
         // Holding all permits means that nothing else is being created.
-        let _ = self.making.acquire_many(AT_A_TIME).await;
+        let _ = self.creation_slots.acquire_many(AT_A_TIME).await;
     }
 
     async fn create(
@@ -198,11 +198,11 @@ impl DockerContext {
             lucid: &lucid,
             workspace,
         };
-        let body = self.plan.body(&wanted)?;
+        let body = self.template.body(&wanted)?;
         let name = match session {
-            Some(session) => self.plan.container_name(session),
+            Some(session) => self.template.container_name(session),
             None => self
-                .plan
+                .template
                 .container_name(&format!("ready-{}", folder.name())),
         };
         match self.engine.create(&name, body.clone()).await {
@@ -226,7 +226,8 @@ impl DockerContext {
             return;
         };
         let labels = found.config.and_then(|config| config.labels);
-        let ours = labels.is_some_and(|labels| labels.get(INSTANCE) == Some(&self.plan.instance));
+        let ours =
+            labels.is_some_and(|labels| labels.get(INSTANCE) == Some(&self.template.instance));
         if let (true, Some(id)) = (ours, found.id)
             && let Err(error) = self.engine.remove(&id).await
         {
@@ -244,7 +245,7 @@ fn other_name(name: &str, folder: &ContainerDir) -> String {
 impl DockerContext {
     /// The containers that any process of this host created.
     pub(super) async fn containers(&self) -> Result<Vec<ContainerSummary>, DockerError> {
-        let labels = [(INSTANCE, self.plan.instance.as_str())];
+        let labels = [(INSTANCE, self.template.instance.as_str())];
         self.engine.labelled(&labels).await
     }
 
@@ -253,7 +254,7 @@ impl DockerContext {
         &self,
         owner: &str,
     ) -> Result<Vec<ContainerSummary>, DockerError> {
-        let labels = [(INSTANCE, self.plan.instance.as_str()), (OWNER, owner)];
+        let labels = [(INSTANCE, self.template.instance.as_str()), (OWNER, owner)];
         self.engine.labelled(&labels).await
     }
 }
@@ -271,9 +272,9 @@ fn listener(
 
 impl Container {
     /// Wraps a container that was running before this host started.
-    pub(super) fn left(core: Arc<DockerContext>, id: String, folder: ContainerDir) -> Self {
+    pub(super) fn existing(context: Arc<DockerContext>, id: String, folder: ContainerDir) -> Self {
         Self {
-            core,
+            context,
             id,
             folder,
             removed: false,
@@ -286,7 +287,8 @@ impl Container {
 
     /// Connects to the exec server of a running container that has already run commands.
     pub(super) async fn reconnect(&self, how: Transport) -> Result<Connection, SandboxError> {
-        let listener = listener(&self.folder, Some(how))?.map(ContainerSocket::among_others);
+        let listener =
+            listener(&self.folder, Some(how))?.map(ContainerSocket::with_untrusted_peers);
         let (connection, _) = self.connect(listener, Some(how)).await?;
         Ok(connection)
     }
@@ -299,8 +301,8 @@ impl Container {
         let patience = if how.is_some() { READY } else { FIRST_READY };
         if let Some(listener) = listener {
             let accepted = tokio::select! {
-                accepted = tokio::time::timeout(patience, listener.accept(patience, self.inquiry())) => accepted,
-                () = self.core.engine.stopped(&self.id) => return Err(self.complaint("it ended at once.").await),
+                accepted = tokio::time::timeout(patience, listener.accept(patience, self.end_reason_lookup())) => accepted,
+                () = self.context.engine.stopped(&self.id) => return Err(self.complaint("it ended at once.").await),
             };
             match accepted {
                 Ok(accepted) => return Ok((accepted?, Transport::Socket)),
@@ -313,15 +315,21 @@ impl Container {
                 ),
             }
         }
-        let core = &self.core;
-        attach(&core.engine, &self.id, &core.plan, READY, self.inquiry())
-            .await
-            .map(|connection| (connection, Transport::Exec))
+        let context = &self.context;
+        attach(
+            &context.engine,
+            &self.id,
+            &context.template,
+            READY,
+            self.end_reason_lookup(),
+        )
+        .await
+        .map(|connection| (connection, Transport::Exec))
     }
 
     async fn complaint(&self, problem: &str) -> SandboxError {
         // Commands may have written there as well.
-        let log = clean(&self.core.engine.log(&self.id).await, LOG);
+        let log = sanitize(&self.context.engine.log(&self.id).await, LOG);
         SandboxError::Start(if log.is_empty() {
             problem.to_owned()
         } else {
@@ -330,12 +338,12 @@ impl Container {
     }
 
     /// Asks the engine what became of the container, once its connection is lost.
-    fn inquiry(&self) -> EndReasonLookup {
-        let (core, id) = (Arc::clone(&self.core), self.id.clone());
+    fn end_reason_lookup(&self) -> EndReasonLookup {
+        let (context, id) = (Arc::clone(&self.context), self.id.clone());
         async move {
             // Connection and engine notice the end independently, the engine later.
-            let _ = tokio::time::timeout(SEEN, core.engine.stopped(&id)).await;
-            match core.engine.inspect(&id).await {
+            let _ = tokio::time::timeout(SEEN, context.engine.stopped(&id)).await;
+            match context.engine.inspect(&id).await {
                 Err(DockerError::Down { .. }) => {
                     Some("The Docker engine is gone, and its containers with it.".to_owned())
                 }
@@ -365,13 +373,13 @@ impl Container {
 
     /// Renames the container after its session. Only for people's sake, so it may fail.
     pub(super) fn rename_later(&self, session: &str) {
-        let (core, id) = (Arc::clone(&self.core), self.id.clone());
-        let name = core.plan.container_name(session);
+        let (context, id) = (Arc::clone(&self.context), self.id.clone());
+        let name = context.template.container_name(session);
         let other = other_name(&name, &self.folder);
         tokio::spawn(async move {
-            let mut renamed = core.engine.rename(&id, &name).await;
+            let mut renamed = context.engine.rename(&id, &name).await;
             if renamed.as_ref().is_err_and(DockerError::is_conflict) {
-                renamed = core.engine.rename(&id, &other).await;
+                renamed = context.engine.rename(&id, &other).await;
             }
             if let Err(error) = renamed
                 && !error.is_missing()
@@ -384,9 +392,13 @@ impl Container {
     /// Kills everything that runs in it, and removes it and its folder.
     pub(super) async fn remove(mut self) {
         self.removed = true;
-        let (core, id, folder) = (Arc::clone(&self.core), self.id.clone(), self.folder.clone());
+        let (context, id, folder) = (
+            Arc::clone(&self.context),
+            self.id.clone(),
+            self.folder.clone(),
+        );
         // In a task of its own: a caller that gives up must not leave it half done.
-        let _ = tokio::spawn(remove(core, id, folder)).await;
+        let _ = tokio::spawn(remove(context, id, folder)).await;
     }
 }
 
@@ -396,8 +408,8 @@ impl Drop for Container {
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let core = Arc::clone(&self.core);
-            runtime.spawn(remove(core, self.id.clone(), self.folder.clone()));
+            let context = Arc::clone(&self.context);
+            runtime.spawn(remove(context, self.id.clone(), self.folder.clone()));
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) const INSTANCE: &str = "lucid.instance";
 /// The label with the process of that host.
 pub(super) const OWNER: &str = "lucid.owner";
 /// The label with the name of its folder there.
-pub(super) const BOX: &str = "lucid.box";
+pub(super) const CONTAINER_LABEL: &str = "lucid.box";
 /// The label with a digest of its parameters: a container with other parameters is not adopted.
 pub(super) const SHAPE: &str = "lucid.shape";
 const SESSION: &str = "lucid.session_id";
@@ -104,7 +104,7 @@ impl ContainerTemplate {
             .filter(|cpus| *cpus > 0)
             .map_or(f64::MAX, |cpus| cpus as f64);
         let user =
-            crate::workspace::box_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
+            crate::workspace::sandbox_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
         Self {
             instance,
             prefix: own.prefix.clone(),
@@ -154,7 +154,7 @@ impl ContainerTemplate {
     }
 
     /// A digest of the parameters, equal for all containers that are interchangeable.
-    pub(super) fn shape(&self) -> String {
+    pub(super) fn fingerprint(&self) -> String {
         let digest = Sha256::digest(format!("{VERSION} {self:?}"));
         hex::encode(&digest[..8])
     }
@@ -166,7 +166,7 @@ impl ContainerTemplate {
     }
 
     /// A small in-memory file system. All of these together are a quarter of one of the others.
-    fn instead_of_volume(&self, at: &str) -> Mount {
+    fn volume_tmpfs(&self, at: &str) -> Mount {
         let count = i64::try_from(self.volumes.len()).unwrap_or(i64::MAX);
         Mount {
             typ: Some(MountType::TMPFS),
@@ -193,7 +193,7 @@ impl ContainerTemplate {
     }
 
     /// The engine's path for a path of the host's.
-    fn outside(&self, path: &Path) -> Result<String, SandboxError> {
+    fn engine_path(&self, path: &Path) -> Result<String, SandboxError> {
         let Some((inner, outer)) = &self.host_path else {
             return Ok(path.to_string_lossy().into_owned());
         };
@@ -212,9 +212,9 @@ impl ContainerTemplate {
             (MANAGED, "true"),
             (INSTANCE, &self.instance),
             (OWNER, wanted.owner),
-            (BOX, wanted.name),
+            (CONTAINER_LABEL, wanted.name),
         ];
-        let shape = self.shape();
+        let shape = self.fingerprint();
         labels.push((SHAPE, &shape));
         // A session's workspace lies in its user's folder.
         let user = wanted.workspace.parent().and_then(Path::file_name);
@@ -263,7 +263,7 @@ impl ContainerTemplate {
         let mount = |from: &Path, to: &str, read_only| {
             Ok::<_, SandboxError>(Mount {
                 typ: Some(MountType::BIND),
-                source: Some(self.outside(from)?),
+                source: Some(self.engine_path(from)?),
                 target: Some(to.to_owned()),
                 read_only: Some(read_only),
                 ..Mount::default()
@@ -273,7 +273,7 @@ impl ContainerTemplate {
             mount(wanted.lucid, LUCID, true)?,
             mount(wanted.workspace, &self.workspace_mount, false)?,
         ];
-        mounts.extend(self.volumes.iter().map(|at| self.instead_of_volume(at)));
+        mounts.extend(self.volumes.iter().map(|at| self.volume_tmpfs(at)));
         let host = HostConfig {
             memory: Some(self.memory),
             // Memory and swap together, so none of it is swap.

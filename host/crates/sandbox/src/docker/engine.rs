@@ -133,7 +133,7 @@ impl DockerEngine {
         let answer = tokio::time::timeout(patience, answer);
         let answer = tokio::select! {
             answer = answer => answer,
-            silence = self.silence(), if patience > QUICK => return Err(silence),
+            silence = self.wait_until_unresponsive(), if patience > QUICK => return Err(silence),
         };
         match answer {
             Ok(Ok(answer)) => Ok(answer),
@@ -154,7 +154,7 @@ impl DockerEngine {
     }
 
     /// Waits until the engine, busy with a request, stops answering anything else too.
-    async fn silence(&self) -> DockerError {
+    async fn wait_until_unresponsive(&self) -> DockerError {
         let cause = loop {
             tokio::time::sleep(self.pulse).await;
             match tokio::time::timeout(self.pulse, self.docker.ping()).await {

@@ -18,7 +18,7 @@ pub(super) struct ImageConfig {
 }
 
 /// Reads an image's configuration. If the image does not exist, the error says what to do.
-pub(super) async fn brought(
+pub(super) async fn image_config(
     engine: &DockerEngine,
     name: &str,
 ) -> Result<ImageConfig, SandboxError> {
@@ -46,7 +46,7 @@ pub(super) struct ImageTools {
 }
 
 /// Tries a container with a command and a file in the workspace, and looks for the tools it has.
-pub(super) async fn look(
+pub(super) async fn probe_image(
     connection: &Connection,
     workspace: &str,
 ) -> Result<ImageTools, SandboxError> {

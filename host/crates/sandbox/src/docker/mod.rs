@@ -41,7 +41,7 @@ pub use transport::Transport;
 /// How long to wait for an engine that stopped answering: it may only be restarting.
 const RESTART: Duration = Duration::from_secs(15);
 /// The interval at which it is asked meanwhile.
-const ASKED: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Settings of containers, beside [`super::SandboxSettings`].
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub struct DockerSettings {
     pub network: Option<String>,
     /// The folder of all workspaces, as a path on this host and as a path on the engine's machine.
     pub host_path: Option<(PathBuf, PathBuf)>,
-    /// Number of containers that wait for sessions, only after [`super::Sandboxes::take_over`].
+    /// Number of containers that wait for sessions, only after [`super::Sandboxes::adopt`].
     pub pool: usize,
     /// The transport to containers. Absent in every deployment: it is detected, since the fallback
     /// is to be used only where no socket passes. Tests and the benchmark set it, to cover both.
@@ -91,7 +91,7 @@ pub(super) struct ConnectedContainer {
     pub(super) dir: PathBuf,
     pub(super) shell: &'static str,
     /// Whether it replaces a container that a previous host left and that has ended since.
-    pub(super) lost: bool,
+    pub(super) replaced: bool,
 }
 
 /// A session's container. Dropping it removes it.
@@ -113,18 +113,18 @@ impl SessionContainer {
 
 /// A working engine, and the containers of this host on it.
 pub(super) struct DockerBackend {
-    core: Arc<DockerContext>,
+    context: Arc<DockerContext>,
     transport: Transport,
     shell: &'static str,
     pool: Arc<WarmPool>,
     /// Containers of the previous host, by session.
-    left: Mutex<HashMap<String, Container>>,
+    adopted: Mutex<HashMap<String, Container>>,
     /// Containers whose workspace was given to a session that has not asked for them yet, by
     /// session.
-    prepared: Mutex<HashMap<String, ReadyContainer>>,
+    claimed: Mutex<HashMap<String, ReadyContainer>>,
     /// The owner folders of this process's containers: its own, and those of the dead processes it
     /// took over from. Each container is labelled with its owner's name.
-    owned: Mutex<Vec<(OwnerDir, File)>>,
+    owner_dirs: Mutex<Vec<(OwnerDir, File)>>,
     /// Held by the process that took over.
     lock: Mutex<Option<File>>,
     /// Since when the engine does not answer, as far as was observed.
@@ -158,12 +158,13 @@ impl DockerBackend {
                 "this Docker engine cannot limit swap: beyond its memory a container can fill this machine's. Turn swap off (`swapoff -a`), or start the kernel with swapaccount=1."
             );
         }
-        let brought = image::brought(&engine, &own.image).await?;
+        let image_config = image::image_config(&engine, &own.image).await?;
         let (root, life) = StateDir::open(&common.run_dir, exec)?;
         let owner = root.owner().clone();
-        let plan = ContainerTemplate::new(common, &own, root.instance()?, info.ncpu, &brought);
-        let core = Arc::new(DockerContext::new(engine, root, plan, None));
-        let tried = core
+        let template =
+            ContainerTemplate::new(common, &own, root.instance()?, info.ncpu, &image_config);
+        let context = Arc::new(DockerContext::new(engine, root, template, None));
+        let tried = context
             .open(
                 Some((
                     format!("probe-{}", uuid::Uuid::new_v4()),
@@ -173,24 +174,24 @@ impl DockerBackend {
             )
             .await?;
         let transport = tried.transport;
-        let looked = image::look(&tried.connection, &core.plan.workspace_mount).await;
+        let looked = image::probe_image(&tried.connection, &context.template.workspace_mount).await;
         tried.container.remove().await;
         let image = looked?;
 
-        let mut plan = core.plan.clone();
+        let mut template = context.template.clone();
         if let Some(bash) = &image.bash {
-            plan.set_shell(bash);
+            template.set_shell(bash);
         }
-        let (engine, root) = (core.engine.clone(), core.root.clone());
-        let core = Arc::new(DockerContext::new(engine, root, plan, image.python));
+        let (engine, root) = (context.engine.clone(), context.root.clone());
+        let context = Arc::new(DockerContext::new(engine, root, template, image.python));
         Ok(Self {
-            pool: Arc::new(WarmPool::new(Arc::clone(&core), own.pool)),
-            core,
+            pool: Arc::new(WarmPool::new(Arc::clone(&context), own.pool)),
+            context,
             transport,
             shell: if image.bash.is_some() { "bash" } else { "sh" },
-            left: Mutex::default(),
-            prepared: Mutex::default(),
-            owned: Mutex::new(vec![(owner, life)]),
+            adopted: Mutex::default(),
+            claimed: Mutex::default(),
+            owner_dirs: Mutex::new(vec![(owner, life)]),
             lock: Mutex::default(),
             silent_since: Mutex::default(),
         })
@@ -202,8 +203,8 @@ impl DockerBackend {
 
     /// Checks that the engine answers and still has the image.
     pub(super) async fn check(&self) -> Result<(), SandboxError> {
-        self.core.engine.ping().await?;
-        image::brought(&self.core.engine, self.core.plan.image())
+        self.context.engine.ping().await?;
+        image::image_config(&self.context.engine, self.context.template.image())
             .await
             .map(drop)
     }
@@ -216,15 +217,15 @@ impl DockerBackend {
     ) -> Result<ConnectedContainer, SandboxError> {
         let open = || {
             let session = (spec.session.to_owned(), spec.workspace.to_owned());
-            self.core.open(Some(session), Some(self.transport))
+            self.context.open(Some(session), Some(self.transport))
         };
-        let kept = self.left.lock().contains_key(spec.session);
+        let kept = self.adopted.lock().contains_key(spec.session);
         let waiting = self.waiting(spec).await;
         let lost = kept && waiting.is_none();
         let opened = match waiting {
             Some(opened) => opened,
             None => match open().await {
-                Err(SandboxError::Engine(_)) if self.engine_is_back().await => open().await?,
+                Err(SandboxError::Engine(_)) if self.wait_for_engine().await => open().await?,
                 opened => {
                     let opened = opened?;
                     // Any outage is over: the next one is waited for anew.
@@ -241,40 +242,40 @@ impl DockerBackend {
                 transport: opened.transport,
             },
             shell: self.shell,
-            lost,
+            replaced: lost,
         })
     }
 
     /// Waits a while for an engine that stopped answering, the first time that is noticed.
-    async fn engine_is_back(&self) -> bool {
+    async fn wait_for_engine(&self) -> bool {
         let since = *self.silent_since.lock().get_or_insert_with(Instant::now);
         loop {
-            if self.core.engine.ping().await.is_ok() {
+            if self.context.engine.ping().await.is_ok() {
                 *self.silent_since.lock() = None;
                 return true;
             }
             if since.elapsed() >= RESTART {
                 return false;
             }
-            tokio::time::sleep(ASKED).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Whether a session has a prepared container, or one of the previous host.
-    pub(super) fn holds(&self, session: &str) -> bool {
-        self.left.lock().contains_key(session) || self.prepared.lock().contains_key(session)
+    pub(super) fn has_container(&self, session: &str) -> bool {
+        self.adopted.lock().contains_key(session) || self.claimed.lock().contains_key(session)
     }
 
     async fn waiting(&self, spec: SandboxSpec<'_>) -> Option<ReadyContainer> {
-        let prepared = self.prepared.lock().remove(spec.session);
+        let prepared = self.claimed.lock().remove(spec.session);
         if let Some(opened) = prepared {
-            if opened.connection.is_alive() && has(opened.container.folder(), spec) {
+            if opened.connection.is_alive() && contains_label(opened.container.folder(), spec) {
                 return Some(opened);
             }
             opened.container.remove().await;
         }
-        let container = self.left.lock().remove(spec.session)?;
-        if !has(container.folder(), spec) {
+        let container = self.adopted.lock().remove(spec.session)?;
+        if !contains_label(container.folder(), spec) {
             container.remove().await;
             return None;
         }
@@ -293,17 +294,17 @@ impl DockerBackend {
     }
 
     /// Gives a session without a workspace the one of a waiting container.
-    pub(super) fn prepare(&self, session: &str, workspace: &Path) -> bool {
+    pub(super) fn claim_warm(&self, session: &str, workspace: &Path) -> bool {
         if self.transport != Transport::Socket || workspace.exists() {
             return false;
         }
         let Some(opened) = self.pool.take() else {
             return false;
         };
-        match pool::give(&opened.container, session, workspace) {
+        match pool::claim(&opened.container, session, workspace) {
             Ok(()) => {
                 opened.container.rename_later(session);
-                let before = self.prepared.lock().insert(session.to_owned(), opened);
+                let before = self.claimed.lock().insert(session.to_owned(), opened);
                 drop(before);
                 true
             }
@@ -316,8 +317,8 @@ impl DockerBackend {
 
     /// Removes what waits for a session that will not come.
     pub(super) async fn discard(&self, session: &str) {
-        let left = self.left.lock().remove(session);
-        let prepared = self.prepared.lock().remove(session);
+        let left = self.adopted.lock().remove(session);
+        let prepared = self.claimed.lock().remove(session);
         for container in left
             .into_iter()
             .chain(prepared.map(|opened| opened.container))
@@ -331,7 +332,7 @@ impl DockerBackend {
         let removed = AtomicUsize::new(0);
         futures::stream::iter(ids)
             .for_each_concurrent(removal::AT_A_TIME, async |id| {
-                match self.core.engine.remove(&id).await {
+                match self.context.engine.remove(&id).await {
                     Ok(()) => {
                         removed.fetch_add(1, Ordering::Relaxed);
                     }
@@ -348,17 +349,17 @@ impl DockerBackend {
     pub(super) async fn shut_down(&self) {
         self.pool.close();
         // Containers being created now would be missed below.
-        self.core.stop_making().await;
-        self.left.lock().drain().for_each(drop);
-        self.prepared.lock().drain().for_each(drop);
+        self.context.stop_creating().await;
+        self.adopted.lock().drain().for_each(drop);
+        self.claimed.lock().drain().for_each(drop);
         let owners: Vec<String> = self
-            .owned
+            .owner_dirs
             .lock()
             .iter()
             .map(|(owner, _)| owner.name().to_owned())
             .collect();
         for owner in owners {
-            match self.core.containers_of(&owner).await {
+            match self.context.containers_of(&owner).await {
                 Ok(all) => {
                     self.remove_all(all.into_iter().filter_map(|found| found.id))
                         .await;
@@ -373,14 +374,14 @@ impl DockerBackend {
 
 impl Drop for DockerBackend {
     fn drop(&mut self) {
-        for (owner, _life) in self.owned.lock().drain(..) {
+        for (owner, _life) in self.owner_dirs.lock().drain(..) {
             owner.remove_if_empty();
         }
     }
 }
 
 /// Whether a container has the workspace that the session has now.
-fn has(folder: &ContainerDir, spec: SandboxSpec<'_>) -> bool {
+fn contains_label(folder: &ContainerDir, spec: SandboxSpec<'_>) -> bool {
     folder.recorded().is_some_and(|record| {
         record.session == spec.session
             && DirIdentity::of(spec.workspace).is_ok_and(|now| now == record.identity)

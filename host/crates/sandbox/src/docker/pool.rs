@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// The waiting containers.
 pub(super) struct WarmPool {
-    core: Arc<DockerContext>,
+    context: Arc<DockerContext>,
     size: usize,
     state: Mutex<PoolState>,
     /// Notified when a container was taken, or the pool was closed.
@@ -41,9 +41,9 @@ struct PoolState {
 }
 
 impl WarmPool {
-    pub(super) fn new(core: Arc<DockerContext>, size: usize) -> Self {
+    pub(super) fn new(context: Arc<DockerContext>, size: usize) -> Self {
         Self {
-            core,
+            context,
             size,
             state: Mutex::default(),
             changed: Arc::default(),
@@ -95,7 +95,7 @@ impl WarmPool {
                 );
             }
         }
-        match self.core.open(None, Some(Transport::Socket)).await {
+        match self.context.open(None, Some(Transport::Socket)).await {
             Ok(opened) => {
                 let mut state = self.state.lock();
                 if state.closed {
@@ -147,7 +147,7 @@ enum Step {
 
 /// Makes a container taken from the pool a session's: records the session first, then moves the
 /// workspace to where the session sees it. Nothing may exist at that path yet.
-pub(super) fn give(
+pub(super) fn claim(
     container: &Container,
     session: &str,
     workspace: &Path,
@@ -163,7 +163,7 @@ pub(super) fn give(
         workspace: workspace.to_owned(),
         identity,
     })?;
-    folder.give_workspace(workspace).map_err(io_error(format!(
+    folder.move_workspace(workspace).map_err(io_error(format!(
         "The workspace {} cannot be put in place",
         workspace.display()
     )))

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 
 use super::container::DockerContext;
-use super::container_spec::{BOX, INSTANCE};
+use super::container_spec::{CONTAINER_LABEL, INSTANCE};
 use super::engine::DockerError;
 use super::state_dir::ContainerDir;
 use crate::SandboxError;
@@ -20,7 +20,7 @@ use crate::SandboxError;
 pub(super) const AT_A_TIME: usize = 8;
 /// The pause before an engine that did not answer is asked again. It is on this machine and asked for little, so the
 /// pause does not grow.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Folders of containers that could not be removed yet.
 #[derive(Default)]
@@ -31,32 +31,34 @@ impl PendingRemovals {}
 impl DockerContext {
     /// Removes what is left of a container whose creation failed. An engine that stopped answering
     /// may have created it all the same.
-    pub(super) fn undo(self: &Arc<Self>, folder: ContainerDir, error: &SandboxError) {
+    pub(super) fn clean_up_failed(self: &Arc<Self>, folder: ContainerDir, error: &SandboxError) {
         if matches!(error, SandboxError::Engine(_)) {
-            self.doom(folder);
+            self.schedule_removal(folder);
         } else {
             folder.remove();
         }
     }
 
     /// Schedules a removal for when the engine can do it.
-    fn doom(self: &Arc<Self>, folder: ContainerDir) {
-        let mut doomed = self.doomed.0.lock();
-        doomed.push(folder);
-        if doomed.len() > 1 {
+    fn schedule_removal(self: &Arc<Self>, folder: ContainerDir) {
+        let mut pending = self.pending_removals.0.lock();
+        pending.push(folder);
+        if pending.len() > 1 {
             return;
         }
-        drop(doomed);
+        drop(pending);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let core = Arc::downgrade(self);
+        let context = Arc::downgrade(self);
         runtime.spawn(async move {
             loop {
                 // Nothing signals that an engine is back: it has to be asked.
-                tokio::time::sleep(AGAIN).await;
-                let Some(core) = core.upgrade() else { return };
-                if core.remove_doomed().await {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                let Some(context) = context.upgrade() else {
+                    return;
+                };
+                if context.retry_removals().await {
                     return;
                 }
             }
@@ -64,40 +66,43 @@ impl DockerContext {
     }
 
     /// Tries each once, and returns whether none is left.
-    async fn remove_doomed(&self) -> bool {
-        let doomed = self.doomed.0.lock().clone();
-        let removing = futures::stream::iter(doomed);
+    async fn retry_removals(&self) -> bool {
+        let pending = self.pending_removals.0.lock().clone();
+        let removing = futures::stream::iter(pending);
         removing
             .for_each_concurrent(AT_A_TIME, async |folder| {
-                match self.remove_box(&folder).await {
+                match self.remove_container(&folder).await {
                     Ok(_) => {
-                        let mut doomed = self.doomed.0.lock();
-                        doomed.retain(|other| other.name() != folder.name());
+                        let mut pending = self.pending_removals.0.lock();
+                        pending.retain(|other| other.name() != folder.name());
                     }
                     Err(error) => tracing::debug!(%error, "a container still cannot be removed"),
                 }
             })
             .await;
-        self.doomed.0.lock().is_empty()
+        self.pending_removals.0.lock().is_empty()
     }
 
     /// Removes all containers that belong to a folder, and the folder: now, or when the engine can.
     /// Returns how many were removed now.
-    pub(super) async fn remove_box_in_the_end(self: &Arc<Self>, folder: ContainerDir) -> usize {
-        match self.remove_box(&folder).await {
+    pub(super) async fn remove_container_eventually(
+        self: &Arc<Self>,
+        folder: ContainerDir,
+    ) -> usize {
+        match self.remove_container(&folder).await {
             Ok(removed) => removed,
             Err(error) => {
                 tracing::warn!(%error, "a container cannot be removed now, and will be later");
-                self.doom(folder);
+                self.schedule_removal(folder);
                 0
             }
         }
     }
 
-    async fn remove_box(&self, folder: &ContainerDir) -> Result<usize, DockerError> {
+    async fn remove_container(&self, folder: &ContainerDir) -> Result<usize, DockerError> {
         let labels = [
-            (INSTANCE, self.plan.instance.as_str()),
-            (BOX, folder.name()),
+            (INSTANCE, self.template.instance.as_str()),
+            (CONTAINER_LABEL, folder.name()),
         ];
         let mut removed = 0;
         for container in self.engine.labelled(&labels).await? {
@@ -112,12 +117,12 @@ impl DockerContext {
 }
 
 /// Removes a container and its folder, now or when the engine answers again.
-pub(super) async fn remove(core: Arc<DockerContext>, id: String, folder: ContainerDir) {
-    match core.engine.remove(&id).await {
+pub(super) async fn remove(context: Arc<DockerContext>, id: String, folder: ContainerDir) {
+    match context.engine.remove(&id).await {
         Ok(()) => folder.remove(),
         Err(error) => {
             tracing::warn!(%error, "a container cannot be removed now, and will be later");
-            core.doom(folder);
+            context.schedule_removal(folder);
         }
     }
 }

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::runtime_dir::give_to_box_user;
+use crate::runtime_dir::give_to_sandbox_user;
 use crate::{SandboxError, io_error};
 
 #[cfg(test)]
@@ -34,7 +34,7 @@ mod tests;
 /// Lengths of the names of processes and containers: short enough for socket paths, and long enough
 /// to be unique within a host.
 const OWNER_LENGTH: usize = 8;
-const BOX_LENGTH: usize = 12;
+const CONTAINER_NAME_LENGTH: usize = 12;
 
 /// The state directory of this host's containers.
 #[derive(Debug, Clone)]
@@ -86,14 +86,14 @@ impl StateDir {
     /// over. `exec` is the installed exec server.
     pub(super) fn open(run_dir: &Path, exec: &Path) -> Result<(Self, File), SandboxError> {
         let path = run_dir.join("docker");
-        private_folder(&path)?;
+        create_private_dir(&path)?;
         let path = path
             .canonicalize()
             .map_err(io_error(format!("{} cannot be resolved", path.display())))?;
-        let name = fresh(OWNER_LENGTH);
+        let name = unique_name(OWNER_LENGTH);
         // Renamed only once it is locked: without a lock it would count as a dead process's.
         let draft = path.join(format!("new-{name}"));
-        private_folder(&draft)?;
+        create_private_dir(&draft)?;
         let lock = lock(&draft)?.ok_or_else(|| {
             SandboxError::Start(format!("{} is locked by somebody else.", draft.display()))
         })?;
@@ -160,21 +160,24 @@ impl StateDir {
     }
 
     /// Creates the folder of a new container. `python` is the target of that name in it.
-    pub(super) fn make(&self, python: Option<&str>) -> Result<ContainerDir, SandboxError> {
-        let name = fresh(BOX_LENGTH);
+    pub(super) fn create_container_dir(
+        &self,
+        python: Option<&str>,
+    ) -> Result<ContainerDir, SandboxError> {
+        let name = unique_name(CONTAINER_NAME_LENGTH);
         let folder = ContainerDir {
             path: self.owner.path.join(&name),
             name,
         };
-        let made = self.fill(&folder, python);
+        let made = self.populate(&folder, python);
         if made.is_err() {
             folder.remove();
         }
         made.map(|()| folder)
     }
 
-    fn fill(&self, folder: &ContainerDir, python: Option<&str>) -> Result<(), SandboxError> {
-        private_folder(&folder.path)?;
+    fn populate(&self, folder: &ContainerDir, python: Option<&str>) -> Result<(), SandboxError> {
+        create_private_dir(&folder.path)?;
         let lucid = folder.lucid();
         let failed = || io_error(format!("{} cannot be filled", lucid.display()));
         let bin = lucid.join("bin");
@@ -212,22 +215,24 @@ impl OwnerDir {
     pub(super) fn find(&self, name: &str) -> Option<ContainerDir> {
         // A container's label may contain anything.
         let path = self.path.join(name);
-        (is_name(name, BOX_LENGTH) && path.is_dir()).then(|| ContainerDir {
+        (is_name(name, CONTAINER_NAME_LENGTH) && path.is_dir()).then(|| ContainerDir {
             path,
             name: name.to_owned(),
         })
     }
 
     /// All containers that have a folder.
-    pub(super) fn boxes(&self) -> Vec<ContainerDir> {
-        named_folders(&self.path, BOX_LENGTH)
+    pub(super) fn container_dirs(&self) -> Vec<ContainerDir> {
+        named_folders(&self.path, CONTAINER_NAME_LENGTH)
             .map(|(name, path)| ContainerDir { name, path })
             .collect()
     }
 
     /// Removes the folder if no container's is left in it.
     pub(super) fn remove_if_empty(&self) {
-        if named_folders(&self.path, BOX_LENGTH).next().is_none()
+        if named_folders(&self.path, CONTAINER_NAME_LENGTH)
+            .next()
+            .is_none()
             && let Err(error) = fs::remove_dir_all(&self.path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -237,7 +242,7 @@ impl OwnerDir {
 }
 
 /// A new unique name, kept short because the length of a socket's path is limited.
-fn fresh(length: usize) -> String {
+fn unique_name(length: usize) -> String {
     let mut name = uuid::Uuid::new_v4().simple().to_string();
     name.truncate(length);
     name
@@ -303,8 +308,8 @@ impl ContainerDir {
     /// Creates the workspace of a container that belongs to nobody yet.
     pub(super) fn make_workspace(&self) -> Result<PathBuf, SandboxError> {
         let path = self.workspace();
-        private_folder(&path)?;
-        give_to_box_user(&path)?;
+        create_private_dir(&path)?;
+        give_to_sandbox_user(&path)?;
         Ok(path)
     }
 
@@ -329,7 +334,7 @@ impl ContainerDir {
     }
 
     /// Moves the workspace of a waiting container to a session's path. Nothing may exist there.
-    pub(super) fn give_workspace(&self, to: &Path) -> std::io::Result<()> {
+    pub(super) fn move_workspace(&self, to: &Path) -> std::io::Result<()> {
         fs::rename(self.workspace(), to)
     }
 
@@ -343,7 +348,7 @@ impl ContainerDir {
     }
 }
 
-fn private_folder(path: &Path) -> Result<(), SandboxError> {
+fn create_private_dir(path: &Path) -> Result<(), SandboxError> {
     fs::create_dir_all(path)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o700)))
         .map_err(io_error(format!("{} cannot be made", path.display())))

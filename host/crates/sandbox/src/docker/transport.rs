@@ -24,8 +24,8 @@ use tokio_util::io::StreamReader;
 
 use super::container_spec::{ContainerTemplate, EXEC};
 use super::engine::DockerEngine;
-use crate::connection::{Connection, EndReasonLookup, greet};
-use crate::runtime_dir::give_to_box_user;
+use crate::connection::{Connection, EndReasonLookup, read_hello};
+use crate::runtime_dir::give_to_sandbox_user;
 use crate::{SandboxError, io_error};
 
 /// How much of an attached stream is read at a time, in bytes.
@@ -55,7 +55,7 @@ pub(super) struct ContainerSocket {
     listener: UnixListener,
     path: PathBuf,
     /// Whether processes other than the exec server may connect.
-    among_others: bool,
+    has_untrusted_peers: bool,
 }
 
 impl ContainerSocket {
@@ -66,17 +66,17 @@ impl ContainerSocket {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(failed())?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed())?;
-        give_to_box_user(&path)?;
+        give_to_sandbox_user(&path)?;
         Ok(Self {
             listener,
             path,
-            among_others: false,
+            has_untrusted_peers: false,
         })
     }
 
     /// For a container that has run commands: one of them may connect instead of its exec server.
-    pub(super) fn among_others(mut self) -> Self {
-        self.among_others = true;
+    pub(super) fn with_untrusted_peers(mut self) -> Self {
+        self.has_untrusted_peers = true;
         self
     }
 
@@ -84,19 +84,19 @@ impl ContainerSocket {
     pub(super) async fn accept(
         self,
         patience: Duration,
-        inquiry: EndReasonLookup,
+        end_reason_lookup: EndReasonLookup,
     ) -> Result<Connection, SandboxError> {
-        let mut told = false;
+        let mut logged = false;
         let stream = loop {
             let (stream, _) = self
                 .listener
                 .accept()
                 .await
                 .map_err(io_error("No connection of a container could be taken"))?;
-            if !self.among_others || !is_a_commands(&stream) {
+            if !self.has_untrusted_peers || !is_a_commands(&stream) {
                 break stream;
             }
-            if !std::mem::replace(&mut told, true) {
+            if !std::mem::replace(&mut logged, true) {
                 tracing::warn!(socket = %self.path.display(), "a command in a container connects as if it were the exec server");
             }
         };
@@ -104,8 +104,8 @@ impl ContainerSocket {
         drop(self);
         let process = peer_of(&stream);
         let (mut reader, writer) = stream.into_split();
-        greet(&mut reader, patience).await?;
-        Ok(Connection::over(reader, writer, Some(inquiry)).with(process))
+        read_hello(&mut reader, patience).await?;
+        Ok(Connection::from_streams(reader, writer, Some(end_reason_lookup)).with_process(process))
     }
 }
 
@@ -146,18 +146,18 @@ fn of_process(pid: &str, what: &str) -> Option<String> {
 pub(super) async fn attach(
     engine: &DockerEngine,
     id: &str,
-    plan: &ContainerTemplate,
+    template: &ContainerTemplate,
     patience: Duration,
-    inquiry: EndReasonLookup,
+    end_reason_lookup: EndReasonLookup,
 ) -> Result<Connection, SandboxError> {
-    let serve = serde_json::to_string(&plan.serve())
+    let serve = serde_json::to_string(&template.serve())
         .map_err(|error| SandboxError::Start(error.to_string()))?;
     let config = ExecConfig {
         attach_stdin: Some(true),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         cmd: Some(vec![EXEC.to_owned(), "--serve-pipes".to_owned(), serve]),
-        working_dir: Some(plan.workspace_mount.clone()),
+        working_dir: Some(template.workspace_mount.clone()),
         ..ExecConfig::default()
     };
     let api = engine.api();
@@ -191,6 +191,10 @@ pub(super) async fn attach(
         })
         .boxed();
     let mut reader = StreamReader::new(bytes);
-    greet(&mut reader, patience).await?;
-    Ok(Connection::over(reader, input, Some(inquiry)))
+    read_hello(&mut reader, patience).await?;
+    Ok(Connection::from_streams(
+        reader,
+        input,
+        Some(end_reason_lookup),
+    ))
 }

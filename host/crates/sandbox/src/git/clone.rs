@@ -56,7 +56,7 @@ pub struct Checkout<'a> {
 const NAME: &str = "Lucid";
 const EMAIL: &str = "lucid@localhost";
 
-fn given(value: Option<&str>) -> Option<&str> {
+fn non_empty(value: Option<&str>) -> Option<&str> {
     value.filter(|value| !value.is_empty())
 }
 
@@ -136,8 +136,8 @@ pub async fn clone_into(
                 },
             });
         }
-        git.must(&clone(None)).await?;
-        git.must(&["symbolic-ref", "HEAD", &format!("refs/heads/{branch}")])
+        git.run_checked(&clone(None)).await?;
+        git.run_checked(&["symbolic-ref", "HEAD", &format!("refs/heads/{branch}")])
             .await?;
     }
     git.configure(&wanted).await?;
@@ -152,7 +152,7 @@ pub async fn clone_into(
         });
     }
     git.count(rules.largest).await?;
-    git.must(&["reset", "--quiet", "--hard"]).await?;
+    git.run_checked(&["reset", "--quiet", "--hard"]).await?;
     if rules.allow_owner {
         git.submodules(rules.depth).await?;
     }
@@ -183,7 +183,7 @@ impl GitRunner<'_> {
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecResult, CloneError> {
         let left = self.end.saturating_duration_since(Instant::now());
-        let request = request.timeout(left).keep(2000, 2000);
+        let request = request.timeout(left).keep_output(2000, 2000);
         let result = self.sandbox.exec(request, |_| {}).await?;
         if result.timed_out {
             return Err(CloneError::TooSlow(self.longest.as_secs()));
@@ -191,7 +191,7 @@ impl GitRunner<'_> {
         Ok(result)
     }
 
-    async fn must(&self, arguments: &[impl AsRef<str>]) -> Result<(), CloneError> {
+    async fn run_checked(&self, arguments: &[impl AsRef<str>]) -> Result<(), CloneError> {
         let result = self.run(arguments).await?;
         if result.exit_code == 0 {
             return Ok(());
@@ -207,11 +207,12 @@ impl GitRunner<'_> {
         for (key, value) in [
             ("remote.origin.fetch", Some(all)),
             ("push.autoSetupRemote", Some("true")),
-            ("user.name", given(wanted.user_name).or(Some(NAME))),
-            ("user.email", given(wanted.user_email).or(Some(EMAIL))),
+            ("user.name", non_empty(wanted.user_name).or(Some(NAME))),
+            ("user.email", non_empty(wanted.user_email).or(Some(EMAIL))),
         ] {
             if let Some(value) = value {
-                self.must(&["config", "--replace-all", key, value]).await?;
+                self.run_checked(&["config", "--replace-all", key, value])
+                    .await?;
             }
         }
         Ok(())
@@ -242,7 +243,7 @@ impl GitRunner<'_> {
             .env("DEPTH", depth)
             .env("BLOCKS", tracking::BLOCKS.to_string())
             .timeout(left.min(tracking::LONGEST))
-            .keep(2000, 2000);
+            .keep_output(2000, 2000);
         let result = self.sandbox.exec(request, |_| {}).await?;
         if result.exit_code != 0 || result.timed_out {
             tracing::warn!(why = %sentence(&result.output), "a session's clone has one branch only");
@@ -293,27 +294,27 @@ fn branches(listed: &str) -> (Vec<String>, bool) {
 }
 
 fn list(names: &[String], more: bool) -> String {
-    let shown: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
-    let rest = if more || names.len() > shown.len() {
+    let listed: Vec<&str> = names.iter().take(10).map(String::as_str).collect();
+    let rest = if more || names.len() > listed.len() {
         " and others"
     } else {
         ""
     };
-    match shown.as_slice() {
+    match listed.as_slice() {
         [] => "others".to_owned(),
-        shown => format!("{}{rest}", shown.join(", ")),
+        listed => format!("{}{rest}", listed.join(", ")),
     }
 }
 
 /// The line of git's output that says why it failed: the gateway's, or else git's own last line.
 fn sentence(output: &str) -> String {
-    let said = |prefix: &'static str| {
+    let line_after = |prefix: &'static str| {
         let lines = output.lines().map(str::trim);
         lines.rev().find_map(move |line| line.strip_prefix(prefix))
     };
-    let line = said("git-remote-lucid: ")
-        .or_else(|| said("fatal: "))
-        .or_else(|| said("error: "))
+    let line = line_after("git-remote-lucid: ")
+        .or_else(|| line_after("fatal: "))
+        .or_else(|| line_after("error: "))
         .or_else(|| output.lines().map(str::trim).rfind(|line| !line.is_empty()))
         .unwrap_or("git said nothing");
     let line: String = line.chars().filter(|c| !c.is_control()).take(500).collect();

@@ -23,11 +23,11 @@ use tokio::sync::mpsc;
 use super::error::{HelperError, PushError, UpstreamError};
 use super::receive_pack::PushCommands;
 use super::upstream::{UpstreamRemote, next_part};
-use super::url::{neighbour, permitted, plain};
+use super::url::{permitted, plain, sibling_repository};
 use crate::read_frame;
 
 /// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
-const MAX_KEPT: usize = 16 << 20;
+const MAX_BUFFERED: usize = 16 << 20;
 /// A push up to this size in bytes is sent with its length: so does git, and some servers accept a
 /// small one in no other way.
 const SMALL_PUSH: usize = 1 << 20;
@@ -61,22 +61,22 @@ pub(super) async fn serve(
         HelperError::Repository {
             own: remote.url.clone(),
             allow_owner: remote.rules.allow_owner,
-            neighbour: neighbour(&remote.url, &open.url),
+            neighbour: sibling_repository(&remote.url, &open.url),
         }
     })?;
-    let mut talk = HelperConnection {
+    let mut helper = HelperConnection {
         reader,
         writer,
         remote,
     };
     let start = remote.advertise(&url, open.service).await?;
-    talk.send(&start.bytes).await?;
-    talk.end().await?;
+    helper.send(&start.bytes).await?;
+    helper.end().await?;
     match open.service {
-        GitService::Fetch => talk.fetch(&start.url).await,
+        GitService::Fetch => helper.fetch(&start.url).await,
         GitService::Push => {
             let own = plain(&url) == plain(&remote.url);
-            talk.push(&start.url, own).await
+            helper.push(&start.url, own).await
         }
     }
 }
@@ -102,8 +102,8 @@ impl HelperConnection<'_> {
         loop {
             let mut request = Vec::new();
             loop {
-                match next_sent(&mut self.reader).await? {
-                    HelperMessage::Part(part) if request.len() + part.len() <= MAX_KEPT => {
+                match next_message(&mut self.reader).await? {
+                    HelperMessage::Part(part) if request.len() + part.len() <= MAX_BUFFERED => {
                         request.extend(part);
                     }
                     HelperMessage::Part(_) => return Err(HelperError::LargeRequest),
@@ -115,9 +115,9 @@ impl HelperConnection<'_> {
             let answered = async {
                 let answer = tokio::select! {
                     answer = self.remote.post(url, GitService::Fetch, request.into()) => answer?,
-                    () = gone(&mut self.reader) => return Err(HelperError::Gone),
+                    () = disconnected(&mut self.reader) => return Err(HelperError::Gone),
                 };
-                self.pass_on(answer, None).await
+                self.forward_response(answer, None).await
             };
             tokio::time::timeout(longest, answered)
                 .await
@@ -131,7 +131,7 @@ impl HelperConnection<'_> {
         let mut commands = PushCommands::default();
         let mut known = false;
         let small = loop {
-            match next_sent(&mut self.reader).await? {
+            match next_message(&mut self.reader).await? {
                 HelperMessage::Part(part) => first.extend(part),
                 HelperMessage::Whole if known => break true,
                 HelperMessage::Whole => return Err(HelperError::ShortPush),
@@ -154,12 +154,13 @@ impl HelperConnection<'_> {
             let answer = if small {
                 tokio::select! {
                     answer = self.remote.post(url, GitService::Push, first.into()) => answer?,
-                    () = gone(&mut self.reader) => return Err(HelperError::Gone),
+                    () = disconnected(&mut self.reader) => return Err(HelperError::Gone),
                 }
             } else {
-                self.post_as_it_comes(url, first).await?
+                self.stream_push(url, first).await?
             };
-            self.pass_on(answer, own.then_some(&commands)).await
+            self.forward_response(answer, own.then_some(&commands))
+                .await
         };
         tokio::time::timeout(longest, pushed)
             .await
@@ -181,7 +182,7 @@ impl HelperConnection<'_> {
         let rest = async {
             let mut came = came as u64;
             loop {
-                match next_sent(&mut self.reader).await? {
+                match next_message(&mut self.reader).await? {
                     HelperMessage::Part(part) => came += part.len() as u64,
                     HelperMessage::Whole => return Ok(()),
                     HelperMessage::Nothing => return Err(HelperError::Gone),
@@ -199,11 +200,7 @@ impl HelperConnection<'_> {
     }
 
     /// Forwards a push while the helper still sends it.
-    async fn post_as_it_comes(
-        &mut self,
-        url: &str,
-        first: Vec<u8>,
-    ) -> Result<Response, HelperError> {
+    async fn stream_push(&mut self, url: &str, first: Vec<u8>) -> Result<Response, HelperError> {
         let most = self.remote.rules.largest;
         let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
         let parts = futures::stream::unfold(receiver, async |mut receiver| {
@@ -219,7 +216,7 @@ impl HelperConnection<'_> {
             // helper reads the response only after sending it.
             let _ = sender.send(Ok(first.into())).await;
             let failed = loop {
-                match next_sent(reader).await {
+                match next_message(reader).await {
                     Ok(HelperMessage::Part(part)) => {
                         sent += part.len() as u64;
                         if sent > most {
@@ -253,7 +250,7 @@ impl HelperConnection<'_> {
 
     /// Forwards a response to the helper. If it is to a push of the session's own repository, the
     /// accepted branch is noted before the helper learns of it.
-    async fn pass_on(
+    async fn forward_response(
         &mut self,
         answer: Response,
         push: Option<&PushCommands>,
@@ -265,7 +262,7 @@ impl HelperConnection<'_> {
         loop {
             let part = tokio::select! {
                 part = next_part(&mut body) => part?,
-                () = gone(&mut self.reader) => return Err(HelperError::Gone),
+                () = disconnected(&mut self.reader) => return Err(HelperError::Gone),
             };
             let Some(part) = part else {
                 return self.end().await;
@@ -278,8 +275,8 @@ impl HelperConnection<'_> {
                 && report.len() < MAX_REPORT
             {
                 report.extend_from_slice(&part);
-                if let Some(branch) = commands.taken(&report) {
-                    self.remote.note(branch);
+                if let Some(branch) = commands.accepted_branch(&report) {
+                    self.remote.record_push(branch);
                 }
             }
             self.send(&part).await?;
@@ -304,7 +301,7 @@ impl HelperConnection<'_> {
     }
 }
 
-async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<HelperMessage, HelperError> {
+async fn next_message(reader: &mut ReadHalf<'_>) -> Result<HelperMessage, HelperError> {
     match tokio::time::timeout(IDLE, read_frame(reader)).await {
         Ok(Ok(Frame {
             kind: FrameKind::GitBody,
@@ -322,6 +319,6 @@ async fn next_sent(reader: &mut ReadHalf<'_>) -> Result<HelperMessage, HelperErr
 }
 
 /// Completes when the helper disconnects, or sends when it should listen.
-async fn gone(reader: &mut ReadHalf<'_>) {
+async fn disconnected(reader: &mut ReadHalf<'_>) {
     let _ = reader.read_u8().await;
 }

@@ -42,8 +42,8 @@ pub use self::http::client;
 pub use self::tracking::CloneState;
 pub use self::upstream::GitCredentials;
 use self::upstream::{LastPush, UpstreamRemote};
-pub use self::url::reach;
-use super::workspace::box_user;
+pub use self::url::gateway_prefix;
+use super::workspace::sandbox_user;
 use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// The most helpers that a session may have at a time.
@@ -127,7 +127,7 @@ impl GitGateway {
         for path in [&socket, &key_file] {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
                 .map_err(failed)?;
-            if let Some(user) = box_user() {
+            if let Some(user) = sandbox_user() {
                 std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
             }
         }
@@ -164,11 +164,11 @@ impl Drop for GitGateway {
 }
 
 async fn listen(listener: UnixListener, remote: Arc<UpstreamRemote>) {
-    let places = Arc::new(Semaphore::new(MAX_HELPERS));
+    let slots = Arc::new(Semaphore::new(MAX_HELPERS));
     // Dropping the gateway closes its connections too.
     let mut helpers = tokio::task::JoinSet::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
         let connection = match listener.accept().await {
@@ -182,13 +182,13 @@ async fn listen(listener: UnixListener, remote: Arc<UpstreamRemote>) {
         while helpers.try_join_next().is_some() {}
         let remote = Arc::clone(&remote);
         helpers.spawn(async move {
-            let _place = place;
+            let _place = permit;
             let mut connection = connection;
             if let Err(error) = serve(&mut connection, &remote).await {
                 let frame = Frame::new(FrameKind::GitError, 0, error.to_string()).encode();
                 // One that does not read is not waited for: its slot is needed for another.
-                let told = connection.write_all(&frame);
-                let _ = tokio::time::timeout(Duration::from_secs(10), told).await;
+                let sent = connection.write_all(&frame);
+                let _ = tokio::time::timeout(Duration::from_secs(10), sent).await;
             }
         });
     }

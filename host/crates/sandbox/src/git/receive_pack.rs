@@ -27,7 +27,7 @@ pub(super) struct PushCommands {
     refs: Vec<String>,
     /// Those of them that are not deleted.
     kept: Vec<String>,
-    abilities: PushCapabilities,
+    capabilities: PushCapabilities,
 }
 
 /// The capabilities that git requested, after the first command.
@@ -86,8 +86,8 @@ impl PushCommands {
         if let Some(commit) = text.strip_prefix("shallow ") {
             return is_hash(commit).then_some(()).ok_or(PushError::Unreadable);
         }
-        let (command, abilities) = match text.split_once('\0') {
-            Some((command, abilities)) => (command, Some(abilities)),
+        let (command, capabilities) = match text.split_once('\0') {
+            Some((command, capabilities)) => (command, Some(capabilities)),
             None => (text, None),
         };
         let mut words = command.splitn(3, ' ');
@@ -98,12 +98,13 @@ impl PushCommands {
         if !hashes || name.is_empty() || name.chars().any(char::is_control) {
             return Err(PushError::Unreadable);
         }
-        if let Some(abilities) = abilities {
+        if let Some(capabilities) = capabilities {
             // Capabilities follow the first command. A server may accept them elsewhere too.
             if !self.refs.is_empty() {
                 return Err(PushError::Unreadable);
             }
-            self.abilities = PushCapabilities::read(abilities).ok_or(PushError::Unreadable)?;
+            self.capabilities =
+                PushCapabilities::read(capabilities).ok_or(PushError::Unreadable)?;
         }
         if new.bytes().any(|digit| digit != b'0') {
             self.kept.push(name.to_owned());
@@ -114,8 +115,8 @@ impl PushCommands {
 
     /// The branch that a server's report says it accepted, of several the last one; `None` for a
     /// deletion. The report may be incomplete.
-    pub(super) fn taken(&self, report: &[u8]) -> Option<String> {
-        let lines = if self.abilities.band.is_some() {
+    pub(super) fn accepted_branch(&self, report: &[u8]) -> Option<String> {
+        let lines = if self.capabilities.band.is_some() {
             let bands = packets(report).filter_map(|packet| packet.strip_prefix(b"\x01"));
             bands.collect::<Vec<_>>().concat()
         } else {
@@ -140,20 +141,20 @@ impl PushCommands {
             });
         }
         // An option may have the server merge what is pushed, into any branch.
-        (self.abilities.options && *branches != BranchPolicy::Any)
+        (self.capabilities.options && *branches != BranchPolicy::Any)
             .then(|| PushError::Options(branches.clone()))
     }
 
     /// The report that git reads as the server's, saying that nothing was changed and why; `None`
     /// if git requested none.
     pub(super) fn report(&self, branches: &BranchPolicy, refusal: &PushError) -> Option<Vec<u8>> {
-        if !self.abilities.report {
+        if !self.capabilities.report {
             return None;
         }
         let sentence = refusal.to_string();
         let mut report = packet(b"unpack ok\n");
         for name in &self.refs {
-            let innocent = branches.allow(name) && !self.abilities.options;
+            let innocent = branches.allow(name) && !self.capabilities.options;
             let why = if innocent {
                 "nothing of this push was taken, because of its other refs"
             } else {
@@ -164,7 +165,7 @@ impl PushCommands {
             report.extend(packet(format!("ng {name} {why}\n").as_bytes()));
         }
         report.extend(b"0000");
-        let Some(most) = self.abilities.band else {
+        let Some(most) = self.capabilities.band else {
             return Some(report);
         };
         let mut banded = Vec::with_capacity(report.len() + 64);
@@ -250,23 +251,23 @@ mod tests {
             "ok refs/heads/main\n",
         ]);
         let plain = read(&push(&names, "\0 report-status")).unwrap();
-        assert_eq!(plain.taken(&report).as_deref(), Some("lucid/a"));
+        assert_eq!(plain.accepted_branch(&report).as_deref(), Some("lucid/a"));
         let banded = read(&push(&names, ASKED)).unwrap();
         let mut packed = packet(b"\x02remote: hello ok refs/heads/lucid/b\n");
         for part in report.chunks(7) {
             packed.extend(packet(&[b"\x01", part].concat()));
         }
         packed.extend(b"0000");
-        assert_eq!(banded.taken(&packed).as_deref(), Some("lucid/a"));
+        assert_eq!(banded.accepted_branch(&packed).as_deref(), Some("lucid/a"));
         // Cut anywhere, it reports no other branch, and never panics.
         for end in 0..packed.len() {
-            let taken = banded.taken(&packed[..end]);
+            let taken = banded.accepted_branch(&packed[..end]);
             assert!(taken.is_none_or(|name| name == "lucid/a"), "cut at {end}");
         }
         let deleted = list(&[format!("{OLD} {NONE} refs/heads/lucid/a{ASKED}")]);
-        assert_eq!(read(&deleted).unwrap().taken(&packed), None);
-        assert_eq!(plain.taken(b"zzzz"), None);
-        assert_eq!(plain.taken(b"0003"), None);
+        assert_eq!(read(&deleted).unwrap().accepted_branch(&packed), None);
+        assert_eq!(plain.accepted_branch(b"zzzz"), None);
+        assert_eq!(plain.accepted_branch(b"0003"), None);
     }
 
     const OLD: &str = "1111111111111111111111111111111111111111";
@@ -332,8 +333,8 @@ mod tests {
         bytes.extend(b"PACK and so on");
         let commands = read(&bytes).unwrap();
         assert_eq!(commands.refs, ["refs/heads/lucid/a", "refs/heads/lucid/b"]);
-        assert_eq!(commands.abilities.band, Some(MAX_LINE));
-        assert!(commands.abilities.report && !commands.abilities.options);
+        assert_eq!(commands.capabilities.band, Some(MAX_LINE));
+        assert!(commands.capabilities.report && !commands.capabilities.options);
         assert_eq!(commands.refusal(&BranchPolicy::default()), None);
     }
 

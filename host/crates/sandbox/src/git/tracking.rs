@@ -54,27 +54,27 @@ impl CloneState {
     /// Describes the clone to a model.
     #[must_use]
     pub fn describe(&self, rules: &GitRules) -> String {
-        let mut said = vec!["The workspace is a git clone.".to_owned()];
+        let mut sentences = vec!["The workspace is a git clone.".to_owned()];
         if self.empty {
-            said.push("The repository has no commit yet.".to_owned());
+            sentences.push("The repository has no commit yet.".to_owned());
         } else {
-            said.extend(rules.depth.map(|depth| {
+            sentences.extend(rules.depth.map(|depth| {
                 format!(
                     "It is shallow: of each branch the last {depth} commits are there, and `git fetch --unshallow` brings the rest."
                 )
             }));
-            said.push(if self.all_branches {
+            sentences.push(if self.all_branches {
                 "All branches and tags of the server were known when it was made: `git checkout NAME` takes one, and content that is not there yet is fetched by itself.".to_owned()
             } else {
                 "Other branches and tags are not in it: `git fetch origin NAME` brings one, `git ls-remote origin` lists them.".to_owned()
             });
         }
-        said.push("`origin` is reached through the host, which adds the credentials; there are none to look for.".to_owned());
-        said.push(format!(
+        sentences.push("`origin` is reached through the host, which adds the credentials; there are none to look for.".to_owned());
+        sentences.push(format!(
             "It takes pushes to these branches only: {}. Tags cannot be pushed.",
             rules.branches
         ));
-        said.join(" ")
+        sentences.join(" ")
     }
 }
 

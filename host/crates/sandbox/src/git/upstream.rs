@@ -84,8 +84,8 @@ impl UpstreamRemote {
         let asked = async {
             let (url, answer) = self.discover(url, service).await?;
             let kind = format!("application/x-{}-advertisement", service.name());
-            let bytes = whole(self.accepted(answer, service, &kind)?).await?;
-            let bytes = introduced(&bytes, service)?;
+            let bytes = read_body(self.accepted(answer, service, &kind)?).await?;
+            let bytes = strip_service_header(&bytes, service)?;
             Ok(Advertisement { url, bytes })
         };
         let longest = FIRST_ANSWER.min(self.rules.longest);
@@ -111,7 +111,7 @@ impl UpstreamRemote {
             .body(body)
             .send()
             .await
-            .map_err(broken)?;
+            .map_err(describe_error)?;
         self.accepted(answer, service, &format!("application/x-{name}-result"))
     }
 
@@ -135,7 +135,7 @@ impl UpstreamRemote {
                 .headers(self.headers(service)?)
                 .send()
                 .await
-                .map_err(broken)?;
+                .map_err(describe_error)?;
             if !answer.status().is_redirection() {
                 return Ok((url, answer));
             }
@@ -158,7 +158,7 @@ impl UpstreamRemote {
     }
 
     /// Notes that the server accepted a push of this branch.
-    pub(super) fn note(&self, branch: String) {
+    pub(super) fn record_push(&self, branch: String) {
         let mut pushed = self.pushed.lock();
         *pushed = Some(branch);
     }
@@ -241,12 +241,12 @@ pub(super) async fn next_part(
     body: &mut (impl futures::Stream<Item = reqwest::Result<Bytes>> + Unpin),
 ) -> Result<Option<Bytes>, UpstreamError> {
     match tokio::time::timeout(SILENCE, body.next()).await {
-        Ok(part) => part.transpose().map_err(broken),
+        Ok(part) => part.transpose().map_err(describe_error),
         Err(_) => Err(UpstreamError::Slow { limit: SILENCE }),
     }
 }
 
-async fn whole(answer: Response) -> Result<Vec<u8>, UpstreamError> {
+async fn read_body(answer: Response) -> Result<Vec<u8>, UpstreamError> {
     let mut bytes = Vec::new();
     let mut body = answer.bytes_stream();
     while let Some(part) = next_part(&mut body).await? {
@@ -259,7 +259,7 @@ async fn whole(answer: Response) -> Result<Vec<u8>, UpstreamError> {
 }
 
 /// Strips what only HTTP puts before an advertisement, and checks that one follows.
-fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, UpstreamError> {
+fn strip_service_header(bytes: &[u8], service: GitService) -> Result<Vec<u8>, UpstreamError> {
     let line = format!("# service={}\n", service.name());
     let prefix = format!("{:04x}{line}0000", line.len() + 4);
     let bytes = bytes.strip_prefix(prefix.as_bytes()).unwrap_or(bytes);
@@ -279,7 +279,7 @@ fn introduced(bytes: &[u8], service: GitService) -> Result<Vec<u8>, UpstreamErro
 }
 
 /// The error for a request that failed. No cause of it contains a header.
-fn broken(cause: reqwest::Error) -> UpstreamError {
+fn describe_error(cause: reqwest::Error) -> UpstreamError {
     let host = cause.url().and_then(Url::host_str).map(str::to_owned);
     let cause = cause.without_url();
     if let Some(host) = host.filter(|_| was_refused(&cause)) {

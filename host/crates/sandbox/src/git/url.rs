@@ -8,7 +8,7 @@ use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// The URL prefix that git in the sandbox sends to the gateway: the repository, or everything of
 /// its owner.
-pub fn reach(repository: &str, allow_owner: bool) -> Result<String, RepositoryUrlError> {
+pub fn gateway_prefix(repository: &str, allow_owner: bool) -> Result<String, RepositoryUrlError> {
     let url = repository_url(repository)?;
     Ok(match owner(&url) {
         // With its slash: another owner's name may have this one as a prefix.
@@ -36,7 +36,7 @@ pub(super) fn permitted(own: &str, asked: &str, allow_owner: bool) -> Option<Str
 /// Another repository whose URL git sent here only because this one's is its prefix, which is all
 /// that git can match. Returned as a URL safe on a command line; a longer match of the user's own
 /// leads git elsewhere.
-pub(super) fn neighbour(own: &str, asked: &str) -> Option<String> {
+pub(super) fn sibling_repository(own: &str, asked: &str) -> Option<String> {
     let asked = repository_url(asked).ok()?;
     let name = asked.strip_prefix(plain(own))?;
     let clear = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -85,7 +85,7 @@ mod tests {
             assert_eq!(permitted(own, asked, false), None, "{asked}");
         }
         assert_eq!(
-            reach(own, false).unwrap(),
+            gateway_prefix(own, false).unwrap(),
             "https://github.com/team/project"
         );
     }
@@ -93,7 +93,10 @@ mod tests {
     #[test]
     fn where_the_owner_is_allowed_its_other_repositories_are_reached_and_nothing_else() {
         let own = "https://h.org/group/team/project.git";
-        assert_eq!(reach(own, true).unwrap(), "https://h.org/group/team/");
+        assert_eq!(
+            gateway_prefix(own, true).unwrap(),
+            "https://h.org/group/team/"
+        );
         for asked in [
             "https://h.org/group/team/other.git",
             "https://u:p@h.org/group/team/other.git",
@@ -126,7 +129,7 @@ mod tests {
     fn a_neighbour_is_what_begins_with_the_repositorys_name() {
         let own = "https://h.org/team/project.git";
         let url = "https://h.org/team/project2";
-        assert_eq!(neighbour(own, url).as_deref(), Some(url));
+        assert_eq!(sibling_repository(own, url).as_deref(), Some(url));
         for other in [
             "https://h.org/team/project",
             "https://h.org/team/project/../x",
@@ -136,14 +139,14 @@ mod tests {
             "https://evil.org/team/project2",
             "",
         ] {
-            assert_eq!(neighbour(own, other), None, "{other}");
+            assert_eq!(sibling_repository(own, other), None, "{other}");
         }
     }
 
     #[test]
     fn a_repository_without_an_owner_has_nothing_beside_it() {
         let own = "https://h.org/project.git";
-        assert_eq!(reach(own, true).unwrap(), "https://h.org/project");
+        assert_eq!(gateway_prefix(own, true).unwrap(), "https://h.org/project");
         assert_eq!(permitted(own, "https://h.org/other.git", true), None);
     }
 }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-use super::super::tests::Ground;
+use super::super::tests::SandboxFixture;
 use super::super::{BackendChoice, ExecRequest, Sandbox};
 use super::*;
 
 const BOTH: [BackendChoice; 2] = [BackendChoice::Bubblewrap, BackendChoice::Landlock];
 
 fn spawn(sandbox: &Sandbox, command: &str) -> Process {
-    let request = ExecRequest::shell(command).keep(0, 1000);
+    let request = ExecRequest::shell(command).keep_output(0, 1000);
     sandbox.spawn(request).unwrap()
 }
 
@@ -24,8 +24,8 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 #[tokio::test]
 async fn a_program_that_stays_open_answers_and_says_how_it_ended() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let command = "while read line; do echo \"got $line\"; done; echo so long >&2; exit 3";
         let Process {
             mut input,
@@ -52,8 +52,8 @@ async fn a_program_that_stays_open_answers_and_says_how_it_ended() {
 
 #[tokio::test]
 async fn all_that_a_program_prints_comes_through_however_much_that_is() {
-    let ground = Ground::new(BackendChoice::Landlock).await;
-    let sandbox = ground.start("one", None).await;
+    let fixture = SandboxFixture::new(BackendChoice::Landlock).await;
+    let sandbox = fixture.start("one", None).await;
     let Process { mut output, .. } = spawn(&sandbox, "head -c 3000000 /dev/zero");
     // It waits for its reader, and others do not wait for it.
     let ran = sandbox.exec(ExecRequest::shell("echo well"), |_| {}).await;
@@ -66,8 +66,8 @@ async fn all_that_a_program_prints_comes_through_however_much_that_is() {
 
 #[tokio::test]
 async fn a_program_ends_when_its_output_is_dropped_and_with_its_box() {
-    let ground = Ground::new(BackendChoice::Landlock).await;
-    let sandbox = ground.start("one", None).await;
+    let fixture = SandboxFixture::new(BackendChoice::Landlock).await;
+    let sandbox = fixture.start("one", None).await;
     let Process {
         input: _input,
         output,
@@ -77,7 +77,7 @@ async fn a_program_ends_when_its_output_is_dropped_and_with_its_box() {
         "trap 'touch gone; exit' TERM; touch here; while :; do sleep 0.01; done",
     );
     let there = |name: &str| {
-        let file = ground.workspace("one").host_path().join(name);
+        let file = fixture.workspace("one").host_path().join(name);
         async move {
             in_time(async {
                 while !file.exists() {
@@ -107,8 +107,8 @@ async fn a_program_ends_when_its_output_is_dropped_and_with_its_box() {
 
 #[tokio::test]
 async fn a_program_that_is_not_there_ends_at_once_with_the_reason() {
-    let ground = Ground::new(BackendChoice::Landlock).await;
-    let sandbox = ground.start("one", None).await;
+    let fixture = SandboxFixture::new(BackendChoice::Landlock).await;
+    let sandbox = fixture.start("one", None).await;
     let request = ExecRequest::argv(["no-such-program"]);
     let Process {
         mut output, end, ..

@@ -1,6 +1,6 @@
 //! Tests of commands of any length, and of the terminal that none of them has.
 
-use super::Ground;
+use super::SandboxFixture;
 use crate::*;
 
 const ALL: [BackendChoice; 3] = [
@@ -16,8 +16,8 @@ async fn ran(sandbox: &Sandbox, request: ExecRequest) -> ExecResult {
 #[tokio::test]
 async fn a_command_of_any_length_runs_as_a_short_one_does() {
     for choice in ALL {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let command = |padding: usize| {
             let padding = "x".repeat(padding);
             format!(
@@ -65,8 +65,8 @@ async fn no_command_has_a_terminal_or_is_in_the_session_of_one() {
     let own = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (own, _) = session_and_terminal(&own);
     for choice in ALL {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let command = "cat /proc/self/stat; (: </dev/tty) 2>/dev/null && echo a terminal; cat; test -t 0 || echo none";
         let result = ran(&sandbox, ExecRequest::shell(command)).await;
         let (stat, rest) = result.output.split_once('\n').unwrap();

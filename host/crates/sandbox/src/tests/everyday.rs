@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::Ground;
+use super::SandboxFixture;
 use crate::landlock::Isolation;
 use crate::{BackendChoice, BackendKind, ExecRequest, Sandbox};
 
@@ -314,8 +314,8 @@ pub(crate) async fn run(sandbox: &Sandbox) -> (Vec<(&'static str, String)>, Vec<
 #[tokio::test]
 async fn what_people_run_runs_in_sandboxes_of_processes() {
     for choice in [BackendChoice::Bubblewrap, BackendChoice::Landlock] {
-        let ground = Ground::roomy(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::roomy(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let (failed, skipped) = run(&sandbox).await;
         assert!(failed.is_empty(), "{choice:?}: {failed:#?}");
         for needed in MUST {
@@ -330,16 +330,16 @@ async fn what_people_run_runs_in_sandboxes_of_processes() {
 
 #[tokio::test]
 async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
-    let ground = Ground::roomy(BackendChoice::Landlock).await;
-    let mut found = crate::DetectedBackends::clone(&ground.sandboxes.0.found());
+    let fixture = SandboxFixture::roomy(BackendChoice::Landlock).await;
+    let mut found = crate::DetectedBackends::clone(&fixture.sandboxes.0.detected());
     assert_eq!(
         found.landlock,
         Some(Isolation::PrivateRoot),
         "this test needs user namespaces"
     );
     found.landlock = Some(Isolation::HostRoot);
-    ground.sandboxes.0.set_found(found);
-    let sandbox = ground.start("one", None).await;
+    fixture.sandboxes.0.set_detected(found);
+    let sandbox = fixture.start("one", None).await;
     assert_eq!(sandbox.kind(), BackendKind::Landlock);
     let (failed, _) = run(&sandbox).await;
     let names = failed.iter().map(|(name, _)| *name);
@@ -354,10 +354,10 @@ async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
 #[tokio::test]
 async fn tmp_terminals_and_shared_memory_are_each_sandboxs_own() {
     for choice in [BackendChoice::Bubblewrap, BackendChoice::Landlock] {
-        let ground = Ground::roomy(choice).await;
+        let fixture = SandboxFixture::roomy(choice).await;
         let (one, two) = (
-            ground.start("one", None).await,
-            ground.start("two", None).await,
+            fixture.start("one", None).await,
+            fixture.start("two", None).await,
         );
         let shell = async |sandbox: &Sandbox, command: &str| {
             let request = ExecRequest::shell(command);

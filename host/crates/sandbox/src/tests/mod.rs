@@ -20,13 +20,13 @@ use super::*;
 static ROOM: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 
 /// A machine with sandboxes of one backend and two sessions' workspaces.
-pub struct Ground {
+pub struct SandboxFixture {
     _room: Option<tokio::sync::RwLockReadGuard<'static, ()>>,
     pub(crate) dir: tempfile::TempDir,
     pub sandboxes: Sandboxes,
 }
 
-impl Ground {
+impl SandboxFixture {
     pub async fn new(choice: BackendChoice) -> Self {
         Self::with_network(choice, Network::None).await
     }
@@ -146,8 +146,8 @@ fn mark() -> String {
 #[tokio::test]
 async fn a_command_runs_in_the_workspace_with_output_in_order() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mut live = Vec::new();
         let command = "echo out; echo err >&2; pwd; echo hello > made; exit 3";
         let result = sandbox
@@ -162,7 +162,7 @@ async fn a_command_runs_in_the_workspace_with_output_in_order() {
             format!("out\nerr\n{}\n", sandbox.workspace_path())
         );
         assert_eq!(live, result.output.as_bytes());
-        let workspace = ground.workspace("one");
+        let workspace = fixture.workspace("one");
         assert_eq!(
             workspace
                 .read(&workspace.path("made").unwrap(), 100)
@@ -189,17 +189,17 @@ async fn a_command_runs_in_the_workspace_with_output_in_order() {
 #[tokio::test]
 async fn nothing_of_the_host_or_of_other_sessions_can_be_read_or_written() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let other = ground.workspace("other");
+        let fixture = SandboxFixture::new(choice).await;
+        let other = fixture.workspace("other");
         other
             .write(&other.path("secret").unwrap(), b"another's")
             .unwrap();
-        let other_box = ground.start("other", None).await;
+        let other_box = fixture.start("other", None).await;
         std::fs::write(other_box.runtime_dir().join("git.key"), "key").unwrap();
-        let outside = ground.dir.path().join("outside");
+        let outside = fixture.dir.path().join("outside");
         std::fs::write(&outside, "the host's").unwrap();
         std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o666)).unwrap();
-        let sandbox = ground.start("one", None).await;
+        let sandbox = fixture.start("one", None).await;
         let there = |path: &Path| path.display().to_string();
         for path in [
             "/root/.bashrc".to_owned(),
@@ -251,8 +251,8 @@ async fn nothing_of_the_host_or_of_other_sessions_can_be_read_or_written() {
 #[tokio::test]
 async fn the_host_and_its_processes_cannot_be_signalled() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mut victim = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
@@ -280,8 +280,8 @@ async fn with_the_network_off_no_address_can_be_reached() {
         datagram.local_addr().unwrap().port()
     );
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let result = shell(&sandbox, &format!("python3 -c \"{tcp}\"")).await;
         assert!(
             result.exit_code != 0 && !result.output.contains("reached"),
@@ -294,9 +294,9 @@ async fn with_the_network_off_no_address_can_be_reached() {
             "{choice:?}: a datagram came through"
         );
         sandbox.close().await;
-        drop(ground);
-        let ground = Ground::with_network(choice, Network::Host).await;
-        let sandbox = ground.start("one", None).await;
+        drop(fixture);
+        let fixture = SandboxFixture::with_network(choice, Network::Host).await;
+        let sandbox = fixture.start("one", None).await;
         let result = shell(&sandbox, &format!("python3 -c \"{tcp}\"")).await;
         assert_eq!(
             result.output, "reached\n",
@@ -309,8 +309,8 @@ async fn with_the_network_off_no_address_can_be_reached() {
 #[tokio::test]
 async fn a_time_out_kills_the_whole_process_group() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mark = mark();
         let command = format!("trap '' TERM; sleep {mark} & echo begun; sleep {mark}");
         let request = ExecRequest::shell(command).timeout(Duration::from_secs(2));
@@ -327,8 +327,8 @@ async fn a_time_out_kills_the_whole_process_group() {
 #[tokio::test]
 async fn dropping_the_future_kills_the_command() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mark = mark();
         let request = ExecRequest::shell(format!("sleep {mark}; true"));
         tokio::select! {
@@ -343,8 +343,8 @@ async fn dropping_the_future_kills_the_command() {
 #[tokio::test]
 async fn a_background_process_survives_its_command_and_dies_with_the_box() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mark = mark();
         let begun = Instant::now();
         // One holds the pipe open, one left the group and the session, and both go on writing.
@@ -379,8 +379,8 @@ async fn a_background_process_survives_its_command_and_dies_with_the_box() {
 #[tokio::test]
 async fn a_box_whose_last_handle_is_dropped_takes_everything_along() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mark = mark();
         shell(&sandbox, &format!("setsid sleep {mark} & true")).await;
         some_run(&mark, 1).await;
@@ -401,11 +401,11 @@ async fn a_box_whose_last_handle_is_dropped_takes_everything_along() {
 
 #[tokio::test]
 async fn a_hundred_megabytes_of_output_are_capped_and_counted() {
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
-    let sandbox = ground.start("one", None).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
+    let sandbox = fixture.start("one", None).await;
     let mut live = 0;
     let command = "echo first; head -c 104857600 /dev/zero | tr '\\0' x; echo; echo last";
-    let request = ExecRequest::shell(command).keep(1000, 1000);
+    let request = ExecRequest::shell(command).keep_output(1000, 1000);
     let result = sandbox
         .exec(request, |bytes| live += bytes.len())
         .await
@@ -426,14 +426,14 @@ async fn a_hundred_megabytes_of_output_are_capped_and_counted() {
 async fn a_fork_bomb_stays_within_its_box_and_ends_with_it() {
     let _room = ROOM.write().await;
     for choice in BOTH {
-        let ground = Ground::alone(choice, Network::None).await;
-        let sandbox = ground.start("one", None).await;
-        let other = ground.start("two", None).await;
+        let fixture = SandboxFixture::alone(choice, Network::None).await;
+        let sandbox = fixture.start("one", None).await;
+        let other = fixture.start("two", None).await;
         let mark = mark();
         let bomb = format!(
             "import os\nwhile True:\n  try:\n    if os.fork() == 0: os.execvp('sleep', ['sleep', '{mark}'])\n  except OSError: pass"
         );
-        std::fs::write(ground.workspace("one").host_path().join("bomb.py"), bomb).unwrap();
+        std::fs::write(fixture.workspace("one").host_path().join("bomb.py"), bomb).unwrap();
         let request = ExecRequest::shell("python3 bomb.py").timeout(Duration::from_secs(2));
         let result = sandbox.exec(request, |_| {}).await.unwrap();
         assert!(result.timed_out);
@@ -453,8 +453,8 @@ async fn a_fork_bomb_stays_within_its_box_and_ends_with_it() {
 #[tokio::test]
 async fn a_box_that_kills_or_stops_its_own_server_is_gone_and_leaves_nothing() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let mark = mark();
         shell(&sandbox, &format!("setsid sleep {mark} & true")).await;
         some_run(&mark, 1).await;
@@ -478,7 +478,7 @@ async fn a_box_that_kills_or_stops_its_own_server_is_gone_and_leaves_nothing() {
         sandbox.close().await;
         all_gone(&mark).await;
 
-        let sandbox = ground.start("two", None).await;
+        let sandbox = fixture.start("two", None).await;
         let stop = format!("setsid sleep {mark} & kill -STOP $PPID; wait");
         tokio::select! {
             _ = sandbox.exec(ExecRequest::shell(stop), |_| {}) => panic!("a stopped server answers"),
@@ -497,8 +497,8 @@ async fn a_box_that_kills_or_stops_its_own_server_is_gone_and_leaves_nothing() {
 #[tokio::test]
 async fn no_zombie_stays_of_orphans_or_of_failed_starts() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         for _ in 0..20 {
             shell(&sandbox, "(sleep 0.01 &) ; true").await;
             let error = sandbox
@@ -523,8 +523,8 @@ async fn no_zombie_stays_of_orphans_or_of_failed_starts() {
 
 #[tokio::test]
 async fn many_commands_run_at_once_and_each_gets_its_own_output() {
-    let ground = Ground::new(BackendChoice::Landlock).await;
-    let sandbox = ground.start("one", None).await;
+    let fixture = SandboxFixture::new(BackendChoice::Landlock).await;
+    let sandbox = fixture.start("one", None).await;
     let run = |number: usize| {
         let sandbox = sandbox.clone();
         async move {
@@ -551,8 +551,8 @@ async fn many_commands_run_at_once_and_each_gets_its_own_output() {
 #[tokio::test]
 async fn memory_beyond_the_limit_is_refused() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let result = shell(&sandbox, "python3 -c 'x = bytearray(1 << 30)'").await;
         assert!(
             result.output.contains("MemoryError"),
@@ -566,15 +566,15 @@ async fn memory_beyond_the_limit_is_refused() {
 #[tokio::test]
 async fn a_folder_that_a_command_closed_goes_with_its_box() {
     for choice in BOTH {
-        let ground = Ground::new(choice).await;
-        let sandbox = ground.start("one", None).await;
+        let fixture = SandboxFixture::new(choice).await;
+        let sandbox = fixture.start("one", None).await;
         let command = "for at in $TMPDIR .; do mkdir -p $at/a/b; touch $at/a/b/c; chmod 500 $at/a/b; chmod 0 $at/a; done; chmod 0 .";
         assert_eq!(shell(&sandbox, command).await.exit_code, 0, "{choice:?}");
         let folder = sandbox.runtime_dir().to_owned();
         sandbox.close().await;
         assert!(!folder.exists(), "{choice:?} leaves {}", folder.display());
-        ground.workspace("one").remove().unwrap();
-        assert!(!ground.dir.path().join("storage/user").exists());
+        fixture.workspace("one").remove().unwrap();
+        assert!(!fixture.dir.path().join("storage/user").exists());
     }
 }
 
@@ -622,17 +622,17 @@ fn for_several_users_only_a_kind_that_keeps_them_apart_is_taken_by_itself() {
     assert!(pick(BackendChoice::Bubblewrap, &[missing]).is_err());
 }
 
-/// Tests what [`BackendKind::keeps_users_apart`] says, as commands see it.
+/// Tests what [`BackendKind::isolates_users`] says, as commands see it.
 #[tokio::test]
 async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes() {
     for (choice, kind) in [
         (BackendChoice::Bubblewrap, BackendKind::Bubblewrap),
         (BackendChoice::Landlock, BackendKind::Landlock),
     ] {
-        let ground = Ground::new(choice).await;
+        let fixture = SandboxFixture::new(choice).await;
         let (one, two) = (
-            ground.start("one", None).await,
-            ground.start("two", None).await,
+            fixture.start("one", None).await,
+            fixture.start("two", None).await,
         );
         let mark = mark();
         shell(&one, &format!("WORD=secret sleep {mark} & true")).await;
@@ -646,7 +646,7 @@ async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes(
         };
         assert_eq!(
             seen("cmdline", &format!("[s]leep {mark}")).await,
-            !kind.keeps_users_apart(),
+            !kind.isolates_users(),
             "{choice:?}"
         );
         assert!(!seen("environ", "WORD=[s]ecret").await, "{choice:?}");
@@ -657,10 +657,10 @@ async fn only_kinds_that_keep_users_apart_hide_the_command_lines_of_other_boxes(
 
 #[tokio::test]
 async fn auto_prefers_bubblewrap_and_tells_what_it_found() {
-    let ground = Ground::new(BackendChoice::Auto).await;
-    assert_eq!(ground.sandboxes.kind(), BackendKind::Bubblewrap);
-    assert_eq!(ground.sandboxes.refusal(), None);
-    let found = ground.sandboxes.findings();
+    let fixture = SandboxFixture::new(BackendChoice::Auto).await;
+    assert_eq!(fixture.sandboxes.kind(), BackendKind::Bubblewrap);
+    assert_eq!(fixture.sandboxes.refusal(), None);
+    let found = fixture.sandboxes.findings();
     let found: Vec<_> = found
         .iter()
         .map(|found| (found.kind, found.problem.clone()))
@@ -676,7 +676,7 @@ async fn auto_prefers_bubblewrap_and_tells_what_it_found() {
 
 #[tokio::test]
 async fn a_folder_that_boxes_cannot_reach_is_named() {
-    if super::workspace::box_user().is_none() {
+    if super::workspace::sandbox_user().is_none() {
         return; // Without root, sandboxes run as the host's own user, who reaches what the host does.
     }
     let dir = tempfile::tempdir().unwrap();
@@ -701,9 +701,9 @@ async fn a_folder_that_boxes_cannot_reach_is_named() {
 
 #[tokio::test]
 async fn without_a_kind_of_box_nothing_is_run() {
-    let ground = Ground::new(BackendChoice::None).await;
-    let workspace = ground.workspace("one");
-    let refused = ground
+    let fixture = SandboxFixture::new(BackendChoice::None).await;
+    let workspace = fixture.workspace("one");
+    let refused = fixture
         .sandboxes
         .start(SandboxSpec {
             session: "one",
@@ -719,12 +719,12 @@ async fn without_a_kind_of_box_nothing_is_run() {
 
 #[tokio::test]
 async fn with_nothing_around_them_commands_see_the_machine_and_still_end_with_their_box() {
-    let ground = Ground::new(BackendChoice::Local).await;
-    assert_eq!(ground.sandboxes.kind(), BackendKind::Local);
-    let outside = ground.dir.path().join("outside");
+    let fixture = SandboxFixture::new(BackendChoice::Local).await;
+    assert_eq!(fixture.sandboxes.kind(), BackendKind::Local);
+    let outside = fixture.dir.path().join("outside");
     std::fs::write(&outside, "the machine's").unwrap();
     std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let sandbox = ground.start("one", None).await;
+    let sandbox = fixture.start("one", None).await;
     let mark = mark();
     let command = format!("cat {}; sleep {mark} & pwd", outside.display());
     let result = shell(&sandbox, &command).await;

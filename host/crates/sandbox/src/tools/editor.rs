@@ -21,7 +21,7 @@ const AROUND: usize = 4;
 /// The most names of a folder that are shown.
 const MAX_NAMES: usize = 1000;
 /// The most places of an ambiguous text that are shown.
-const PLACES: usize = 20;
+const MAX_MATCHES: usize = 20;
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,7 +62,7 @@ pub(super) struct EditorContext<'a> {
     pub(super) history: &'a EditHistory,
     pub(super) quota: Option<&'a Quota>,
     /// Whether the model accepts images.
-    pub(super) pictures: bool,
+    pub(super) images: bool,
 }
 
 impl EditorContext<'_> {
@@ -80,28 +80,28 @@ impl EditorContext<'_> {
     }
 }
 
-pub(super) fn run(ground: &EditorContext<'_>, edit: &EditorCall) -> ToolOutcome {
-    let workspace = ground.workspace;
-    let path = match locate(workspace, ground.root, &edit.path) {
+pub(super) fn run(context: &EditorContext<'_>, edit: &EditorCall) -> ToolOutcome {
+    let workspace = context.workspace;
+    let path = match locate(workspace, context.root, &edit.path) {
         Ok(path) => path,
         Err(error) => return ToolOutcome::failed(EditError::from(error).told()),
     };
     let done = match edit.command {
-        EditorCommand::View => image::view(workspace, &path, ground.pictures)
+        EditorCommand::View => image::view(workspace, &path, context.images)
             .unwrap_or_else(|| view(workspace, &path, edit.view_range)),
-        EditorCommand::Create => create(ground, &path, edit),
-        EditorCommand::StrReplace => replace(ground, &path, edit),
-        EditorCommand::Insert => insert(ground, &path, edit),
-        EditorCommand::UndoEdit => undo(ground, &path),
+        EditorCommand::Create => create(context, &path, edit),
+        EditorCommand::StrReplace => replace(context, &path, edit),
+        EditorCommand::Insert => insert(context, &path, edit),
+        EditorCommand::UndoEdit => undo(context, &path),
     };
-    let shown = Some(path.shown());
+    let display_path = Some(path.display());
     match done {
         Ok(outcome) => ToolOutcome {
-            path: shown,
+            path: display_path,
             ..outcome
         },
         Err(error) => ToolOutcome {
-            path: shown,
+            path: display_path,
             ..ToolOutcome::failed(error.told())
         },
     }
@@ -170,18 +170,18 @@ fn view(workspace: &Workspace, path: &WorkspacePath, range: Option<(i64, i64)>) 
     })
 }
 
-fn create(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
+fn create(context: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
     let text = edit
         .file_text
         .as_deref()
         .ok_or(missing("create", "file_text"))?;
-    let present = ExistingFile::find(ground.workspace, path)?;
-    let mut said = match present {
+    let present = ExistingFile::find(context.workspace, path)?;
+    let mut message = match present {
         ExistingFile::Absent => "was created",
         _ => "was written anew",
     }
     .to_owned();
-    let model = present.model();
+    let model = present.style_source();
     let text = match model {
         Some(model) if model.has_mark() => text.trim_start_matches('\u{feff}'),
         _ => text,
@@ -197,25 +197,25 @@ fn create(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -
     let bytes = match written {
         Some(Ok(bytes)) => bytes,
         Some(Err(UnencodableChar { .. })) => {
-            said += " (in UTF-8: it was Windows-1252, which has not all of these characters)";
+            message += " (in UTF-8: it was Windows-1252, which has not all of these characters)";
             text.as_bytes().to_vec()
         }
         None => text.as_bytes().to_vec(),
     };
     if let ExistingFile::Large(size, _) = present {
-        said += &format!(" (its {size} bytes before are too many to be kept for `undo_edit`)");
+        message += &format!(" (its {size} bytes before are too many to be kept for `undo_edit`)");
     }
     let lines = text.lines().count();
-    let said = format!(
-        "{} {said}: {}.",
+    let message = format!(
+        "{} {message}: {}.",
         path.relative(),
         plural::count(lines, "line")
     );
     let text = text.replace("\r\n", "\n");
-    change(ground, path, present, &bytes, &text, said)
+    change(context, path, present, &bytes, &text, message)
 }
 
-fn replace(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
+fn replace(context: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
     let old = edit
         .old_str
         .as_deref()
@@ -228,7 +228,7 @@ fn replace(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) 
     if old == new {
         return Err(EditError::SameText);
     }
-    let file = read(ground.workspace, path)?;
+    let file = read(context.workspace, path)?;
     let (old, new) = (file.normalized(old), file.normalized(new));
     let (old, new) = (old.as_str(), new.as_str());
     if old == new {
@@ -240,7 +240,7 @@ fn replace(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) 
     let mut from = 0;
     // The search ends once enough are found to show: a file of one repeated letter matches
     // everywhere.
-    while places.len() <= PLACES
+    while places.len() <= MAX_MATCHES
         && let Some(at) = before[from..].find(old)
     {
         places.push(from + at);
@@ -258,31 +258,38 @@ fn replace(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) 
             let end = at + old.len();
             let after = [&before[..*at], new, &before[end..]].concat();
             let first = line_of(*at);
-            let text = around(&after, first, first + new.matches('\n').count());
+            let text = excerpt(&after, first, first + new.matches('\n').count());
             let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
             let bytes = file
                 .replace(*at..end, new)
                 .map_err(|cause| unencodable(path, cause))?;
-            change(ground, path, ExistingFile::Text(file), &bytes, &after, text)
+            change(
+                context,
+                path,
+                ExistingFile::Text(file),
+                &bytes,
+                &after,
+                text,
+            )
         }
         _ => {
-            let shown = places.iter().take(PLACES);
+            let display_path = places.iter().take(MAX_MATCHES);
             Err(EditError::Ambiguous {
                 path: path_name,
-                lines: shown.map(|at| line_of(*at)).collect(),
-                more: places.len() > PLACES,
+                lines: display_path.map(|at| line_of(*at)).collect(),
+                more: places.len() > MAX_MATCHES,
             })
         }
     }
 }
 
-fn insert(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
+fn insert(context: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -> EditorResult {
     let line = edit.insert_line.ok_or(missing("insert", "insert_line"))?;
     let new = edit
         .new_str
         .as_deref()
         .ok_or(missing("insert", "new_str"))?;
-    let file = read(ground.workspace, path)?;
+    let file = read(context.workspace, path)?;
     let path_name = path.relative();
     let before = file.text();
     let lines: Vec<&str> = before.split_inclusive('\n').collect();
@@ -304,12 +311,19 @@ fn insert(ground: &EditorContext<'_>, path: &WorkspacePath, edit: &EditorCall) -
         inserted.push('\n');
     }
     let after = [head, &inserted, rest].concat();
-    let text = around(&after, line + 1, line + new.lines().count().max(1));
+    let text = excerpt(&after, line + 1, line + new.lines().count().max(1));
     let text = format!("{path_name} was changed. Around the change it reads:\n{text}");
     let bytes = file
         .replace(at..at, &inserted)
         .map_err(|cause| unencodable(path, cause))?;
-    change(ground, path, ExistingFile::Text(file), &bytes, &after, text)
+    change(
+        context,
+        path,
+        ExistingFile::Text(file),
+        &bytes,
+        &after,
+        text,
+    )
 }
 
 fn missing(command: &'static str, argument: &'static str) -> EditError {
@@ -321,24 +335,24 @@ fn unencodable(path: &WorkspacePath, cause: UnencodableChar) -> EditError {
     EditError::Encoding { path, cause }
 }
 
-fn undo(ground: &EditorContext<'_>, path: &WorkspacePath) -> EditorResult {
-    let Some(change) = ground.history.pop(path) else {
+fn undo(context: &EditorContext<'_>, path: &WorkspacePath) -> EditorResult {
+    let Some(change) = context.history.pop(path) else {
         return Err(EditError::NoChange(path.relative()));
     };
-    take_back(ground, path, &change).inspect_err(|_| {
+    undo_edit(context, path, &change).inspect_err(|_| {
         // Put back, since undoing it may be possible later.
-        ground.history.push(path, change);
+        context.history.push(path, change);
     })
 }
 
-fn take_back(
-    ground: &EditorContext<'_>,
+fn undo_edit(
+    context: &EditorContext<'_>,
     path: &WorkspacePath,
     change: &FileChange,
 ) -> EditorResult {
     let name = path.relative();
     let limit = MAX_FILE.max(change.length() as u64);
-    let now = match ground.workspace.read(path, limit) {
+    let now = match context.workspace.read(path, limit) {
         Ok(now) if change.is_latest(&now) => now,
         Ok(_) | Err(WorkspaceError::TooLarge { .. }) => {
             return Err(EditError::ChangedSince(name));
@@ -351,13 +365,13 @@ fn take_back(
     let length = now.len() as u64;
     let (text, before) = match &change.before {
         PreviousContent::Content(bytes) => {
-            ground.write(path, length, bytes)?;
+            context.write(path, length, bytes)?;
             let before =
                 TextFile::open(bytes.clone()).map_or_else(ExistingFile::Binary, ExistingFile::Text);
             (format!("The last change of {name} was taken back."), before)
         }
         PreviousContent::Absent => {
-            ground.workspace.remove_file(path)?;
+            context.workspace.remove_file(path)?;
             (format!("{name} was removed again."), ExistingFile::Absent)
         }
         PreviousContent::TooLarge(size) => {
@@ -377,18 +391,18 @@ fn take_back(
 
 /// Writes the result of an edit to a file.
 fn change(
-    ground: &EditorContext<'_>,
+    context: &EditorContext<'_>,
     path: &WorkspacePath,
     before: ExistingFile,
     bytes: &[u8],
     after: &str,
     text: String,
 ) -> EditorResult {
-    ground.write(path, before.size(), bytes)?;
+    context.write(path, before.size(), bytes)?;
     let diff = Some(diff(path, before.side(), DiffSide::Text(after)));
-    ground
+    context
         .history
-        .push(path, FileChange::new(before.kept(), bytes));
+        .push(path, FileChange::new(before.into_previous(), bytes));
     Ok(ToolOutcome {
         text,
         diff,
@@ -409,6 +423,6 @@ fn numbered(content: &str, first: usize, last: usize) -> String {
     text
 }
 
-fn around(content: &str, first: usize, last: usize) -> String {
+fn excerpt(content: &str, first: usize, last: usize) -> String {
     numbered(content, first.saturating_sub(AROUND).max(1), last + AROUND)
 }

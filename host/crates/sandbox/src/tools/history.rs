@@ -29,7 +29,7 @@ pub(super) enum PreviousContent {
 }
 
 impl PreviousContent {
-    fn kept(&self) -> usize {
+    fn size(&self) -> usize {
         match self {
             Self::Content(bytes) => bytes.len(),
             Self::Absent | Self::TooLarge(_) => 0,
@@ -83,24 +83,24 @@ impl EditHistory {
     /// Adds a file's latest change.
     pub(super) fn push(&self, path: &WorkspacePath, change: FileChange) {
         let mut all = self.0.lock();
-        all.bytes += change.before.kept();
+        all.bytes += change.before.size();
         let changes = all.files.entry(path.clone()).or_default();
         changes.push_back(change);
         let oldest = (changes.len() > MAX_UNDO)
             .then(|| changes.pop_front())
             .flatten();
-        all.bytes -= oldest.map_or(0, |change| change.before.kept());
+        all.bytes -= oldest.map_or(0, |change| change.before.size());
         if all.bytes > MAX_KEPT {
             // All but this file's: the latest change is the likeliest to be undone.
             all.files.retain(|file, _| file == path);
             let rest = all.files.values().flatten();
-            all.bytes = rest.map(|change| change.before.kept()).sum();
+            all.bytes = rest.map(|change| change.before.size()).sum();
         }
         while all.bytes > MAX_KEPT {
             let Some(oldest) = all.files.get_mut(path).and_then(VecDeque::pop_front) else {
                 break;
             };
-            all.bytes -= oldest.before.kept();
+            all.bytes -= oldest.before.size();
         }
     }
 
@@ -108,7 +108,7 @@ impl EditHistory {
     pub(super) fn pop(&self, path: &WorkspacePath) -> Option<FileChange> {
         let mut all = self.0.lock();
         let change = all.files.get_mut(path)?.pop_back()?;
-        all.bytes -= change.before.kept();
+        all.bytes -= change.before.size();
         Some(change)
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn view(
     let (mut file, size) = workspace.open(path).ok()?;
     let read = std::io::Read::read(&mut file, &mut first).ok()?;
     let media_type = kind(&first[..read])?;
-    let shown = path.relative();
+    let relative_path = path.relative();
     if !seen {
         let problem = ImageError::Unseen { media_type, size };
         return Some(Err(EditError::image(path, problem)));
@@ -78,10 +78,10 @@ pub(super) fn view(
             .map_err(|problem| EditError::image(path, problem))
             .map(|(width, height)| ToolOutcome {
                 text: format!(
-                    "{shown} is a picture ({media_type}, {width}x{height} pixels, {} bytes):",
+                    "{relative_path} is a picture ({media_type}, {width}x{height} pixels, {} bytes):",
                     bytes.len()
                 ),
-                picture: Some(EncodedImage { media_type, bytes }),
+                image: Some(EncodedImage { media_type, bytes }),
                 ..ToolOutcome::default()
             }),
         Err(WorkspaceError::TooLarge { size, limit, .. }) => {
@@ -324,11 +324,8 @@ mod tests {
         workspace.write(&text, b"plain").unwrap();
         let outcome = view(&workspace, &path, true).unwrap().unwrap();
         assert!(outcome.text.contains("640x480"), "{}", outcome.text);
-        let picture = outcome.picture.unwrap();
-        assert_eq!(
-            (picture.media_type, picture.bytes),
-            ("image/png", png.clone())
-        );
+        let image = outcome.image.unwrap();
+        assert_eq!((image.media_type, image.bytes), ("image/png", png.clone()));
         let told = view(&workspace, &path, false)
             .unwrap()
             .unwrap_err()

@@ -41,8 +41,8 @@ pub(super) fn locate(
 ) -> Result<WorkspacePath, LocateError> {
     // A file URL can hold absolute paths only.
     let text = text.strip_prefix("file://").unwrap_or(text);
-    if is_elsewhere(text) {
-        return Err(outside(workspace, root, text));
+    if needs_expansion(text) {
+        return Err(outside_workspace_hint(workspace, root, text));
     }
     if !text.starts_with('/') {
         return workspace.path(text).map_err(|_| LocateError::Above {
@@ -60,12 +60,12 @@ pub(super) fn locate(
     });
     inside
         .and_then(|inside| workspace.path(&inside).ok())
-        .ok_or_else(|| outside(workspace, root, text))
+        .ok_or_else(|| outside_workspace_hint(workspace, root, text))
 }
 
 /// Whether a path begins with something that only a shell or another system expands, and would
 /// create a stray folder here: `~/x`, `$HOME/x`, `${TMPDIR}/x`, `C:\\x`.
-fn is_elsewhere(text: &str) -> bool {
+fn needs_expansion(text: &str) -> bool {
     let name = text.split('/').next().unwrap_or_default();
     let variable = name.strip_prefix('$').map(|name| {
         let braced = name
@@ -95,9 +95,9 @@ fn plain(path: &str) -> Vec<&str> {
 }
 
 /// The error for a path outside, with the one to use. If its folder exists in the workspace, that was meant.
-fn outside(workspace: &Workspace, root: &str, text: &str) -> LocateError {
+fn outside_workspace_hint(workspace: &Workspace, root: &str, text: &str) -> LocateError {
     let below = match text.split_once(['/', '\\']) {
-        _ if !is_elsewhere(text) => text.to_owned(),
+        _ if !needs_expansion(text) => text.to_owned(),
         Some((_, below)) => below.replace('\\', "/"),
         None => String::new(),
     };
@@ -145,7 +145,7 @@ mod tests {
             &format!("{host}/src/a.py"),
         ] {
             let path = located(text).unwrap_or_else(|why| panic!("{text}: {why}"));
-            assert_eq!(path.shown(), "/src/a.py", "{text}");
+            assert_eq!(path.display(), "/src/a.py", "{text}");
         }
         for text in ["/workspace", "/srv/code/", ".", ""] {
             assert!(located(text).unwrap().is_root(), "{text}");
@@ -170,7 +170,7 @@ mod tests {
         }
         for text in ["$id.tsx", "routes/$HOME", "$", "~x", "c:x"] {
             let path = located(text).unwrap_or_else(|why| panic!("{text}: {why}"));
-            assert_eq!(path.shown(), format!("/{text}"));
+            assert_eq!(path.display(), format!("/{text}"));
         }
         for text in ["..", "../x", "src/../../x", "a\0b"] {
             assert!(located(text).is_err(), "{text}");

@@ -6,9 +6,9 @@
 //! - It only explains. A near match is never replaced, since it may be the wrong place.
 
 /// The most places that are named.
-const PLACES: usize = 5;
+const MAX_MATCHES: usize = 5;
 /// The most lines of the file that are shown.
-const SHOWN: usize = 12;
+const MAX_SHOWN: usize = 12;
 /// The longest part of a line that is shown, in characters.
 const WIDTH: usize = 200;
 /// The most lines that are compared, so that a large file with many similar lines takes a bounded
@@ -32,9 +32,9 @@ pub(super) fn explain(content: &str, old: &str) -> Option<String> {
     let places = find(&file, &wanted, same);
     if let Some(first) = places.first() {
         let lines = numbers(&places);
-        let shown = shown(&file, *first, wanted.len());
+        let hint = shown(&file, *first, wanted.len());
         return Some(format!(
-            "At {lines} it differs only in spaces, tabs or empty lines. There the file reads:\n{shown}"
+            "At {lines} it differs only in spaces, tabs or empty lines. There the file reads:\n{hint}"
         ));
     }
     let same = |one: &str, other: &str| !one.trim().is_empty() && one.trim() == other.trim();
@@ -46,9 +46,9 @@ pub(super) fn explain(content: &str, old: &str) -> Option<String> {
     let place = *places.first()?;
     let lines = numbers(&places);
     let which = if at == 0 { "first" } else { "first full" };
-    let shown = shown(&file, place, wanted.len() - at);
+    let hint = shown(&file, place, wanted.len() - at);
     Some(format!(
-        "Its {which} line is at {lines}, but what follows differs. There the file reads:\n{shown}"
+        "Its {which} line is at {lines}, but what follows differs. There the file reads:\n{hint}"
     ))
 }
 
@@ -77,7 +77,7 @@ fn find(file: &[&str], wanted: &[&str], same: impl Fn(&str, &str) -> bool) -> Ve
         .enumerate()
         .filter(|(_, lines)| lines.iter().zip(wanted).all(|(a, b)| same(a, b)))
         .map(|(at, _)| at)
-        .take(PLACES)
+        .take(MAX_MATCHES)
         .collect()
 }
 
@@ -91,7 +91,12 @@ fn numbers(places: &[usize]) -> String {
 
 fn shown(file: &[&str], first: usize, count: usize) -> String {
     let mut text = String::new();
-    for (number, line) in file.iter().enumerate().skip(first).take(count.min(SHOWN)) {
+    for (number, line) in file
+        .iter()
+        .enumerate()
+        .skip(first)
+        .take(count.min(MAX_SHOWN))
+    {
         let line: String = line.chars().take(WIDTH).collect();
         text.push_str(&format!("{:>6}\t{line}\n", number + 1));
     }

@@ -123,7 +123,7 @@ pub struct ToolOutcome {
     /// The changes of an edit, as a unified diff.
     pub diff: Option<String>,
     /// An image for the model.
-    pub picture: Option<EncodedImage>,
+    pub image: Option<EncodedImage>,
     /// A limit of the sandbox that a command hit.
     pub limit: Option<LimitHit>,
 }
@@ -147,7 +147,7 @@ pub struct SandboxTools {
     /// If absent, the editor writes as much as the disk holds.
     quota: Option<Arc<Quota>>,
     /// Whether the model accepts images.
-    pictures: bool,
+    images: bool,
 }
 
 impl SandboxTools {
@@ -159,7 +159,7 @@ impl SandboxTools {
             workspace,
             history: Arc::default(),
             quota: None,
-            pictures: false,
+            images: false,
         }
     }
 
@@ -172,8 +172,8 @@ impl SandboxTools {
 
     /// Sets whether the model is shown images.
     #[must_use]
-    pub fn with_pictures(mut self, seen: bool) -> Self {
-        self.pictures = seen;
+    pub fn with_images(mut self, seen: bool) -> Self {
+        self.images = seen;
         self
     }
 
@@ -245,7 +245,7 @@ async fn terminal(
     };
     let mut request = ExecRequest::shell(call.command)
         .timeout(timeout)
-        .keep(MAX_RESULT / 2, READ);
+        .keep_output(MAX_RESULT / 2, READ);
     if let Some(input) = call.input {
         request = request.stdin(input);
     }
@@ -301,20 +301,20 @@ fn read_output(result: &ExecResult) -> (String, Option<String>) {
         let omitted = result.omitted + skipped as u64;
         (head.clone(), &tail[skipped..], omitted)
     };
-    let read = within(
+    let read = join_truncated(
         terminal::rendered(&head),
         &terminal::rendered(tail),
         omitted,
     );
-    let shown = within(lossy(&head).into_owned(), &lossy(tail), omitted);
-    let differs = shown != read;
-    (read, differs.then_some(shown))
+    let output = join_truncated(lossy(&head).into_owned(), &lossy(tail), omitted);
+    let differs = output != read;
+    (read, differs.then_some(output))
 }
 
 /// A beginning and an end, with a sentence in place of what does not fit into a result.
-fn within(head: String, tail: &str, omitted: u64) -> String {
+fn join_truncated(head: String, tail: &str, omitted: u64) -> String {
     if omitted == 0 {
-        return middle_left_out(head, MAX_RESULT);
+        return truncate_middle(head, MAX_RESULT);
     }
     let half = MAX_RESULT / 2;
     let end = head.floor_char_boundary(half.min(head.len()));
@@ -330,19 +330,19 @@ fn within(head: String, tail: &str, omitted: u64) -> String {
 async fn edit_file(tools: &SandboxTools, edit: EditorCall) -> ToolOutcome {
     let tools = tools.clone();
     let edited = tokio::task::spawn_blocking(move || {
-        let ground = editor::EditorContext {
+        let context = editor::EditorContext {
             workspace: &tools.workspace,
             root: tools.sandbox.workspace_path(),
             history: &tools.history,
             quota: tools.quota.as_deref(),
-            pictures: tools.pictures,
+            images: tools.images,
         };
-        editor::run(&ground, &edit)
+        editor::run(&context, &edit)
     });
     match edited.await {
         Ok(mut outcome) => {
-            outcome.text = middle_left_out(outcome.text, MAX_RESULT);
-            outcome.diff = outcome.diff.map(|diff| middle_left_out(diff, MAX_RESULT));
+            outcome.text = truncate_middle(outcome.text, MAX_RESULT);
+            outcome.diff = outcome.diff.map(|diff| truncate_middle(diff, MAX_RESULT));
             outcome
         }
         Err(_) => ToolOutcome::failed(
@@ -352,7 +352,7 @@ async fn edit_file(tools: &SandboxTools, edit: EditorCall) -> ToolOutcome {
 }
 
 /// The text, or its beginning and its end with a sentence between them.
-pub fn middle_left_out(text: String, most: usize) -> String {
+pub fn truncate_middle(text: String, most: usize) -> String {
     if text.len() <= most {
         return text;
     }

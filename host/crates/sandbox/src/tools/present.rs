@@ -51,7 +51,7 @@ impl ExistingFile {
     }
 
     /// The file whose line endings and encoding a new text takes.
-    pub(super) fn model(&self) -> Option<&TextFile> {
+    pub(super) fn style_source(&self) -> Option<&TextFile> {
         match self {
             Self::Text(file) | Self::Large(_, Some(file)) => Some(file),
             Self::Absent | Self::Binary(_) | Self::Large(..) => None,
@@ -75,7 +75,7 @@ impl ExistingFile {
         }
     }
 
-    pub(super) fn kept(self) -> PreviousContent {
+    pub(super) fn into_previous(self) -> PreviousContent {
         match self {
             Self::Absent => PreviousContent::Absent,
             Self::Text(file) => PreviousContent::Content(file.into_bytes()),
@@ -96,10 +96,10 @@ pub(super) enum DiffSide<'a> {
 
 /// The changes as a unified diff.
 pub(super) fn diff(path: &WorkspacePath, before: DiffSide<'_>, after: DiffSide<'_>) -> String {
-    let shown = path.shown();
+    let display_path = path.display();
     let name = |side: &str, content: DiffSide<'_>| match content {
         DiffSide::Absent => "/dev/null".to_owned(),
-        DiffSide::Text(_) | DiffSide::NoText => format!("{side}{shown}"),
+        DiffSide::Text(_) | DiffSide::NoText => format!("{side}{display_path}"),
     };
     let (old, new) = (name("a", before), name("b", after));
     let text = |side| match side {

@@ -4,19 +4,22 @@ use serde_json::json;
 
 use super::*;
 use crate::BackendChoice;
-use crate::tests::Ground;
+use crate::tests::SandboxFixture;
 
 struct Tools {
-    ground: Ground,
+    ground: SandboxFixture,
     tools: SandboxTools,
 }
 
 impl Tools {
     async fn new() -> Self {
-        let ground = Ground::new(BackendChoice::Bubblewrap).await;
-        let workspace = Arc::new(ground.workspace("one"));
-        let tools = SandboxTools::new(ground.start("one", None).await, workspace);
-        Self { ground, tools }
+        let context = SandboxFixture::new(BackendChoice::Bubblewrap).await;
+        let workspace = Arc::new(context.workspace("one"));
+        let tools = SandboxTools::new(context.start("one", None).await, workspace);
+        Self {
+            ground: context,
+            tools,
+        }
     }
 
     async fn run(&self, name: &str, arguments: Value) -> ToolOutcome {

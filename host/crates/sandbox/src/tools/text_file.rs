@@ -63,8 +63,8 @@ impl TextFile {
         let (mark, encoding) = match bytes.as_slice() {
             [0xff, 0xfe, ..] => (2, Encoding::Utf16Le),
             [0xfe, 0xff, ..] => (2, Encoding::Utf16Be),
-            [0xef, 0xbb, 0xbf, rest @ ..] => (3, eight_bit(rest)),
-            all => (0, eight_bit(all)),
+            [0xef, 0xbb, 0xbf, rest @ ..] => (3, detect_eight_bit(rest)),
+            all => (0, detect_eight_bit(all)),
         };
         let mut file = Self {
             bytes,
@@ -209,7 +209,7 @@ impl TextFile {
 }
 
 /// Which of the two byte encodings a file has.
-fn eight_bit(bytes: &[u8]) -> Encoding {
+fn detect_eight_bit(bytes: &[u8]) -> Encoding {
     let strays = bytes.utf8_chunks().any(|chunk| !chunk.invalid().is_empty());
     if strays && bytes.utf8_chunks().all(|chunk| chunk.valid().is_ascii()) {
         Encoding::Windows1252
@@ -305,10 +305,10 @@ fn edits<'a>(from: usize, old: &'a str, new: &'a str) -> Vec<Replacement<'a>> {
     let deadline = Instant::now() + COMPARING;
     let lines = |text: &'a str| -> Vec<&'a str> { text.split_inclusive('\n').collect() };
     let mut edits = Vec::new();
-    for (range, by) in compared(&lines(old), &lines(new), new, deadline) {
+    for (range, by) in diff_pieces(&lines(old), &lines(new), new, deadline) {
         let changed = &old[range.clone()];
         if changed.len().max(by.len()) <= LONGEST_FINE {
-            let fine = compared(&characters(changed), &characters(by), by, deadline);
+            let fine = diff_pieces(&characters(changed), &characters(by), by, deadline);
             let at = from + range.start;
             edits.extend(
                 fine.into_iter()
@@ -316,9 +316,9 @@ fn edits<'a>(from: usize, old: &'a str, new: &'a str) -> Vec<Replacement<'a>> {
             );
             continue;
         }
-        let head = common(changed.chars(), by.chars());
+        let head = common_prefix_length(changed.chars(), by.chars());
         let (changed, by) = (&changed[head..], &by[head..]);
-        let tail = common(changed.chars().rev(), by.chars().rev());
+        let tail = common_prefix_length(changed.chars().rev(), by.chars().rev());
         let range = from + range.start + head..from + range.end - tail;
         edits.push((range, &by[..by.len() - tail]));
     }
@@ -330,13 +330,13 @@ fn characters(text: &str) -> Vec<&str> {
 }
 
 /// The differences between two texts split into pieces.
-fn compared<'a>(
+fn diff_pieces<'a>(
     old_pieces: &[&str],
     new_pieces: &[&str],
     new: &'a str,
     deadline: Instant,
 ) -> Vec<Replacement<'a>> {
-    let (old_starts, new_starts) = (starts(old_pieces), starts(new_pieces));
+    let (old_starts, new_starts) = (offsets(old_pieces), offsets(new_pieces));
     capture_diff_slices_deadline(Algorithm::Myers, old_pieces, new_pieces, Some(deadline))
         .into_iter()
         .filter(|op| !matches!(op, DiffOp::Equal { .. }))
@@ -349,7 +349,7 @@ fn compared<'a>(
 }
 
 /// The start of each piece, and the end of the last one.
-fn starts(pieces: &[&str]) -> Vec<usize> {
+fn offsets(pieces: &[&str]) -> Vec<usize> {
     let mut at = 0;
     let ends = pieces.iter().map(|piece| {
         at += piece.len();
@@ -359,7 +359,10 @@ fn starts(pieces: &[&str]) -> Vec<usize> {
 }
 
 /// The length in bytes of two texts' common prefix.
-fn common(one: impl Iterator<Item = char>, other: impl Iterator<Item = char>) -> usize {
+fn common_prefix_length(
+    one: impl Iterator<Item = char>,
+    other: impl Iterator<Item = char>,
+) -> usize {
     one.zip(other)
         .take_while(|(one, other)| one == other)
         .map(|(c, _)| c.len_utf8())

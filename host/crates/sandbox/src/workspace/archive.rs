@@ -39,7 +39,7 @@ impl Workspace {
         let walk = Walk::new(self).map_err(failed)?;
         let packed = Archive {
             tar: Builder::new(GzEncoder::new(to, Compression::fast())),
-            left_out: SkippedEntries::default(),
+            skipped: SkippedEntries::default(),
             holes: HOLES,
             names: HashMap::new(),
             names_left: NAMES,
@@ -50,7 +50,7 @@ impl Workspace {
 
 struct Archive<W: Write> {
     tar: Builder<GzEncoder<W>>,
-    left_out: SkippedEntries,
+    skipped: SkippedEntries,
     /// Bytes of holes that may still be written.
     holes: u64,
     /// The path in the archive of each hard-linked file.
@@ -82,15 +82,15 @@ impl<W: Write> Archive<W> {
                 WalkStep::Found(found) => self.entry(&walk, &found)?,
                 WalkStep::Closed(path, error) => {
                     let why = format!("the folder cannot be looked into ({error}).");
-                    self.left_out.note(&path, &why);
+                    self.skipped.note(&path, &why);
                 }
                 WalkStep::Deep(path) => {
                     let why = format!("the folder is more than {DEEPEST} folders deep.");
-                    self.left_out.note(&path, &why);
+                    self.skipped.note(&path, &why);
                 }
                 WalkStep::Many => {
                     let why = format!("what comes after the first {MOST_ENTRIES} entries.");
-                    self.left_out.note(Path::new(""), &why);
+                    self.skipped.note(Path::new(""), &why);
                 }
             }
         }
@@ -111,21 +111,21 @@ impl<W: Write> Archive<W> {
                 }
                 // Gone by now, or something else.
                 Err(error) => {
-                    self.unread(found, &error);
+                    self.note_unreadable(found, &error);
                     Ok(())
                 }
             },
             FileType::RegularFile => self.file(walk, found),
             _ => {
-                self.left_out
+                self.skipped
                     .note(&found.path, "neither a file, a folder nor a link.");
                 Ok(())
             }
         }
     }
 
-    fn unread(&mut self, found: &WalkEntry, error: &io::Error) {
-        self.left_out
+    fn note_unreadable(&mut self, found: &WalkEntry, error: &io::Error) {
+        self.skipped
             .note(&found.path, &format!("it cannot be read ({error})."));
     }
 
@@ -140,7 +140,7 @@ impl<W: Write> Archive<W> {
             // copy.
             let size = path.as_os_str().len() + 64;
             let Some(left) = self.names_left.checked_sub(size) else {
-                self.left_out
+                self.skipped
                     .note(&found.path, "too many files have several names.");
                 return Ok(());
             };
@@ -149,7 +149,7 @@ impl<W: Write> Archive<W> {
         let file = match walk.open(found) {
             Ok(file) => file,
             Err(error) => {
-                self.unread(found, &error);
+                self.note_unreadable(found, &error);
                 return Ok(());
             }
         };
@@ -158,7 +158,7 @@ impl<W: Write> Archive<W> {
         let Some(left) = self.holes.checked_sub(holes) else {
             let length = plural::count(length, "byte");
             let why = format!("it is {length}, nearly all of them holes.");
-            self.left_out.note(&found.path, &why);
+            self.skipped.note(&found.path, &why);
             return Ok(());
         };
         self.holes = left;
@@ -174,7 +174,7 @@ impl<W: Write> Archive<W> {
             let why = format!(
                 "its last {missing} bytes are missing, zeros in their place: it changed while it was read."
             );
-            self.left_out.note(&found.path, &why);
+            self.skipped.note(&found.path, &why);
         }
         if let Some(file) = found.identity() {
             self.names.insert(file, path);
@@ -189,7 +189,7 @@ impl<W: Write> Archive<W> {
     }
 
     fn list(&mut self) -> io::Result<()> {
-        let SkippedEntries { mut lines, count } = std::mem::take(&mut self.left_out);
+        let SkippedEntries { mut lines, count } = std::mem::take(&mut self.skipped);
         if count == 0 {
             return Ok(());
         }

@@ -28,7 +28,7 @@ use rustix::fs::{AtFlags, Gid, OFlags, Uid};
 
 pub use self::path::WorkspacePath;
 pub use self::quota::{Quota, QuotaCheck, QuotaError, disk_usage_of};
-pub use self::remove_tree::erase;
+pub use self::remove_tree::remove_tree;
 pub use self::tree::{TreeNode, TreeNodeKind};
 pub use self::watch::{WatchedWorkspace, Watcher};
 use lucid_types::digest::sha256_hex;
@@ -37,13 +37,13 @@ use lucid_types::plural;
 /// A prefix that every path may have, whatever the sandbox.
 const MOUNT: &str = "/workspace";
 /// The user that owns what a sandbox may write, if the host is root.
-const BOX_USER: u32 = 1000;
+const SANDBOX_USER: u32 = 1000;
 
 /// The owner of sandboxes' files: a user of their own if the host is root, otherwise `None`, for
 /// the host's user.
 #[must_use]
-pub fn box_user() -> Option<u32> {
-    rustix::process::geteuid().is_root().then_some(BOX_USER)
+pub fn sandbox_user() -> Option<u32> {
+    rustix::process::geteuid().is_root().then_some(SANDBOX_USER)
 }
 
 /// A file name for any text, a different one for each.
@@ -125,7 +125,7 @@ impl Workspace {
                 .map_err(failed)?;
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
-        if let Some(user) = box_user() {
+        if let Some(user) = sandbox_user() {
             std::os::unix::fs::chown(&path, Some(user), Some(user)).map_err(failed)?;
         }
         let path = path.canonicalize().map_err(failed)?;
@@ -173,7 +173,7 @@ impl Workspace {
             .map_err(failed)?;
         let data = file.metadata().map_err(failed)?;
         if !data.is_file() {
-            return Err(WorkspaceError::NotAFile(path.shown()));
+            return Err(WorkspaceError::NotAFile(path.display()));
         }
         Ok((file.into_std(), data.len()))
     }
@@ -183,7 +183,7 @@ impl Workspace {
         let failed = |cause| explain(path, cause);
         let (file, length) = self.open(path)?;
         let too_large = |size| WorkspaceError::TooLarge {
-            path: path.shown(),
+            path: path.display(),
             size,
             limit: max,
         };
@@ -206,7 +206,7 @@ impl Workspace {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let failed = |cause| explain(path, cause);
         if path.is_root() {
-            return Err(WorkspaceError::NotAFile(path.shown()));
+            return Err(WorkspaceError::NotAFile(path.display()));
         }
         // Checked before any folder is created in vain.
         if path.is_too_long() {
@@ -229,7 +229,7 @@ impl Workspace {
         };
         let mode = match self.dir.metadata(&target) {
             Ok(data) if data.is_file() => data.permissions().mode() & 0o777,
-            Ok(_) => return Err(WorkspaceError::NotAFile(path.shown())),
+            Ok(_) => return Err(WorkspaceError::NotAFile(path.display())),
             Err(_) => 0o644,
         };
         let name = format!(
@@ -244,7 +244,7 @@ impl Workspace {
                 .dir
                 .open_with(&temporary, options.write(true).create_new(true).mode(0o600))?;
             file.write_all(content)?;
-            if let Some(user) = box_user() {
+            if let Some(user) = sandbox_user() {
                 rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
             }
             file.set_permissions(Permissions::from_mode(mode))?;
@@ -286,7 +286,7 @@ impl Workspace {
             let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             found.push(format!(
                 "{}{}",
-                names::spell(&entry.file_name()),
+                names::encode_name(&entry.file_name()),
                 if folder { "/" } else { "" }
             ));
         }
@@ -297,7 +297,7 @@ impl Workspace {
     /// Removes the folder and everything in it, whatever a sandbox did to it. Blocks; if something
     /// stays in the way, for about a second.
     pub fn remove(&self) -> Result<(), WorkspaceError> {
-        erase(&self.path).map_err(|cause| WorkspaceError::Io {
+        remove_tree(&self.path).map_err(|cause| WorkspaceError::Io {
             path: self.path.display().to_string(),
             cause,
         })?;
@@ -318,7 +318,7 @@ impl Workspace {
             made.push(part);
             match self.dir.create_dir(&made) {
                 Ok(()) => {
-                    if let Some(user) = box_user() {
+                    if let Some(user) = sandbox_user() {
                         // On the open folder, which is not a link: by now the name may be something
                         // else.
                         let folder = self.dir.open_dir(&made).map_err(failed)?;
@@ -345,18 +345,18 @@ fn explain(path: &WorkspacePath, cause: io::Error) -> WorkspaceError {
         (ErrorKind::CrossesDevices, _) | (ErrorKind::PermissionDenied, None) => {
             WorkspaceError::Traversal
         }
-        (ErrorKind::PermissionDenied, _) => WorkspaceError::Forbidden(path.shown()),
+        (ErrorKind::PermissionDenied, _) => WorkspaceError::Forbidden(path.display()),
         (ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename, _)
         // Links in a circle, and names that no file system accepts.
         | (_, Some(rustix::io::Errno::LOOP | rustix::io::Errno::NAMETOOLONG))
-        | (ErrorKind::InvalidInput, _) => WorkspaceError::NotFound(path.shown()),
+        | (ErrorKind::InvalidInput, _) => WorkspaceError::NotFound(path.display()),
         (ErrorKind::IsADirectory, _)
         // A socket, or a device without a driver.
         | (_, Some(rustix::io::Errno::NXIO | rustix::io::Errno::NODEV)) => {
-            WorkspaceError::NotAFile(path.shown())
+            WorkspaceError::NotAFile(path.display())
         }
         _ => WorkspaceError::Io {
-            path: path.shown(),
+            path: path.display(),
             cause,
         },
     }

@@ -12,7 +12,7 @@ const MARK: char = '\u{fffd}';
 
 /// Encodes a name for clients: unchanged, except for U+FFFD and two lower-case hex digits for each
 /// byte that is not UTF-8.
-pub(super) fn spell(name: &OsStr) -> String {
+pub(super) fn encode_name(name: &OsStr) -> String {
     if let Some(text) = name.to_str()
         && !text.contains(MARK)
     {
@@ -39,7 +39,7 @@ fn escape(bytes: &[u8], spelled: &mut String) {
 }
 
 /// Decodes a name. A mark that begins no escape stands for itself.
-pub(super) fn unspell(spelled: &str) -> OsString {
+pub(super) fn decode_name(spelled: &str) -> OsString {
     let mut bytes = Vec::with_capacity(spelled.len());
     let mut rest = spelled;
     while let Some(at) = rest.find(MARK) {
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn what_is_utf8_is_spelled_as_it_is_and_what_is_not_by_its_bytes() {
-        let spelled = |bytes: &[u8]| spell(OsStr::from_bytes(bytes));
+        let spelled = |bytes: &[u8]| encode_name(OsStr::from_bytes(bytes));
         assert_eq!(spelled("café\\x41 %41".as_bytes()), "café\\x41 %41");
         assert_eq!(spelled(b"caf\xe9.txt"), "caf\u{fffd}e9.txt");
         assert_eq!(
@@ -90,7 +90,7 @@ mod tests {
             "\u{fffd}E9",
             "\u{fffd}é",
         ] {
-            assert_eq!(unspell(text), OsStr::new(text), "{text}");
+            assert_eq!(decode_name(text), OsStr::new(text), "{text}");
         }
     }
 
@@ -100,7 +100,7 @@ mod tests {
             bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0xef), Just(0xbf), Just(0xbd), Just(b'e')], 0..40),
         ) {
             let name = OsStr::from_bytes(&bytes);
-            prop_assert_eq!(unspell(&spell(name)), name);
+            prop_assert_eq!(decode_name(&encode_name(name)), name);
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::WorkspaceError;
-use super::names::{spell, unspell};
+use super::names::{decode_name, encode_name};
 
 /// `PATH_MAX` and `NAME_MAX`, in bytes.
 const LONGEST_PATH: usize = 4096;
@@ -20,7 +20,7 @@ pub struct WorkspacePath(PathBuf);
 impl WorkspacePath {
     /// Parses what a client or a model wrote: relative to the workspace's root, with or without a
     /// leading slash or one of the prefixes in `known_at`. Names that are not UTF-8 are written as
-    /// by [`spell`].
+    /// by [`encode_name`].
     pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
         if text.contains('\0') {
             return Err(WorkspaceError::Traversal);
@@ -35,7 +35,7 @@ impl WorkspacePath {
                 "" | "." => {}
                 ".." if path.pop() => {}
                 ".." => return Err(WorkspaceError::Traversal),
-                name => path.push(unspell(name)),
+                name => path.push(decode_name(name)),
             }
         }
         Ok(Self(path))
@@ -75,12 +75,12 @@ impl WorkspacePath {
     /// The path as commands in the workspace's folder write it.
     #[must_use]
     pub fn relative(&self) -> String {
-        spell(self.on_disk().as_os_str())
+        encode_name(self.on_disk().as_os_str())
     }
 
     /// The path as clients see it: from the root, with a leading slash.
     #[must_use]
-    pub fn shown(&self) -> String {
-        format!("/{}", spell(self.0.as_os_str()))
+    pub fn display(&self) -> String {
+        format!("/{}", encode_name(self.0.as_os_str()))
     }
 }

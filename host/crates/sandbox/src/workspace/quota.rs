@@ -114,9 +114,9 @@ pub enum QuotaCheck {
     /// It does not.
     Within,
     /// It does, as a sentence says.
-    Over(String),
+    Exceeded(String),
     /// It was counted too short a time ago to be counted again.
-    NotKnown,
+    Unknown,
 }
 
 /// Why a file may not grow.
@@ -155,14 +155,14 @@ struct QuotaState {
     /// A command may have changed it since.
     stale: bool,
     /// The user knows that it is full.
-    told: bool,
+    user_notified: bool,
 }
 
 #[derive(Debug)]
 struct CountedUsage {
     usage: DiskUsage,
     at: Instant,
-    took: Duration,
+    duration: Duration,
 }
 
 impl Quota {
@@ -197,7 +197,7 @@ impl Quota {
         if growth == 0 {
             return Ok(());
         }
-        if let Some(sentence) = self.short_disk() {
+        if let Some(sentence) = self.disk_shortage() {
             return Err(QuotaError::Full(sentence));
         }
         let mut known = self.known.lock();
@@ -223,38 +223,38 @@ impl Quota {
     }
 
     /// A sentence where the workspace is full. Blocks.
-    pub fn fullness(&self, workspace: &Workspace) -> Option<String> {
+    pub fn full_message(&self, workspace: &Workspace) -> Option<String> {
         let mut known = self.known.lock();
         self.count(&mut known, workspace);
         let counted = known.counted.as_ref();
         let full = counted.and_then(|counted| self.full(&counted.usage));
-        let full = full.or_else(|| self.short_disk());
-        known.told &= full.is_some();
+        let full = full.or_else(|| self.disk_shortage());
+        known.user_notified &= full.is_some();
         full
     }
 
     /// A sentence where what is left of the disk is kept for the log.
-    fn short_disk(&self) -> Option<String> {
+    fn disk_shortage(&self) -> Option<String> {
         let shortage = self.reserve.shortage_now()?;
         Some(format!("{shortage} {UNTIL_THERE_IS_ROOM}"))
     }
 
     /// The same, once: not again before there was room in between. For the user. Blocks.
-    pub fn newly_full(&self, workspace: &Workspace) -> Option<String> {
-        let full = self.fullness(workspace)?;
-        (!std::mem::replace(&mut self.known.lock().told, true)).then_some(full)
+    pub fn take_full_notice(&self, workspace: &Workspace) -> Option<String> {
+        let full = self.full_message(workspace)?;
+        (!std::mem::replace(&mut self.known.lock().user_notified, true)).then_some(full)
     }
 
     /// Whether it takes more than it may by a tenth, or cannot be counted. Blocks.
-    pub fn excess(&self, workspace: &Workspace) -> QuotaCheck {
+    pub fn check(&self, workspace: &Workspace) -> QuotaCheck {
         let mut known = self.known.lock();
         known.stale = true;
         self.count(&mut known, workspace);
         if known.stale {
-            return QuotaCheck::NotKnown;
+            return QuotaCheck::Unknown;
         }
         let Some(counted) = &known.counted else {
-            return QuotaCheck::NotKnown;
+            return QuotaCheck::Unknown;
         };
         let most = self.limit.saturating_add(self.limit / MARGIN);
         let takes = match &counted.usage {
@@ -262,7 +262,7 @@ impl Quota {
             DiskUsage::Bytes(bytes) => format!("took {} of the disk", plural::size(*bytes)),
             DiskUsage::Unknown(why) => format!("could not be counted, because {why}"),
         };
-        QuotaCheck::Over(format!(
+        QuotaCheck::Exceeded(format!(
             "The workspace {takes}; it may take {}.",
             plural::size(self.limit)
         ))
@@ -285,8 +285,8 @@ impl Quota {
     /// Counts, where what is known is too old.
     fn count(&self, known: &mut QuotaState, workspace: &Workspace) {
         let holds = known.counted.as_ref().is_some_and(|counted| {
-            let exact = counted.took < A_MOMENT || self.full(&counted.usage).is_some();
-            let holds = counted.took * HOLDS;
+            let exact = counted.duration < A_MOMENT || self.full(&counted.usage).is_some();
+            let holds = counted.duration * HOLDS;
             match known.stale {
                 true => !exact && counted.at.elapsed() < holds,
                 // What was started in the background may write as well.
@@ -302,7 +302,7 @@ impl Quota {
         known.counted = Some(CountedUsage {
             usage,
             at: Instant::now(),
-            took: begun.elapsed(),
+            duration: begun.elapsed(),
         });
     }
 }
@@ -368,7 +368,7 @@ mod tests {
         let quota = Quota::new(3 * MIB);
         assert_eq!(quota.admit(&workspace, MIB), Ok(()));
         fill(&workspace, "a", MIB);
-        assert_eq!(quota.newly_full(&workspace), None);
+        assert_eq!(quota.take_full_notice(&workspace), None);
         let refused = quota.admit(&workspace, 3 * MIB).unwrap_err().to_string();
         assert!(
             refused.contains("3 MiB more do not fit") && refused.contains("may take 3 MiB"),
@@ -378,10 +378,10 @@ mod tests {
         // A command writes past the limit; nobody could stop it.
         fill(&workspace, "b", 4 * MIB);
         quota.changed();
-        let told = quota.newly_full(&workspace).unwrap();
+        let told = quota.take_full_notice(&workspace).unwrap();
         assert!(told.contains("may take 3 MiB"), "{told}");
-        assert_eq!(quota.newly_full(&workspace), None, "told twice");
-        assert!(quota.fullness(&workspace).is_some());
+        assert_eq!(quota.take_full_notice(&workspace), None, "told twice");
+        assert!(quota.full_message(&workspace).is_some());
         assert_eq!(quota.admit(&workspace, 1), Err(QuotaError::Full(told)));
         assert_eq!(
             quota.admit(&workspace, 0),
@@ -392,11 +392,14 @@ mod tests {
         fs::remove_file(workspace.host_path().join("b")).unwrap();
         quota.changed();
         assert_eq!(quota.admit(&workspace, 1), Ok(()));
-        assert_eq!(quota.fullness(&workspace), None);
+        assert_eq!(quota.full_message(&workspace), None);
 
         fill(&workspace, "b", 4 * MIB);
         quota.changed();
-        assert!(quota.newly_full(&workspace).is_some(), "full a second time");
+        assert!(
+            quota.take_full_notice(&workspace).is_some(),
+            "full a second time"
+        );
     }
 
     #[test]
@@ -420,14 +423,14 @@ mod tests {
         }
         fs::create_dir_all(&path).unwrap();
         let quota = Quota::new(1 << 40);
-        let full = quota.fullness(&workspace).unwrap();
+        let full = quota.full_message(&workspace).unwrap();
         assert!(
             full.contains("folders deep") && full.contains("counts as full"),
             "{full}"
         );
         fs::remove_dir(path).unwrap();
         quota.changed();
-        assert_eq!(quota.fullness(&workspace), None);
+        assert_eq!(quota.full_message(&workspace), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ const MOST_ENTRIES: u64 = 10_000_000;
 /// Folders that this process's user made inaccessible are opened up first. Whatever stays in the
 /// way is retried for about a second, since a killed process may write until it is gone; then the
 /// first failure is the error.
-pub fn erase(path: &Path) -> io::Result<()> {
+pub fn remove_tree(path: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(
             ErrorKind::InvalidInput,
@@ -57,7 +57,7 @@ pub fn erase(path: &Path) -> io::Result<()> {
 
 /// One try, which removes as much as it can.
 fn round(parent: &Dir, name: &OsStr) -> io::Result<()> {
-    open_up(parent, name);
+    make_accessible(parent, name);
     let root = match parent.open_dir(name) {
         Ok(root) => root,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -93,7 +93,7 @@ fn round(parent: &Dir, name: &OsStr) -> io::Result<()> {
 
 /// Gives this user all permissions on a folder. For another user's folder this fails, and so will
 /// what follows.
-fn open_up(folder: &Dir, name: &OsStr) {
+fn make_accessible(folder: &Dir, name: &OsStr) {
     let _ = folder.set_permissions(name, Permissions::from_mode(0o700));
 }
 
@@ -158,7 +158,7 @@ impl Sweep<'_> {
                 ) =>
             {
                 // Moving a folder to another parent writes to it, so it must be accessible already.
-                open_up(folder, &name);
+                make_accessible(folder, &name);
                 folder.rename(&name, self.root, self.name(self.moved))?;
                 self.moved += 1;
                 Ok(())
@@ -228,7 +228,7 @@ mod tests {
                 fs::remove_dir_all(&root).is_err(),
                 "nothing here is closed to this user"
             );
-            erase(&root).unwrap();
+            remove_tree(&root).unwrap();
             assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
         });
     }
@@ -267,7 +267,7 @@ mod tests {
                 let begun = std::time::Instant::now();
                 std::thread::Builder::new()
                     .stack_size(128 << 10)
-                    .spawn(move || erase(&root))
+                    .spawn(move || remove_tree(&root))
                     .unwrap()
                     .join()
                     .unwrap()
@@ -306,7 +306,7 @@ mod tests {
             }
             over.store(true, Ordering::Relaxed);
         });
-        erase(&root).unwrap();
+        remove_tree(&root).unwrap();
         assert!(!root.exists());
         assert_eq!(fs::read(outside.join("file")).unwrap(), b"kept");
         let mode = fs::metadata(&outside).unwrap().permissions().mode() & 0o777;
@@ -329,7 +329,7 @@ mod tests {
                 }
             });
             started.recv().unwrap();
-            erase(&root).unwrap();
+            remove_tree(&root).unwrap();
         });
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
     }
@@ -337,14 +337,17 @@ mod tests {
     #[test]
     fn what_is_not_there_is_removed_and_what_is_no_folder_is_an_error() {
         let base = tempfile::tempdir().unwrap();
-        erase(&base.path().join("none")).unwrap();
-        erase(&base.path().join("none/at/all")).unwrap();
+        remove_tree(&base.path().join("none")).unwrap();
+        remove_tree(&base.path().join("none/at/all")).unwrap();
         let file = base.path().join("file");
         fs::write(&file, "kept").unwrap();
-        assert_eq!(erase(&file).unwrap_err().kind(), ErrorKind::NotADirectory);
+        assert_eq!(
+            remove_tree(&file).unwrap_err().kind(),
+            ErrorKind::NotADirectory
+        );
         assert_eq!(fs::read(&file).unwrap(), b"kept");
         assert_eq!(
-            erase(Path::new("/")).unwrap_err().kind(),
+            remove_tree(Path::new("/")).unwrap_err().kind(),
             ErrorKind::InvalidInput
         );
     }

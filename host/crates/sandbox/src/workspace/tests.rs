@@ -50,11 +50,15 @@ fn a_path_is_taken_from_the_root_however_it_is_written() {
         "./src//b/../a.py",
         &real,
     ] {
-        assert_eq!(workspace.path(text).unwrap().shown(), "/src/a.py", "{text}");
+        assert_eq!(
+            workspace.path(text).unwrap().display(),
+            "/src/a.py",
+            "{text}"
+        );
     }
     assert!(workspace.path("/workspace").unwrap().is_root());
     assert_eq!(
-        workspace.path("/workspaces/a").unwrap().shown(),
+        workspace.path("/workspaces/a").unwrap().display(),
         "/workspaces/a"
     );
     for text in [
@@ -83,7 +87,7 @@ fn what_is_written_is_read_back_and_belongs_to_the_box() {
     assert_eq!(read(&workspace, "a/b/c.sh").unwrap(), b"two");
     let data = std::fs::metadata(&on_host).unwrap();
     assert_eq!(data.mode() & 0o777, 0o755, "the mode stays");
-    if let Some(user) = box_user() {
+    if let Some(user) = sandbox_user() {
         assert_eq!(data.uid(), user);
         assert_eq!(
             std::fs::metadata(workspace.host_path().join("a"))
@@ -269,7 +273,7 @@ fn a_name_that_is_not_utf8_is_read_as_it_is_listed() {
     for folder in workspace.tree().unwrap() {
         let file = &folder.children.unwrap()[0];
         contents.push(read(&workspace, &file.path).unwrap());
-        assert_eq!(workspace.path(&file.path).unwrap().shown(), file.path);
+        assert_eq!(workspace.path(&file.path).unwrap().display(), file.path);
     }
     contents.sort();
     let mut expected = names.map(<[u8]>::to_vec);

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use cap_std::fs::{Dir, ReadDir};
 use serde::Serialize;
 
-use super::names::spell;
+use super::names::encode_name;
 use super::{WatchedWorkspace, Workspace, WorkspaceError, WorkspacePath, explain};
 
 /// The depth limit of a tree.
@@ -124,7 +124,7 @@ fn branch(
         if left.nodes == 0 {
             break;
         }
-        let name = spell(&entry.file_name());
+        let name = encode_name(&entry.file_name());
         let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if LEFT_OUT.contains(&name.as_str())
             || name.starts_with(".lucid-")

@@ -172,7 +172,7 @@ fn read(events: &Events) {
     let mut reader = inotify::Reader::new(&events.inotify, &mut buffer);
     while !events.over.load(Ordering::SeqCst) {
         match reader.next() {
-            Ok(event) => tell(events, event.wd(), event.events()),
+            Ok(event) => notify(events, event.wd(), event.events()),
             Err(Errno::INTR) => {}
             Err(cause) => {
                 tracing::error!(%cause, "workspaces are not watched any more: their trees are looked at after each tool only");
@@ -182,7 +182,7 @@ fn read(events: &Events) {
     }
 }
 
-fn tell(all: &Events, number: i32, events: ReadFlags) {
+fn notify(all: &Events, number: i32, events: ReadFlags) {
     let mut watches = all.watches.lock();
     if events.contains(ReadFlags::QUEUE_OVERFLOW) {
         // The queue overflowed: any workspace's events may be lost.
@@ -301,12 +301,12 @@ mod tests {
     use super::*;
     use crate::workspace::Workspace;
 
-    struct Ground {
+    struct Fixture {
         base: tempfile::TempDir,
         watcher: Watcher,
     }
 
-    impl Ground {
+    impl Fixture {
         fn new(most: usize) -> Self {
             let base = tempfile::tempdir().unwrap();
             let watcher = Watcher::with_most(base.path(), most).unwrap();
@@ -331,8 +331,8 @@ mod tests {
     }
 
     /// Checks that no change is pending: a later change elsewhere has come through.
-    async fn quiet(ground: &Ground, watched: &WatchedWorkspace) {
-        let (other, witness) = ground.workspace("witness");
+    async fn quiet(fixture: &Fixture, watched: &WatchedWorkspace) {
+        let (other, witness) = fixture.workspace("witness");
         other.watched_tree(&witness).unwrap();
         fs::write(other.host_path().join("now"), "").unwrap();
         noticed(&witness).await;
@@ -346,18 +346,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_changes_a_tree_is_noticed_and_what_does_not_is_not() {
-        let ground = Ground::new(100);
-        let (workspace, watched) = ground.workspace("one");
+        let fixture = Fixture::new(100);
+        let (workspace, watched) = fixture.workspace("one");
         let root = workspace.host_path();
         for folder in ["src/deep", "node_modules/x", ".git/objects"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
-        symlink(ground.base.path(), root.join("out")).unwrap();
+        symlink(fixture.base.path(), root.join("out")).unwrap();
         symlink(".", root.join("loop")).unwrap();
         workspace.watched_tree(&watched).unwrap();
         assert!(watched.is_complete());
-        assert_eq!(ground.watches(), 3, "the root, src and src/deep");
-        quiet(&ground, &watched).await;
+        assert_eq!(fixture.watches(), 3, "the root, src and src/deep");
+        quiet(&fixture, &watched).await;
 
         fs::write(root.join("src/deep/a"), "").unwrap();
         noticed(&watched).await;
@@ -365,8 +365,8 @@ mod tests {
         for unseen in ["node_modules/x/y", ".git/objects/z"] {
             fs::write(root.join(unseen), "").unwrap();
         }
-        fs::write(ground.base.path().join("outside"), "").unwrap();
-        quiet(&ground, &watched).await;
+        fs::write(fixture.base.path().join("outside"), "").unwrap();
+        quiet(&fixture, &watched).await;
         fs::rename(root.join("src/deep/a"), root.join("b")).unwrap();
         noticed(&watched).await;
         fs::remove_file(root.join("b")).unwrap();
@@ -392,14 +392,14 @@ mod tests {
 
     #[tokio::test]
     async fn watches_go_with_their_folders_with_the_tree_and_with_the_session() {
-        let ground = Ground::new(100);
-        let (workspace, watched) = ground.workspace("one");
+        let fixture = Fixture::new(100);
+        let (workspace, watched) = fixture.workspace("one");
         let root = workspace.host_path();
         for number in 0..20 {
             fs::create_dir(root.join(format!("d{number}"))).unwrap();
         }
         workspace.watched_tree(&watched).unwrap();
-        assert_eq!(ground.watches(), 21);
+        assert_eq!(fixture.watches(), 21);
         for number in 0..10 {
             fs::remove_dir(root.join(format!("d{number}"))).unwrap();
         }
@@ -407,23 +407,23 @@ mod tests {
         fs::create_dir(root.join("build")).unwrap();
         fs::rename(root.join("d10"), root.join("build/d10")).unwrap();
         workspace.watched_tree(&watched).unwrap();
-        assert_eq!(ground.watches(), 10, "the root and nine folders");
+        assert_eq!(fixture.watches(), 10, "the root and nine folders");
         drop(watched);
-        assert_eq!(ground.watches(), 0);
+        assert_eq!(fixture.watches(), 0);
     }
 
     #[tokio::test]
     async fn hostile_numbers_of_folders_take_no_more_watches_than_there_are() {
-        let ground = Ground::new(MOST_IN_ALL);
-        let (workspace, watched) = ground.workspace("one");
+        let fixture = Fixture::new(MOST_IN_ALL);
+        let (workspace, watched) = fixture.workspace("one");
         for number in 0..MOST_OF_ONE + 100 {
             fs::create_dir(workspace.host_path().join(format!("d{number}"))).unwrap();
         }
         workspace.watched_tree(&watched).unwrap();
-        assert_eq!(ground.watches(), MOST_OF_ONE);
+        assert_eq!(fixture.watches(), MOST_OF_ONE);
         assert!(!watched.is_complete(), "not all of it is watched");
 
-        let few = Ground::new(5);
+        let few = Fixture::new(5);
         let (first, watched) = few.workspace("one");
         for number in 0..10 {
             fs::create_dir(first.host_path().join(format!("d{number}"))).unwrap();
@@ -440,8 +440,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_flood_costs_its_workspace_the_watches_until_the_next_tree() {
-        let ground = Ground::new(100);
-        let (workspace, watched) = ground.workspace("one");
+        let fixture = Fixture::new(100);
+        let (workspace, watched) = fixture.workspace("one");
         workspace.watched_tree(&watched).unwrap();
         let name = workspace.host_path().join("file");
         for _ in 0..FLOOD {
@@ -449,11 +449,11 @@ mod tests {
             fs::remove_file(&name).unwrap();
         }
         noticed(&watched).await;
-        let (other, witness) = ground.workspace("two");
+        let (other, witness) = fixture.workspace("two");
         other.watched_tree(&witness).unwrap();
         fs::write(other.host_path().join("a"), "").unwrap();
         noticed(&witness).await;
-        assert_eq!(ground.watches(), 1, "only the other's is left");
+        assert_eq!(fixture.watches(), 1, "only the other's is left");
         workspace.watched_tree(&watched).unwrap();
         quiet_after(&watched).await;
         fs::write(&name, "").unwrap();
@@ -462,8 +462,8 @@ mod tests {
 
     #[tokio::test]
     async fn folders_that_come_and_go_while_they_are_looked_at_leave_no_watch_behind() {
-        let ground = Ground::new(MOST_IN_ALL);
-        let (workspace, watched) = ground.workspace("one");
+        let fixture = Fixture::new(MOST_IN_ALL);
+        let (workspace, watched) = fixture.workspace("one");
         let root = workspace.host_path().to_owned();
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -487,16 +487,16 @@ mod tests {
         });
         fs::remove_dir_all(&root).unwrap();
         fs::create_dir(&root).unwrap();
-        let workspace = Workspace::create(ground.base.path(), "user", "one").unwrap();
+        let workspace = Workspace::create(fixture.base.path(), "user", "one").unwrap();
         workspace.watched_tree(&watched).unwrap();
-        assert_eq!(ground.watches(), 1);
+        assert_eq!(fixture.watches(), 1);
     }
 
     #[test]
     fn the_thread_ends_with_the_last_handle() {
-        let ground = Ground::new(10);
-        let events = Arc::downgrade(&ground.watcher.0.events);
-        drop(ground.watcher);
+        let fixture = Fixture::new(10);
+        let events = Arc::downgrade(&fixture.watcher.0.events);
+        drop(fixture.watcher);
         let begun = std::time::Instant::now();
         while events.upgrade().is_some() {
             assert!(begun.elapsed() < Duration::from_secs(10), "it still reads");

@@ -20,7 +20,7 @@ use crate::round::StartedWork;
 
 impl Actor {
     /// Waits for the running command and records its outcome.
-    pub(super) async fn come_to_rest(&mut self) -> ActorEnd {
+    pub(super) async fn drain(&mut self) -> ActorEnd {
         self.effects.pause();
         loop {
             if self.shared.hurry.is_cancelled() {
@@ -35,20 +35,20 @@ impl Actor {
             if !self.effects.runs_tool() {
                 return ActorEnd::Halted;
             }
-            let news = tokio::select! {
+            let message = tokio::select! {
                 biased;
                 () = self.shared.hurry.cancelled() => return ActorEnd::Halted,
                 () = self.session.stop.cancelled() => return ActorEnd::Stopped,
-                news = self.news.recv() => news,
+                message = self.messages.recv() => message,
             };
-            match news.map(|news| *news) {
+            match message.map(|message| *message) {
                 None => return ActorEnd::Halted,
                 Some(ActorMessage::Tool(effect, Err(_), _) | ActorMessage::Failed(effect, _))
                     if self.effects.is_tool(&effect) =>
                 {
                     return ActorEnd::Halted;
                 }
-                Some(news) => self.queue.push_back(news),
+                Some(message) => self.queue.push_back(message),
             }
         }
     }
@@ -78,7 +78,7 @@ impl Actor {
                 _ => self.queue.push_back(ActorMessage::Lost(effect)),
             }
         }
-        self.effects.settle(&self.open);
+        self.effects.prune_finished(&self.open);
         Ok(())
     }
 

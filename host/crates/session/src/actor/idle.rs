@@ -26,16 +26,16 @@ use crate::{CloseReason, EnvironmentSpec, SessionsShared};
 const ANSWER: Duration = Duration::from_hours(7 * 24);
 
 /// The message shown when the sandbox is released.
-pub(super) const PUT_AWAY: &str = "Nobody was connected while the agent waits for an answer, so its sandbox was given back, and what ran in it has ended. The files are there, and the next command gets a new one.";
+pub(super) const SANDBOX_RELEASED: &str = "Nobody was connected while the agent waits for an answer, so its sandbox was given back, and what ran in it has ended. The files are there, and the next command gets a new one.";
 
 /// The state of a session, as far as it matters while nobody is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IdleState {
     /// Being set up, or running a task.
-    Works,
+    Working,
     /// Waiting for its user's answer and nothing else. Holds the host's uptime at the last
     /// activity, in milliseconds.
-    Asks(u64),
+    Asking(u64),
     /// No task is open, since this instant.
     Idle(Instant),
     /// Not started until its user comes back or an operator asks for it.
@@ -44,36 +44,36 @@ pub(crate) enum IdleState {
 
 #[derive(Debug, PartialEq, Eq)]
 enum IdleAction {
-    Stays,
-    GivesBack,
-    Ends,
+    Keep,
+    ReleaseSandbox,
+    End,
 }
 
 /// Decides what happens to the session. `alone` is how long nobody has been attached; `uptime` is
 /// the host's uptime in milliseconds.
-fn verdict(
-    standing: IdleState,
+fn idle_action(
+    idle_state: IdleState,
     alone: Option<Duration>,
     (now, uptime): (Instant, u64),
     grace: Duration,
 ) -> IdleAction {
     let Some(alone) = alone.filter(|alone| *alone >= grace) else {
-        return IdleAction::Stays;
+        return IdleAction::Keep;
     };
-    match standing {
-        IdleState::Works | IdleState::Held => IdleAction::Stays,
-        IdleState::Asks(since) => {
+    match idle_state {
+        IdleState::Working | IdleState::Held => IdleAction::Keep,
+        IdleState::Asking(since) => {
             if Duration::from_millis(uptime.saturating_sub(since)) < ANSWER {
-                IdleAction::GivesBack
+                IdleAction::ReleaseSandbox
             } else {
-                IdleAction::Ends
+                IdleAction::End
             }
         }
         IdleState::Idle(since) => {
             if alone.min(now.saturating_duration_since(since)) < grace {
-                IdleAction::Stays
+                IdleAction::Keep
             } else {
-                IdleAction::Ends
+                IdleAction::End
             }
         }
     }
@@ -83,18 +83,21 @@ impl SessionHandle {
     /// The key of the session's files.
     fn spec(&self) -> EnvironmentSpec {
         EnvironmentSpec {
-            session: self.about.id.to_string(),
-            user: self.about.user.to_string(),
+            session: self.info.id.to_string(),
+            user: self.info.user.to_string(),
             ..EnvironmentSpec::default()
         }
     }
 
     /// Sets the current state. A session that was already idle keeps the time at which it became
     /// so.
-    pub(crate) fn stands(&self, standing: IdleState) {
-        let mut known = held(&self.standing);
-        if !matches!((*known, standing), (IdleState::Idle(_), IdleState::Idle(_))) {
-            *known = standing;
+    pub(crate) fn set_idle_state(&self, idle_state: IdleState) {
+        let mut known = held(&self.idle_state);
+        if !matches!(
+            (*known, idle_state),
+            (IdleState::Idle(_), IdleState::Idle(_))
+        ) {
+            *known = idle_state;
         }
     }
 }
@@ -111,7 +114,7 @@ pub(crate) async fn sweep(
 ) {
     let pause = (grace / 10).clamp(Duration::from_millis(20), Duration::from_secs(5));
     let ended = CloseReason::done(ALONE);
-    let keeps = !retention.is_zero();
+    let keeps_workspace = !retention.is_zero();
     let kept = CloseReason::expired(ALONE, Some(retention));
     while halt
         .run_until_cancelled(tokio::time::sleep(pause))
@@ -124,15 +127,18 @@ pub(crate) async fn sweep(
         let now = (Instant::now(), shared.deps.log.uptime());
         let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
         for session in sessions {
-            let standing = *held(&session.standing);
-            match verdict(standing, session.alone_for(), now, grace) {
-                IdleAction::Stays => {}
+            let idle_state = *held(&session.idle_state);
+            match idle_action(idle_state, session.unattended_for(), now, grace) {
+                IdleAction::Keep => {}
                 // The actor checks again: somebody may have answered just now.
-                IdleAction::GivesBack => session.unattended.notify_one(),
-                IdleAction::Ends if keeps && shared.deps.places.has_workspace(&session.spec()) => {
+                IdleAction::ReleaseSandbox => session.unattended.notify_one(),
+                IdleAction::End
+                    if keeps_workspace
+                        && shared.deps.environments.has_workspace(&session.spec()) =>
+                {
                     session.stop(kept.clone());
                 }
-                IdleAction::Ends => session.stop(ended.clone()),
+                IdleAction::End => session.stop(ended.clone()),
             }
         }
     }
@@ -150,22 +156,22 @@ mod tests {
         let hours = |hours| Some(Duration::from_hours(hours));
         let short = Some(Duration::from_secs(299));
         let idle = |alone: Option<Duration>| IdleState::Idle(now - alone.unwrap_or_default());
-        let asks = |hours: u64| IdleState::Asks(uptime - hours * 3_600_000);
-        for (alone, standing, expected) in [
-            (None, idle(hours(1000)), IdleAction::Stays),
-            (None, asks(1000), IdleAction::Stays),
-            (short, idle(hours(1000)), IdleAction::Stays),
-            (hours(1000), idle(short), IdleAction::Stays),
-            (hours(1000), IdleState::Works, IdleAction::Stays),
-            (hours(1000), IdleState::Held, IdleAction::Stays),
-            (short, asks(1000), IdleAction::Stays),
-            (Some(grace), idle(Some(grace)), IdleAction::Ends),
-            (Some(grace), asks(0), IdleAction::GivesBack),
-            (hours(90), asks(7 * 24 - 1), IdleAction::GivesBack),
-            (Some(grace), asks(7 * 24), IdleAction::Ends),
+        let asks = |hours: u64| IdleState::Asking(uptime - hours * 3_600_000);
+        for (alone, idle_state, expected) in [
+            (None, idle(hours(1000)), IdleAction::Keep),
+            (None, asks(1000), IdleAction::Keep),
+            (short, idle(hours(1000)), IdleAction::Keep),
+            (hours(1000), idle(short), IdleAction::Keep),
+            (hours(1000), IdleState::Working, IdleAction::Keep),
+            (hours(1000), IdleState::Held, IdleAction::Keep),
+            (short, asks(1000), IdleAction::Keep),
+            (Some(grace), idle(Some(grace)), IdleAction::End),
+            (Some(grace), asks(0), IdleAction::ReleaseSandbox),
+            (hours(90), asks(7 * 24 - 1), IdleAction::ReleaseSandbox),
+            (Some(grace), asks(7 * 24), IdleAction::End),
         ] {
-            let found = verdict(standing, alone, (now, uptime), grace);
-            assert_eq!(found, expected, "alone {alone:?}, {standing:?}");
+            let found = idle_action(idle_state, alone, (now, uptime), grace);
+            assert_eq!(found, expected, "alone {alone:?}, {idle_state:?}");
         }
     }
 }

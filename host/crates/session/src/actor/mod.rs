@@ -28,7 +28,7 @@ use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use self::budget::Budget;
-use self::idle::{IdleState, PUT_AWAY};
+use self::idle::{IdleState, SANDBOX_RELEASED};
 use self::task_clock::{TaskClock, now};
 use super::SessionsShared;
 use super::create::{OpenChange, ResumeState};
@@ -57,15 +57,15 @@ enum ActorEnd {
     /// The open task exceeded its time limit.
     TimedOut,
     /// No execution environment could be provided. Holds the reason.
-    NoPlace(String),
+    NoEnvironment(String),
     /// The log can never be written. Holds the reason.
     Broken(String),
 }
 
 pub(super) use self::resume::workspace_lost;
 #[cfg(test)]
-pub(super) use self::shutdown::took_longer;
-use self::upgrade::offers_of;
+pub(super) use self::shutdown::time_limit_message;
+use self::upgrade::offered_models;
 pub(super) use self::upgrade::takes_over;
 
 pub(super) struct Actor {
@@ -84,7 +84,7 @@ pub(super) struct Actor {
     taken_over: Option<String>,
     /// The number of the generation that this session cannot move to.
     passed_over: Option<u64>,
-    offers: Arc<AvailableModels>,
+    available_models: Arc<AvailableModels>,
     id: Arc<str>,
     chat: Arc<str>,
     counters: Counters,
@@ -92,15 +92,15 @@ pub(super) struct Actor {
     state: Option<Snapshot>,
     /// The branch that the session's task pushed.
     pushed: Option<String>,
-    shown: ShownTree,
+    shown_tree: ShownTree,
     /// The agent's last message in the open task.
-    said: Option<Arc<str>>,
+    last_message: Option<Arc<str>>,
     queue: VecDeque<ActorMessage>,
     /// Effects in the log that the previous host did not begin.
     paused: Vec<String>,
     /// The session was held until its user came back.
-    was_held: bool,
-    news: mpsc::Receiver<Box<ActorMessage>>,
+    starts_held: bool,
+    messages: mpsc::Receiver<Box<ActorMessage>>,
     effects: Effects,
     clock: TaskClock,
 }
@@ -113,13 +113,13 @@ pub(super) async fn live(
     shared: Arc<SessionsShared>,
     session: Arc<SessionHandle>,
     found: ResumeState,
-    news: mpsc::Receiver<Box<ActorMessage>>,
+    messages: mpsc::Receiver<Box<ActorMessage>>,
 ) {
     let _last = shutdown::ActorGuard::new(&shared, &session);
     let id: Arc<str> = found.fixed.id.as_str().into();
-    let offers = offers_of(&found.generation, &found.fixed);
+    let available_models = offered_models(&found.generation, &found.fixed);
     let spec = EnvironmentSpec {
-        images: offers.model.images,
+        images: available_models.model.images,
         session: found.fixed.id.clone(),
         user: found.fixed.user.clone(),
         repo_url: found.fixed.repo_url.clone(),
@@ -154,30 +154,30 @@ pub(super) async fn live(
         policy: found.policy,
         taken_over: found.taken_over,
         passed_over: None,
-        offers,
+        available_models,
         counters: found.counters,
         open,
         state: found.state,
         pushed: found.pushed,
-        shown: if begun {
+        shown_tree: if begun {
             ShownTree::unknown()
         } else {
             ShownTree::empty()
         },
-        said: None,
+        last_message: None,
         queue: VecDeque::new(),
         paused: Vec::new(),
-        was_held: found.held,
-        news,
+        starts_held: found.held,
+        messages,
         clock: TaskClock::start(),
         shared,
         session,
     };
     if begun {
-        actor.say_what_it_does();
+        actor.publish_state();
         actor.resume(found.open);
     } else {
-        actor.session.stands(IdleState::Works);
+        actor.session.set_idle_state(IdleState::Working);
     }
     let unread = found.unread.into_iter();
     actor
@@ -196,7 +196,7 @@ impl Actor {
     /// continues to wait.
     fn resume(&mut self, open: Vec<EffectRow>) {
         self.effects.reopen_workspace();
-        self.effects.listen_again();
+        self.effects.resume_listening();
         for effect in open {
             match effect.kind {
                 EffectKind::Model | EffectKind::Tool if !effect.begun => {
@@ -221,7 +221,7 @@ impl Actor {
 
     async fn run(&mut self, begun: bool) -> ActorEnd {
         let ready = if begun {
-            self.come_back().await
+            self.restore().await
         } else {
             self.provision().await
         };
@@ -230,7 +230,7 @@ impl Actor {
         }
         loop {
             match self.wait().await {
-                Some(ActorEnd::Halted) => return self.come_to_rest().await,
+                Some(ActorEnd::Halted) => return self.drain().await,
                 Some(end) => return end,
                 None => {}
             }
@@ -247,8 +247,8 @@ impl Actor {
             workspace: "/workspace".to_owned(),
             ..StartInputs::default()
         };
-        let mut room = None;
-        if self.shared.deps.places.refusal().is_none() {
+        let mut opened_environment = None;
+        if self.shared.deps.environments.refusal().is_none() {
             // A clone takes time, and the host may stop meanwhile.
             let id = self.id.clone();
             let stop = self.session.stop.clone();
@@ -260,20 +260,20 @@ impl Actor {
             };
             // From here on the end of the session closes the environment, even while the repository
             // is being cloned.
-            let place = self.place().await?;
+            let environment = self.open_environment().await?;
             tokio::select! {
                 biased;
                 () = self.session.stop.cancelled() => return Err(ActorEnd::Stopped),
                 () = self.shared.halt.cancelled() => return Err(ActorEnd::Halted),
-                fetched = place.fetch() => fetched.map_err(ActorEnd::NoPlace)?,
+                fetched = environment.fetch() => fetched.map_err(ActorEnd::NoEnvironment)?,
             }
             // Only now does the environment have its files.
             self.session.show_workspace();
-            started = self.describe_place(&*place).await;
-            self.effects.listen(place.clone());
-            room = Some(place);
+            started = self.describe_environment(&*environment).await;
+            self.effects.listen(environment.clone());
+            opened_environment = Some(environment);
         }
-        let notices = self.add_tools(&mut started, room).await?;
+        let notices = self.add_tools(&mut started, opened_environment).await?;
         // The client reads first that the session exists, and then what it lacks.
         for notice in notices.into_iter().rev() {
             self.queue.push_front(ActorMessage::Notice(notice));
@@ -287,13 +287,13 @@ impl Actor {
     async fn add_tools(
         &mut self,
         started: &mut StartInputs,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> Result<Vec<String>, ActorEnd> {
         let opened = tokio::select! {
             biased;
             () = self.session.stop.cancelled() => return Err(ActorEnd::Stopped),
             () = self.shared.halt.cancelled() => return Err(ActorEnd::Halted),
-            opened = self.effects.open_tools(place) => opened,
+            opened = self.effects.open_tools(environment) => opened,
         };
         let Some(tools) = opened else {
             return Ok(Vec::new());
@@ -307,12 +307,12 @@ impl Actor {
         Ok(tools.notices())
     }
 
-    async fn describe_place(&mut self, place: &dyn Environment) -> StartInputs {
+    async fn describe_environment(&mut self, environment: &dyn Environment) -> StartInputs {
         StartInputs {
-            workspace: place.root(),
-            instructions: place.instructions().await,
-            tools: place.definitions(),
-            tree: self.effects.tree(place).await,
+            workspace: environment.root(),
+            instructions: environment.instructions().await,
+            tools: environment.definitions(),
+            tree: self.effects.tree(environment).await,
         }
     }
 
@@ -334,18 +334,18 @@ impl Actor {
                 }
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
-            news = self.news.recv() => self.queue.extend(news.map(|news| *news)),
-            turn = upgrade::turn(&mut self.deployment, self.looked_at, &self.shared.moves) => {
+            message = self.messages.recv() => self.queue.extend(message.map(|message| *message)),
+            turn = upgrade::next_generation(&mut self.deployment, self.looked_at, &self.shared.moves) => {
                 self.turn = turn;
             }
             () = self.session.unattended.notified(), if waits => {
-                self.put_away().await;
+                self.release_sandbox().await;
             }
         }
         while self.queue.len() < ROUND
-            && let Ok(news) = self.news.try_recv()
+            && let Ok(message) = self.messages.try_recv()
         {
-            self.queue.push_back(*news);
+            self.queue.push_back(*message);
         }
         None
     }
@@ -361,35 +361,38 @@ impl Actor {
     }
 
     /// Publishes the session's state for the sweep over unattended sessions.
-    fn say_what_it_does(&self) {
-        self.session.stands(if self.waits_for_user() {
-            IdleState::Asks(self.counters.uptime_ms)
+    fn publish_state(&self) {
+        self.session.set_idle_state(if self.waits_for_user() {
+            IdleState::Asking(self.counters.uptime_ms)
         } else if self.counters.task_open {
-            IdleState::Works
+            IdleState::Working
         } else {
             IdleState::Idle(std::time::Instant::now())
         });
         let waits = self.waits_for_user();
-        let shown = self.counters.next_seq.saturating_sub(1);
+        let last_seq = self.counters.next_seq.saturating_sub(1);
         self.session.question.send_if_modified(|question| {
             let changes = waits != (*question > 0);
             if changes {
-                *question = if waits { shown } else { 0 };
+                *question = if waits { last_seq } else { 0 };
             }
             changes
         });
     }
 
     /// Releases the sandbox, unless a client has attached meanwhile.
-    async fn put_away(&mut self) {
+    async fn release_sandbox(&mut self) {
         let grace = self.shared.deps.limits.grace;
-        let alone = self.session.alone_for().is_some_and(|alone| alone >= grace);
+        let alone = self
+            .session
+            .unattended_for()
+            .is_some_and(|alone| alone >= grace);
         // Checked now: an environment that survived a restart is subscribed to while the actor
         // waits.
-        if alone && self.effects.holds_place() {
-            self.effects.put_away().await;
+        if alone && self.effects.has_environment() {
+            self.effects.release_sandbox().await;
             self.queue
-                .push_back(ActorMessage::Notice(PUT_AWAY.to_owned()));
+                .push_back(ActorMessage::Notice(SANDBOX_RELEASED.to_owned()));
         }
     }
 
@@ -405,57 +408,59 @@ impl Actor {
             return Err(ActorEnd::TimedOut);
         }
         let next = self.next().await;
-        let (policy, fixed, places, offers, tools) = (
+        let (policy, fixed, environments, available_models, tools) = (
             self.policy.clone(),
             self.fixed.clone(),
-            self.shared.deps.places.clone(),
-            self.offers.clone(),
+            self.shared.deps.environments.clone(),
+            self.available_models.clone(),
             self.effects.tools().clone(),
         );
         let of = fixed.policy.clone();
         let describe = move |call: &_| {
             let beside = tools.describe(&of, call);
-            beside.unwrap_or_else(|| places.describe(call))
+            beside.unwrap_or_else(|| environments.describe(call))
         };
         let names = (self.id.clone(), self.chat.clone());
         let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
-        let scene = RoundContext::new(&names, &fixed, policy.info(), budget, &describe);
+        let round_context = RoundContext::new(&names, &fixed, policy.info(), budget, &describe);
         let pushed = self.pushed.clone();
-        let scene = scene.with_offers(&offers).with_pushed(pushed.as_deref());
-        let mut draft = RoundBuilder::new(&scene, counters, self.open.clone(), at);
-        draft.shown = self.shown;
-        draft.said = self.said.clone();
-        if let Some(start) = self.start_again().await {
-            draft.inputs.push(start);
+        let round_context = round_context
+            .with_available_models(&available_models)
+            .with_pushed(pushed.as_deref());
+        let mut builder = RoundBuilder::new(&round_context, counters, self.open.clone(), at);
+        builder.shown_tree = self.shown_tree;
+        builder.last_message = self.last_message.clone();
+        if let Some(start) = self.restart_effects().await {
+            builder.inputs.push(start);
         }
         let mut taken = 0;
         while taken < ROUND
-            && let Some(news) = self.queue.pop_front()
+            && let Some(message) = self.queue.pop_front()
         {
-            draft.take(news);
+            builder.apply(message);
             taken += 1;
         }
-        if draft.is_empty() && next.is_none() {
+        if builder.is_empty() && next.is_none() {
             // Everything that arrived was too late.
             return Ok(());
         }
-        if draft.inputs.is_empty() && next.is_none() {
+        if builder.inputs.is_empty() && next.is_none() {
             // Something to show, and nothing to decide.
-            let round = draft.close_round(Status::Running, None);
+            let round = builder.close_round(Status::Running, None);
             return self.commit(round).await;
         }
-        let left = task_clock::left(&draft.counters, limit);
+        let left = task_clock::left(&builder.counters, limit);
         let context = Context {
             session: self.id.to_string(),
-            step: draft.counters.step,
+            step: builder.counters.step,
             now_ms: at,
             seed: rand::random(),
-            iterations_left: budget.iterations_left(&draft.counters),
-            tokens_left: budget.tokens_left(&draft.counters),
-            cost_left: budget.cost_left(&draft.counters),
+            iterations_left: budget.iterations_left(&builder.counters),
+            tokens_left: budget.tokens_left(&builder.counters),
+            cost_left: budget.cost_left(&builder.counters),
             millis_left: u64::try_from(left.as_millis()).ok(),
         };
-        let stepped = if draft.counters.steps_alone >= STEPS_ALONE {
+        let stepped = if builder.counters.steps_alone >= STEPS_ALONE {
             let result = Err(format!(
                 "The agent took {STEPS_ALONE} steps without a word of the user, and was stopped."
             ));
@@ -466,29 +471,29 @@ impl Actor {
                 micros: 0,
             }
         } else {
-            match self.step(&context, &mut draft, next).await {
+            match self.step(&context, &mut builder, next).await {
                 Some(stepped) => stepped,
                 // The newer build failed, and there is nothing for the older one to decide.
-                None if draft.is_empty() => return Ok(()),
+                None if builder.is_empty() => return Ok(()),
                 None => {
-                    let round = draft.close_round(Status::Running, None);
+                    let round = builder.close_round(Status::Running, None);
                     return self.commit(round).await;
                 }
             }
         };
         if stepped.result.is_err() {
-            draft.unanswered = self.effects.answers_to_all();
+            builder.unanswered = self.effects.closing_events();
         }
-        let round = draft.decide(&context, stepped);
+        let round = builder.decide(&context, stepped);
         self.commit(round).await
     }
 
     /// Returns the first input again if the step that took it failed and the user now sends a
     /// message: a policy without a state knows nothing of its task.
-    async fn start_again(&self) -> Option<Input> {
+    async fn restart_effects(&self) -> Option<Input> {
         let begun = self.state.is_some() || self.counters.step == 0;
-        let said = |news: &ActorMessage| matches!(news, ActorMessage::Message(..));
-        if begun || !self.queue.iter().take(ROUND).any(said) {
+        let is_user_message = |message: &ActorMessage| matches!(message, ActorMessage::Message(..));
+        if begun || !self.queue.iter().take(ROUND).any(is_user_message) {
             return None;
         }
         self.first_input().await
@@ -509,9 +514,9 @@ impl Actor {
             row,
             open,
             state,
-            shown,
-            said,
-            begin,
+            shown_tree,
+            last_message,
+            started: begin,
             pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
@@ -523,9 +528,9 @@ impl Actor {
             self.clock.count(&mut self.counters, true);
         }
         self.open = open;
-        self.say_what_it_does();
-        self.shown = shown;
-        self.said = said;
+        self.publish_state();
+        self.shown_tree = shown_tree;
+        self.last_message = last_message;
         if let Some(pushed) = pushed {
             self.pushed = pushed;
         }
@@ -547,26 +552,28 @@ impl Actor {
                 StartedWork::Timer(effect, delay) => {
                     self.effects.timer(effect, Duration::from_millis(delay));
                 }
-                StartedWork::Change(branch, said) => self.open_change(Some(branch), said),
+                StartedWork::PullRequest(branch, last_message) => {
+                    self.open_change(Some(branch), last_message)
+                }
                 StartedWork::Cancel(effect) => self.cancel(effect),
                 StartedWork::CancelAll => {
-                    let spent = self.effects.cancel_all().into_iter();
+                    let cost = self.effects.cancel_all().into_iter();
                     self.queue
-                        .extend(spent.map(|(effect, spent)| ActorMessage::Spent(effect, spent)));
+                        .extend(cost.map(|(effect, cost)| ActorMessage::CallCost(effect, cost)));
                 }
                 // The tool may be gone meanwhile.
-                StartedWork::Told(told) => drop(told.send(())),
-                StartedWork::News(news) => self.queue.push_back(news),
+                StartedWork::Confirm(confirm) => drop(confirm.send(())),
+                StartedWork::Requeue(message) => self.queue.push_back(message),
             }
         }
-        self.effects.settle(&self.open);
+        self.effects.prune_finished(&self.open);
         Ok(())
     }
 
-    fn open_change(&mut self, branch: Option<String>, said: String) {
+    fn open_change(&mut self, branch: Option<String>, final_message: String) {
         let (Some(branch), Some(repository)) = (branch, self.fixed.repo_url.clone()) else {
             let gone = "what was pushed is not known any more".to_owned();
-            return self.queue.push_back(ActorMessage::Change(Err(gone)));
+            return self.queue.push_back(ActorMessage::PullRequest(Err(gone)));
         };
         let task = &self.fixed.task;
         let title = task.lines().find(|line| !line.trim().is_empty());
@@ -579,10 +586,10 @@ impl Actor {
             base: base.filter(|base| *base != branch),
             branch,
             title: title.to_owned(),
-            body: if said.trim().is_empty() {
+            body: if final_message.trim().is_empty() {
                 task.clone()
             } else {
-                said
+                final_message
             },
             draft: self.fixed.open_change.as_deref() == Some(OpenChange::Draft.text()),
         });
@@ -591,9 +598,8 @@ impl Actor {
     /// Cancels an effect, and reports it once: a second report could be taken for a later effect of
     /// the same name.
     fn cancel(&mut self, effect: String) {
-        let told =
-            |news: &ActorMessage| matches!(news, ActorMessage::Failed(name, _) if *name == effect);
-        if !self.queue.iter().any(told) {
+        let is_failure = |message: &ActorMessage| matches!(message, ActorMessage::Failed(name, _) if *name == effect);
+        if !self.queue.iter().any(is_failure) {
             self.queue.extend(self.effects.cancel(effect));
         }
     }

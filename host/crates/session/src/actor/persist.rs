@@ -56,7 +56,7 @@ impl Actor {
                 None => self.wait_for_log(reason),
             };
             if stop.is_cancelled() && !std::mem::replace(&mut waiting.is_quiet, true) {
-                self.give_back().await;
+                self.stop_running().await;
             }
             tokio::select! {
                 biased;
@@ -83,10 +83,10 @@ impl Actor {
     }
 
     /// Ends everything that runs: the session is stopped, and only cannot record it yet.
-    async fn give_back(&mut self) {
-        let spent = self.effects.cancel_all().into_iter();
+    async fn stop_running(&mut self) {
+        let cost = self.effects.cancel_all().into_iter();
         self.queue
-            .extend(spent.map(|(effect, spent)| ActorMessage::Spent(effect, spent)));
-        self.effects.close_place().await;
+            .extend(cost.map(|(effect, cost)| ActorMessage::CallCost(effect, cost)));
+        self.effects.close_environment().await;
     }
 }

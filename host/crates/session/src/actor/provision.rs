@@ -18,25 +18,25 @@ use crate::stream::frames;
 
 impl Actor {
     /// A new place, as soon as there can be one. From here on the end of the session closes it.
-    pub(super) async fn place(&mut self) -> Result<Arc<dyn Environment>, ActorEnd> {
+    pub(super) async fn open_environment(&mut self) -> Result<Arc<dyn Environment>, ActorEnd> {
         let mut pauses = pauses();
         let mut waits = false;
         loop {
             let failed = match self.effects.provision().await {
-                Ok(place) => {
+                Ok(environment) => {
                     if waits {
                         self.session.feed.resume();
                     }
-                    return Ok(place);
+                    return Ok(environment);
                 }
                 Err(failed) => failed,
             };
-            let Some(reason) = failed.passing else {
-                return Err(ActorEnd::NoPlace(failed.to_string()));
+            let Some(reason) = failed.transient else {
+                return Err(ActorEnd::NoEnvironment(failed.to_string()));
             };
             if !std::mem::replace(&mut waits, true) {
                 tracing::warn!(session = %self.id, cause = %failed, "a session waits until its workspace and sandbox can be made");
-                self.say_that_it_waits(reason);
+                self.publish_waiting(reason);
             }
             tokio::select! {
                 biased;
@@ -47,7 +47,7 @@ impl Actor {
         }
     }
 
-    fn say_that_it_waits(&self, reason: Transient) {
+    fn publish_waiting(&self, reason: Transient) {
         let sentence = format!(
             "The session pauses: its workspace and sandbox cannot be made, because {reason}. It goes on by itself as soon as they can."
         );

@@ -23,12 +23,12 @@ const WORKSPACE_LOST: &str = "lucid.workspace-lost";
 
 impl Actor {
     /// Whatever waited for this start.
-    pub(super) async fn come_back(&mut self) -> Result<(), ActorEnd> {
+    pub(super) async fn restore(&mut self) -> Result<(), ActorEnd> {
         if self.session.stop.is_cancelled() || self.shared.halt.is_cancelled() {
             // Nothing begins for the moment that is left.
             return Ok(());
         }
-        if self.was_held {
+        if self.starts_held {
             let id = self.id.clone();
             self.persist(move |log| log.release(&id)).await?;
         }
@@ -38,14 +38,14 @@ impl Actor {
             self.queue.push_front(ActorMessage::WorkspaceLost);
         }
         if self.counters.task_open {
-            self.said = self.last_said().await;
+            self.last_message = self.last_agent_message().await;
         }
         self.begin_paused().await
     }
 
     /// What the agent said last in its open task, as the chat has it. Where nobody knows any more, it is
     /// taken to have said nothing.
-    async fn last_said(&self) -> Option<Arc<str>> {
+    async fn last_agent_message(&self) -> Option<Arc<str>> {
         let (log, since) = (&self.shared.deps.log, self.counters.task_started_at);
         // Once: it is not worth a session that stands still.
         let found = log.last_line(&self.id, &self.chat, since, EventDraft::says_type);
@@ -54,7 +54,8 @@ impl Actor {
 
     /// Whether it had files, and they are not there any more.
     async fn has_lost_workspace(&self) -> bool {
-        let possible = self.shared.deps.places.refusal().is_none() && !self.session.has_workspace();
+        let possible =
+            self.shared.deps.environments.refusal().is_none() && !self.session.has_workspace();
         possible
             && matches!(
                 self.first_input().await,

@@ -54,7 +54,7 @@ impl Drop for ActorGuard {
     fn drop(&mut self) {
         if !self.session.feed.head().ended {
             tracing::error!(session = %self.session.id(), "a session came to grief; it pauses until the next start");
-            self.shared.forget(&self.session);
+            self.shared.unregister(&self.session);
             self.session.pause(CloseReason::failed(
                 "The session came to grief inside the server.",
             ));
@@ -71,28 +71,29 @@ impl Actor {
             end => end,
         };
         let change = match end {
-            ActorEnd::Stopped => self.last_change().await,
+            ActorEnd::Stopped => self.wait_for_pull_request().await,
             _ => None,
         };
         let not_begun = self.effects.not_begun(&self.open);
         let running = self.effects.running_tool();
-        let spent = self.unheard();
-        let held = self.effects.holds_place() || self.shared.deps.places.refusal().is_none();
+        let cost = self.abandon_effects();
+        let had_environment =
+            self.effects.has_environment() || self.shared.deps.environments.refusal().is_none();
         let (close, frame) = match &end {
             ActorEnd::Halted => {
                 let used = self.counters.task_used_ms;
                 self.count_time();
                 let used = self.counters.task_used_ms != used;
-                if !spent.is_empty() || !not_begun.is_empty() || used {
-                    self.note(spent, not_begun).await;
+                if !cost.is_empty() || !not_begun.is_empty() || used {
+                    self.record_costs(cost, not_begun).await;
                 }
                 self.shared.paused(&self.session, running);
-                self.effects.close_place().await;
+                self.effects.close_environment().await;
                 return self.pause(CloseReason::restarting());
             }
             ActorEnd::Broken(_) => {
-                self.effects.close_place().await;
-                return self.pause(unwritten(&end));
+                self.effects.close_environment().await;
+                return self.pause(unwritten_close_reason(&end));
             }
             ActorEnd::Stopped => {
                 let reason = self.session.closing.get().cloned().unwrap_or_default();
@@ -101,13 +102,15 @@ impl Actor {
             }
             ActorEnd::TimedOut => {
                 let limits = &self.shared.deps.limits;
-                let keeps = held && !limits.retention.is_zero();
-                let retention = keeps.then_some(limits.retention);
-                let close = CloseReason::expired(&took_longer(limits.task_time), retention);
+                let keeps_workspace = had_environment && !limits.retention.is_zero();
+                let retention = keeps_workspace.then_some(limits.retention);
+                let close = CloseReason::expired(&time_limit_message(limits.task_time), retention);
                 let frame = frames::error(close.recorded());
                 (close, Some(frame))
             }
-            ActorEnd::NoPlace(reason) => (CloseReason::done(reason), Some(frames::error(reason))),
+            ActorEnd::NoEnvironment(reason) => {
+                (CloseReason::done(reason), Some(frames::error(reason)))
+            }
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         let _ = self.session.closing.set(close.clone());
@@ -117,25 +120,31 @@ impl Actor {
             .closing
             .get()
             .is_some_and(|first| !first.keeps_files);
-        if held && close.keeps_files && !wish && !self.shared.deps.limits.retention.is_zero() {
+        if had_environment
+            && close.keeps_files
+            && !wish
+            && !self.shared.deps.limits.retention.is_zero()
+        {
             return self
-                .expire(spent, FinalFrames { frame, change }, close)
+                .expire(cost, FinalFrames { frame, change }, close)
                 .await;
         }
-        let status = if held {
+        let status = if had_environment {
             Status::Stopping
         } else {
             Status::Ended
         };
-        let shown = FinalFrames { frame, change };
-        let written = self.last_round(spent, shown, (status, false), &close).await;
-        self.effects.close_place().await;
+        let final_frames = FinalFrames { frame, change };
+        let written = self
+            .last_round(cost, final_frames, (status, false), &close)
+            .await;
+        self.effects.close_environment().await;
         if let Err(end) = written {
             // It goes on at the next start, and needs its workspace.
-            return self.pause(unwritten(&end));
+            return self.pause(unwritten_close_reason(&end));
         }
-        if held {
-            match self.effects.wipe().await {
+        if had_environment {
+            match self.effects.remove_environment().await {
                 Ok(()) => {
                     let ended = (Status::Ended, false);
                     // Where that cannot be written the next start ends it once more.
@@ -155,93 +164,93 @@ impl Actor {
     /// Ends the session, and leaves its files for the retention time.
     async fn expire(
         mut self,
-        spent: Vec<(String, CallCost)>,
-        shown: FinalFrames,
+        cost: Vec<(String, CallCost)>,
+        final_frames: FinalFrames,
         close: CloseReason,
     ) {
         // Before the log says that it ended: from then on its files may be removed at any time.
-        self.effects.close_place().await;
+        self.effects.close_environment().await;
         self.counters.uptime_ms = self.shared.deps.log.uptime();
         let written = self
-            .last_round(spent, shown, (Status::Ended, true), &close)
+            .last_round(cost, final_frames, (Status::Ended, true), &close)
             .await;
         match written {
             Ok(()) => {
                 self.effects.release().await;
                 self.leave(close);
             }
-            Err(end) => self.pause(unwritten(&end)),
+            Err(end) => self.pause(unwritten_close_reason(&end)),
         }
     }
 
     /// What came of a change that is being opened: the work is done, and its user waits for the link.
-    async fn last_change(&mut self) -> Option<EventDraft> {
+    async fn wait_for_pull_request(&mut self) -> Option<EventDraft> {
         if !self.open.contains_key(CHANGE) {
             return None;
         }
-        let news = &mut self.news;
+        let message = &mut self.messages;
         let queue = &mut self.queue;
-        let told = async {
+        let outcome = async {
             loop {
                 if let Some(at) = queue
                     .iter()
-                    .position(|n| matches!(n, ActorMessage::Change(_)))
+                    .position(|n| matches!(n, ActorMessage::PullRequest(_)))
                 {
                     return queue.remove(at);
                 }
-                queue.push_back(*news.recv().await?);
+                queue.push_back(*message.recv().await?);
             }
         };
-        let told = tokio::select! {
-            told = tokio::time::timeout(LAST_CHANGE, told) => told.ok()?,
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(LAST_CHANGE, outcome) => outcome.ok()?,
             () = self.shared.halt.cancelled() => None,
         };
-        match told {
-            Some(ActorMessage::Change(result)) => Some(change_event(result)),
+        match outcome {
+            Some(ActorMessage::PullRequest(result)) => Some(change_event(result)),
             _ => None,
         }
     }
 
     async fn last_round(
         &mut self,
-        spent: Vec<(String, CallCost)>,
-        shown: FinalFrames,
+        cost: Vec<(String, CallCost)>,
+        final_frames: FinalFrames,
         (status, retains_workspace): (Status, bool),
         close: &CloseReason,
     ) -> Result<(), ActorEnd> {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
-        let scene = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
+        let context = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()
         });
-        let mut draft = RoundBuilder::new(&scene, self.counters, BTreeMap::new(), now());
-        for (effect, spent) in spent {
-            draft.spend(&effect, spent);
+        let mut builder = RoundBuilder::new(&context, self.counters, BTreeMap::new(), now());
+        for (effect, cost) in cost {
+            builder.add_cost(&effect, cost);
         }
-        if let Some(change) = shown.change {
-            draft.event(change);
+        if let Some(change) = final_frames.change {
+            builder.event(change);
         }
-        if let Some(frame) = shown.frame {
-            draft.frame(frame);
+        if let Some(frame) = final_frames.frame {
+            builder.frame(frame);
         }
-        draft.counters.task_open = false;
-        draft.retains_workspace = retains_workspace;
-        let round = draft.close_round(status, Some(close.recorded().to_owned()));
+        builder.counters.task_open = false;
+        builder.retains_workspace = retains_workspace;
+        let round = builder.close_round(status, Some(close.recorded().to_owned()));
         self.commit(round).await
     }
 
     /// Ends all effects, and returns what model calls took that no round has counted: those that are
     /// given up here, and those whose answer nobody will read.
-    fn unheard(&mut self) -> Vec<(String, CallCost)> {
+    fn abandon_effects(&mut self) -> Vec<(String, CallCost)> {
         let mut all = self.effects.cancel_all();
-        let waiting = std::iter::from_fn(|| self.news.try_recv().ok());
-        for news in self.queue.drain(..).chain(waiting.map(|news| *news)) {
-            match news {
-                ActorMessage::Spent(effect, spent) => all.push((effect, spent)),
-                ActorMessage::Model(effect, Ok(answer)) => all.push((effect, answer.spent)),
+        let waiting = std::iter::from_fn(|| self.messages.try_recv().ok());
+        for message in self.queue.drain(..).chain(waiting.map(|message| *message)) {
+            match message {
+                ActorMessage::CallCost(effect, cost) => all.push((effect, cost)),
+                ActorMessage::Model(effect, Ok(answer)) => all.push((effect, answer.cost)),
                 ActorMessage::Model(effect, Err(failure)) => {
-                    all.extend(failure.spent.map(|spent| (effect, *spent)));
+                    all.extend(failure.cost.map(|cost| (effect, *cost)));
                 }
                 _ => {}
             }
@@ -251,42 +260,42 @@ impl Actor {
 
     /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost, and
     /// begins those that are not begun.
-    async fn note(&mut self, spent: Vec<(String, CallCost)>, not_begun: Vec<String>) {
+    async fn record_costs(&mut self, cost: Vec<(String, CallCost)>, not_begun: Vec<String>) {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id.clone(), self.chat.clone());
         let nothing = Budget::default();
-        let scene = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
+        let context = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()
         });
-        let mut draft = RoundBuilder::new(&scene, self.counters, self.open.clone(), now());
-        for (effect, spent) in spent {
-            draft.spend(&effect, spent);
+        let mut builder = RoundBuilder::new(&context, self.counters, self.open.clone(), now());
+        for (effect, cost) in cost {
+            builder.add_cost(&effect, cost);
         }
-        draft.not_begun = not_begun;
-        let round = draft.close_round(Status::Running, None);
+        builder.not_begun = not_begun;
+        let round = builder.close_round(Status::Running, None);
         // What fails is in the host's log.
         let _ = self.commit(round).await;
     }
 
     fn leave(self, reason: CloseReason) {
-        self.shared.forget(&self.session);
+        self.shared.unregister(&self.session);
         self.session.end(reason);
     }
 
     fn pause(self, reason: CloseReason) {
-        self.shared.forget(&self.session);
+        self.shared.unregister(&self.session);
         self.session.pause(reason);
     }
 }
 
 /// Why a session ends whose task took longer than it may.
-pub(crate) fn took_longer(limit: Duration) -> String {
+pub(crate) fn time_limit_message(limit: Duration) -> String {
     let limit = plural::count(limit.as_secs(), "second");
     format!("The task took longer than {limit}, and was ended.")
 }
 
 /// With which words a session is closed whose last round could not be written.
-fn unwritten(end: &ActorEnd) -> CloseReason {
+fn unwritten_close_reason(end: &ActorEnd) -> CloseReason {
     match end {
         ActorEnd::Broken(cause) => {
             CloseReason::failed(&format!("The session's log cannot be written: {cause}."))

@@ -65,7 +65,7 @@ pub(super) fn kinds(open: &BTreeMap<String, EffectKind>) -> impl Iterator<Item =
 #[derive(Debug)]
 struct SuspendDetector {
     looked: Instant,
-    stood_still: Duration,
+    suspended: Duration,
 }
 
 /// Checked by a dedicated thread, so that a busy executor is not mistaken for a suspended process;
@@ -74,7 +74,7 @@ static AWAKE: LazyLock<Mutex<SuspendDetector>> = LazyLock::new(|| {
     let look = || {
         loop {
             std::thread::sleep(TICK);
-            stood_still();
+            suspended_time();
         }
     };
     let thread = std::thread::Builder::new().name("lucid-clock".to_owned());
@@ -83,24 +83,24 @@ static AWAKE: LazyLock<Mutex<SuspendDetector>> = LazyLock::new(|| {
     }
     Mutex::new(SuspendDetector {
         looked: Instant::now(),
-        stood_still: Duration::ZERO,
+        suspended: Duration::ZERO,
     })
 });
 
 impl SuspendDetector {
     /// Returns how long the process was suspended in total, and since the last check if it was.
-    fn look(&mut self, now: Instant) -> (Duration, Option<Duration>) {
+    fn check(&mut self, now: Instant) -> (Duration, Option<Duration>) {
         let gap = now.saturating_duration_since(self.looked);
         self.looked = self.looked.max(now);
         let still = (gap >= STOOD_STILL).then(|| gap.saturating_sub(TICK));
-        self.stood_still += still.unwrap_or_default();
-        (self.stood_still, still)
+        self.suspended += still.unwrap_or_default();
+        (self.suspended, still)
     }
 }
 
 /// Returns how long the process was suspended in total.
-fn stood_still() -> Duration {
-    let (all, now) = held(&AWAKE).look(Instant::now());
+fn suspended_time() -> Duration {
+    let (all, now) = held(&AWAKE).check(Instant::now());
     if let Some(still) = now {
         tracing::warn!(
             seconds = still.as_secs_f64(),
@@ -126,7 +126,7 @@ impl TaskClock {
 
     fn now() -> Instant {
         let now = Instant::now();
-        now.checked_sub(stood_still()).unwrap_or(now)
+        now.checked_sub(suspended_time()).unwrap_or(now)
     }
 
     /// Adds the time since the last call, unless the task waited for its user.
@@ -147,7 +147,7 @@ impl TaskClock {
     /// Returns when the open task's time is up, as counted so far: later if the process is
     /// suspended.
     pub(super) fn deadline(&self, counters: &Counters, limit: Duration) -> Instant {
-        self.counted + stood_still() + left(counters, limit)
+        self.counted + suspended_time() + left(counters, limit)
     }
 }
 
@@ -265,9 +265,9 @@ mod tests {
         let start = Instant::now();
         let mut awake = SuspendDetector {
             looked: start,
-            stood_still: Duration::ZERO,
+            suspended: Duration::ZERO,
         };
-        let mut look = |seconds| awake.look(start + Duration::from_secs(seconds));
+        let mut look = |seconds| awake.check(start + Duration::from_secs(seconds));
         let second = Duration::from_secs(1);
         assert_eq!(look(1), (Duration::ZERO, None));
         assert_eq!(look(5), (Duration::ZERO, None));

@@ -56,13 +56,13 @@ impl PendingUpgrade {
 
 /// A failed step.
 struct FailedStep {
-    stepped: StepOutcome,
+    outcome: StepOutcome,
     /// Whether the build was called at all.
-    asked: bool,
+    was_called: bool,
 }
 
 /// Waits for a generation other than the one last examined, and then for a permit to move.
-pub(super) async fn turn(
+pub(super) async fn next_generation(
     deployment: &mut Deployment,
     looked_at: u64,
     turns: &Arc<Semaphore>,
@@ -77,10 +77,13 @@ pub(super) async fn turn(
 }
 
 /// Returns the models that a generation offers to a session.
-pub(super) fn offers_of(generation: &Generation, fixed: &NewSessionRow) -> Arc<AvailableModels> {
+pub(super) fn offered_models(
+    generation: &Generation,
+    fixed: &NewSessionRow,
+) -> Arc<AvailableModels> {
     let priced = fixed.cost_limit.is_some();
     let (models, has_key) = (&generation.models, fixed.api_key.is_some());
-    Arc::new(models.offers(&fixed.provider, &fixed.model, priced, has_key))
+    Arc::new(models.available(&fixed.provider, &fixed.model, priced, has_key))
 }
 
 /// Checks that a policy can take over a state. The error is a sentence that says why not.
@@ -111,7 +114,7 @@ impl Actor {
         let (generation, policy) = match newer.then(|| self.successor(&current)) {
             Some(Ok(policy)) => (current, policy),
             Some(Err(reason)) => {
-                self.stay(number, &reason);
+                self.keep_build(number, &reason);
                 (self.generation.clone(), self.policy.clone())
             }
             None => (self.generation.clone(), self.policy.clone()),
@@ -126,7 +129,7 @@ impl Actor {
         };
         let state = migrated(&*policy, old).await;
         if let (Err(reason), None) = (&state, &self.taken_over) {
-            self.stay(number, reason);
+            self.keep_build(number, reason);
             return None;
         }
         Some(PendingUpgrade {
@@ -142,70 +145,84 @@ impl Actor {
     pub(super) async fn step(
         &mut self,
         context: &Context,
-        draft: &mut RoundBuilder<'_>,
+        builder: &mut RoundBuilder<'_>,
         next: Option<PendingUpgrade>,
     ) -> Option<StepOutcome> {
         let (generation, policy, failed) = match next {
             Some(next) => {
                 let asked = next.state.is_ok();
-                let stepped = next.step(context, &draft.inputs).await;
+                let stepped = next.step(context, &builder.inputs).await;
                 match &stepped.result {
                     Ok(_) => {
-                        self.took(&next.generation, &*next.policy, StepVerdict::Well);
-                        draft.inputs.insert(0, Input::Upgraded(next.from));
-                        draft.plugin.clone_from(&next.policy.info().digest);
+                        self.record_step(&next.generation, &*next.policy, StepVerdict::Ok);
+                        builder.inputs.insert(0, Input::Upgraded(next.from));
+                        builder.plugin.clone_from(&next.policy.info().digest);
                         self.adopt(next.generation, next.policy);
                         return Some(stepped);
                     }
                     // The build that it had is no longer active, but may still be loaded.
                     Err(_) if self.taken_over.is_some() => {
-                        if draft.inputs.is_empty() {
+                        if builder.inputs.is_empty() {
                             return None;
                         }
                         // A state that could not be taken over is not a failed step.
-                        (next.generation, next.policy, FailedStep { stepped, asked })
+                        (
+                            next.generation,
+                            next.policy,
+                            FailedStep {
+                                outcome: stepped,
+                                was_called: asked,
+                            },
+                        )
                     }
                     Err(reason) => {
-                        self.stay(next.generation.number, reason);
-                        return self.stay_with_a_step(context, draft, &next).await;
+                        self.keep_build(next.generation.number, reason);
+                        return self.step_with_current_build(context, builder, &next).await;
                     }
                 }
             }
             None => {
                 let (generation, policy) = (self.generation.clone(), self.policy.clone());
                 let state = self.state.as_ref();
-                let stepped = policy.step(context, state, &draft.inputs).await;
+                let stepped = policy.step(context, state, &builder.inputs).await;
                 if stepped.result.is_ok() {
-                    self.took(&generation, &*policy, StepVerdict::Well);
+                    self.record_step(&generation, &*policy, StepVerdict::Ok);
                     return Some(stepped);
                 }
                 let asked = true;
-                (generation, policy, FailedStep { stepped, asked })
+                (
+                    generation,
+                    policy,
+                    FailedStep {
+                        outcome: stepped,
+                        was_called: asked,
+                    },
+                )
             }
         };
         Some(
-            self.fall_back(context, draft, (generation, policy), failed)
+            self.fall_back(context, builder, (generation, policy), failed)
                 .await,
         )
     }
 
     /// Runs one step with the session's current build, after a newer one failed it.
-    async fn stay_with_a_step(
+    async fn step_with_current_build(
         &mut self,
         context: &Context,
-        draft: &RoundBuilder<'_>,
+        builder: &RoundBuilder<'_>,
         next: &PendingUpgrade,
     ) -> Option<StepOutcome> {
-        if draft.inputs.is_empty() {
-            self.took(&next.generation, &*next.policy, StepVerdict::Badly);
+        if builder.inputs.is_empty() {
+            self.record_step(&next.generation, &*next.policy, StepVerdict::Failed);
             return None;
         }
         let state = self.state.as_ref();
-        let stepped = self.policy.step(context, state, &draft.inputs).await;
+        let stepped = self.policy.step(context, state, &builder.inputs).await;
         // If both fail, the newer one is not to blame.
         if stepped.result.is_ok() {
-            self.took(&next.generation, &*next.policy, StepVerdict::Badly);
-            self.took(&self.generation, &*self.policy, StepVerdict::Well);
+            self.record_step(&next.generation, &*next.policy, StepVerdict::Failed);
+            self.record_step(&self.generation, &*self.policy, StepVerdict::Ok);
         }
         Some(stepped)
     }
@@ -215,24 +232,26 @@ impl Actor {
     async fn fall_back(
         &mut self,
         context: &Context,
-        draft: &mut RoundBuilder<'_>,
+        builder: &mut RoundBuilder<'_>,
         (generation, policy): (Arc<Generation>, Arc<dyn SessionPolicy>),
         failed: FailedStep,
     ) -> StepOutcome {
         let FailedStep {
-            stepped: failed,
-            asked,
+            outcome: failed,
+            was_called: asked,
         } = failed;
         let info = policy.info();
-        let older = generation.policies.older(&self.fixed.policy, &info.digest);
-        let Some((older, state)) = self.taken_back(older, info).await else {
+        let older = generation
+            .policies
+            .fallback(&self.fixed.policy, &info.digest);
+        let Some((older, state)) = self.fallback_build(older, info).await else {
             if asked {
-                self.took(&generation, &*policy, StepVerdict::Badly);
+                self.record_step(&generation, &*policy, StepVerdict::Failed);
             }
             return failed;
         };
         let upgraded = state.as_ref().and_then(|(_, from)| *from);
-        let mut inputs = draft.inputs.clone();
+        let mut inputs = builder.inputs.clone();
         if let Some(from) = upgraded {
             inputs.insert(0, Input::Upgraded(from));
         }
@@ -251,11 +270,11 @@ impl Actor {
             "a step failed with a build on probation, and the build before took it"
         );
         if asked {
-            self.took(&generation, &*policy, StepVerdict::Badly);
+            self.record_step(&generation, &*policy, StepVerdict::Failed);
         }
-        self.took(&generation, &*older, StepVerdict::Well);
-        draft.inputs = inputs;
-        draft.plugin.clone_from(&older.info().digest);
+        self.record_step(&generation, &*older, StepVerdict::Ok);
+        builder.inputs = inputs;
+        builder.plugin.clone_from(&older.info().digest);
         self.adopt(generation, older);
         stepped
     }
@@ -263,7 +282,7 @@ impl Actor {
     /// Returns the older build if it can continue this session in place of one that requests the
     /// same, with the state to continue from and, if that was taken over from another build, its
     /// schema.
-    async fn taken_back(
+    async fn fallback_build(
         &self,
         older: Option<Arc<dyn SessionPolicy>>,
         newer: &PolicyInfo,
@@ -287,9 +306,16 @@ impl Actor {
         Some((older, Some((taken, Some(state.schema)))))
     }
 
-    fn took(&self, generation: &Generation, policy: &dyn SessionPolicy, took: StepVerdict) {
+    fn record_step(
+        &self,
+        generation: &Generation,
+        policy: &dyn SessionPolicy,
+        verdict: StepVerdict,
+    ) {
         let (name, digest) = (&self.fixed.policy, &policy.info().digest);
-        generation.policies.took(name, digest, &self.id, took);
+        generation
+            .policies
+            .record_step(name, digest, &self.id, verdict);
     }
 
     /// Returns the policy that would continue this session.
@@ -304,7 +330,7 @@ impl Actor {
                 .map_or(Ok(()), |state| takes_over(next, state))?;
         }
         if next.needs_sandbox
-            && let Some(reason) = self.shared.deps.places.refusal()
+            && let Some(reason) = self.shared.deps.environments.refusal()
         {
             return Err(reason);
         }
@@ -324,7 +350,7 @@ impl Actor {
                 && let Some(unpriced) =
                     current
                         .models
-                        .unpriced(&found.name, &found.model, self.effects.has_key())
+                        .check_priced(&found.name, &found.model, self.effects.has_key())
             {
                 return Err(unpriced.to_string());
             }
@@ -339,14 +365,15 @@ impl Actor {
             plugin = policy.info().digest,
             "a session moved on"
         );
-        self.session.set_runs(policy.info(), &self.fixed.provider);
-        self.offers = offers_of(&generation, &self.fixed);
+        self.session
+            .set_plugins(policy.info(), &self.fixed.provider);
+        self.available_models = offered_models(&generation, &self.fixed);
         self.effects.adopt(&generation);
         (self.generation, self.policy) = (generation, policy);
         self.taken_over = None;
     }
 
-    fn stay(&mut self, generation: u64, reason: &str) {
+    fn keep_build(&mut self, generation: u64, reason: &str) {
         tracing::warn!(session = %self.id, generation, reason, "a session stays with the generation it has");
         self.passed_over = Some(generation);
     }

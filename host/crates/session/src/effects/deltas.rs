@@ -39,18 +39,18 @@ impl DeltaStream {
 
     /// Shows a delta. It is built only if a client follows deltas, and counted in any case: a later
     /// follower must be able to see that it missed something.
-    pub(crate) fn show(&self, kind: DeltaKind, text: &str) {
+    pub(crate) fn push(&self, kind: DeltaKind, text: &str) {
         let mut state = held(&self.state);
         if state.over {
             return;
         }
         if kind == DeltaKind::Reset {
             (state.number, state.again) = (0, true);
-            return self.tell(FeedItem::Void);
+            return self.send(FeedItem::Void);
         }
         let (number, again) = (state.number, state.again);
         state.number += 1;
-        self.session.feed.tell(|| FeedItem::Piece {
+        self.session.feed.send(|| FeedItem::Delta {
             effect: self.effect.clone(),
             number,
             again,
@@ -66,15 +66,15 @@ impl DeltaStream {
             return false;
         }
         if state.number > 0 && !stands {
-            self.tell(FeedItem::Void);
+            self.send(FeedItem::Void);
         }
         if state.number > 0 || state.again {
-            self.tell(FeedItem::Done);
+            self.send(FeedItem::Done);
         }
         true
     }
 
-    fn tell(&self, item: fn(Arc<str>) -> FeedItem) {
-        self.session.feed.tell(|| item(self.effect.clone()));
+    fn send(&self, item: fn(Arc<str>) -> FeedItem) {
+        self.session.feed.send(|| item(self.effect.clone()));
     }
 }

@@ -29,17 +29,17 @@ pub(super) struct EnvironmentEvents {
 }
 
 impl EnvironmentEvents {
-    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<WorkspaceTree> {
+    pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<WorkspaceTree> {
         // Taken before the tree is read: a tree with a larger number then includes everything that
         // a smaller one does.
         let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
-        let json = place.tree().await?;
+        let json = environment.tree().await?;
         Some(WorkspaceTree { number, json })
     }
 
     /// Listens until the end of the environment or of the session.
-    pub(super) fn listen(&self, place: Arc<dyn Environment>) {
-        let (mailbox, of) = (self.mailbox.clone(), place.clone());
+    pub(super) fn listen(&self, environment: Arc<dyn Environment>) {
+        let (mailbox, of) = (self.mailbox.clone(), environment.clone());
         tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
             while let Some(notice) = of.notice().await {
                 if mailbox
@@ -54,12 +54,12 @@ impl EnvironmentEvents {
         let listener = self.clone();
         let over = self.over.clone();
         tokio::spawn(over.run_until_cancelled_owned(async move {
-            while place.changed().await {
-                let Some(tree) = listener.tree(&*place).await else {
+            while environment.changed().await {
+                let Some(tree) = listener.tree(&*environment).await else {
                     continue;
                 };
-                let news = Box::new(ActorMessage::Tree(tree));
-                if listener.mailbox.send(news).await.is_err() {
+                let message = Box::new(ActorMessage::Tree(tree));
+                if listener.mailbox.send(message).await.is_err() {
                     return;
                 }
             }
@@ -95,59 +95,62 @@ pub(super) struct EnvironmentHandle {
     pub(super) session: Arc<SessionHandle>,
     pub(super) spec: EnvironmentSpec,
     pub(super) policy: String,
-    pub(super) place: Arc<OnceCell<Arc<dyn Environment>>>,
+    pub(super) environment: Arc<OnceCell<Arc<dyn Environment>>>,
     pub(super) fetch: Arc<AtomicBool>,
-    pub(super) shelf: SessionToolsSlot,
+    pub(super) tools_slot: SessionToolsSlot,
     pub(super) listener: EnvironmentEvents,
 }
 
 impl EnvironmentHandle {
     /// Returns the session's environment, opening it first if necessary.
     pub(super) async fn open(&self) -> Result<Arc<dyn Environment>, String> {
-        let places = &self.shared.deps.places;
-        let opened = self.place.get_or_try_init(|| async {
-            if let Some(reason) = places.refusal() {
+        let environments = &self.shared.deps.environments;
+        let opened = self.environment.get_or_try_init(|| async {
+            if let Some(reason) = environments.refusal() {
                 return Err(reason);
             }
-            let place = places.reopen(self.spec.clone()).await?;
+            let environment = environments.reopen(self.spec.clone()).await?;
             if self.fetch.load(Ordering::Relaxed) {
-                if let Err(reason) = place.fetch().await {
-                    place.close().await;
+                if let Err(reason) = environment.fetch().await {
+                    environment.close().await;
                     return Err(reason);
                 }
                 self.fetch.store(false, Ordering::Relaxed);
             }
-            self.listener.listen(place.clone());
-            Ok(place)
+            self.listener.listen(environment.clone());
+            Ok(environment)
         });
-        let place = opened.await?.clone();
+        let environment = opened.await?.clone();
         self.session.show_workspace();
-        Ok(place)
+        Ok(environment)
     }
 
     /// Returns the environment if one can be opened; tools may not need it.
-    pub(super) async fn open_where_possible(&self) -> Result<Option<Arc<dyn Environment>>, String> {
-        match self.shared.deps.places.refusal() {
+    pub(super) async fn try_open(&self) -> Result<Option<Arc<dyn Environment>>, String> {
+        match self.shared.deps.environments.refusal() {
             Some(_) => Ok(None),
             None => self.open().await.map(Some),
         }
     }
 
     /// Returns the deployment's tools, opened over this environment.
-    pub(super) async fn tools(&self, place: Option<Arc<dyn Environment>>) -> Arc<dyn SessionTools> {
-        let opened = self.shelf.opened.get_or_init(|| {
+    pub(super) async fn tools(
+        &self,
+        environment: Option<Arc<dyn Environment>>,
+    ) -> Arc<dyn SessionTools> {
+        let opened = self.tools_slot.opened.get_or_init(|| {
             let spec = ToolsSpec {
                 session: self.spec.session.clone(),
                 user: self.spec.user.clone(),
                 policy: self.policy.clone(),
             };
-            self.shelf.tools.open(spec, place)
+            self.tools_slot.tools.open(spec, environment)
         });
         opened.await.clone()
     }
 
     /// Forwards the notices of these tools. Does nothing if the session is over.
-    pub(super) async fn tell_notices(&self, tools: &dyn SessionTools) {
+    pub(super) async fn forward_notices(&self, tools: &dyn SessionTools) {
         for notice in tools.notices() {
             let _ = self
                 .listener
@@ -163,9 +166,10 @@ impl EnvironmentHandle {
         Arc::new(move |event| {
             let (mailbox, effect) = (mailbox.clone(), effect.clone());
             async move {
-                let (told, written) = oneshot::channel();
-                let news = Box::new(ActorMessage::Shows(effect, Box::new(event), told));
-                mailbox.send(news).await.is_ok() && written.await.is_ok()
+                let (confirm, written) = oneshot::channel();
+                let message =
+                    Box::new(ActorMessage::Announcement(effect, Box::new(event), confirm));
+                mailbox.send(message).await.is_ok() && written.await.is_ok()
             }
             .boxed()
         })

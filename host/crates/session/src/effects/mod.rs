@@ -38,7 +38,7 @@ use super::ports::{
     ActorMessage, CallCost, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, Generation,
     ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, UsageMeter, WorkspaceTree,
 };
-use super::round::{fault, prompt};
+use super::round::{internal_error, prompt};
 use super::stream::frames::EventDraft;
 
 /// Maximum length of a call in the host's log, in characters.
@@ -67,13 +67,13 @@ pub(super) struct Effects {
     /// Model calls that did not begin because of that.
     held_back: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
-    place: Arc<tokio::sync::OnceCell<Arc<dyn Environment>>>,
+    environment: Arc<tokio::sync::OnceCell<Arc<dyn Environment>>>,
     /// Whether the repository must be cloned again when the environment is opened.
     fetch: Arc<AtomicBool>,
     /// The deployment's tools, for calls from here on.
-    shelf: SessionToolsSlot,
+    tools_slot: SessionToolsSlot,
     /// Tools of older generations, which are closed before the next tool begins.
-    left: Vec<SessionToolsSlot>,
+    old_tools: Vec<SessionToolsSlot>,
     listener: EnvironmentEvents,
     /// The task that opens a pull request, if one is to be opened.
     change: Option<AbortOnDropHandle<()>>,
@@ -91,10 +91,10 @@ struct RunningEffect {
 impl RunningEffect {
     /// Cancels the effect and returns what it has cost so far. Returns `None` if its own report is
     /// in the mailbox or on its way there.
-    fn give_up(&self) -> Option<Option<CallCost>> {
+    fn cancel(&self) -> Option<Option<CallCost>> {
         self.stream.finish(false).then(|| {
             self.work.abort();
-            self.meter.told()
+            self.meter.latest()
         })
     }
 }
@@ -126,8 +126,8 @@ impl Effects {
             session,
             fixed,
             models: generation.models.clone(),
-            shelf: SessionToolsSlot::new(generation.tools.clone()),
-            left: Vec::new(),
+            tools_slot: SessionToolsSlot::new(generation.tools.clone()),
+            old_tools: Vec::new(),
             spec,
             api_key,
             running: HashMap::new(),
@@ -136,7 +136,7 @@ impl Effects {
             actions: HashMap::new(),
             paused: false,
             held_back: Vec::new(),
-            place: Arc::default(),
+            environment: Arc::default(),
             fetch: Arc::default(),
             change: None,
             step: 0,
@@ -155,14 +155,14 @@ impl Effects {
             ..request
         };
         let (changes, mailbox) = (
-            self.shared.deps.changes.clone(),
+            self.shared.deps.pull_requests.clone(),
             self.session.mailbox.clone(),
         );
         let work = async move {
             let opened = AssertUnwindSafe(changes.open(request)).catch_unwind().await;
             let fell = || Err("the server's own work came to grief".to_owned());
-            let news = ActorMessage::Change(opened.unwrap_or_else(|_| fell()));
-            let _ = mailbox.send(Box::new(news)).await;
+            let message = ActorMessage::PullRequest(opened.unwrap_or_else(|_| fell()));
+            let _ = mailbox.send(Box::new(message)).await;
         };
         let caller = PluginCaller::session(&self.spec.session).at_step(self.step);
         self.change = Some(AbortOnDropHandle::new(tokio::spawn(caller.scope(work))));
@@ -176,16 +176,21 @@ impl Effects {
     /// Creates a new, empty environment for the session, which is closed at the session's end from
     /// here on.
     pub(super) async fn provision(&mut self) -> Result<Arc<dyn Environment>, EnvironmentError> {
-        let place = self.shared.deps.places.provision(self.spec.clone()).await?;
+        let environment = self
+            .shared
+            .deps
+            .environments
+            .provision(self.spec.clone())
+            .await?;
         // Nothing else fills it: tools begin later.
-        let _ = self.place.set(place.clone());
-        Ok(place)
+        let _ = self.environment.set(environment.clone());
+        Ok(environment)
     }
 
     /// Makes the files available at once after a restart; the sandbox is created for the first
     /// tool.
     pub(super) fn reopen_workspace(&mut self) {
-        if self.shared.deps.places.has_workspace(&self.spec) {
+        if self.shared.deps.environments.has_workspace(&self.spec) {
             self.session.show_workspace();
         }
     }
@@ -193,7 +198,7 @@ impl Effects {
     /// Replaces lost files: from here on the session has an empty folder, and its repository is
     /// cloned again.
     pub(super) fn renew_workspace(&mut self) {
-        if self.shared.deps.places.renew(&self.spec) {
+        if self.shared.deps.environments.recreate_workspace(&self.spec) {
             self.session.show_workspace();
         }
         self.fetch.store(true, Ordering::Relaxed);
@@ -203,40 +208,41 @@ impl Effects {
     /// same in both generations stay open.
     pub(super) fn adopt(&mut self, generation: &Generation) {
         self.models = generation.models.clone();
-        if !Arc::ptr_eq(&self.shelf.tools, &generation.tools) {
-            let shelf = SessionToolsSlot::new(generation.tools.clone());
-            self.left.push(std::mem::replace(&mut self.shelf, shelf));
+        if !Arc::ptr_eq(&self.tools_slot.tools, &generation.tools) {
+            let tools_slot = SessionToolsSlot::new(generation.tools.clone());
+            self.old_tools
+                .push(std::mem::replace(&mut self.tools_slot, tools_slot));
         }
     }
 
     /// The deployment's tools beside the environment's.
     pub(super) fn tools(&self) -> &Arc<dyn ToolProvider> {
-        &self.shelf.tools
+        &self.tools_slot.tools
     }
 
     /// Opens the tools for a session that begins; `None` if its policy has none.
     pub(super) fn open_tools(
         &self,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> impl Future<Output = Option<Arc<dyn SessionTools>>> + Send + 'static {
-        let any = self.shelf.tools.any_for(&self.fixed.policy);
-        let door = any.then(|| self.door());
+        let any = self.tools_slot.tools.any_for(&self.fixed.policy);
+        let handle = any.then(|| self.environment_handle());
         async move {
-            match door {
-                Some(door) => Some(door.tools(place).await),
+            match handle {
+                Some(handle) => Some(handle.tools(environment).await),
                 None => None,
             }
         }
     }
 
     /// Reads the current file tree.
-    pub(super) async fn tree(&self, place: &dyn Environment) -> Option<WorkspaceTree> {
-        self.listener.tree(place).await
+    pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<WorkspaceTree> {
+        self.listener.tree(environment).await
     }
 
     /// Shows changes of the file tree from here on, even while no tool runs.
-    pub(super) fn listen(&self, place: Arc<dyn Environment>) {
-        self.listener.listen(place);
+    pub(super) fn listen(&self, environment: Arc<dyn Environment>) {
+        self.listener.listen(environment);
     }
 
     fn spawn(
@@ -250,22 +256,26 @@ impl Effects {
         let running = (effect.clone(), stream.clone(), meter.clone());
         let caller = PluginCaller::session(&self.spec.session).at_step(self.step);
         let task = tokio::spawn(caller.scope(async move {
-            let news = match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(news) => news,
+            let message = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(message) => message,
                 Err(_) => {
                     let what = "The server could not carry this out: its own work came to grief.";
-                    word_of(effect, fault(ErrorKind::Internal, what), meter.told())
+                    word_of(
+                        effect,
+                        internal_error(ErrorKind::Internal, what),
+                        meter.latest(),
+                    )
                 }
             };
             let stands = !matches!(
-                news,
+                message,
                 ActorMessage::Model(_, Err(_))
                     | ActorMessage::Tool(_, Err(_), _)
                     | ActorMessage::Failed(..)
             );
             if stream.finish(stands) {
                 // The session may be over.
-                let _ = mailbox.send(Box::new(news)).await;
+                let _ = mailbox.send(Box::new(message)).await;
             }
         }));
         let (effect, stream, meter) = running;
@@ -281,7 +291,7 @@ impl Effects {
         DeltaStream::new(self.session.clone(), effect)
     }
 
-    /// Starts a timer that expires after `left`.
+    /// Starts a timer that expires after `old_tools`.
     pub(super) fn timer(&mut self, effect: String, left: Duration) {
         let name = effect.clone();
         let stream = self.stream(&effect);
@@ -314,24 +324,25 @@ impl Effects {
             if call.model.is_empty() {
                 call.model.clone_from(&session.model);
             }
-            let answer =
-                match prompt::resolve(&*shared.deps.log, &session.id, parts, last_entry).await {
-                    Ok(messages) => {
-                        let request = ModelRequest {
-                            session: session.id.clone(),
-                            provider: session.provider.clone(),
-                            model: session.model.clone(),
-                            api_key,
-                            cost_limited: session.cost_limit.is_some(),
-                            call,
-                            messages,
-                            meter,
-                            notices,
-                        };
-                        models.call(request, sink).await
-                    }
-                    Err(cause) => Err(fault(ErrorKind::Internal, cause.to_string()).into()),
-                };
+            let answer = match prompt::resolve(&*shared.deps.log, &session.id, parts, last_entry)
+                .await
+            {
+                Ok(messages) => {
+                    let request = ModelRequest {
+                        session: session.id.clone(),
+                        provider: session.provider.clone(),
+                        model: session.model.clone(),
+                        api_key,
+                        cost_limited: session.cost_limit.is_some(),
+                        call,
+                        messages,
+                        meter,
+                        notices,
+                    };
+                    models.call(request, sink).await
+                }
+                Err(cause) => Err(internal_error(ErrorKind::Internal, cause.to_string()).into()),
+            };
             ActorMessage::Model(effect, answer)
         });
     }
@@ -342,22 +353,25 @@ impl Effects {
         Arc::new(move |text| {
             let (mailbox, effect) = (mailbox.clone(), effect.clone());
             async move {
-                let news = Box::new(ActorMessage::ModelNotice(effect, text));
-                let _ = mailbox.send(news).await;
+                let message = Box::new(ActorMessage::ModelNotice(effect, text));
+                let _ = mailbox.send(message).await;
             }
             .boxed()
         })
     }
 
     pub(super) fn tool(&mut self, run: ToolRun) {
-        let beside = self.shelf.tools.describe(&self.fixed.policy, &run.call);
-        let action = beside.unwrap_or_else(|| self.shared.deps.places.describe(&run.call));
+        let beside = self
+            .tools_slot
+            .tools
+            .describe(&self.fixed.policy, &run.call);
+        let action = beside.unwrap_or_else(|| self.shared.deps.environments.describe(&run.call));
         self.actions.insert(run.effect.clone(), action);
         self.waiting.push_back(run);
     }
 
     /// Forgets finished effects, and begins the next tool if none runs.
-    pub(super) fn settle(&mut self, open: &BTreeMap<String, EffectKind>) {
+    pub(super) fn prune_finished(&mut self, open: &BTreeMap<String, EffectKind>) {
         self.running.retain(|effect, _| open.contains_key(effect));
         self.actions.retain(|effect, _| open.contains_key(effect));
         self.tool.take_if(|(effect, _)| !open.contains_key(effect));
@@ -404,79 +418,83 @@ impl Effects {
 
     /// Listens again to a sandbox that survived a restart of the host. A failure is reported by the
     /// next tool, which tries again.
-    pub(super) fn listen_again(&mut self) {
-        if self.shared.deps.places.lives(&self.spec) {
-            let (door, over) = (self.door(), self.listener.over.clone());
+    pub(super) fn resume_listening(&mut self) {
+        if self.shared.deps.environments.is_alive(&self.spec) {
+            let (handle, over) = (self.environment_handle(), self.listener.over.clone());
             tokio::spawn(over.run_until_cancelled_owned(async move {
-                let _ = door.open().await;
+                let _ = handle.open().await;
             }));
         }
     }
 
-    fn door(&self) -> EnvironmentHandle {
+    fn environment_handle(&self) -> EnvironmentHandle {
         EnvironmentHandle {
             shared: self.shared.clone(),
             session: self.session.clone(),
             spec: self.spec.clone(),
             policy: self.fixed.policy.clone(),
-            place: self.place.clone(),
+            environment: self.environment.clone(),
             fetch: self.fetch.clone(),
-            shelf: self.shelf.clone(),
+            tools_slot: self.tools_slot.clone(),
             listener: self.listener.clone(),
         }
     }
 
     /// Returns whether a call addresses one of the deployment's tools and none of the
     /// environment's.
-    fn is_beside(&self, call: &ToolCall) -> bool {
-        let (tools, policy) = (&self.shelf.tools, &self.fixed.policy);
+    fn is_deployment_tool(&self, call: &ToolCall) -> bool {
+        let (tools, policy) = (&self.tools_slot.tools, &self.fixed.policy);
         call.name.contains(SEPARATOR) && tools.describe(policy, call).is_some()
     }
 
     fn begin_tool(&mut self, run: ToolRun) {
-        let (door, stream) = (self.door(), self.stream(&run.effect));
+        let (handle, stream) = (self.environment_handle(), self.stream(&run.effect));
         let (effect, deltas) = (run.effect.clone(), sink(&stream));
-        let beside = self.is_beside(&run.call);
-        let left = std::mem::take(&mut self.left);
+        let is_deployment_tool = self.is_deployment_tool(&run.call);
+        let left = std::mem::take(&mut self.old_tools);
         self.spawn(stream, effect.clone(), UsageMeter::default(), async move {
-            for shelf in left {
-                shelf.close().await;
+            for tools_slot in left {
+                tools_slot.close().await;
             }
-            let opened = if beside {
-                door.open_where_possible().await
+            let opened = if is_deployment_tool {
+                handle.try_open().await
             } else {
-                door.open().await.map(Some)
+                handle.open().await.map(Some)
             };
-            let place = match opened {
-                Ok(place) => place,
+            let environment = match opened {
+                Ok(environment) => environment,
                 Err(reason) => {
                     return ActorMessage::Tool(
                         effect,
-                        Err(fault(ErrorKind::Unsupported, reason)),
+                        Err(internal_error(ErrorKind::Unsupported, reason)),
                         None,
                     );
                 }
             };
-            let done = match &place {
-                Some(place) if !beside => place.run(run.call, run.timeout_ms, deltas).await,
+            let done = match &environment {
+                Some(environment) if !is_deployment_tool => {
+                    environment.run(run.call, run.timeout_ms, deltas).await
+                }
                 _ => {
-                    let tools = door.tools(place.clone()).await;
-                    let events = door.events(&effect);
+                    let tools = handle.tools(environment.clone()).await;
+                    let events = handle.events(&effect);
                     let showing = ToolOutput { deltas, events };
                     let done = tools.run(run.call, run.timeout_ms, showing).await;
-                    door.tell_notices(&*tools).await;
+                    handle.forward_notices(&*tools).await;
                     done
                 }
             };
             // Before the tool's result, so that it is known when the task ends.
-            if let Some(place) = &place
-                && let Some(branch) = place.pushed().await
+            if let Some(environment) = &environment
+                && let Some(branch) = environment.pushed().await
             {
                 let pushed = Box::new(ActorMessage::Pushed(branch));
-                let _ = door.listener.mailbox.send(pushed).await;
+                let _ = handle.listener.mailbox.send(pushed).await;
             }
-            let tree = match &place {
-                Some(place) if !place.tree_can_wait() => door.listener.tree(&**place).await,
+            let tree = match &environment {
+                Some(environment) if !environment.tree_can_wait() => {
+                    handle.listener.tree(&**environment).await
+                }
                 _ => None,
             };
             ActorMessage::Tool(effect, done.map(Box::new), tree)
@@ -486,32 +504,35 @@ impl Effects {
     /// Cancels an effect. The returned messages go into the mailbox in this order; there are none
     /// if the effect finished first, since its own result is then in the mailbox already.
     pub(super) fn cancel(&mut self, effect: String) -> Vec<ActorMessage> {
-        let mut spent = None;
+        let mut cost = None;
         if let Some(running) = self.running.get(&effect) {
-            let Some(told) = running.give_up() else {
+            let Some(told) = running.cancel() else {
                 return Vec::new();
             };
-            spent = told;
+            cost = told;
         }
         self.waiting.retain(|run| run.effect != effect);
         self.held_back.retain(|held| *held != effect);
-        let mut news = Vec::new();
+        let mut message = Vec::new();
         // Clients that were shown the action wait for its outcome.
         if let Some(action) = self.actions.remove(&effect) {
             let (told, _) = oneshot::channel();
-            let shown = Box::new(answer(action, CANCELLED));
-            news.push(ActorMessage::Shows(effect.clone(), shown, told));
+            let event = Box::new(closing_event(action, CANCELLED));
+            message.push(ActorMessage::Announcement(effect.clone(), event, told));
         }
-        let error = fault(ErrorKind::Cancelled, "It was given up.");
-        news.push(word_of(effect, error, spent));
-        news
+        let error = internal_error(ErrorKind::Cancelled, "It was given up.");
+        message.push(word_of(effect, error, cost));
+        message
     }
 
     /// Returns the closing event for the action of each tool that runs or waits, for use when the
     /// agent fails.
-    pub(super) fn answers_to_all(&self) -> Vec<(String, EventDraft)> {
+    pub(super) fn closing_events(&self) -> Vec<(String, EventDraft)> {
         let answered = |(effect, action): (&String, &EventDraft)| {
-            (effect.clone(), answer(action.clone(), FAILED_WITH_AGENT))
+            (
+                effect.clone(),
+                closing_event(action.clone(), FAILED_WITH_AGENT),
+            )
         };
         let mut all: Vec<_> = self.actions.iter().map(answered).collect();
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -525,7 +546,7 @@ impl Effects {
         self.tool = None;
         let given_up = self.running.drain();
         given_up
-            .filter_map(|(effect, running)| Some((effect, running.give_up()??)))
+            .filter_map(|(effect, running)| Some((effect, running.cancel()??)))
             .collect()
     }
 
@@ -534,43 +555,51 @@ impl Effects {
         self.api_key.is_some()
     }
 
-    pub(super) fn holds_place(&self) -> bool {
-        self.place.initialized()
+    pub(super) fn has_environment(&self) -> bool {
+        self.environment.initialized()
     }
 
     /// Closes the deployment's tools, and then the environment that they may live in.
-    pub(super) async fn close_place(&mut self) {
+    pub(super) async fn close_environment(&mut self) {
         self.listener.over.cancel();
-        for shelf in self.left.drain(..) {
-            shelf.close().await;
+        for tools_slot in self.old_tools.drain(..) {
+            tools_slot.close().await;
         }
-        self.shelf.close().await;
-        if let Some(place) = self.place.get() {
-            place.close().await;
+        self.tools_slot.close().await;
+        if let Some(environment) = self.environment.get() {
+            environment.close().await;
         }
     }
 
     /// Releases the sandbox and what the deployment's tools hold. The next call that needs a
     /// sandbox opens another one over the same workspace.
-    pub(super) async fn put_away(&mut self) {
-        self.close_place().await;
-        self.place = Arc::default();
-        self.shelf = SessionToolsSlot::new(self.shelf.tools.clone());
+    pub(super) async fn release_sandbox(&mut self) {
+        self.close_environment().await;
+        self.environment = Arc::default();
+        self.tools_slot = SessionToolsSlot::new(self.tools_slot.tools.clone());
         self.listener.over = CancellationToken::new();
     }
 
     /// Removes what is stored for the session beside its files.
     pub(super) async fn release(&mut self) {
-        self.shared.deps.places.release(self.spec.clone()).await;
+        self.shared
+            .deps
+            .environments
+            .release(self.spec.clone())
+            .await;
     }
 
-    pub(super) async fn wipe(&mut self) -> Result<(), String> {
-        self.shared.deps.places.wipe(self.spec.clone()).await
+    pub(super) async fn remove_environment(&mut self) -> Result<(), String> {
+        self.shared
+            .deps
+            .environments
+            .remove(self.spec.clone())
+            .await
     }
 }
 
 /// The closing event of an action whose tool was cancelled.
-fn answer(action: EventDraft, sentence: &str) -> EventDraft {
+fn closing_event(action: EventDraft, sentence: &str) -> EventDraft {
     let kind = action.event_type.strip_suffix("Action");
     let answer = match kind {
         Some(file) if file.starts_with("File") => format!("{file}Observation"),
@@ -591,16 +620,16 @@ fn summary(call: &ToolCall) -> String {
 
 fn sink(stream: &Arc<DeltaStream>) -> DeltaSink {
     let stream = stream.clone();
-    Arc::new(move |kind, text| stream.show(kind, text))
+    Arc::new(move |kind, text| stream.push(kind, text))
 }
 
 /// The report of an effect that has no result, with what it cost nevertheless.
-fn word_of(effect: String, error: Error, spent: Option<CallCost>) -> ActorMessage {
-    match spent {
+fn word_of(effect: String, error: Error, cost: Option<CallCost>) -> ActorMessage {
+    match cost {
         None => ActorMessage::Failed(effect, error),
-        Some(spent) => {
-            let spent = Some(Box::new(spent));
-            ActorMessage::Model(effect, Err(ModelFailure { error, spent }))
+        Some(cost) => {
+            let cost = Some(Box::new(cost));
+            ActorMessage::Model(effect, Err(ModelFailure { error, cost }))
         }
     }
 }

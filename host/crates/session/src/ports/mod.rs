@@ -86,12 +86,12 @@ pub trait Policies: Send + Sync {
     /// digest had so far: that very component where it is still there, or else its successor.
     fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
     /// The build that a new session begins with: of a policy with a candidate, the one whose turn it is.
-    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError>;
+    fn assign(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError>;
     /// The build that was there before the one of this digest, while that is on probation: it takes a
     /// step that this one fails.
-    fn older(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
+    fn fallback(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
     /// Tells how a step of a session went with the build of this digest.
-    fn took(&self, name: &str, digest: &str, session: &str, took: StepVerdict);
+    fn record_step(&self, name: &str, digest: &str, session: &str, verdict: StepVerdict);
     /// The name of the one that this user or this project gets in place of the deployment's default.
     fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str>;
 }
@@ -101,12 +101,12 @@ pub struct BuildAssignment {
     /// The build.
     pub policy: Arc<dyn SessionPolicy>,
     /// Whose turn it was, where there are two.
-    pub turn: Option<SplitSlot>,
+    pub slot: Option<SplitSlot>,
 }
 
 impl From<Arc<dyn SessionPolicy>> for BuildAssignment {
     fn from(policy: Arc<dyn SessionPolicy>) -> Self {
-        Self { policy, turn: None }
+        Self { policy, slot: None }
     }
 }
 
@@ -114,10 +114,10 @@ impl From<Arc<dyn SessionPolicy>> for BuildAssignment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepVerdict {
     /// Well.
-    Well,
+    Ok,
     /// It failed: it broke down, refused, or met a limit. No other build that was asked failed as well,
     /// so it is the build's fault.
-    Badly,
+    Failed,
 }
 
 /// The deployment as it is at some time: who decides, and who answers. It never changes; another one
@@ -202,11 +202,11 @@ pub struct UsageMeter(Arc<Mutex<Option<CallCost>>>);
 
 impl UsageMeter {
     /// So much it is by now, all tries together.
-    pub fn tell(&self, spent: CallCost) {
-        *held(&self.0) = Some(spent);
+    pub fn report(&self, cost: CallCost) {
+        *held(&self.0) = Some(cost);
     }
 
-    pub(super) fn told(&self) -> Option<CallCost> {
+    pub(super) fn latest(&self) -> Option<CallCost> {
         held(&self.0).clone()
     }
 }
@@ -221,7 +221,7 @@ pub struct ModelAnswer {
     /// What the answer itself used: it tells a policy how long its prompt was.
     pub usage: Usage,
     /// What it took, tries that broke off included.
-    pub spent: CallCost,
+    pub cost: CallCost,
     /// It is for the policy, not for the user.
     pub aside: bool,
 }
@@ -247,12 +247,12 @@ pub struct ModelFailure {
     /// What went wrong.
     pub error: Error,
     /// What tries that broke off took, as far as the provider said.
-    pub spent: Option<Box<CallCost>>,
+    pub cost: Option<Box<CallCost>>,
 }
 
 impl From<Error> for ModelFailure {
     fn from(error: Error) -> Self {
-        Self { error, spent: None }
+        Self { error, cost: None }
     }
 }
 
@@ -290,10 +290,16 @@ pub trait Models: Send + Sync {
     /// there is no such provider.
     fn server(&self, provider: &str) -> Option<String>;
     /// Why a session with a limit for its cost cannot have this model: nobody knows its price.
-    fn unpriced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError>;
+    fn check_priced(&self, provider: &str, model: &str, has_key: bool) -> Option<CreateError>;
     /// What the policy of a session with this provider and model may call; of models whose price is
     /// known alone where `priced` is set. The session has a key of its own, or none.
-    fn offers(&self, provider: &str, model: &str, priced: bool, has_key: bool) -> AvailableModels;
+    fn available(
+        &self,
+        provider: &str,
+        model: &str,
+        priced: bool,
+        has_key: bool,
+    ) -> AvailableModels;
     /// Asks the provider, where that is cheap, whether it takes the key. Only a clear no fails.
     fn check(
         &self,
@@ -335,18 +341,18 @@ pub struct EnvironmentSpec {
 pub struct EnvironmentError {
     sentence: String,
     /// Why it failed now, where the same may succeed later.
-    pub passing: Option<Transient>,
+    pub transient: Option<Transient>,
 }
 
 impl EnvironmentError {
     /// What an error says. It passes where an error of the operating system below it does; a disk that may
     /// not be written at all stays so.
-    pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+    pub fn from_error(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut causes = std::iter::successors(Some(error), |cause| cause.source());
         let system = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
         Self {
             sentence: error.to_string(),
-            passing: system
+            transient: system
                 .and_then(Transient::of_io)
                 .filter(|reason| *reason != Transient::ReadOnly),
         }
@@ -357,7 +363,7 @@ impl From<String> for EnvironmentError {
     fn from(sentence: String) -> Self {
         Self {
             sentence,
-            passing: None,
+            transient: None,
         }
     }
 }
@@ -381,19 +387,19 @@ pub trait EnvironmentProvider: Send + Sync {
     ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>>;
     /// Whether the session's sandbox lived on while the host was away, so that somebody must listen
     /// to it.
-    fn lives(&self, spec: &EnvironmentSpec) -> bool;
+    fn is_alive(&self, spec: &EnvironmentSpec) -> bool;
     /// What keeps a session's commands in now, such as `bubblewrap`; none while it has no sandbox.
     fn sandbox_of(&self, session: &str) -> Option<String>;
     /// Returns whether a session's workspace exists.
     fn has_workspace(&self, spec: &EnvironmentSpec) -> bool;
     /// Creates an empty workspace in place of one that is gone, and returns whether it exists.
-    fn renew(&self, spec: &EnvironmentSpec) -> bool;
+    fn recreate_workspace(&self, spec: &EnvironmentSpec) -> bool;
     /// Gives back what is kept for a session that is over, and leaves its files.
     fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()>;
     /// Whether the disk is so short of space that files of sessions that are over should go.
-    fn is_short(&self) -> BoxFuture<'static, bool>;
+    fn is_disk_short(&self) -> BoxFuture<'static, bool>;
     /// Removes what a session left. Nothing left is fine.
-    fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>>;
+    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>>;
 }
 
 /// What a tool gave.
@@ -402,7 +408,7 @@ pub struct ToolResultWithEvent {
     /// What the model reads.
     pub result: ToolResult,
     /// What a person sees.
-    pub shown: EventDraft,
+    pub event: EventDraft,
     /// What a person is to know besides, such as that the workspace is full.
     pub notices: Vec<EventDraft>,
 }
@@ -412,7 +418,7 @@ impl ToolResultWithEvent {
     pub fn failed(call: &ToolCall, sentence: impl Into<String>) -> Self {
         let text = sentence.into();
         Self {
-            shown: EventDraft::text("AgentErrorObservation", &text),
+            event: EventDraft::text("AgentErrorObservation", &text),
             result: ToolResult {
                 call_id: call.id.clone(),
                 is_error: true,
@@ -523,7 +529,7 @@ pub(super) enum ActorMessage {
     /// The user says something; its number in the inbox.
     Message(u64, String),
     /// A model call of which nobody waits to hear took this.
-    Spent(String, CallCost),
+    CallCost(String, CallCost),
     /// A model call ended.
     Model(String, Result<ModelAnswer, ModelFailure>),
     /// Something about a model call that goes on which a person should know.
@@ -535,7 +541,7 @@ pub(super) enum ActorMessage {
         Option<WorkspaceTree>,
     ),
     /// A tool is about to do this; whoever waits is told once that is written down.
-    Shows(String, Box<EventDraft>, oneshot::Sender<()>),
+    Announcement(String, Box<EventDraft>, oneshot::Sender<()>),
     /// Something about the place or its tools that a person should know.
     Notice(String),
     /// The session's files are gone.
@@ -543,7 +549,7 @@ pub(super) enum ActorMessage {
     /// The server took a push of this branch.
     Pushed(String),
     /// The change that was to be opened.
-    Change(Result<OpenedPullRequest, String>),
+    PullRequest(Result<OpenedPullRequest, String>),
     /// The tree, as it is now without any tool.
     Tree(WorkspaceTree),
     /// A timer ran out.
@@ -583,7 +589,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_passes_and_one_that_may_not_be_written_does_not() {
-        let passing = |cause: Errno| EnvironmentError::of(&std::io::Error::from(cause)).passing;
+        let passing =
+            |cause: Errno| EnvironmentError::from_error(&std::io::Error::from(cause)).transient;
         assert_eq!(passing(Errno::NOSPC), Some(Transient::DiskFull));
         assert_eq!(passing(Errno::MFILE), Some(Transient::NoDescriptor));
         assert_eq!(passing(Errno::ROFS), None);

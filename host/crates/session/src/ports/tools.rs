@@ -55,7 +55,7 @@ pub trait ToolProvider: Send + Sync {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>>;
 }
 
@@ -72,7 +72,7 @@ pub trait SessionTools: Send + Sync {
         &self,
         call: ToolCall,
         timeout_ms: Option<u32>,
-        showing: ToolOutput,
+        output: ToolOutput,
     ) -> BoxFuture<'static, Result<ToolResultWithEvent, Error>>;
     /// Releases everything that the tools hold. Idempotent.
     fn close(&self) -> BoxFuture<'static, ()>;

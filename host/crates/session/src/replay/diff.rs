@@ -31,20 +31,20 @@ pub fn difference(then: &str, now: &str) -> String {
     let diff = TextDiff::configure().timeout(LONGEST).diff_lines(then, now);
     let text = diff.unified_diff().context_radius(2).to_string();
     let mut lines = text.lines();
-    let mut shown = String::new();
+    let mut output = String::new();
     for line in lines.by_ref().take(LINES) {
         let start = cut(line, LINE);
-        shown.push_str(start);
+        output.push_str(start);
         if start.len() < line.len() {
-            shown.push('…');
+            output.push('…');
         }
-        shown.push('\n');
+        output.push('\n');
     }
     let left = lines.count();
     if left > 0 {
-        shown.push_str(&format!("… {}\n", plural::count(left, "more line")));
+        output.push_str(&format!("… {}\n", plural::count(left, "more line")));
     }
-    shown
+    output
 }
 
 #[cfg(test)]
@@ -55,9 +55,9 @@ mod tests {
     fn a_difference_shows_the_value_that_changed() {
         let text =
             |what: &str| readable(&format!(r#"[{{"Append": "{what}"}}, {{"Cancel": "t1"}}]"#));
-        let shown = difference(&text("one"), &text("two"));
-        assert!(shown.contains(r#"-    "Append": "one""#), "{shown}");
-        assert!(shown.contains(r#"+    "Append": "two""#), "{shown}");
+        let output = difference(&text("one"), &text("two"));
+        assert!(output.contains(r#"-    "Append": "one""#), "{output}");
+        assert!(output.contains(r#"+    "Append": "two""#), "{output}");
     }
 
     #[test]
@@ -70,14 +70,14 @@ mod tests {
             text
         };
         let (then, now) = (lines("then"), lines("now"));
-        let shown = difference(&then, &now);
+        let output = difference(&then, &now);
         assert!(
-            shown.len() < LINES * (LINE + 2) * 2,
+            output.len() < LINES * (LINE + 2) * 2,
             "{} bytes",
-            shown.len()
+            output.len()
         );
         assert!(
-            shown.ends_with("more lines\n"),
+            output.ends_with("more lines\n"),
             "nothing says that there is more"
         );
         assert_eq!(difference("same", "same"), "");

@@ -113,7 +113,7 @@ pub enum DifferenceKind {
 }
 
 impl Sessions {
-    /// Shadows a build with the most recent sessions of the policy of this name. `told` holds the
+    /// Shadows a build with the most recent sessions of the policy of this name. `progress` holds the
     /// progress at any time, and the full result in the end.
     pub async fn shadow(
         &self,
@@ -121,16 +121,16 @@ impl Sessions {
         build: &dyn SessionPolicy,
         most: u64,
         bounds: ShadowLimits,
-        told: &Mutex<ShadowReport>,
+        progress: &Mutex<ShadowReport>,
     ) -> Result<(), LogError> {
         let until = Instant::now() + bounds.time;
         let log = &self.shared.deps.log;
         let found = log.last_sessions(name, most).await?;
-        held(told).wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
+        held(progress).wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
         if found.is_empty() {
             let nothing =
                 "No session of this policy has stepped yet, so there is nothing to replay.";
-            held(told).cut = Some(nothing.to_owned());
+            held(progress).cut = Some(nothing.to_owned());
         }
         for session in found {
             let Some(row) = log.find(&session).await? else {
@@ -141,7 +141,7 @@ impl Sessions {
                 build,
                 bounds,
                 until,
-                told,
+                progress,
                 session,
                 first_differs: false,
             };
@@ -150,7 +150,7 @@ impl Sessions {
             let verdict = match steps.await {
                 Err(LogError::Content(cause)) => {
                     tracing::warn!(session = one.session, cause, "a session cannot be replayed");
-                    held(told).unread += 1;
+                    held(progress).unread += 1;
                     continue;
                 }
                 other => other?,
@@ -158,14 +158,14 @@ impl Sessions {
             if let Some((schema, bytes)) = row.state {
                 caller.scope(one.migrate(&Snapshot { schema, bytes })).await;
             }
-            let mut told = held(told);
-            told.sessions += 1;
+            let mut progress = held(progress);
+            progress.sessions += 1;
             match verdict {
-                Verdict::Same => told.same += 1,
-                Verdict::Different => told.different += 1,
-                Verdict::Failed => told.failed += 1,
+                Verdict::Same => progress.same += 1,
+                Verdict::Different => progress.different += 1,
+                Verdict::Failed => progress.failed += 1,
             }
-            if told.cut.is_some() {
+            if progress.cut.is_some() {
                 return Ok(());
             }
         }
@@ -187,7 +187,7 @@ struct ShadowedSession<'a> {
     build: &'a dyn SessionPolicy,
     bounds: ShadowLimits,
     until: Instant,
-    told: &'a Mutex<ShadowReport>,
+    progress: &'a Mutex<ShadowReport>,
     session: String,
     /// Whether an earlier step of the session differed.
     first_differs: bool,
@@ -233,18 +233,18 @@ impl ShadowedSession<'_> {
     }
 
     fn is_over(&self) -> bool {
-        let mut told = held(self.told);
+        let mut progress = held(self.progress);
         let ShadowLimits { steps, time, .. } = self.bounds;
-        if told.steps >= steps {
-            told.cut = Some(format!(
+        if progress.steps >= steps {
+            progress.cut = Some(format!(
                 "It was ended after {}.",
                 plural::count(steps, "step")
             ));
         } else if Instant::now() >= self.until {
             let seconds = plural::count(time.as_secs(), "second");
-            told.cut = Some(format!("It was ended after {seconds}."));
+            progress.cut = Some(format!("It was ended after {seconds}."));
         }
-        told.cut.is_some()
+        progress.cut.is_some()
     }
 
     /// Replays one step and returns the state to continue from: the build's own, or the previous
@@ -257,31 +257,31 @@ impl ShadowedSession<'_> {
     ) -> Result<Option<Option<Snapshot>>, LogError> {
         let again = again(self.build, logged, state).await?;
         {
-            let mut told = held(self.told);
-            told.steps += 1;
-            told.fuel_then = told.fuel_then.saturating_add(logged.fuel);
-            told.fuel_now = told.fuel_now.saturating_add(again.fuel);
+            let mut progress = held(self.progress);
+            progress.steps += 1;
+            progress.fuel_then = progress.fuel_then.saturating_add(logged.fuel);
+            progress.fuel_now = progress.fuel_now.saturating_add(again.fuel);
         }
         match (&logged.commands, &again.commands) {
             // The build's own state is used even if its bytes differ: only commands are visible
             // outside.
             (Some(then), Ok(now)) => {
-                if then != now && self.differs() {
+                if then != now && self.count_difference() {
                     let text = difference(&readable(then), &readable(now));
-                    self.keep(logged, DifferenceKind::Commands, text);
+                    self.record(logged, DifferenceKind::Commands, text);
                 }
                 Ok(Some(again.state))
             }
             (Some(_), Err(reason)) => {
-                self.differs();
-                self.keep(logged, DifferenceKind::Failed, reason.clone());
+                self.count_difference();
+                self.record(logged, DifferenceKind::Failed, reason.clone());
                 Ok(None)
             }
             (None, Err(_)) => Ok(Some(None)),
             (None, Ok(now)) => {
-                if self.differs() {
+                if self.count_difference() {
                     let text = difference("(the step failed)\n", &readable(now));
-                    self.keep(logged, DifferenceKind::Mended, text);
+                    self.record(logged, DifferenceKind::Mended, text);
                 }
                 // The log continues from the previous state.
                 Ok(Some(None))
@@ -291,12 +291,12 @@ impl ShadowedSession<'_> {
 
     /// Counts a step that differs, and returns whether it is the session's first. The inputs of
     /// later steps answer what was recorded, so those are counted and not shown.
-    fn differs(&mut self) -> bool {
-        held(self.told).steps_different += 1;
+    fn count_difference(&mut self) -> bool {
+        held(self.progress).steps_different += 1;
         !std::mem::replace(&mut self.first_differs, true)
     }
 
-    fn keep(&self, logged: &LoggedStep, what: DifferenceKind, text: String) {
+    fn record(&self, logged: &LoggedStep, what: DifferenceKind, text: String) {
         self.push(ShadowDifference {
             session: self.session.clone(),
             step: Some(logged.step),
@@ -307,9 +307,9 @@ impl ShadowedSession<'_> {
     }
 
     fn push(&self, difference: ShadowDifference) {
-        let mut told = held(self.told);
-        if told.differences.len() < self.bounds.differences {
-            told.differences.push(difference);
+        let mut progress = held(self.progress);
+        if progress.differences.len() < self.bounds.differences {
+            progress.differences.push(difference);
         }
     }
 
@@ -320,7 +320,7 @@ impl ShadowedSession<'_> {
             Err(reason) => Err(reason),
         };
         if let Err(reason) = taken {
-            held(self.told).not_migrated += 1;
+            held(self.progress).not_migrated += 1;
             self.push(ShadowDifference {
                 session: self.session.clone(),
                 step: None,

@@ -19,11 +19,11 @@ pub(super) struct FinalMessage<'a> {
     pub(super) sentence: &'a str,
 }
 
-/// Splits the final message. `text` is what the policy ends its task with; `said` is the agent's
+/// Splits the final message. `text` is what the policy ends its task with; `last_message` is the agent's
 /// last message in the task, which clients have already been shown.
-pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> FinalMessage<'a> {
+pub(super) fn final_message<'a>(text: &'a str, last_message: Option<&str>) -> FinalMessage<'a> {
     let text = text.trim();
-    let rest = said.and_then(|said| behind(text, said.trim()));
+    let rest = last_message.and_then(|last_message| behind(text, last_message.trim()));
     let unseen = rest.unwrap_or(text);
     if unseen.is_empty() {
         return FinalMessage {
@@ -44,9 +44,9 @@ pub(super) fn last_words<'a>(text: &'a str, said: Option<&str>) -> FinalMessage<
     }
 }
 
-/// Returns what follows `said`, if `text` begins with it as a paragraph of its own.
-fn behind<'a>(text: &'a str, said: &str) -> Option<&'a str> {
-    let rest = text.strip_prefix(said)?;
+/// Returns what follows `last_message`, if `text` begins with it as a paragraph of its own.
+fn behind<'a>(text: &'a str, last_message: &str) -> Option<&'a str> {
+    let rest = text.strip_prefix(last_message)?;
     (rest.is_empty() || rest.starts_with('\n')).then(|| rest.trim())
 }
 
@@ -55,8 +55,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn told(text: &str, said: Option<&str>, event: Option<&str>, sentence: &str) {
-        assert_eq!(last_words(text, said), FinalMessage { event, sentence });
+    fn told(text: &str, last_message: Option<&str>, event: Option<&str>, sentence: &str) {
+        assert_eq!(
+            final_message(text, last_message),
+            FinalMessage { event, sentence }
+        );
     }
 
     #[test]

@@ -23,22 +23,22 @@ pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
 
 impl RoundBuilder<'_> {
     /// Takes one message from the mailbox.
-    pub(crate) fn take(&mut self, news: ActorMessage) {
-        match news {
+    pub(crate) fn apply(&mut self, message: ActorMessage) {
+        match message {
             ActorMessage::Started(started) => self.started(started),
             ActorMessage::Message(number, text) => {
-                self.takes(number);
+                self.mark_processed(number);
                 self.message(text);
             }
-            ActorMessage::Spent(effect, spent) => self.spend(&effect, spent),
+            ActorMessage::CallCost(effect, cost) => self.add_cost(&effect, cost),
             ActorMessage::Model(effect, result) => {
-                let open = self.close(&effect, Some(EffectKind::Model));
+                let open = self.close_effect(&effect, Some(EffectKind::Model));
                 match result {
                     Ok(answer) if open => self.model(effect, answer),
-                    Ok(answer) => self.spend(&effect, answer.spent),
+                    Ok(answer) => self.add_cost(&effect, answer.cost),
                     Err(failure) => {
-                        if let Some(spent) = failure.spent {
-                            self.spend(&effect, *spent);
+                        if let Some(cost) = failure.cost {
+                            self.add_cost(&effect, *cost);
                         }
                         if open {
                             self.failed(effect, failure.error);
@@ -52,15 +52,15 @@ impl RoundBuilder<'_> {
                 }
             }
             ActorMessage::Tool(effect, result, tree) => {
-                if self.close(&effect, Some(EffectKind::Tool)) {
+                if self.close_effect(&effect, Some(EffectKind::Tool)) {
                     match result {
                         Ok(done) => {
                             let done = *done;
-                            self.event(done.shown);
+                            self.event(done.event);
                             for notice in done.notices {
                                 self.event(notice);
                             }
-                            let entry = self.entry(&tool_says(&done.result));
+                            let entry = self.entry(&tool_message(&done.result));
                             self.inputs.push(Input::ToolReplied(ToolReply {
                                 effect,
                                 entry,
@@ -74,11 +74,13 @@ impl RoundBuilder<'_> {
                     }
                 }
             }
-            ActorMessage::Shows(effect, event, told) => self.shows(&effect, *event, told),
+            ActorMessage::Announcement(effect, event, confirm) => {
+                self.announce(&effect, *event, confirm)
+            }
             ActorMessage::Tree(tree) => self.tree(&tree),
             ActorMessage::Pushed(branch) => self.pushed = Some(Some(branch)),
-            ActorMessage::Change(result) => {
-                if self.close(CHANGE, Some(EffectKind::Change)) {
+            ActorMessage::PullRequest(result) => {
+                if self.close_effect(CHANGE, Some(EffectKind::Change)) {
                     self.event(change_event(result));
                 }
             }
@@ -86,17 +88,17 @@ impl RoundBuilder<'_> {
                 self.event(EventDraft::text("AgentErrorObservation", text))
             }
             ActorMessage::WorkspaceLost => {
-                let (text, input) = workspace_lost(self.scene.repository.is_some());
+                let (text, input) = workspace_lost(self.context.repository.is_some());
                 self.event(EventDraft::text("AgentErrorObservation", text));
                 self.inputs.push(input);
             }
             ActorMessage::Timer(effect) => {
-                if self.close(&effect, Some(EffectKind::Timer)) {
+                if self.close_effect(&effect, Some(EffectKind::Timer)) {
                     self.inputs.push(Input::TimerFired(effect));
                 }
             }
             ActorMessage::Lost(effect) => {
-                let said = match self.open.get(&effect) {
+                let explanation = match self.open.get(&effect) {
                     Some(EffectKind::Model) => {
                         "The server was restarted while the model answered, and the answer was lost."
                     }
@@ -104,13 +106,13 @@ impl RoundBuilder<'_> {
                         "The server was restarted while this ran. It may or may not have happened, and was not run again."
                     }
                 };
-                if self.close(&effect, None) {
-                    self.event(EventDraft::text("AgentErrorObservation", said));
+                if self.close_effect(&effect, None) {
+                    self.event(EventDraft::text("AgentErrorObservation", explanation));
                     self.inputs.push(Input::EffectLost(effect));
                 }
             }
             ActorMessage::Failed(effect, error) => {
-                if self.close(&effect, None) {
+                if self.close_effect(&effect, None) {
                     self.failed(effect, error);
                 }
             }
@@ -118,38 +120,39 @@ impl RoundBuilder<'_> {
     }
 
     fn started(&mut self, started: StartInputs) {
-        let scene = self.scene;
-        let (status, message) = if scene.mock {
+        let context = self.context;
+        let (status, message) = if context.mock {
             ("mock_mode", "Running the mock agent: no model is called.")
         } else {
             ("ready", "The session is ready.")
         };
-        self.frame(frames::status(status, message, Some(scene.session)));
-        self.open_task(scene.task);
+        self.frame(frames::status(status, message, Some(context.session)));
+        self.open_task(context.task);
         if let Some(tree) = &started.tree {
             self.tree(tree);
         }
-        let offers = scene.offers.cloned();
-        let offers = offers.unwrap_or_else(|| AvailableModels::only(scene.model));
+        let available_models = context.available_models.cloned();
+        let available_models =
+            available_models.unwrap_or_else(|| AvailableModels::only(context.model));
         self.inputs.push(Input::Started(Start {
-            task: scene.task.to_owned(),
+            task: context.task.to_owned(),
             entry: 0,
             workspace: started.workspace,
-            repository: scene.repository.map(str::to_owned),
-            branch: scene.branch.map(str::to_owned),
-            model: offers.model,
-            small_model: offers.small,
-            models: offers.names,
+            repository: context.repository.map(str::to_owned),
+            branch: context.branch.map(str::to_owned),
+            model: available_models.model,
+            small_model: available_models.small,
+            models: available_models.names,
             instructions: started.instructions,
             tools: started.tools,
-            settings: scene.settings.to_owned(),
+            settings: context.settings.to_owned(),
         }));
     }
 
     fn message(&mut self, text: String) {
         self.counters.steps_alone = 0;
-        self.tell_of_orphans();
-        let message = user_says(&text);
+        self.report_orphans();
+        let message = user_message(&text);
         let question = self
             .open
             .iter()
@@ -161,7 +164,7 @@ impl RoundBuilder<'_> {
         let entry = self.entry(&message);
         match question {
             Some(effect) => {
-                self.close(&effect, None);
+                self.close_effect(&effect, None);
                 self.inputs.push(Input::Answered(Answer {
                     effect,
                     entry,
@@ -182,24 +185,24 @@ impl RoundBuilder<'_> {
     }
 
     /// Adds what a model call cost to the totals, and reports it.
-    pub(crate) fn spend(&mut self, effect: &str, spent: CallCost) {
+    pub(crate) fn add_cost(&mut self, effect: &str, cost: CallCost) {
         let used = Totals {
             calls: 1,
-            input_tokens: spent.usage.input_tokens,
-            output_tokens: spent.usage.output_tokens,
-            cache_read_tokens: spent.usage.cache_read_tokens,
-            cache_write_tokens: spent.usage.cache_write_tokens,
-            cost: spent.cost.unwrap_or(0),
+            input_tokens: cost.usage.input_tokens,
+            output_tokens: cost.usage.output_tokens,
+            cache_read_tokens: cost.usage.cache_read_tokens,
+            cache_write_tokens: cost.usage.cache_write_tokens,
+            cost: cost.cost.unwrap_or(0),
         };
         self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
         self.counters.totals.add(&used);
         let call = CallRow {
             effect: effect.to_owned(),
-            provider: spent.provider,
-            model: spent.model,
+            provider: cost.provider,
+            model: cost.model,
             used,
-            priced: spent.cost.is_some(),
-            tries: spent.tries,
+            priced: cost.cost.is_some(),
+            tries: cost.tries,
         };
         self.frame(frames::usage(&call, &self.counters));
         self.calls.push(call);
@@ -230,7 +233,7 @@ impl RoundBuilder<'_> {
                 ..EventDraft::text(event_type, text)
             });
         }
-        self.spend(&effect, answer.spent);
+        self.add_cost(&effect, answer.cost);
         self.inputs.push(Input::ModelReplied(ModelReply {
             effect,
             entry,
@@ -252,14 +255,14 @@ impl RoundBuilder<'_> {
     }
 }
 
-pub(super) fn user_says(text: &str) -> Message {
+pub(super) fn user_message(text: &str) -> Message {
     Message {
         role: Role::User,
         content: vec![Content::Text(text.to_owned())],
     }
 }
 
-fn tool_says(result: &ToolResult) -> Message {
+fn tool_message(result: &ToolResult) -> Message {
     Message {
         role: Role::Tool,
         content: vec![Content::ToolResult(result.clone())],

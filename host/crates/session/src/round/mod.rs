@@ -26,8 +26,8 @@ use lucid_types::wit::policy::{
 };
 use lucid_types::wit::types::{Error, ErrorKind, Message, ToolCall};
 
-use self::final_message::last_words;
-use self::inputs::user_says;
+use self::final_message::final_message;
+use self::inputs::user_message;
 use super::actor::budget::Budget;
 use super::ports::{ActorMessage, AvailableModels, PolicyInfo, StepOutcome, WorkspaceTree};
 use super::stream::frames::{self, EventDraft};
@@ -50,7 +50,7 @@ pub(super) struct RoundContext<'a> {
     pub(super) mock: bool,
     pub(super) settings: &'a str,
     pub(super) policy_digest: &'a str,
-    pub(super) offers: Option<&'a AvailableModels>,
+    pub(super) available_models: Option<&'a AvailableModels>,
     pub(super) budget: Budget,
     pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
 }
@@ -77,7 +77,7 @@ impl<'a> RoundContext<'a> {
             mock: policy.mock,
             settings: &policy.settings,
             policy_digest: &policy.digest,
-            offers: None,
+            available_models: None,
             budget,
             describe,
         }
@@ -91,8 +91,8 @@ impl<'a> RoundContext<'a> {
 
     /// Sets the models that the policy may call. Without them, it is told only of the session's
     /// model.
-    pub(super) fn with_offers(mut self, offers: &'a AvailableModels) -> Self {
-        self.offers = Some(offers);
+    pub(super) fn with_available_models(mut self, available_models: &'a AvailableModels) -> Self {
+        self.available_models = Some(available_models);
         self
     }
 }
@@ -108,15 +108,15 @@ pub(super) enum StartedWork {
     /// Start a timer with this delay in milliseconds.
     Timer(String, u64),
     /// Open a pull request for this branch, with the policy's final message on its task.
-    Change(String, String),
+    PullRequest(String, String),
     /// Cancel this effect; it ends as cancelled.
     Cancel(String),
     /// Cancel all effects, without reports.
     CancelAll,
     /// Allow a waiting tool to carry out the action that it announced.
-    Told(oneshot::Sender<()>),
+    Confirm(oneshot::Sender<()>),
     /// Put this straight back into the mailbox.
-    News(ActorMessage),
+    Requeue(ActorMessage),
 }
 
 /// The last file tree that clients were shown.
@@ -146,7 +146,7 @@ impl ShownTree {
 
 /// A round being built.
 pub(super) struct RoundBuilder<'a> {
-    pub(super) scene: &'a RoundContext<'a>,
+    pub(super) context: &'a RoundContext<'a>,
     pub(super) at: u64,
     row: u64,
     first_seq: u64,
@@ -155,9 +155,9 @@ pub(super) struct RoundBuilder<'a> {
     pub(super) inputs: Vec<Input>,
     /// The digest of the component that decides.
     pub(super) plugin: String,
-    pub(super) shown: ShownTree,
+    pub(super) shown_tree: ShownTree,
     /// The agent's last message in the open task, as clients were shown it.
-    pub(super) said: Option<Arc<str>>,
+    pub(super) last_message: Option<Arc<str>>,
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
@@ -165,7 +165,7 @@ pub(super) struct RoundBuilder<'a> {
     closed: Vec<String>,
     /// The new value of the pushed branch, if it changed.
     pub(super) pushed: Option<Option<String>>,
-    taken: Vec<u64>,
+    processed: Vec<u64>,
     opened: Vec<EffectRow>,
     /// The closing event for the action of each tool that runs or waits, in case the step fails.
     pub(super) unanswered: Vec<(String, EventDraft)>,
@@ -173,7 +173,7 @@ pub(super) struct RoundBuilder<'a> {
     pub(super) not_begun: Vec<String>,
     /// Whether the session is over and its workspace is kept.
     pub(super) retains_workspace: bool,
-    begin: Vec<StartedWork>,
+    started: Vec<StartedWork>,
 }
 
 /// A round that is ready to be written.
@@ -181,14 +181,14 @@ pub(super) struct CommittedRound {
     pub(super) row: RoundRow,
     pub(super) open: BTreeMap<String, EffectKind>,
     pub(super) state: Option<Snapshot>,
-    pub(super) shown: ShownTree,
-    pub(super) said: Option<Arc<str>>,
-    pub(super) begin: Vec<StartedWork>,
+    pub(super) shown_tree: ShownTree,
+    pub(super) last_message: Option<Arc<str>>,
+    pub(super) started: Vec<StartedWork>,
     pub(super) pushed: Option<Option<String>>,
 }
 
 /// Creates an internal error.
-pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
+pub(super) fn internal_error(kind: ErrorKind, message: impl Into<String>) -> Error {
     Error {
         kind,
         code: None,
@@ -199,34 +199,34 @@ pub(super) fn fault(kind: ErrorKind, message: impl Into<String>) -> Error {
 
 impl<'a> RoundBuilder<'a> {
     pub(super) fn new(
-        scene: &'a RoundContext<'a>,
+        context: &'a RoundContext<'a>,
         counters: Counters,
         open: BTreeMap<String, EffectKind>,
         at: u64,
     ) -> Self {
         Self {
-            scene,
+            context,
             at,
             row: counters.next_row,
             first_seq: counters.next_seq,
             counters,
             open,
             inputs: Vec::new(),
-            plugin: scene.policy_digest.to_owned(),
-            shown: ShownTree::unknown(),
-            said: None,
+            plugin: context.policy_digest.to_owned(),
+            shown_tree: ShownTree::unknown(),
+            last_message: None,
             frames: Vec::new(),
             entries: Vec::new(),
             lines: Vec::new(),
             calls: Vec::new(),
             closed: Vec::new(),
             pushed: None,
-            taken: Vec::new(),
+            processed: Vec::new(),
             opened: Vec::new(),
             unanswered: Vec::new(),
             not_begun: Vec::new(),
             retains_workspace: false,
-            begin: Vec::new(),
+            started: Vec::new(),
         }
     }
 
@@ -239,10 +239,10 @@ impl<'a> RoundBuilder<'a> {
     /// Shows a file tree, unless it is the same as the last one shown or older.
     pub(super) fn tree(&mut self, tree: &WorkspaceTree) {
         let digest = Sha256::digest(&tree.json).into();
-        if tree.number < self.shown.number || digest == self.shown.digest {
+        if tree.number < self.shown_tree.number || digest == self.shown_tree.digest {
             return;
         }
-        self.shown = ShownTree {
+        self.shown_tree = ShownTree {
             number: tree.number,
             digest,
         };
@@ -251,17 +251,22 @@ impl<'a> RoundBuilder<'a> {
 
     pub(super) fn event(&mut self, event: EventDraft) {
         if event.is_message() {
-            self.said = Some(event.content.as_str().into());
+            self.last_message = Some(event.content.as_str().into());
         }
         self.frame(event.frame(self.at));
         self.lines.extend(event.into_line());
     }
 
     /// Announces a tool's action. A tool that was cancelled meanwhile does not carry it out.
-    pub(super) fn shows(&mut self, effect: &str, event: EventDraft, told: oneshot::Sender<()>) {
+    pub(super) fn announce(
+        &mut self,
+        effect: &str,
+        event: EventDraft,
+        confirm: oneshot::Sender<()>,
+    ) {
         if self.open.get(effect) == Some(&EffectKind::Tool) {
             self.event(event);
-            self.begin.push(StartedWork::Told(told));
+            self.started.push(StartedWork::Confirm(confirm));
         }
     }
 
@@ -277,8 +282,8 @@ impl<'a> RoundBuilder<'a> {
     /// Writes the first lines of a session: its task, and that it begins. Everything else follows
     /// `start`.
     pub(super) fn open_session(&mut self) {
-        let task = self.scene.task.to_owned();
-        self.entry(&user_says(&task));
+        let task = self.context.task.to_owned();
+        self.entry(&user_message(&task));
         self.lines.push(ChatLine {
             role: "user",
             content: task,
@@ -288,7 +293,7 @@ impl<'a> RoundBuilder<'a> {
         self.frame(frames::status(
             "initializing",
             "Setting up the session.",
-            Some(self.scene.session),
+            Some(self.context.session),
         ));
     }
 
@@ -298,12 +303,12 @@ impl<'a> RoundBuilder<'a> {
         self.counters.task_used_ms = 0;
         self.counters.iterations = 0;
         self.counters.tokens = 0;
-        self.said = None;
+        self.last_message = None;
         // A branch pushed by an earlier task has already had its pull request.
         if self.pushed_branch().is_some() {
             self.pushed = Some(None);
         }
-        if !self.scene.mock {
+        if !self.context.mock {
             self.frame(frames::task_start(task, self.at));
         }
     }
@@ -312,12 +317,12 @@ impl<'a> RoundBuilder<'a> {
     fn pushed_branch(&self) -> Option<&str> {
         match &self.pushed {
             Some(pushed) => pushed.as_deref(),
-            None => self.scene.pushed,
+            None => self.context.pushed,
         }
     }
 
     /// Closes an effect. Returns `false` if it is not open, so that its result is too late.
-    pub(super) fn close(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
+    pub(super) fn close_effect(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
         match self.open.get(effect) {
             Some(EffectKind::Orphan) => false,
             Some(found) if kind.is_none_or(|kind| kind == *found) => {
@@ -330,13 +335,13 @@ impl<'a> RoundBuilder<'a> {
     }
 
     /// Marks a message of the user as processed: it need not be kept any longer.
-    pub(super) fn takes(&mut self, message: u64) {
-        self.taken.push(message);
+    pub(super) fn mark_processed(&mut self, message: u64) {
+        self.processed.push(message);
     }
 
     /// Tells the policy of every effect that ended without its knowledge: it may be waiting for
     /// them.
-    pub(super) fn tell_of_orphans(&mut self) {
+    pub(super) fn report_orphans(&mut self) {
         let orphans = self
             .open
             .extract_if(.., |_, kind| *kind == EffectKind::Orphan);
@@ -395,8 +400,9 @@ impl<'a> RoundBuilder<'a> {
         self.frame(frames::error(reason));
         let line = EventDraft::text("AgentErrorObservation", reason).into_line();
         // The failed effect may just have reported this.
-        let is_said =
-            |said: &ChatLine| said.event_type == "AgentErrorObservation" && said.content == reason;
+        let is_said = |chat_line: &ChatLine| {
+            chat_line.event_type == "AgentErrorObservation" && chat_line.content == reason
+        };
         self.lines
             .extend(line.filter(|_| !self.lines.iter().any(is_said)));
     }
@@ -413,7 +419,7 @@ impl<'a> RoundBuilder<'a> {
         }
         self.error(reason);
         self.counters.task_open = false;
-        self.begin.push(StartedWork::CancelAll);
+        self.started.push(StartedWork::CancelAll);
         // A pull request that is being opened does not belong to a policy.
         let changes = self
             .open
@@ -424,15 +430,15 @@ impl<'a> RoundBuilder<'a> {
         self.closed.extend(self.open.keys().cloned());
         let open = std::mem::take(&mut self.open).into_keys();
         for id in told.chain(open).collect::<Vec<_>>() {
-            self.opens(&id, EffectKind::Orphan, None);
+            self.open_effect(&id, EffectKind::Orphan, None);
         }
         self.open.extend(changes);
     }
 
     /// Opens an effect. Its name is taken while it is open.
-    fn opens(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
+    fn open_effect(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
         if self.open.contains_key(effect) {
-            tracing::warn!(session = %self.scene.session, effect, "the policy named two open effects alike");
+            tracing::warn!(session = %self.context.session, effect, "the policy named two open effects alike");
             return false;
         }
         self.open.insert(effect.to_owned(), kind);
@@ -449,38 +455,40 @@ impl<'a> RoundBuilder<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::CallModel(call) => {
-                if self.opens(&call.effect, EffectKind::Model, None) {
-                    if let Some(reason) = self.scene.budget.refusal(&self.counters) {
-                        let error = fault(ErrorKind::Deadline, reason);
-                        self.begin
-                            .push(StartedWork::News(ActorMessage::Failed(call.effect, error)));
+                if self.open_effect(&call.effect, EffectKind::Model, None) {
+                    if let Some(reason) = self.context.budget.refusal(&self.counters) {
+                        let error = internal_error(ErrorKind::Deadline, reason);
+                        self.started.push(StartedWork::Requeue(ActorMessage::Failed(
+                            call.effect,
+                            error,
+                        )));
                     } else {
                         self.counters.iterations += 1;
-                        self.begin.push(StartedWork::Model(call));
+                        self.started.push(StartedWork::Model(call));
                     }
                 }
             }
             Command::RunTool(run) => {
-                if self.opens(&run.effect, EffectKind::Tool, None) {
-                    self.event((self.scene.describe)(&run.call));
-                    self.begin.push(StartedWork::Tool(run));
+                if self.open_effect(&run.effect, EffectKind::Tool, None) {
+                    self.event((self.context.describe)(&run.call));
+                    self.started.push(StartedWork::Tool(run));
                 }
             }
             Command::Ask(question) => {
-                if self.opens(&question.effect, EffectKind::Ask, None) {
+                if self.open_effect(&question.effect, EffectKind::Ask, None) {
                     self.event(EventDraft::text("AgentMessageAction", question.title));
                 }
             }
             Command::SetTimer(timer) => {
                 let delay = timer.delay_ms;
-                if self.opens(&timer.effect, EffectKind::Timer, Some(delay)) {
-                    self.begin.push(StartedWork::Timer(timer.effect, delay));
+                if self.open_effect(&timer.effect, EffectKind::Timer, Some(delay)) {
+                    self.started.push(StartedWork::Timer(timer.effect, delay));
                 }
             }
             Command::Cancel(effect) => {
                 let open = self.open.get(&effect);
                 if open.is_some_and(|kind| *kind != EffectKind::Change) {
-                    self.begin.push(StartedWork::Cancel(effect));
+                    self.started.push(StartedWork::Cancel(effect));
                 }
             }
             Command::Append(message) => {
@@ -488,15 +496,16 @@ impl<'a> RoundBuilder<'a> {
             }
             Command::Emit(event) => {
                 let event = EventDraft::from_policy(&event);
-                let said = self.said.as_deref();
+                let last_message = self.last_message.as_deref();
                 // Models often repeat in their last call what they said beside it.
-                if !event.is_message() || said.map(str::trim) != Some(event.content.trim()) {
+                if !event.is_message() || last_message.map(str::trim) != Some(event.content.trim())
+                {
                     self.event(event);
                 }
             }
             Command::Finish(outcome) => self.finish(outcome),
             Command::Other(custom) => {
-                tracing::info!(session = %self.scene.session, kind = custom.kind, "passed over a command that this version does not know");
+                tracing::info!(session = %self.context.session, kind = custom.kind, "passed over a command that this version does not know");
             }
         }
     }
@@ -507,17 +516,17 @@ impl<'a> RoundBuilder<'a> {
         }
         match outcome {
             Outcome::Succeeded(text) => {
-                let said = self.said.take();
-                let words = last_words(&text, said.as_deref());
+                let last_message = self.last_message.take();
+                let words = final_message(&text, last_message.as_deref());
                 if let Some(unseen) = words.event {
                     self.event(EventDraft::text("AgentMessageAction", unseen));
                 }
                 self.frame(frames::status("completed", words.sentence, None));
-                if self.scene.opens_change
+                if self.context.opens_change
                     && let Some(branch) = self.pushed_branch().map(str::to_owned)
-                    && self.opens(CHANGE, EffectKind::Change, None)
+                    && self.open_effect(CHANGE, EffectKind::Change, None)
                 {
-                    self.begin.push(StartedWork::Change(branch, text));
+                    self.started.push(StartedWork::PullRequest(branch, text));
                 }
             }
             Outcome::Failed(error) => self.error(&error.message),
@@ -540,8 +549,8 @@ impl<'a> RoundBuilder<'a> {
         self.opened
             .retain(|effect| self.open.contains_key(&effect.id));
         let row = RoundRow {
-            session: self.scene.session.clone(),
-            chat: self.scene.chat.clone(),
+            session: self.context.session.clone(),
+            chat: self.context.chat.clone(),
             row: self.row,
             at: self.at,
             decision,
@@ -553,7 +562,7 @@ impl<'a> RoundBuilder<'a> {
             opened: self.opened,
             not_begun: self.not_begun,
             closed: self.closed,
-            taken: self.taken,
+            processed: self.processed,
             pushed: self.pushed.clone(),
             counters: self.counters,
             status,
@@ -564,9 +573,9 @@ impl<'a> RoundBuilder<'a> {
             row,
             open: self.open,
             state,
-            shown: self.shown,
-            said: self.said,
-            begin: self.begin,
+            shown_tree: self.shown_tree,
+            last_message: self.last_message,
+            started: self.started,
             pushed: self.pushed,
         }
     }

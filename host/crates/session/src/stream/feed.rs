@@ -37,7 +37,7 @@ pub enum FeedItem {
     /// The log's new position.
     Head(FeedHead),
     /// A delta of an effect.
-    Piece {
+    Delta {
         /// The effect.
         effect: Arc<str>,
         /// The delta's index since the effect began or restarted.
@@ -115,7 +115,7 @@ impl Feed {
         }
         ring.frames.shrink_to(RING_FRAMES);
         // While the ring is locked, so that no follower subscribes between the two.
-        self.goes_to(|head| head.seq = first + frames.len() as u64 - 1);
+        self.update_head(|head| head.seq = first + frames.len() as u64 - 1);
     }
 
     /// Announces with this frame that nothing will come for a while. The frame is not logged.
@@ -136,16 +136,16 @@ impl Feed {
     /// Ends the feed.
     pub(crate) fn end(&self) {
         let _now = held(&self.ring);
-        self.goes_to(|head| head.ended = true);
+        self.update_head(|head| head.ended = true);
     }
 
-    fn goes_to(&self, change: impl FnOnce(&mut FeedHead)) {
+    fn update_head(&self, change: impl FnOnce(&mut FeedHead)) {
         self.head.send_modify(change);
-        self.tell(|| FeedItem::Head(self.head()));
+        self.send(|| FeedItem::Head(self.head()));
     }
 
     /// Sends an item to followers, if there are any.
-    pub(crate) fn tell(&self, item: impl FnOnce() -> FeedItem) {
+    pub(crate) fn send(&self, item: impl FnOnce() -> FeedItem) {
         if let Some(items) = self.items.get().filter(|items| items.receiver_count() > 0) {
             // Fails if the last follower has just left.
             let _ = items.send(item());

@@ -105,11 +105,11 @@ impl ClientPosition {
     }
 
     /// Records the client's answer to a ping.
-    pub fn pong(&self, said: &[u8]) {
-        let Ok(said) = said.try_into() else {
+    pub fn pong(&self, payload: &[u8]) {
+        let Ok(payload) = payload.try_into() else {
             return;
         };
-        let seq = u64::from_be_bytes(said);
+        let seq = u64::from_be_bytes(payload);
         let mut state = held(&self.state);
         if (state.acknowledged + 1..=state.asked).contains(&seq) {
             state.acknowledged = seq;
@@ -170,11 +170,11 @@ impl ClientPositions {
         let taken = state.taken(loss, Instant::now());
         drop(state);
         drop(known);
-        self.lost(position.features, taken);
+        self.record_lost(position.features, taken);
     }
 
     /// The last frame that each client has certainly received, for open connections and lost ones.
-    pub(super) fn taken(&self) -> Vec<(Features, u64)> {
+    pub(super) fn acknowledged(&self) -> Vec<(Features, u64)> {
         let now = Instant::now();
         let known = held(&self.known);
         let open = known.open.iter().filter_map(|position| {
@@ -187,7 +187,7 @@ impl ClientPositions {
     }
 
     /// Records a lost client, to be continued after this frame.
-    pub(super) fn lost(&self, features: Features, taken: u64) {
+    pub(super) fn record_lost(&self, features: Features, taken: u64) {
         let mut known = held(&self.known);
         known.lost.push(LostClient {
             features,
@@ -195,7 +195,7 @@ impl ClientPositions {
             at: Instant::now(),
         });
         if known.lost.len() > REMEMBERED {
-            known.forget_the_furthest(features);
+            known.forget_furthest(features);
         }
         drop(known);
         self.changed.notify_waiters();
@@ -208,7 +208,7 @@ impl ClientPositions {
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            let found = self.take(features);
+            let found = self.claim(features);
             let alike = |open: &Arc<ClientPosition>| open.features == features;
             if found.is_some() || !held(&self.known).open.iter().any(alike) {
                 return found;
@@ -221,17 +221,17 @@ impl ClientPositions {
     ///
     /// If several are possible, the client is given the earliest position, and the furthest one is
     /// forgotten: whichever client comes next then misses nothing either.
-    fn take(&self, features: Features) -> Option<u64> {
-        self.take_at(features, Instant::now())
+    fn claim(&self, features: Features) -> Option<u64> {
+        self.claim_at(features, Instant::now())
     }
 
-    fn take_at(&self, features: Features, now: Instant) -> Option<u64> {
+    fn claim_at(&self, features: Features, now: Instant) -> Option<u64> {
         let mut known = held(&self.known);
         known.lost.retain(|lost| lost.may_return(now));
-        known.lose_the_silent(features, now);
+        known.drop_silent(features, now);
         let alike = known.lost.iter().filter(|lost| lost.features == features);
         let least = alike.map(|lost| lost.taken).min()?;
-        known.forget_the_furthest(features);
+        known.forget_furthest(features);
         Some(least)
     }
 }
@@ -239,7 +239,7 @@ impl ClientPositions {
 impl KnownClient {
     /// Treats a connection whose client does not answer as lost, though nothing has reported it
     /// yet.
-    fn lose_the_silent(&mut self, features: Features, now: Instant) {
+    fn drop_silent(&mut self, features: Features, now: Instant) {
         for position in &self.open {
             let mut state = held(&position.state);
             if position.features == features && !state.replaced && state.is_silent(now) {
@@ -253,7 +253,7 @@ impl KnownClient {
         }
     }
 
-    fn forget_the_furthest(&mut self, features: Features) {
+    fn forget_furthest(&mut self, features: Features) {
         let alike = self.lost.iter().enumerate();
         let alike = alike.filter(|(_, lost)| lost.features == features);
         if let Some((furthest, _)) = alike.max_by_key(|(_, lost)| lost.taken) {
@@ -282,14 +282,14 @@ mod tests {
     #[test]
     fn who_was_lost_is_continued_once_and_who_closed_begins_anew() {
         let positions = ClientPositions::default();
-        assert_eq!(positions.take(NONE), None);
+        assert_eq!(positions.claim(NONE), None);
         lost(&positions, NONE, 7, ConnectionLoss::Ended);
-        assert_eq!(positions.take(NONE), Some(7));
-        assert_eq!(positions.take(NONE), None);
+        assert_eq!(positions.claim(NONE), Some(7));
+        assert_eq!(positions.claim(NONE), None);
         let closed = positions.open(NONE, 0);
         closed.sent(9);
         positions.close(&closed, None);
-        assert_eq!(positions.take(NONE), None);
+        assert_eq!(positions.claim(NONE), None);
     }
 
     #[test]
@@ -300,13 +300,13 @@ mod tests {
         position.sent(5);
         position.pong(b"another");
         position.pong(&9_u64.to_be_bytes());
-        assert_eq!(positions.taken(), [(NONE, 2)]);
+        assert_eq!(positions.acknowledged(), [(NONE, 2)]);
         // An answer covers the pings before it, and an older one does not move the position back.
         position.pong(&pings[1]);
         position.pong(&pings[0]);
         positions.close(&position, Some(ConnectionLoss::Broken));
-        assert_eq!(positions.taken(), [(NONE, 4)]);
-        assert_eq!(positions.take(NONE), Some(4));
+        assert_eq!(positions.acknowledged(), [(NONE, 4)]);
+        assert_eq!(positions.claim(NONE), Some(4));
     }
 
     #[tokio::test]
@@ -332,7 +332,7 @@ mod tests {
         for sent in [20, 10, 30] {
             lost(&positions, NONE, sent, ConnectionLoss::Ended);
         }
-        let given: Vec<_> = (0..4).map(|_| positions.take(NONE)).collect();
+        let given: Vec<_> = (0..4).map(|_| positions.claim(NONE)).collect();
         assert_eq!(given, [Some(10), Some(10), Some(10), None]);
     }
 
@@ -344,8 +344,8 @@ mod tests {
             ..NONE
         };
         lost(&positions, usage, 10, ConnectionLoss::Ended);
-        assert_eq!(positions.take(NONE), None);
-        assert_eq!(positions.take(usage), Some(10));
+        assert_eq!(positions.claim(NONE), None);
+        assert_eq!(positions.claim(usage), Some(10));
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
         let positions = ClientPositions::default();
         lost(&positions, NONE, 10, ConnectionLoss::Ended);
         let late = Instant::now() + RETURNS_WITHIN;
-        assert_eq!(positions.take_at(NONE, late), None);
+        assert_eq!(positions.claim_at(NONE, late), None);
     }
 
     #[test]
@@ -365,12 +365,12 @@ mod tests {
         position.pong(&ping);
         position.ping(8);
         position.sent(8);
-        assert_eq!(positions.take(NONE), None, "it may still answer");
+        assert_eq!(positions.claim(NONE), None, "it may still answer");
         let later = Instant::now() + UNANSWERED;
-        assert_eq!(positions.take_at(NONE, later), Some(4));
-        assert_eq!(positions.take_at(NONE, later), None);
+        assert_eq!(positions.claim_at(NONE, later), Some(4));
+        assert_eq!(positions.claim_at(NONE, later), None);
         positions.close(&position, Some(ConnectionLoss::Ended));
-        assert_eq!(positions.take(NONE), None, "its client is back already");
+        assert_eq!(positions.claim(NONE), None, "its client is back already");
     }
 
     #[test]
@@ -380,6 +380,6 @@ mod tests {
             lost(&positions, NONE, 200 - sent, ConnectionLoss::Ended);
         }
         assert_eq!(held(&positions.known).lost.len(), REMEMBERED);
-        assert_eq!(positions.take(NONE), Some(1));
+        assert_eq!(positions.claim(NONE), Some(1));
     }
 }

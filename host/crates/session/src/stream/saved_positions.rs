@@ -33,7 +33,7 @@ async fn follow(shared: Weak<SessionsShared>, halt: CancellationToken) {
             return;
         };
         let rows = shared.positions();
-        if rows != written && shared.keep(rows.clone()).await {
+        if rows != written && shared.save_positions(rows.clone()).await {
             written = rows;
         }
     }
@@ -46,7 +46,7 @@ impl SessionsShared {
             held(&self.registry).by_id.values().cloned().collect();
         let mut rows: Vec<PositionRow> = Vec::new();
         for session in sessions {
-            let known = session.positions.taken().into_iter();
+            let known = session.positions.acknowledged().into_iter();
             rows.extend(known.map(|(features, taken)| PositionRow {
                 session: session.id().to_string(),
                 features: text_of(features),
@@ -60,7 +60,7 @@ impl SessionsShared {
     }
 
     /// Stores the positions, and returns whether that succeeded.
-    async fn keep(&self, rows: Vec<PositionRow>) -> bool {
+    async fn save_positions(&self, rows: Vec<PositionRow>) -> bool {
         let count = rows.len();
         tracing::debug!(count, "how far clients came is written down");
         match self.deps.log.keep_positions(rows).await {
@@ -78,27 +78,29 @@ impl Sessions {
     pub async fn keep_positions(&self) {
         let rows = self.shared.positions();
         if !rows.is_empty() {
-            self.shared.keep(rows).await;
+            self.shared.save_positions(rows).await;
         }
     }
 
     /// Loads the clients that the previous run left as lost ones, and starts tracking those of this
     /// run.
-    pub(crate) async fn take_kept_positions(&self) {
+    pub(crate) async fn restore_positions(&self) {
         let log = &self.shared.deps.log;
-        let kept = when_possible(|| log.kept_positions()).await;
-        let kept = kept.unwrap_or_else(|cause| {
+        let rows = when_possible(|| log.kept_positions()).await;
+        let rows = rows.unwrap_or_else(|cause| {
             tracing::warn!(%cause, "how far clients came is not known any more, and they are shown all again");
             Vec::new()
         });
-        for row in kept {
+        for row in rows {
             let session = row.session.parse().ok();
             let session =
                 session.and_then(|id| held(&self.shared.registry).by_id.get(&id).cloned());
             if let Some(session) = session {
                 tracing::debug!(session = %session.id(), taken = row.taken, "a client of the last run may come back");
                 let known = row.taken.min(session.feed.head().seq);
-                session.positions.lost(features_of(&row.features), known);
+                session
+                    .positions
+                    .record_lost(features_of(&row.features), known);
             }
         }
         tokio::spawn(follow(

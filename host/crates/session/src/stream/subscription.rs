@@ -67,7 +67,7 @@ struct Follower {
     items: broadcast::Receiver<FeedItem>,
     /// The position of the last item received: what the log has beyond it comes later.
     head: FeedHead,
-    screen: DeltaCursor,
+    cursor: DeltaCursor,
 }
 
 /// What the client has of running effects, and what it is to be sent.
@@ -79,7 +79,7 @@ struct DeltaCursor {
 }
 
 impl DeltaCursor {
-    fn piece(&mut self, effect: Arc<str>, number: u64, again: bool, frame: Arc<str>) {
+    fn delta(&mut self, effect: Arc<str>, number: u64, again: bool, frame: Arc<str>) {
         let next = self.next.get(&effect).copied();
         if next != Some(number) {
             if number > 0 {
@@ -101,7 +101,7 @@ impl DeltaCursor {
     }
 
     /// Items were lost, and it is unknown of which effects.
-    fn lost(&mut self) {
+    fn mark_lost(&mut self) {
         for (effect, next) in std::mem::take(&mut self.next) {
             if next > 0 {
                 self.void(&effect);
@@ -116,7 +116,7 @@ impl Follower {
         Self {
             items,
             head,
-            screen: DeltaCursor::default(),
+            cursor: DeltaCursor::default(),
         }
     }
 
@@ -124,21 +124,21 @@ impl Follower {
     async fn advance(&mut self, session: &SessionHandle) {
         match self.items.recv().await {
             Ok(FeedItem::Head(head)) => self.head = head,
-            Ok(FeedItem::Piece {
+            Ok(FeedItem::Delta {
                 effect,
                 number,
                 again,
                 frame,
-            }) => self.screen.piece(effect, number, again, frame),
+            }) => self.cursor.delta(effect, number, again, frame),
             Ok(FeedItem::Void(effect)) => {
-                self.screen.void(&effect);
-                self.screen.next.insert(effect, 0);
+                self.cursor.void(&effect);
+                self.cursor.next.insert(effect, 0);
             }
             Ok(FeedItem::Done(effect)) => {
-                self.screen.next.remove(&effect);
+                self.cursor.next.remove(&effect);
             }
             Err(broadcast::error::RecvError::Lagged(_)) => {
-                self.screen.lost();
+                self.cursor.mark_lost();
                 (self.items, self.head) = session.feed.follow();
             }
             // The feed lives as long as its session, which is held here.
@@ -178,7 +178,7 @@ impl Subscription {
             let head = match &mut self.source {
                 Source::Frames(head) => *head.borrow_and_update(),
                 Source::All(follower) => {
-                    if let Some(frame) = follower.screen.due.pop_front() {
+                    if let Some(frame) = follower.cursor.due.pop_front() {
                         return SubscriptionItem::Delta(frame);
                     }
                     follower.head
@@ -191,7 +191,7 @@ impl Subscription {
                 return SubscriptionItem::Gap(head.seq + 1, from);
             }
             if self.seen < head.seq {
-                return self.behind(head.seq).await;
+                return self.catch_up(head.seq).await;
             }
             if head.ended {
                 return SubscriptionItem::Ended(self.session.close_reason());
@@ -225,7 +225,7 @@ impl Subscription {
         Some(pause.unwrap_or_else(goes_on))
     }
 
-    async fn behind(&mut self, head: u64) -> SubscriptionItem {
+    async fn catch_up(&mut self, head: u64) -> SubscriptionItem {
         let mut frames = match self.session.feed.recent(self.seen) {
             Some(frames) => frames,
             None => {

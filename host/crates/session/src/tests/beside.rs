@@ -37,12 +37,15 @@ impl ToolProvider for Beside {
     fn open(
         &self,
         spec: ToolsSpec,
-        place: Option<Arc<dyn Environment>>,
+        environment: Option<Arc<dyn Environment>>,
     ) -> BoxFuture<'static, Arc<dyn SessionTools>> {
         let this = self.clone();
         async move {
-            let place = if place.is_some() { "a" } else { "no" };
-            let line = format!("open {} {} with {place} place", this.number, spec.policy);
+            let environment = if environment.is_some() { "a" } else { "no" };
+            let line = format!(
+                "open {} {} with {environment} place",
+                this.number, spec.policy
+            );
             this.world.note(line);
             while this.opening.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;

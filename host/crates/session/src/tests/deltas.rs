@@ -157,7 +157,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
                 let run = &mut runs[effect];
                 for _ in 0..count {
                     let piece = format!("[{},{},{}]", run.number, run.tries, run.pieces);
-                    run.stream.show(DeltaKind::Text, &piece);
+                    run.stream.push(DeltaKind::Text, &piece);
                     run.pieces += 1;
                     given += 1;
                 }
@@ -165,7 +165,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
             }
             Act::Again(effect) => {
                 let run = &mut runs[effect];
-                run.stream.show(DeltaKind::Reset, "");
+                run.stream.push(DeltaKind::Reset, "");
                 (run.tries, run.pieces) = (run.tries + 1, 0);
                 unread += 1;
             }
@@ -178,7 +178,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
                     !before.stream.finish(stands),
                     "the last word was given twice"
                 );
-                before.stream.show(DeltaKind::Text, "too late");
+                before.stream.push(DeltaKind::Text, "too late");
                 let next = before.number + 1;
                 runs[effect] = run(effect, next);
                 written = publish(Some(format!("e{effect}")));
@@ -245,17 +245,17 @@ async fn who_fell_behind_is_told_to_forget_and_sees_the_next_try_from_its_beginn
     let mut reader = session.subscribe(0).with_deltas();
     let stream = DeltaStream::new(session, "e");
     let mut next = || text(reader.next().now_or_never());
-    stream.show(DeltaKind::Text, "one");
+    stream.push(DeltaKind::Text, "one");
     assert_eq!(next(), "one");
     for _ in 0..=BEHIND {
-        stream.show(DeltaKind::Text, "more");
+        stream.push(DeltaKind::Text, "more");
     }
     assert_eq!(next(), "reset");
     assert_eq!(next(), "None");
-    stream.show(DeltaKind::Text, "the end of a sentence");
+    stream.push(DeltaKind::Text, "the end of a sentence");
     assert_eq!(next(), "None", "a text without its beginning");
-    stream.show(DeltaKind::Reset, "");
-    stream.show(DeltaKind::Text, "once more");
+    stream.push(DeltaKind::Reset, "");
+    stream.push(DeltaKind::Text, "once more");
     assert_eq!((next(), next()), ("reset".into(), "once more".into()));
     // Nothing replaces it, so it is voided.
     assert!(stream.finish(false));

@@ -238,7 +238,7 @@ async fn a_credential_in_a_repository_url_is_kept_out_of_the_log() {
     wanted.repo_url = Some("https://x-access-token:ghp_secret@example.org/o/r.git".to_owned());
     let session = sessions.create(wanted.clone()).await.unwrap();
     assert_eq!(
-        session.about.repo_url.as_deref(),
+        session.info.repo_url.as_deref(),
         Some("https://example.org/o/r.git")
     );
     assert!(

@@ -169,8 +169,8 @@ fn deployed(
         log: Arc::new(store.clone()),
         sealer: Sealer::new(&Secret::new(key)),
         deployment,
-        places: Arc::new(world.clone()),
-        changes: Arc::new(world.clone()),
+        environments: Arc::new(world.clone()),
+        pull_requests: Arc::new(world.clone()),
         reserve: lucid_types::disk_reserve::DiskReserve::none(),
         limits,
     });

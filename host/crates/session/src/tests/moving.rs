@@ -12,14 +12,14 @@ const NEWER: Build = Build {
 };
 
 /// A deployment that the test changes, and the sessions on it.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
     world: World,
     published: watch::Sender<Arc<Generation>>,
     sessions: Host,
 }
 
-impl Ground {
+impl Fixture {
     fn new(world: World) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
@@ -103,25 +103,25 @@ fn breaks(_: &Context, _: Option<&Snapshot>, _: &[Input]) -> Result<Vec<Command>
 
 #[tokio::test]
 async fn a_session_moves_in_the_middle_of_its_task_and_its_log_says_where() {
-    let ground = Ground::new(World::new(worker));
-    ground.world.hold.store(true, Ordering::SeqCst);
-    let (session, mut frames) = ground.begin().await;
-    while ground.world.done("model m m") == 0 {
+    let fixture = Fixture::new(World::new(worker));
+    fixture.world.hold.store(true, Ordering::SeqCst);
+    let (session, mut frames) = fixture.begin().await;
+    while fixture.world.done("model m m") == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    ground.publish(NEWER, tells);
-    ground.until_on(&session, "e").await;
-    ground.world.hold.store(false, Ordering::SeqCst);
+    fixture.publish(NEWER, tells);
+    fixture.until_on(&session, "e").await;
+    fixture.world.hold.store(false, Ordering::SeqCst);
     let seen = until(&mut frames, "completed").await;
     assert_dense(&seen);
     let shown = names(&seen);
     assert!(shown.contains(&"ThinkAction".to_owned()), "{shown:?}");
     assert_eq!(
-        (ground.world.done("tool a"), ground.world.done("tool b")),
+        (fixture.world.done("tool a"), fixture.world.done("tool b")),
         (1, 1)
     );
 
-    let steps = ground.steps(&session).await;
+    let steps = fixture.steps(&session).await;
     let moved = steps.iter().position(|(plugin, _)| plugin == "e").unwrap();
     let (before, after) = steps.split_at(moved);
     assert!(before.iter().all(|(plugin, _)| plugin == "d"), "{steps:?}");
@@ -134,12 +134,12 @@ async fn a_session_moves_in_the_middle_of_its_task_and_its_log_says_where() {
 
 #[tokio::test]
 async fn an_idle_session_moves_at_once_and_nothing_holds_the_old_generation() {
-    let ground = Ground::new(World::new(worker));
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(World::new(worker));
+    let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "completed").await;
-    let old = Arc::downgrade(&ground.published.borrow());
-    ground.publish(NEWER, tells);
-    ground.until_on(&session, "e").await;
+    let old = Arc::downgrade(&fixture.published.borrow());
+    fixture.publish(NEWER, tells);
+    fixture.until_on(&session, "e").await;
     // The actor releases it a moment after the step is in the log.
     for _ in 0..2_000 {
         if old.strong_count() == 0 {
@@ -150,11 +150,11 @@ async fn an_idle_session_moves_at_once_and_nothing_holds_the_old_generation() {
     assert_eq!(old.strong_count(), 0, "something holds the old generation");
 
     // The same build again is not announced.
-    let steps = ground.steps(&session).await.len();
-    ground.publish(NEWER, tells);
+    let steps = fixture.steps(&session).await.len();
+    fixture.publish(NEWER, tells);
     session.message("more").await.unwrap();
     until(&mut frames, "completed").await;
-    let after = ground.steps(&session).await;
+    let after = fixture.steps(&session).await;
     assert_eq!(after.len(), steps + 1, "{after:?}");
     assert!(!is_upgrade(after[steps].1.first()), "{after:?}");
 }
@@ -175,15 +175,15 @@ async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
         ("it refuses this state", refuses, script),
         ("its first step breaks down", NEWER, breaks),
     ] {
-        let ground = Ground::new(World::new(worker));
-        let (session, mut frames) = ground.begin().await;
+        let fixture = Fixture::new(World::new(worker));
+        let (session, mut frames) = fixture.begin().await;
         until(&mut frames, "completed").await;
-        let before = ground.steps(&session).await;
-        ground.publish(build, script);
+        let before = fixture.steps(&session).await;
+        fixture.publish(build, script);
         session.message("more").await.unwrap();
         let seen = until(&mut frames, "completed").await;
         assert_eq!(names(&seen), ["task_start", "completed"], "{what}");
-        let after = ground.steps(&session).await;
+        let after = fixture.steps(&session).await;
         assert!(after.len() > before.len(), "{what}: {after:?}");
         assert!(
             after.iter().all(|(plugin, _)| plugin == "d"),
@@ -191,26 +191,26 @@ async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
         );
 
         // The next generation is another chance.
-        ground.publish(NEWER, tells);
-        ground.until_on(&session, "e").await;
+        fixture.publish(NEWER, tells);
+        fixture.until_on(&session, "e").await;
     }
 }
 
 #[tokio::test]
 async fn a_users_own_key_goes_to_no_server_that_it_did_not_come_for() {
-    let ground = Ground::new(World::new(worker));
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(World::new(worker));
+    let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "completed").await;
     let elsewhere = World {
         build: NEWER,
         script: tells,
         server: "https://elsewhere.example",
-        ..ground.world.clone()
+        ..fixture.world.clone()
     };
-    ground.published.send_replace(generation(2, &elsewhere));
+    fixture.published.send_replace(generation(2, &elsewhere));
     session.message("more").await.unwrap();
     until(&mut frames, "completed").await;
-    let steps = ground.steps(&session).await;
+    let steps = fixture.steps(&session).await;
     assert!(steps.iter().all(|(plugin, _)| plugin == "d"), "{steps:?}");
 
     // A session without one moves.
@@ -219,38 +219,40 @@ async fn a_users_own_key_goes_to_no_server_that_it_did_not_come_for() {
         task: "another".to_owned(),
         ..new("v")
     };
-    ground.published.send_replace(generation(3, &ground.world));
-    let session = ground.sessions.create(without).await.unwrap();
+    fixture
+        .published
+        .send_replace(generation(3, &fixture.world));
+    let session = fixture.sessions.create(without).await.unwrap();
     let mut frames = session.subscribe(0);
-    ground.sessions.start(&session);
+    fixture.sessions.start(&session);
     until(&mut frames, "completed").await;
-    ground.published.send_replace(generation(4, &elsewhere));
-    ground.until_on(&session, "e").await;
+    fixture.published.send_replace(generation(4, &elsewhere));
+    fixture.until_on(&session, "e").await;
 }
 
 #[tokio::test]
 async fn new_sessions_begin_with_the_newest_build() {
-    let ground = Ground::new(World::new(worker));
-    ground.publish(NEWER, tells);
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(World::new(worker));
+    fixture.publish(NEWER, tells);
+    let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "completed").await;
-    let steps = ground.steps(&session).await;
+    let steps = fixture.steps(&session).await;
     assert!(steps.iter().all(|(plugin, _)| plugin == "e"), "{steps:?}");
     assert!(!is_upgrade(steps[0].1.first()), "{steps:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone() {
-    let ground = Ground::new(World::new(worker));
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(World::new(worker));
+    let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "completed").await;
     let id = *session.id();
-    let Ground {
+    let Fixture {
         folder,
         world,
         sessions: first,
         published,
-    } = ground;
+    } = fixture;
     first.shutdown().await;
     drop((frames, session, first, published));
 

@@ -193,14 +193,14 @@ async fn nobody_is_told_that_a_session_was_stopped_when_the_host_goes_down_befor
     assert!(end.is_restart(), "{end:?}");
     let user = UserId::from("u");
     assert!(first.get(&id, &user).is_err(), "it lives here no more");
-    assert!(first.goes_on(&id, &user).await, "and is not over");
-    assert!(!first.goes_on(&id, &UserId::from("v")).await);
+    assert!(first.is_resumable(&id, &user).await, "and is not over");
+    assert!(!first.is_resumable(&id, &UserId::from("v")).await);
     drop((frames, session, first));
 
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
     assert!(second.stop(&id).await);
-    assert!(!second.goes_on(&id, &user).await);
+    assert!(!second.is_resumable(&id, &user).await);
     assert_eq!(world.done("wipe"), 1);
     assert_eq!(second.recover().await.unwrap(), 0);
 }

@@ -12,11 +12,11 @@ const OLDER: Build = Build {
 };
 
 fn told_well(digest: &str) -> (String, StepVerdict) {
-    (digest.to_owned(), StepVerdict::Well)
+    (digest.to_owned(), StepVerdict::Ok)
 }
 
 fn told_badly(digest: &str) -> (String, StepVerdict) {
-    (digest.to_owned(), StepVerdict::Badly)
+    (digest.to_owned(), StepVerdict::Failed)
 }
 
 /// Fails when tools reply.
@@ -51,13 +51,13 @@ fn takes(
     Ok(commands)
 }
 
-struct Ground {
+struct Fixture {
     _folder: tempfile::TempDir,
     world: World,
     sessions: Host,
 }
 
-impl Ground {
+impl Fixture {
     fn new(script: Script, older: Option<(Build, Script)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let world = World {
@@ -93,70 +93,73 @@ impl Ground {
 
 #[tokio::test]
 async fn a_step_that_fails_on_probation_is_taken_by_the_build_before_and_no_user_hears_of_it() {
-    let ground = Ground::new(breaks, Some((OLDER, takes)));
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(breaks, Some((OLDER, takes)));
+    let (session, mut frames) = fixture.begin().await;
     let seen = until(&mut frames, "completed").await;
     assert_dense(&seen);
     let shown = names(&seen);
     assert!(!shown.contains(&"error".to_owned()), "{shown:?}");
     assert!(shown.contains(&"ThinkAction".to_owned()), "{shown:?}");
     assert_eq!(
-        (ground.world.done("tool a"), ground.world.done("tool b")),
+        (fixture.world.done("tool a"), fixture.world.done("tool b")),
         (1, 1),
         "nothing was done twice"
     );
     // The log says which build took which step, and the session stays where it is.
-    let plugins = ground.plugins(&session).await;
+    let plugins = fixture.plugins(&session).await;
     let moved = plugins.iter().position(|plugin| plugin == "c").unwrap();
     assert!(moved > 0, "{plugins:?}");
     assert!(
         plugins[moved..].iter().all(|plugin| plugin == "c"),
         "{plugins:?}"
     );
-    let runs = ground.sessions.count_by_plugins();
+    let runs = fixture.sessions.count_by_plugins();
     assert!(runs.keys().all(|runs| runs.digest == "c"), "{runs:?}");
-    let took = ground.took();
-    let bad: Vec<_> = took
+    let verdict = fixture.took();
+    let bad: Vec<_> = verdict
         .iter()
-        .filter(|(_, took)| *took == StepVerdict::Badly)
+        .filter(|(_, verdict)| *verdict == StepVerdict::Failed)
         .collect();
-    assert_eq!(bad, [&told_badly("d")], "{took:?}");
-    assert_eq!(took[0], told_well("d"));
+    assert_eq!(bad, [&told_badly("d")], "{verdict:?}");
+    assert_eq!(verdict[0], told_well("d"));
     assert_eq!(
-        took.len(),
+        verdict.len(),
         plugins.len() + 1,
-        "each step once, and the failed one: {took:?}"
+        "each step once, and the failed one: {verdict:?}"
     );
     // What is in the log can be replayed.
     let first = session.id().to_string();
-    let replayed = ground.sessions.replay(&first).await.unwrap();
+    let replayed = fixture.sessions.replay(&first).await.unwrap();
     assert!(replayed.different.is_some(), "the build itself still fails");
 }
 
 #[tokio::test]
 async fn the_first_step_of_a_session_falls_back_as_well() {
-    let ground = Ground::new(never, Some((OLDER, takes)));
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(never, Some((OLDER, takes)));
+    let (session, mut frames) = fixture.begin().await;
     let seen = until(&mut frames, "completed").await;
     assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
     assert!(
         !names(&seen).contains(&"ThinkAction".to_owned()),
         "there was no state to take over: {seen:?}"
     );
-    let plugins = ground.plugins(&session).await;
+    let plugins = fixture.plugins(&session).await;
     assert!(plugins.iter().all(|plugin| plugin == "c"), "{plugins:?}");
-    assert_eq!(ground.took()[..2], [told_badly("d"), told_well("c")]);
+    assert_eq!(fixture.took()[..2], [told_badly("d"), told_well("c")]);
 }
 
 #[tokio::test]
 async fn inputs_that_both_builds_fail_say_nothing_of_either() {
-    let ground = Ground::new(breaks, Some((OLDER, breaks)));
-    let (session, mut frames) = ground.begin().await;
+    let fixture = Fixture::new(breaks, Some((OLDER, breaks)));
+    let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "It broke down.").await;
-    let plugins = ground.plugins(&session).await;
+    let plugins = fixture.plugins(&session).await;
     assert!(plugins.iter().all(|plugin| plugin == "d"), "{plugins:?}");
-    let took = ground.took();
-    assert!(took.iter().all(|took| *took == told_well("d")), "{took:?}");
+    let verdict = fixture.took();
+    assert!(
+        verdict.iter().all(|verdict| *verdict == told_well("d")),
+        "{verdict:?}"
+    );
 }
 
 #[tokio::test]
@@ -175,13 +178,13 @@ async fn a_build_that_cannot_take_the_state_back_is_not_asked() {
         Some((too_old, takes)),
         None,
     ] {
-        let ground = Ground::new(breaks, older);
-        let (session, mut frames) = ground.begin().await;
+        let fixture = Fixture::new(breaks, older);
+        let (session, mut frames) = fixture.begin().await;
         until(&mut frames, "It broke down.").await;
-        let plugins = ground.plugins(&session).await;
+        let plugins = fixture.plugins(&session).await;
         assert!(plugins.iter().all(|plugin| plugin == "d"), "{plugins:?}");
         assert_eq!(
-            ground.took().last(),
+            fixture.took().last(),
             Some(&told_badly("d")),
             "it is to blame all the same"
         );

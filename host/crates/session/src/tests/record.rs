@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::super::ports::{ActorMessage, StartInputs, WorkspaceTree};
 use super::*;
 use crate::actor::budget::Budget;
-use crate::round::{RoundBuilder, RoundContext, StartedWork, fault, of_effect};
+use crate::round::{RoundBuilder, RoundContext, StartedWork, internal_error, of_effect};
 use lucid_types::log::{Counters, EffectKind};
 
 fn tree(number: u64, json: &str) -> WorkspaceTree {
@@ -51,7 +51,7 @@ fn told(which: u8, effect: &str) -> ActorMessage {
                     message,
                     stop: StopReason::EndTurn,
                     usage,
-                    spent: CallCost {
+                    cost: CallCost {
                         usage,
                         cost: None,
                         provider: "p".to_owned(),
@@ -74,7 +74,7 @@ fn told(which: u8, effect: &str) -> ActorMessage {
                 effect,
                 Ok(Box::new(ToolResultWithEvent {
                     result,
-                    shown: EventDraft::text("CmdOutputObservation", "t"),
+                    event: EventDraft::text("CmdOutputObservation", "t"),
                     notices: Vec::new(),
                 })),
                 None,
@@ -127,7 +127,7 @@ fn rounds() -> impl Strategy<Value = BuildAssignment> {
 #[test]
 fn what_a_failed_model_call_took_counts_as_well() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = RoundContext {
+    let context = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -139,12 +139,12 @@ fn what_a_failed_model_call_took_counts_as_well() {
         mock: false,
         settings: "{}",
         policy_digest: "d",
-        offers: None,
+        available_models: None,
         budget: Budget::default(),
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = RoundBuilder::new(&scene, Counters::default(), open, 10);
+    let mut draft = RoundBuilder::new(&context, Counters::default(), open, 10);
     let spent = CallCost {
         usage: Usage {
             input_tokens: 40,
@@ -157,11 +157,11 @@ fn what_a_failed_model_call_took_counts_as_well() {
         model: "m".to_owned(),
         tries: 4,
     };
-    draft.take(ActorMessage::Model(
+    draft.apply(ActorMessage::Model(
         "e".to_owned(),
         Err(ModelFailure {
-            error: fault(ErrorKind::Upstream, "It broke off."),
-            spent: Some(Box::new(spent)),
+            error: internal_error(ErrorKind::Upstream, "It broke off."),
+            cost: Some(Box::new(spent)),
         }),
     ));
     assert_eq!(draft.counters.tokens, 42);
@@ -172,7 +172,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
 #[test]
 fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = RoundContext {
+    let context = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -184,7 +184,7 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         mock: false,
         settings: "{}",
         policy_digest: "d",
-        offers: None,
+        available_models: None,
         budget: Budget {
             iterations: 9,
             tokens: Some(50),
@@ -197,13 +197,13 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
             panic!("not an answer");
         };
         // A previous attempt broke off.
-        answer.spent.usage.input_tokens = 48;
-        (answer.spent.cost, answer.spent.tries) = (Some(9), 2);
+        answer.cost.usage.input_tokens = 48;
+        (answer.cost.cost, answer.cost.tries) = (Some(9), 2);
         ActorMessage::Model(effect, Ok(answer))
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = RoundBuilder::new(&scene, Counters::default(), open, 10);
-    draft.take(answer());
+    let mut draft = RoundBuilder::new(&context, Counters::default(), open, 10);
+    draft.apply(answer());
     let [Input::ModelReplied(reply)] = &draft.inputs[..] else {
         panic!("{:?}", draft.inputs);
     };
@@ -213,15 +213,15 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
     );
     let totals = draft.counters.totals;
     assert_eq!((totals.calls, totals.tokens(), totals.cost), (1, 49, 9));
-    assert_eq!(scene.budget.tokens_left(&draft.counters), Some(1));
+    assert_eq!(context.budget.tokens_left(&draft.counters), Some(1));
 
     // A response that nobody waits for any more is charged, and changes nothing else.
-    draft.take(answer());
+    draft.apply(answer());
     assert_eq!(draft.inputs.len(), 1);
     assert_eq!(draft.counters.totals.tokens(), 98);
     assert_eq!(draft.counters.next_entry, 1);
     assert_eq!(
-        scene.budget.refusal(&draft.counters).as_deref(),
+        context.budget.refusal(&draft.counters).as_deref(),
         Some("The session used up its 50 tokens.")
     );
 }
@@ -233,7 +233,7 @@ proptest! {
         let budget = Budget { iterations: 3, ..Budget::default() };
         let scene = RoundContext {
             session: &session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
-            settings: "{}", policy_digest: "d", offers: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
+            settings: "{}", policy_digest: "d", available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = Counters { next_seq: 1, ..Counters::default() };
         let mut open = BTreeMap::<String, EffectKind>::new();
@@ -245,7 +245,7 @@ proptest! {
         for (arrived, commands, good) in drawn {
             let mut draft = RoundBuilder::new(&scene, counters, open.clone(), 10);
             for (which, effect) in arrived {
-                draft.take(told(which, &effect.to_string()));
+                draft.apply(told(which, &effect.to_string()));
             }
             let commands: Vec<_> = commands.iter().map(|(which, effect)| wanted(*which, &effect.to_string())).collect();
             let transition = Transition { state: Snapshot { schema: 1, bytes: vec![] }, commands };
@@ -280,7 +280,7 @@ proptest! {
                 waiting.extend(row.opened.iter().map(|opened| opened.id.clone()));
             }
             prop_assert!(waiting.iter().eq(round.open.keys()), "waits for {waiting:?}, open are {:?}", round.open);
-            for begin in &round.begin {
+            for begin in &round.started {
                 if let StartedWork::Tool(run) = begin {
                     prop_assert!(round.open.contains_key(&run.effect));
                 }
@@ -293,7 +293,7 @@ proptest! {
 #[test]
 fn the_next_message_answers_an_open_question() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = RoundContext {
+    let context = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -305,13 +305,13 @@ fn the_next_message_answers_an_open_question() {
         mock: false,
         settings: "{}",
         policy_digest: "d",
-        offers: None,
+        available_models: None,
         budget: Budget::default(),
         describe: &|_| EventDraft::default(),
     };
     let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
     let mut draft = RoundBuilder::new(
-        &scene,
+        &context,
         Counters {
             next_entry: 4,
             task_open: true,
@@ -320,8 +320,8 @@ fn the_next_message_answers_an_open_question() {
         open,
         0,
     );
-    draft.take(ActorMessage::Message(1, "yes".to_owned()));
-    draft.take(ActorMessage::Message(2, "and more".to_owned()));
+    draft.apply(ActorMessage::Message(1, "yes".to_owned()));
+    draft.apply(ActorMessage::Message(2, "and more".to_owned()));
     assert!(
         matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
         if answer.effect == "q" && answer.entry == 4 && message.entry == 5)

@@ -56,16 +56,16 @@ async fn what_a_session_leaves_that_nobody_stopped_stays_over_a_restart_and_then
     });
     assert_eq!(second.recover().await.unwrap(), 0);
     eventually("its files go", || world.done("wipe") == 1).await;
-    let kept = async || {
+    let retained = async || {
         let count = |connection: &rusqlite::Connection| {
-            let kept = "SELECT count(*) FROM retained_workspaces";
-            Ok(connection.query_row(kept, [], |row| row.get::<_, i64>(0))?)
+            let retained = "SELECT count(*) FROM retained_workspaces";
+            Ok(connection.query_row(retained, [], |row| row.get::<_, i64>(0))?)
         };
         second.store.read(count).await.unwrap()
     };
     // The row is deleted after the files.
     let forgotten = async {
-        while kept().await > 0 {
+        while retained().await > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };

@@ -5,14 +5,14 @@ use super::*;
 use crate::{DifferenceKind, ShadowBounds, ShadowReport};
 
 /// Sessions that have run, one after the other, and the build that they had.
-struct Ground {
+struct Fixture {
     _folder: tempfile::TempDir,
     world: World,
     sessions: Host,
     ids: Vec<String>,
 }
 
-impl Ground {
+impl Fixture {
     async fn new(count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let world = World::new(worker);
@@ -96,11 +96,11 @@ fn breaks(
 
 #[tokio::test]
 async fn a_build_that_does_the_same_differs_nowhere_and_nothing_is_written_or_done() {
-    let ground = Ground::new(2).await;
-    let store = &ground.sessions.store;
-    let done = || ground.world.diary.lock().unwrap().len();
+    let fixture = Fixture::new(2).await;
+    let store = &fixture.sessions.store;
+    let done = || fixture.world.diary.lock().unwrap().len();
     let before = (store.written(), done());
-    let shown = ground.shadow(worker, BUILD, 10).await;
+    let shown = fixture.shadow(worker, BUILD, 10).await;
     assert_eq!(
         (store.written(), done()),
         before,
@@ -127,8 +127,8 @@ async fn a_build_that_does_the_same_differs_nowhere_and_nothing_is_written_or_do
 
 #[tokio::test]
 async fn other_commands_are_shown_once_for_a_session_with_step_and_build() {
-    let ground = Ground::new(2).await;
-    let shown = ground.shadow(chatty, BUILD, 10).await;
+    let fixture = Fixture::new(2).await;
+    let shown = fixture.shadow(chatty, BUILD, 10).await;
     assert_eq!(
         (shown.same, shown.different, shown.failed),
         (0, 2, 0),
@@ -140,7 +140,7 @@ async fn other_commands_are_shown_once_for_a_session_with_step_and_build() {
     };
     assert_eq!(
         (&newest.session, &oldest.session),
-        (&ground.ids[1], &ground.ids[0])
+        (&fixture.ids[1], &fixture.ids[0])
     );
     assert_eq!(
         (newest.what, &*newest.recorded_by),
@@ -159,8 +159,8 @@ async fn other_commands_are_shown_once_for_a_session_with_step_and_build() {
 
 #[tokio::test]
 async fn a_step_that_breaks_down_fails_its_session_with_the_reason() {
-    let ground = Ground::new(1).await;
-    let shown = ground.shadow(breaks, BUILD, 10).await;
+    let fixture = Fixture::new(1).await;
+    let shown = fixture.shadow(breaks, BUILD, 10).await;
     assert_eq!(
         (shown.same, shown.different, shown.failed),
         (0, 0, 1),
@@ -177,7 +177,7 @@ async fn a_step_that_breaks_down_fails_its_session_with_the_reason() {
 
 #[tokio::test]
 async fn a_build_that_does_not_take_a_state_over_says_so() {
-    let ground = Ground::new(1).await;
+    let fixture = Fixture::new(1).await;
     let refuses = Build {
         refuses: true,
         ..BUILD
@@ -188,7 +188,7 @@ async fn a_build_that_does_not_take_a_state_over_says_so() {
         ..BUILD
     };
     for (build, reason) in [(refuses, "cannot make sense"), (too_new, "schema 2 to 3")] {
-        let shown = ground.shadow(worker, build, 10).await;
+        let shown = fixture.shadow(worker, build, 10).await;
         assert_eq!((shown.same, shown.not_migrated), (1, 1), "{shown:?}");
         let one = &shown.differences[0];
         assert_eq!((one.what, one.step), (DifferenceKind::NotMigrated, None));
@@ -198,11 +198,11 @@ async fn a_build_that_does_not_take_a_state_over_says_so() {
 
 #[tokio::test]
 async fn a_shadow_takes_no_more_than_it_may_and_says_that_it_was_cut() {
-    let ground = Ground::new(3).await;
+    let fixture = Fixture::new(3).await;
     let usual = ShadowBounds::default();
-    assert_eq!(ground.shadow(worker, BUILD, 2).await.sessions, 2);
+    assert_eq!(fixture.shadow(worker, BUILD, 2).await.sessions, 2);
     let few = ShadowBounds { steps: 2, ..usual };
-    let shown = ground.shadow_within(worker, BUILD, 3, few).await;
+    let shown = fixture.shadow_within(worker, BUILD, 3, few).await;
     assert_eq!((shown.steps, shown.sessions), (2, 1), "{shown:?}");
     assert!(
         shown
@@ -215,20 +215,20 @@ async fn a_shadow_takes_no_more_than_it_may_and_says_that_it_was_cut() {
         time: Duration::ZERO,
         ..usual
     };
-    let shown = ground.shadow_within(worker, BUILD, 3, short).await;
+    let shown = fixture.shadow_within(worker, BUILD, 3, short).await;
     assert_eq!(shown.steps, 0, "{shown:?}");
     assert!(shown.cut.is_some(), "{shown:?}");
     let first = ShadowBounds {
         session_steps: 1,
         ..usual
     };
-    let shown = ground.shadow_within(worker, BUILD, 3, first).await;
+    let shown = fixture.shadow_within(worker, BUILD, 3, first).await;
     assert_eq!((shown.steps, shown.sessions, shown.cut), (3, 3, None));
     let one = ShadowBounds {
         differences: 1,
         ..usual
     };
-    let shown = ground.shadow_within(chatty, BUILD, 3, one).await;
+    let shown = fixture.shadow_within(chatty, BUILD, 3, one).await;
     assert_eq!(
         (shown.different, shown.differences.len()),
         (3, 1),
@@ -238,8 +238,8 @@ async fn a_shadow_takes_no_more_than_it_may_and_says_that_it_was_cut() {
 
 #[tokio::test]
 async fn without_sessions_a_shadow_says_that_it_showed_nothing() {
-    let ground = Ground::new(0).await;
-    let shown = ground.shadow(worker, BUILD, 10).await;
+    let fixture = Fixture::new(0).await;
+    let shown = fixture.shadow(worker, BUILD, 10).await;
     assert!(
         shown
             .cut

@@ -99,7 +99,7 @@ async fn changes_while_tools_run_come_in_order_and_none_twice() {
 #[test]
 fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
     let (session, chat) = ("s".into(), "c".into());
-    let scene = RoundContext {
+    let context = RoundContext {
         session: &session,
         chat: &chat,
         task: "t",
@@ -111,16 +111,16 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         mock: false,
         settings: "{}",
         policy_digest: "d",
-        offers: None,
+        available_models: None,
         budget: Budget::default(),
         describe: &|_| EventDraft::default(),
     };
     let shown = |start: ShownTree, trees: &[(u64, &str)]| {
-        let mut draft = RoundBuilder::new(&scene, Counters::default(), Default::default(), 0);
-        draft.shown = start;
+        let mut draft = RoundBuilder::new(&context, Counters::default(), Default::default(), 0);
+        draft.shown_tree = start;
         for (number, json) in trees {
             let json = (*json).to_owned();
-            draft.take(ActorMessage::Tree(WorkspaceTree {
+            draft.apply(ActorMessage::Tree(WorkspaceTree {
                 number: *number,
                 json,
             }));

@@ -216,7 +216,7 @@ impl Policies for World {
         Policies::find(self, Some(name)).ok()
     }
 
-    fn draw(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
+    fn assign(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError> {
         Policies::find(self, name).map(BuildAssignment::from)
     }
 
@@ -224,13 +224,13 @@ impl Policies for World {
         None
     }
 
-    fn older(&self, _: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
+    fn fallback(&self, _: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
         let (build, script) = self.older.filter(|_| digest == self.build.digest)?;
         Some(self.policy(build, script))
     }
 
-    fn took(&self, _: &str, digest: &str, _: &str, took: StepVerdict) {
-        self.took.lock().unwrap().push((digest.to_owned(), took));
+    fn record_step(&self, _: &str, digest: &str, _: &str, verdict: StepVerdict) {
+        self.took.lock().unwrap().push((digest.to_owned(), verdict));
     }
 }
 
@@ -257,7 +257,7 @@ impl Models for World {
         }
     }
 
-    fn unpriced(&self, _: &str, _: &str, _: bool) -> Option<CreateError> {
+    fn check_priced(&self, _: &str, _: &str, _: bool) -> Option<CreateError> {
         None
     }
 
@@ -265,7 +265,7 @@ impl Models for World {
         Some(self.server.to_owned())
     }
 
-    fn offers(&self, _: &str, model: &str, _: bool, _: bool) -> AvailableModels {
+    fn available(&self, _: &str, model: &str, _: bool, _: bool) -> AvailableModels {
         AvailableModels::only(model)
     }
 
@@ -286,7 +286,7 @@ impl Models for World {
         let (hold, aside) = (self.hold.clone(), request.call.aside);
         let grief = request.call.effect == "grief";
         if self.tells.load(Ordering::SeqCst) {
-            request.meter.tell(CallCost {
+            request.meter.report(CallCost {
                 usage: EARLY,
                 cost: Some(4),
                 provider: "fake".to_owned(),
@@ -316,7 +316,7 @@ impl Models for World {
                 message,
                 stop: StopReason::ToolUse,
                 usage,
-                spent: CallCost {
+                cost: CallCost {
                     usage,
                     cost: Some(7),
                     provider: "fake".to_owned(),
@@ -352,7 +352,7 @@ impl EnvironmentProvider for World {
         ));
         if self.no_room.load(Ordering::SeqCst) {
             let full: std::io::Error = rustix::io::Errno::MFILE.into();
-            return std::future::ready(Err(EnvironmentError::of(&full))).boxed();
+            return std::future::ready(Err(EnvironmentError::from_error(&full))).boxed();
         }
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Environment>)).boxed()
     }
@@ -365,7 +365,7 @@ impl EnvironmentProvider for World {
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Environment>)).boxed()
     }
 
-    fn lives(&self, _: &EnvironmentSpec) -> bool {
+    fn is_alive(&self, _: &EnvironmentSpec) -> bool {
         self.lives.load(Ordering::SeqCst)
     }
 
@@ -377,7 +377,7 @@ impl EnvironmentProvider for World {
         !self.lost.load(Ordering::SeqCst)
     }
 
-    fn renew(&self, _: &EnvironmentSpec) -> bool {
+    fn recreate_workspace(&self, _: &EnvironmentSpec) -> bool {
         self.note("renew".to_owned());
         true
     }
@@ -387,11 +387,11 @@ impl EnvironmentProvider for World {
         std::future::ready(()).boxed()
     }
 
-    fn is_short(&self) -> BoxFuture<'static, bool> {
+    fn is_disk_short(&self) -> BoxFuture<'static, bool> {
         std::future::ready(self.short.load(Ordering::SeqCst)).boxed()
     }
 
-    fn wipe(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
         self.note("wipe".to_owned());
         self.wiped.lock().unwrap().push(spec.session);
         let stuck = self.stuck.load(Ordering::SeqCst);
@@ -463,7 +463,7 @@ impl Environment for World {
             };
             Ok(ToolResultWithEvent {
                 result,
-                shown,
+                event: shown,
                 notices: Vec::new(),
             })
         }

@@ -21,7 +21,7 @@ const MOST: u64 = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageVerdict {
     /// The provider answered a request that contained the image.
-    Taken,
+    Accepted,
     /// The provider refused a request that contained the image, and answered the same request
     /// without it.
     Refused,
@@ -30,7 +30,7 @@ pub enum ImageVerdict {
 impl ImageVerdict {
     fn sign(self) -> char {
         match self {
-            Self::Taken => '+',
+            Self::Accepted => '+',
             Self::Refused => '-',
         }
     }
@@ -42,7 +42,7 @@ pub struct ImageVerdicts(HashSet<String>);
 
 impl ImageVerdicts {
     /// Returns whether this verdict is known for a model and an image.
-    pub fn is(&self, verdict: ImageVerdict, model: &str, digest: &str) -> bool {
+    pub fn contains(&self, verdict: ImageVerdict, model: &str, digest: &str) -> bool {
         self.0.contains(&line(verdict, model, digest))
     }
 }
@@ -59,7 +59,7 @@ impl SessionBlobs {
     }
 
     /// Records a verdict on images.
-    pub async fn judge(&self, verdict: ImageVerdict, model: &str, digests: &[&str]) {
+    pub async fn record_verdict(&self, verdict: ImageVerdict, model: &str, digests: &[&str]) {
         if digests.is_empty() {
             return;
         }
@@ -108,9 +108,11 @@ mod tests {
         let kept = files.put("image/png", b"abc".to_vec()).await.unwrap();
         let digest = kept.digest.as_str();
         files
-            .judge(ImageVerdict::Refused, "a\nb", &[digest, "sha256:x"])
+            .record_verdict(ImageVerdict::Refused, "a\nb", &[digest, "sha256:x"])
             .await;
-        files.judge(ImageVerdict::Taken, "c", &[digest]).await;
+        files
+            .record_verdict(ImageVerdict::Accepted, "c", &[digest])
+            .await;
         // As after a restart: nothing is only in memory.
         let known = Blobs::new(folder.path())
             .of(SESSION)
@@ -121,11 +123,11 @@ mod tests {
             (ImageVerdict::Refused, "a\nb", digest, true),
             (ImageVerdict::Refused, "a\nb", "sha256:x", true),
             (ImageVerdict::Refused, "b", digest, false),
-            (ImageVerdict::Taken, "a\nb", digest, false),
-            (ImageVerdict::Taken, "c", digest, true),
-            (ImageVerdict::Taken, "c", "sha256:x", false),
+            (ImageVerdict::Accepted, "a\nb", digest, false),
+            (ImageVerdict::Accepted, "c", digest, true),
+            (ImageVerdict::Accepted, "c", "sha256:x", false),
         ] {
-            let is = known.is(verdict, model, digest);
+            let is = known.contains(verdict, model, digest);
             assert_eq!(is, expected, "{verdict:?} {model:?} {digest}");
         }
         assert!(
@@ -133,12 +135,19 @@ mod tests {
             "it is found as a file"
         );
         files.remove().await.unwrap();
-        files.judge(ImageVerdict::Refused, "c", &[digest]).await;
+        files
+            .record_verdict(ImageVerdict::Refused, "c", &[digest])
+            .await;
         assert!(
             !folder.path().join(SESSION).exists(),
             "a session that is over has a folder again"
         );
-        assert!(!files.verdicts().await.is(ImageVerdict::Taken, "c", digest));
+        assert!(
+            !files
+                .verdicts()
+                .await
+                .contains(ImageVerdict::Accepted, "c", digest)
+        );
     }
 
     #[tokio::test]
@@ -150,16 +159,19 @@ mod tests {
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         for model in 0..20 {
             files
-                .judge(ImageVerdict::Refused, &model.to_string(), &many)
+                .record_verdict(ImageVerdict::Refused, &model.to_string(), &many)
                 .await;
         }
         let size = std::fs::metadata(folder.path().join(SESSION).join(NAME)).unwrap();
         assert!(size.len() <= MOST, "{} bytes", size.len());
         let known = files.verdicts().await;
         assert!(
-            known.is(ImageVerdict::Refused, "0", "99"),
+            known.contains(ImageVerdict::Refused, "0", "99"),
             "the first is gone"
         );
-        assert!(!known.is(ImageVerdict::Refused, "19", "99"), "all fit");
+        assert!(
+            !known.contains(ImageVerdict::Refused, "19", "99"),
+            "all fit"
+        );
     }
 }

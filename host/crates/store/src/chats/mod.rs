@@ -29,7 +29,7 @@ pub struct DeletedChat {
 pub struct Chats {
     /// The store that holds the logs of their sessions.
     store: Store,
-    records: Arc<dyn ChatStore>,
+    remote: Arc<dyn ChatStore>,
     outbox: Option<Outbox>,
 }
 
@@ -38,16 +38,16 @@ impl Chats {
     pub fn new(store: Store) -> Self {
         Self {
             store: store.clone(),
-            records: Arc::new(SqliteChatStore::new(store)),
+            remote: Arc::new(SqliteChatStore::new(store)),
             outbox: None,
         }
     }
 
     /// Chats in another store, with the outbox that sends them there.
-    pub fn elsewhere(store: Store, records: Arc<dyn ChatStore>, outbox: Outbox) -> Self {
+    pub fn remote(store: Store, records: Arc<dyn ChatStore>, outbox: Outbox) -> Self {
         Self {
             store,
-            records,
+            remote: records,
             outbox: Some(outbox),
         }
     }
@@ -59,8 +59,8 @@ impl Chats {
         limit: u32,
         offset: u32,
     ) -> Result<Vec<Chat>, ChatStoreError> {
-        self.settle(caller).await;
-        self.records.list(caller, limit, offset).await
+        self.flush_pending(caller).await;
+        self.remote.list(caller, limit, offset).await
     }
 
     /// Returns one of the caller's chats, with its messages in the order they were written.
@@ -69,11 +69,11 @@ impl Chats {
         caller: &Principal,
         id: &str,
     ) -> Result<Option<(Chat, Vec<ChatMessage>)>, ChatStoreError> {
-        self.settle(caller).await;
-        let Some(chat) = self.records.find(caller, id).await? else {
-            return self.absent(caller, id, None).await;
+        self.flush_pending(caller).await;
+        let Some(chat) = self.remote.find(caller, id).await? else {
+            return self.missing_or_pending(caller, id, None).await;
         };
-        let messages = self.records.messages(caller, id).await?;
+        let messages = self.remote.messages(caller, id).await?;
         Ok(Some((chat, messages)))
     }
 
@@ -84,9 +84,9 @@ impl Chats {
         id: &str,
         title: &str,
     ) -> Result<Option<String>, ChatStoreError> {
-        self.settle(caller).await;
-        match self.records.rename(caller, id, title).await? {
-            None => self.absent(caller, id, None).await,
+        self.flush_pending(caller).await;
+        match self.remote.rename(caller, id, title).await? {
+            None => self.missing_or_pending(caller, id, None).await,
             title => Ok(title),
         }
     }
@@ -97,10 +97,10 @@ impl Chats {
         caller: &Principal,
         id: &str,
     ) -> Result<DeletedChat, ChatStoreError> {
-        self.settle(caller).await;
-        let chat = match self.records.delete(caller, id).await? {
+        self.flush_pending(caller).await;
+        let chat = match self.remote.delete(caller, id).await? {
             true => true,
-            false => self.absent(caller, id, false).await?,
+            false => self.missing_or_pending(caller, id, false).await?,
         };
         if let Some(outbox) = self.outbox.as_ref().filter(|_| chat) {
             outbox.forget(id).await?;
@@ -113,16 +113,21 @@ impl Chats {
     }
 
     /// Sends now what is waiting for this user.
-    async fn settle(&self, caller: &Principal) {
+    async fn flush_pending(&self, caller: &Principal) {
         if let Some(outbox) = &self.outbox {
-            outbox.settle(caller.user()).await;
+            outbox.wait_for_user(caller.user()).await;
         }
     }
 
     /// Handles a chat that the store does not have: it may still be waiting to be created there.
-    async fn absent<T>(&self, caller: &Principal, id: &str, none: T) -> Result<T, ChatStoreError> {
+    async fn missing_or_pending<T>(
+        &self,
+        caller: &Principal,
+        id: &str,
+        none: T,
+    ) -> Result<T, ChatStoreError> {
         match &self.outbox {
-            Some(outbox) if outbox.waits(caller.user(), id).await? => {
+            Some(outbox) if outbox.has_pending(caller.user(), id).await? => {
                 Err(ChatStoreError::Unavailable { answered: true })
             }
             _ => Ok(none),

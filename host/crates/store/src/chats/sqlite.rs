@@ -97,7 +97,7 @@ impl ChatStore for SqliteChatStore {
         })
     }
 
-    fn note(
+    fn update_progress(
         &self,
         caller: &Principal,
         id: &str,
@@ -283,7 +283,7 @@ pub(crate) fn last_line(
     while let Some(row) = rows.next()? {
         let event_type: Option<String> = row.get(1)?;
         if event_type.is_some_and(|event_type| is_wanted(&event_type)) {
-            return texts::whole(connection, session, row, 0).map(Some);
+            return texts::unpack_column(connection, session, row, 0).map(Some);
         }
     }
     Ok(None)
@@ -316,7 +316,7 @@ pub(crate) fn message(
     Ok(ChatMessage {
         id: row.get(0)?,
         role: row.get(1)?,
-        content: texts::whole(connection, session, row, 2)?,
+        content: texts::unpack_column(connection, session, row, 2)?,
         event_type: row.get(3)?,
         metadata_json: texts::optional(connection, session, row, 4)?,
         created_at: time(row, 5)?,

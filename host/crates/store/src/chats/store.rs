@@ -207,7 +207,7 @@ pub trait ChatStore: Send + Sync + fmt::Debug {
     ) -> ChatStoreFuture<'_, Option<String>>;
     /// Records the progress of a chat's session. Resolves to `false` if the caller has no such
     /// chat.
-    fn note(
+    fn update_progress(
         &self,
         caller: &Principal,
         id: &str,

@@ -47,7 +47,7 @@ pub(crate) fn of_chat(
 }
 
 /// At a session's end, deletes its log if its chat has been deleted.
-pub(super) fn at_end(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn discard_if_deleted(connection: &Connection, session: &str) -> Result<(), StoreError> {
     let discarded = connection
         .prepare_cached("SELECT discarded FROM sessions WHERE id = ?1")?
         .query_row([session], |row| row.get(0))

@@ -11,7 +11,7 @@ use crate::StoreError;
 use lucid_types::log::PositionRow;
 
 /// Replaces the stored positions with these.
-pub(super) fn keep_positions(
+pub(super) fn save_positions(
     connection: &Connection,
     rows: &[PositionRow],
 ) -> Result<(), StoreError> {
@@ -26,7 +26,7 @@ pub(super) fn keep_positions(
 }
 
 /// Reads all stored positions.
-pub(super) fn kept_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
+pub(super) fn saved_positions(connection: &Connection) -> Result<Vec<PositionRow>, StoreError> {
     let mut select =
         connection.prepare("SELECT session_id, features, taken FROM client_positions")?;
     let rows = select.query_map([], |row| {

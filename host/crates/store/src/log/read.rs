@@ -156,7 +156,7 @@ pub(super) fn commands_before(
     while let Some(row) = rows.next()? {
         steps.push(LoggedCommands {
             row: from_sql(row, "row")?,
-            commands: texts::whole(connection, session, row, 1)?,
+            commands: texts::unpack_column(connection, session, row, 1)?,
         });
     }
     Ok(steps)
@@ -191,7 +191,7 @@ pub(super) fn transcript(
     let mut rows = select.query(params![session, to_sql(first), to_sql(last)])?;
     let mut entries = Vec::new();
     while let Some(row) = rows.next()? {
-        entries.push(texts::whole(connection, session, row, 0)?);
+        entries.push(texts::unpack_column(connection, session, row, 0)?);
     }
     Ok(entries)
 }
@@ -219,7 +219,7 @@ pub(super) fn frames_after(
         && let Some(row) = rows.next()?
     {
         let first = from_sql(row, "first_seq")?;
-        let text = texts::whole(connection, session, row, 1)?;
+        let text = texts::unpack_column(connection, session, row, 1)?;
         let frames: Vec<&RawValue> =
             serde_json::from_str(&text).map_err(|cause| StoreError::Content(cause.to_string()))?;
         for (number, frame) in (first..).zip(frames) {
@@ -264,7 +264,7 @@ pub fn logged_steps(
         let step = LoggedStep {
             step: from_sql(row, "step")?,
             context: row.get(1)?,
-            inputs: texts::whole(connection, session, row, 2)?,
+            inputs: texts::unpack_column(connection, session, row, 2)?,
             commands: texts::optional(connection, session, row, 3)?,
             plugin: row.get(4)?,
             fuel: from_sql(row, "fuel")?,

@@ -59,7 +59,7 @@ pub(super) fn retained(
 }
 
 /// Postpones a removal, as if the workspace had been kept since this uptime of the host.
-pub(super) fn retain_longer(
+pub(super) fn extend_retention(
     connection: &Connection,
     session: &str,
     uptime_ms: u64,

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use super::{positions, read, retained, write};
 use crate::chats::sqlite;
 use crate::sqlite::origin;
-use crate::{PATIENCE, Store, StoreError};
+use crate::{Store, StoreError, TIMEOUT};
 use lucid_types::log::{
     FrameChunk, Health, InboxMessage, LivingSession, LogError, Logged, LoggedCommands, LoggedStep,
     NewSessionRow, PositionRow, Retained, RoundRow, SessionLog, SessionRow,
@@ -69,7 +69,7 @@ impl SessionLog for Store {
         };
         async move {
             store.write(insert).await?;
-            store.wrote_chat();
+            store.notify_chat_written();
             Ok(())
         }
         .boxed()
@@ -81,7 +81,7 @@ impl SessionLog for Store {
             let lines = round.chat_lines.len();
             let insert = move |connection: &Connection| write::insert_round(connection, &round);
             store.write_within(ATTEMPT, insert).await?;
-            store.wrote_lines(lines);
+            store.notify_messages_written(lines);
             Ok(())
         }
         .boxed()
@@ -111,7 +111,7 @@ impl SessionLog for Store {
     fn keep_message(&self, session: &str, text: String) -> Logged<Option<InboxMessage>> {
         let session = session.to_owned();
         self.logged_write(MESSAGE, move |connection| {
-            write::keep_message(connection, &session, text)
+            write::queue_message(connection, &session, text)
         })
     }
 
@@ -170,12 +170,12 @@ impl SessionLog for Store {
 
     fn keep_positions(&self, rows: Vec<PositionRow>) -> Logged<()> {
         self.logged_write(POSITIONS, move |connection| {
-            positions::keep_positions(connection, &rows)
+            positions::save_positions(connection, &rows)
         })
     }
 
     fn kept_positions(&self) -> Logged<Vec<PositionRow>> {
-        self.logged_read(positions::kept_positions)
+        self.logged_read(positions::saved_positions)
     }
 
     fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<Retained>> {
@@ -189,14 +189,14 @@ impl SessionLog for Store {
 
     fn retain_longer(&self, session: &str, uptime_ms: u64) -> Logged<()> {
         let session = session.to_owned();
-        self.logged_write(PATIENCE, move |connection| {
-            retained::retain_longer(connection, &session, uptime_ms)
+        self.logged_write(TIMEOUT, move |connection| {
+            retained::extend_retention(connection, &session, uptime_ms)
         })
     }
 
     fn forget_retained(&self, session: &str) -> Logged<()> {
         let session = session.to_owned();
-        self.logged_write(PATIENCE, move |connection| {
+        self.logged_write(TIMEOUT, move |connection| {
             retained::forget_retained(connection, &session)
         })
     }

@@ -73,7 +73,7 @@ fn parts(parts: &[PackedPart<'_>]) -> Result<PackedValue<'static>, StoreError> {
 pub(super) struct RoundTexts<'a> {
     connection: &'a Connection,
     session: &'a str,
-    kept: Vec<(Digest, String)>,
+    texts: Vec<(Digest, String)>,
 }
 
 impl<'a> RoundTexts<'a> {
@@ -81,7 +81,7 @@ impl<'a> RoundTexts<'a> {
         Self {
             connection,
             session,
-            kept: Vec::new(),
+            texts: Vec::new(),
         }
     }
 
@@ -90,9 +90,9 @@ impl<'a> RoundTexts<'a> {
         let mut pieces = Vec::new();
         let mut from = 0;
         for (begin, end) in large_strings(json) {
-            let place = self.place(&json[begin..end])?;
+            let slice = self.slice(&json[begin..end])?;
             pieces.push(PackedPart::Literal(json[from..begin].into()));
-            pieces.push(PackedPart::Json(place));
+            pieces.push(PackedPart::Json(slice));
             from = end;
         }
         if pieces.is_empty() {
@@ -108,20 +108,20 @@ impl<'a> RoundTexts<'a> {
             return Ok(PackedValue::Whole(text));
         }
         let quoted = serde_json::to_string(text).map_err(|cause| content(&cause))?;
-        let place = self.place(&quoted[1..quoted.len() - 1])?;
-        parts(&[PackedPart::Plain(place)])
+        let slice = self.slice(&quoted[1..quoted.len() - 1])?;
+        parts(&[PackedPart::Plain(slice)])
     }
 
     /// Returns the place of a string in the texts of this round, adding it if necessary. A string
     /// that is the beginning of a stored text (a frame holds no more than that) is not stored
     /// again.
-    fn place(&mut self, json: &str) -> Result<TextSlice, StoreError> {
-        let found = self.kept.iter().find_map(|(digest, kept)| {
+    fn slice(&mut self, json: &str) -> Result<TextSlice, StoreError> {
+        let found = self.texts.iter().find_map(|(digest, kept)| {
             let at = kept.find(json)?;
             Some(TextSlice(*digest, at, at + json.len()))
         });
-        if let Some(place) = found {
-            return Ok(place);
+        if let Some(slice) = found {
+            return Ok(slice);
         }
         let whole: [u8; 32] = Sha256::digest(json).into();
         let mut digest = Digest::default();
@@ -131,7 +131,7 @@ impl<'a> RoundTexts<'a> {
                 "INSERT INTO texts (session_id, digest, text) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             )?
             .execute(params![self.session, digest, json])?;
-        self.kept.push((digest, json.to_owned()));
+        self.texts.push((digest, json.to_owned()));
         Ok(TextSlice(digest, 0, json.len()))
     }
 }
@@ -160,7 +160,7 @@ fn large_strings(json: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
 }
 
 /// Reassembles a value from a session's row.
-pub(crate) fn whole(
+pub(crate) fn unpack_column(
     connection: &Connection,
     session: &str,
     row: &Row<'_>,
@@ -169,7 +169,7 @@ pub(crate) fn whole(
     optional(connection, session, row, column)?.ok_or_else(|| content(&"a value is missing"))
 }
 
-/// Like [`whole`], for a column that may be null.
+/// Like [`unpack_column`], for a column that may be null.
 pub(crate) fn optional(
     connection: &Connection,
     session: &str,
@@ -197,9 +197,9 @@ fn unpack(connection: &Connection, session: &str, parts: &[u8]) -> Result<String
     for part in parts {
         match part {
             PackedPart::Literal(text) => whole.push_str(&text),
-            PackedPart::Json(place) => whole.push_str(&json_at(place)?),
-            PackedPart::Plain(place) => {
-                let quoted = format!("\"{}\"", json_at(place)?);
+            PackedPart::Json(slice) => whole.push_str(&json_at(slice)?),
+            PackedPart::Plain(slice) => {
+                let quoted = format!("\"{}\"", json_at(slice)?);
                 let plain: String =
                     serde_json::from_str(&quoted).map_err(|cause| content(&cause))?;
                 whole.push_str(&plain);
@@ -235,7 +235,7 @@ mod tests {
         let mut select = connection.prepare("SELECT value FROM held").unwrap();
         let mut rows = select.query([]).unwrap();
         let row = rows.next().unwrap().unwrap();
-        whole(connection, session, row, 0).unwrap()
+        unpack_column(connection, session, row, 0).unwrap()
     }
 
     fn kept(connection: &Connection) -> (i64, i64) {

@@ -115,12 +115,12 @@ pub(super) fn mark_begun(connection: &Connection, session: &str) -> Result<(), S
 
 /// Stores a user's message until a round processes it. Returns `None` if the session is over and no
 /// round will.
-pub(super) fn keep_message(
+pub(super) fn queue_message(
     connection: &Connection,
     session: &str,
     text: String,
 ) -> Result<Option<InboxMessage>, StoreError> {
-    let kept = connection
+    let queued = connection
         .prepare_cached(
             "INSERT INTO inbox (session_id, text)
              SELECT id, ?2 FROM sessions WHERE id = ?1 AND status IN (?3, ?4)",
@@ -132,7 +132,7 @@ pub(super) fn keep_message(
             Status::Running.text()
         ])?;
     let number = u64::try_from(connection.last_insert_rowid()).unwrap_or(0);
-    Ok((kept > 0).then_some(InboxMessage { number, text }))
+    Ok((queued > 0).then_some(InboxMessage { number, text }))
 }
 
 /// Writes the round. The caller's transaction makes it atomic.
@@ -202,7 +202,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
     }
     insert_parts(connection, round)?;
     if round.status == Status::Ended {
-        discard::at_end(connection, &round.session)?;
+        discard::discard_if_deleted(connection, &round.session)?;
     }
     Ok(())
 }
@@ -293,7 +293,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
         &round.calls,
         &round.counters.totals,
     )?;
-    for number in &round.taken {
+    for number in &round.processed {
         connection
             .prepare_cached("DELETE FROM inbox WHERE n = ?1")?
             .execute([to_sql(*number)])?;

@@ -39,7 +39,7 @@ const BATCH: usize = 20;
 /// How long a message waits for others.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long a user's call waits for what is still to be sent for that user.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Signals that something was written that is to be sent.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ pub struct Outbox {
 
 struct Shared {
     store: Store,
-    news: Arc<OutboxSignal>,
+    signal: Arc<OutboxSignal>,
     tokens: Arc<UserTokens>,
     /// Requests to send everything now, each with a channel to answer once that was tried.
     now: mpsc::Sender<oneshot::Sender<()>>,
@@ -87,16 +87,16 @@ impl Outbox {
     /// that were only kept in the local database. Needs a tokio runtime, and ends with the last
     /// clone.
     pub async fn start(store: Store, records: SupabaseChatStore) -> Result<Self, StoreError> {
-        store.write(progress::take_in).await?;
-        let news = store.announce();
+        store.write(progress::enqueue_all).await?;
+        let signal = store.enable_outbox();
         let tokens = Arc::new(UserTokens::default());
         let (now, asked) = mpsc::channel(64);
-        let deliverer = OutboxRelay::new(store.clone(), records, news.clone(), tokens.clone());
+        let deliverer = OutboxRelay::new(store.clone(), records, signal.clone(), tokens.clone());
         tokio::spawn(deliverer.run(asked));
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
-                news,
+                signal,
                 tokens,
                 now,
             }),
@@ -104,9 +104,9 @@ impl Outbox {
     }
 
     /// Remembers a user's token, to send what is waiting for that user.
-    pub fn seen(&self, who: &Identity) {
-        if self.shared.tokens.take(who) {
-            self.shared.news.wake.notify_one();
+    pub fn remember_token(&self, who: &Identity) {
+        if self.shared.tokens.store_token(who) {
+            self.shared.signal.wake.notify_one();
         }
     }
 
@@ -119,20 +119,20 @@ impl Outbox {
     }
 
     /// Sends what is waiting for a user, and waits for that for as long as a caller should.
-    pub async fn settle(&self, user: &UserId) {
+    pub async fn wait_for_user(&self, user: &UserId) {
         let user = user.to_string();
-        let work = move |connection: &_| progress::any_of(connection, &user, None);
+        let work = move |connection: &_| progress::has_pending(connection, &user, None);
         // If that cannot be determined, the read that follows reports why.
         if self.shared.store.read(work).await.unwrap_or(false) {
-            self.flush(PATIENCE).await;
+            self.flush(TIMEOUT).await;
         }
     }
 
     /// Sends everything, and waits for that for at most `patience`.
     pub async fn flush(&self, patience: Duration) {
-        let (told, done) = oneshot::channel();
+        let (sender, done) = oneshot::channel();
         let asked = async {
-            if self.shared.now.send(told).await.is_ok() {
+            if self.shared.now.send(sender).await.is_ok() {
                 let _ = done.await;
             }
         };
@@ -141,9 +141,13 @@ impl Outbox {
     }
 
     /// Returns whether a chat of the user is still to be created in the store.
-    pub(super) async fn waits(&self, user: &UserId, chat: &str) -> Result<bool, ChatStoreError> {
+    pub(super) async fn has_pending(
+        &self,
+        user: &UserId,
+        chat: &str,
+    ) -> Result<bool, ChatStoreError> {
         let (user, chat) = (user.to_string(), chat.to_owned());
-        let work = move |connection: &_| progress::any_of(connection, &user, Some(&chat));
+        let work = move |connection: &_| progress::has_pending(connection, &user, Some(&chat));
         Ok(self.shared.store.read(work).await?)
     }
 

@@ -20,13 +20,13 @@ const BATCH_BYTES: usize = 2 << 20;
 pub(super) struct OutboxEntry {
     pub(super) chat: String,
     pub(super) user: String,
-    pub(super) made: bool,
+    pub(super) created: bool,
     /// The number of the last message sent, and its time in the other store in microseconds since
     /// 1970.
     pub(super) sent: i64,
     pub(super) sent_at: i64,
     pub(super) changed: i64,
-    pub(super) told: i64,
+    pub(super) sent_changes: i64,
 }
 
 /// A batch of a chat's messages, and the chat's progress once they have arrived.
@@ -48,7 +48,7 @@ const OVER: &str =
 
 /// Enters all chats, including those that the store refused in an earlier run, as it may accept
 /// them now. Users of another identity provider, whose ids are not UUIDs, keep their chats here.
-pub(super) fn take_in(connection: &Connection) -> Result<(), StoreError> {
+pub(super) fn enqueue_all(connection: &Connection) -> Result<(), StoreError> {
     connection.execute(
         "INSERT INTO outbox (chat_id, user_id) SELECT id, user_id FROM chat_sessions
          WHERE user_id GLOB '????????-????-????-????-????????????' ON CONFLICT DO NOTHING",
@@ -88,11 +88,11 @@ pub(super) fn open(connection: &Connection) -> Result<Vec<OutboxEntry>, StoreErr
         Ok(OutboxEntry {
             chat: row.get(0)?,
             user: row.get(1)?,
-            made: row.get(2)?,
+            created: row.get(2)?,
             sent: row.get(3)?,
             sent_at: row.get(4)?,
             changed: row.get(5)?,
-            told: row.get(6)?,
+            sent_changes: row.get(6)?,
         })
     })?;
     rows.map(|row| row.map_err(StoreError::from)).collect()
@@ -100,7 +100,7 @@ pub(super) fn open(connection: &Connection) -> Result<Vec<OutboxEntry>, StoreErr
 
 /// Returns whether anything of a user's chats is to be sent or, for a single chat, whether it is to
 /// be created.
-pub(super) fn any_of(
+pub(super) fn has_pending(
     connection: &Connection,
     user: &str,
     chat: Option<&str>,
@@ -169,7 +169,11 @@ fn time(micros: i64) -> DateTime<Utc> {
 }
 
 /// Records that the chat was created, as it was after this many changes.
-pub(super) fn made(connection: &Connection, chat: &str, changes: i64) -> Result<(), StoreError> {
+pub(super) fn record_created(
+    connection: &Connection,
+    chat: &str,
+    changes: i64,
+) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE outbox SET made = 1, told = ?2 WHERE chat_id = ?1")?
         .execute(params![chat, changes])?;
@@ -177,7 +181,7 @@ pub(super) fn made(connection: &Connection, chat: &str, changes: i64) -> Result<
 }
 
 /// Records that a batch arrived.
-pub(super) fn sent(
+pub(super) fn record_batch_sent(
     connection: &Connection,
     chat: &str,
     batch: (i64, i64),
@@ -189,7 +193,11 @@ pub(super) fn sent(
 }
 
 /// Records that the chat's row was sent as it was after this many changes.
-pub(super) fn told(connection: &Connection, chat: &str, changes: i64) -> Result<(), StoreError> {
+pub(super) fn record_row_sent(
+    connection: &Connection,
+    chat: &str,
+    changes: i64,
+) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE outbox SET told = ?2 WHERE chat_id = ?1")?
         .execute(params![chat, changes])?;
@@ -205,7 +213,7 @@ pub(super) fn refused(connection: &Connection, chat: &str, why: &str) -> Result<
 }
 
 /// Removes what the local database has of a chat, if all of it is sent and nothing more will come.
-pub(super) fn done(connection: &Connection, chat: &str) -> Result<(), StoreError> {
+pub(super) fn remove_if_sent(connection: &Connection, chat: &str) -> Result<(), StoreError> {
     let done = connection
         .prepare_cached(&format!(
             "SELECT 1 FROM outbox WHERE chat_id = ?1 AND refused IS NULL AND NOT ({OPEN}) AND {OVER}"
@@ -265,8 +273,8 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         let work = |connection: &Connection| {
             fill(connection)?;
-            take_in(connection)?;
-            take_in(connection)?;
+            enqueue_all(connection)?;
+            enqueue_all(connection)?;
             let open = open(connection)?;
             let batch = next(connection, "c1", 0, 0)?;
             let rest = next(connection, "c1", batch.sent, batch.sent_at)?;
@@ -292,22 +300,22 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         let work = |connection: &Connection| {
             fill(connection)?;
-            take_in(connection)?;
+            enqueue_all(connection)?;
             let left = || -> Result<i64, StoreError> {
-                done(connection, "c1")?;
+                remove_if_sent(connection, "c1")?;
                 let count = "SELECT count(*) FROM chat_messages WHERE session_id = 'c1'";
                 Ok(connection.query_row(count, [], |row| row.get(0))?)
             };
             let mut seen = vec![("nothing is sent", left()?)];
-            made(connection, "c1", 0)?;
+            record_created(connection, "c1", 0)?;
             seen.push(("its messages are not sent", left()?));
-            sent(connection, "c1", (5, 7000))?;
+            record_batch_sent(connection, "c1", (5, 7000))?;
             changed(connection, "c1")?;
             seen.push(("a change is not sent", left()?));
             refused(connection, "c1", "23503")?;
-            told(connection, "c1", 1)?;
+            record_row_sent(connection, "c1", 1)?;
             seen.push(("it was refused", left()?));
-            take_in(connection)?;
+            enqueue_all(connection)?;
             let all = finished(connection)?;
             seen.push(("", left()?));
             Ok((seen, all))

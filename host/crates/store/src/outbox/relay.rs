@@ -32,13 +32,13 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(400), Duration::from
 
 pub(super) struct OutboxRelay {
     store: Store,
-    records: SupabaseChatStore,
-    news: Arc<OutboxSignal>,
+    chats: SupabaseChatStore,
+    signal: Arc<OutboxSignal>,
     tokens: Arc<UserTokens>,
     /// The current pause of the store as a whole.
     down: Option<Backoff>,
     /// Pauses of chats that failed while others did not.
-    troubled: HashMap<String, Backoff>,
+    failing: HashMap<String, Backoff>,
 }
 
 /// A pause during which nothing is tried.
@@ -75,7 +75,7 @@ enum DeliveryOutcome {
     /// Everything that was there has been sent.
     Sent,
     /// It waits for its user.
-    Waits,
+    NeedsToken,
     /// The store permanently refuses it.
     Refused(String),
     /// It failed, and is retried later.
@@ -86,16 +86,16 @@ impl OutboxRelay {
     pub(super) fn new(
         store: Store,
         records: SupabaseChatStore,
-        news: Arc<OutboxSignal>,
+        signal: Arc<OutboxSignal>,
         tokens: Arc<UserTokens>,
     ) -> Self {
         Self {
             store,
-            records,
-            news,
+            chats: records,
+            signal,
             tokens,
             down: None,
-            troubled: HashMap::new(),
+            failing: HashMap::new(),
         }
     }
 
@@ -109,7 +109,7 @@ impl OutboxRelay {
             let mut waiting = Vec::new();
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.news.wake.notified(), if self.down.is_none() => {}
+                () = self.signal.wake.notified(), if self.down.is_none() => {}
                 one = asked.recv() => match one {
                     Some(one) => waiting.push(one),
                     None => return,
@@ -118,8 +118,8 @@ impl OutboxRelay {
             while let Ok(one) = asked.try_recv() {
                 waiting.push(one);
             }
-            self.news.lines.store(0, Ordering::Relaxed);
-            if let Err(cause) = self.pass().await {
+            self.signal.lines.store(0, Ordering::Relaxed);
+            if let Err(cause) = self.send_pending().await {
                 // The store itself reports a transient failure, once.
                 match cause.transient() {
                     Some(_) => {
@@ -138,20 +138,20 @@ impl OutboxRelay {
     }
 
     /// Sends what is there.
-    async fn pass(&mut self) -> Result<(), StoreError> {
+    async fn send_pending(&mut self) -> Result<(), StoreError> {
         let (mut open, finished) = self
             .store
             .read(|connection| Ok((progress::open(connection)?, progress::finished(connection)?)))
             .await?;
         for chat in finished {
             self.store
-                .write(move |connection| progress::done(connection, &chat))
+                .write(move |connection| progress::remove_if_sent(connection, &chat))
                 .await?;
         }
         let now = Instant::now();
-        self.troubled
+        self.failing
             .retain(|chat, _| open.iter().any(|entry| entry.chat == *chat));
-        let troubled = &self.troubled;
+        let troubled = &self.failing;
         open.retain(|entry| {
             troubled
                 .get(&entry.chat)
@@ -181,7 +181,7 @@ impl OutboxRelay {
             .collect()
             .await;
         for (chat, outcome) in outcomes.into_iter().flatten() {
-            self.note(chat, outcome).await?;
+            self.record_outcome(chat, outcome).await?;
         }
         if unreached.into_inner() {
             if self.down.is_none() {
@@ -197,16 +197,20 @@ impl OutboxRelay {
         Ok(())
     }
 
-    async fn note(&mut self, chat: String, outcome: DeliveryOutcome) -> Result<(), StoreError> {
-        let before = self.troubled.remove(&chat);
+    async fn record_outcome(
+        &mut self,
+        chat: String,
+        outcome: DeliveryOutcome,
+    ) -> Result<(), StoreError> {
+        let before = self.failing.remove(&chat);
         match outcome {
-            DeliveryOutcome::Sent | DeliveryOutcome::Waits => {}
+            DeliveryOutcome::Sent | DeliveryOutcome::NeedsToken => {}
             DeliveryOutcome::Failed(ChatStoreError::Unavailable { answered: false }) => {}
             DeliveryOutcome::Failed(why) => {
                 if before.is_none() {
                     tracing::warn!(chat, %why, "a chat could not be sent to the record; it is tried again");
                 }
-                self.troubled.insert(chat, Backoff::after(before));
+                self.failing.insert(chat, Backoff::after(before));
             }
             DeliveryOutcome::Refused(why) => {
                 tracing::error!(
@@ -225,20 +229,20 @@ impl OutboxRelay {
     async fn deliver(&self, mut entry: OutboxEntry) -> DeliveryOutcome {
         let user = UserId::from(entry.user.as_str());
         let service = self
-            .records
+            .chats
             .has_service_key()
             .then(|| Principal::service(user.clone()));
         if let Some(caller) = self.tokens.caller(&user) {
             match self.send(&caller, &mut entry).await {
                 // The token is not accepted, or no longer is.
-                Err(ChatStoreError::Token) => self.tokens.drop_of(&caller),
+                Err(ChatStoreError::Token) => self.tokens.remove_rejected(&caller),
                 Err(ChatStoreError::Refused { .. }) if service.is_some() => {}
                 outcome => return outcome_of(outcome),
             }
         }
         let Some(caller) = service else {
-            self.tokens.miss(&user);
-            return DeliveryOutcome::Waits;
+            self.tokens.mark_waiting(&user);
+            return DeliveryOutcome::NeedsToken;
         };
         outcome_of(self.send(&caller, &mut entry).await)
     }
@@ -261,13 +265,13 @@ impl OutboxRelay {
             is_active: chat.is_active,
             totals: chat.totals,
         };
-        if !entry.made {
-            self.records.create(caller, chat).await?;
+        if !entry.created {
+            self.chats.create(caller, chat).await?;
             let (id, changes) = (id.clone(), entry.changed);
             self.store
-                .write(move |connection| progress::made(connection, &id, changes))
+                .write(move |connection| progress::record_created(connection, &id, changes))
                 .await?;
-            (entry.made, entry.told) = (true, changes);
+            (entry.created, entry.sent_changes) = (true, changes);
         }
         loop {
             let (chat, sent, sent_at) = (id.clone(), entry.sent, entry.sent_at);
@@ -282,27 +286,29 @@ impl OutboxRelay {
             if messages.is_empty() {
                 break;
             }
-            if !self.records.append(caller, &id, messages).await? {
+            if !self.chats.append(caller, &id, messages).await? {
                 return self.forget(id).await;
             }
             let chat = id.clone();
             self.store
-                .write(move |connection| progress::sent(connection, &chat, (sent, sent_at)))
+                .write(move |connection| {
+                    progress::record_batch_sent(connection, &chat, (sent, sent_at))
+                })
                 .await?;
             (entry.sent, entry.sent_at) = (sent, sent_at);
         }
-        if entry.told < entry.changed {
-            if !self.records.note(caller, &id, progress).await? {
+        if entry.sent_changes < entry.changed {
+            if !self.chats.update_progress(caller, &id, progress).await? {
                 return self.forget(id).await;
             }
             let (chat, changes) = (id.clone(), entry.changed);
             self.store
-                .write(move |connection| progress::told(connection, &chat, changes))
+                .write(move |connection| progress::record_row_sent(connection, &chat, changes))
                 .await?;
-            entry.told = entry.changed;
+            entry.sent_changes = entry.changed;
         }
         self.store
-            .write(move |connection| progress::done(connection, &id))
+            .write(move |connection| progress::remove_if_sent(connection, &id))
             .await?;
         Ok(())
     }

@@ -67,7 +67,7 @@ fn expiry(token: &str) -> Option<u64> {
 
 impl UserTokens {
     /// Stores the token of an active user. Returns whether something was waiting for it.
-    pub(super) fn take(&self, who: &Identity) -> bool {
+    pub(super) fn store_token(&self, who: &Identity) -> bool {
         let Some(token) = &who.token else {
             return false;
         };
@@ -103,7 +103,7 @@ impl UserTokens {
     }
 
     /// Drops a user's token that was rejected, unless another one has arrived meanwhile.
-    pub(super) fn drop_of(&self, caller: &Principal) {
+    pub(super) fn remove_rejected(&self, caller: &Principal) {
         let Principal::User { id, token } = caller else {
             return;
         };
@@ -115,7 +115,7 @@ impl UserTokens {
     }
 
     /// Records that a user's rows wait for a token.
-    pub(super) fn miss(&self, user: &UserId) {
+    pub(super) fn mark_waiting(&self, user: &UserId) {
         let mut inner = self.inner.lock();
         inner.missed.insert(user.clone());
     }
@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn a_token_is_given_for_its_own_user_until_it_expires() {
         let tokens = UserTokens::default();
-        tokens.take(&who("ann", now() + 100));
-        tokens.take(&who("bob", now() + 2));
+        tokens.store_token(&who("ann", now() + 100));
+        tokens.store_token(&who("bob", now() + 2));
         let ann = tokens.caller(&"ann".into()).unwrap();
         let Principal::User { id, token } = &ann else {
             panic!("{ann:?}")
@@ -148,35 +148,35 @@ mod tests {
         assert!(id.as_str() == "ann" && token.expose().ends_with(".ann"));
         assert!(tokens.caller(&"bob".into()).is_none(), "about to expire");
         assert!(tokens.caller(&"eve".into()).is_none());
-        tokens.drop_of(&ann);
+        tokens.remove_rejected(&ann);
         assert!(tokens.caller(&"ann".into()).is_none(), "it was not taken");
     }
 
     #[test]
     fn a_newer_token_is_not_dropped_for_an_older_one() {
         let tokens = UserTokens::default();
-        tokens.take(&who("ann", now() + 100));
+        tokens.store_token(&who("ann", now() + 100));
         let old = tokens.caller(&"ann".into()).unwrap();
-        tokens.take(&who("ann", now() + 200));
-        tokens.drop_of(&old);
+        tokens.store_token(&who("ann", now() + 200));
+        tokens.remove_rejected(&old);
         assert!(tokens.caller(&"ann".into()).is_some());
     }
 
     #[test]
     fn a_token_that_was_missed_is_told_of_once() {
         let tokens = UserTokens::default();
-        assert!(!tokens.take(&who("ann", now() + 100)));
-        tokens.miss(&"ann".into());
-        assert!(!tokens.take(&who("bob", now() + 100)));
-        assert!(tokens.take(&who("ann", now() + 100)));
-        assert!(!tokens.take(&who("ann", now() + 100)));
+        assert!(!tokens.store_token(&who("ann", now() + 100)));
+        tokens.mark_waiting(&"ann".into());
+        assert!(!tokens.store_token(&who("bob", now() + 100)));
+        assert!(tokens.store_token(&who("ann", now() + 100)));
+        assert!(!tokens.store_token(&who("ann", now() + 100)));
     }
 
     #[test]
     fn there_are_never_more_than_so_many() {
         let tokens = UserTokens::default();
         for number in 0..MOST as u64 + 10 {
-            tokens.take(&who(&number.to_string(), now() + 100 + number));
+            tokens.store_token(&who(&number.to_string(), now() + 100 + number));
         }
         assert_eq!(tokens.inner.lock().held.len(), MOST);
         assert!(tokens.caller(&"0".into()).is_none(), "expires first");
@@ -184,6 +184,6 @@ mod tests {
             token: Some(Secret::new("no token")),
             ..who("eve", 0)
         };
-        assert!(!tokens.take(&garbage) && tokens.caller(&"eve".into()).is_none());
+        assert!(!tokens.store_token(&garbage) && tokens.caller(&"eve".into()).is_none());
     }
 }

@@ -22,7 +22,7 @@ pub struct HostOrigin {
 }
 
 /// Reads the last start.
-pub fn origin(connection: &Connection) -> Result<Option<HostOrigin>, StoreError> {
+pub fn last_start(connection: &Connection) -> Result<Option<HostOrigin>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT machine, folder, marker, marked_ns FROM host_origin")?;
     let read = |row: &rusqlite::Row<'_>| {
@@ -38,7 +38,7 @@ pub fn origin(connection: &Connection) -> Result<Option<HostOrigin>, StoreError>
 
 /// Records this start. If `elsewhere` says that the last one was in another location, all sessions
 /// are held from now on.
-pub fn begin(
+pub fn record_start(
     connection: &Connection,
     start: &HostOrigin,
     elsewhere: bool,

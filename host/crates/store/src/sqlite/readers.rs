@@ -22,7 +22,7 @@ use crate::{StoreError, connect};
 const CONNECTIONS: usize = 4;
 /// How long to wait for another process's lock, and for a connection to be returned if none can be
 /// opened.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) struct Readers {
     shared: Arc<Shared>,
@@ -38,12 +38,12 @@ struct Shared {
 impl Shared {
     fn open(&self) -> Result<Connection, StoreError> {
         let connection = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        connection.busy_timeout(PATIENCE)?;
+        connection.busy_timeout(TIMEOUT)?;
         Ok(connection)
     }
 
     /// Takes a free connection, a new one or, if none can be opened, the next one returned.
-    fn take(&self) -> Result<Connection, StoreError> {
+    fn acquire(&self) -> Result<Connection, StoreError> {
         let free = self.free.lock().pop();
         if let Some(connection) = free {
             return Ok(connection);
@@ -54,11 +54,11 @@ impl Shared {
         };
         let mut free = self.free.lock();
         self.came_back
-            .wait_while_for(&mut free, |free| free.is_empty(), PATIENCE);
+            .wait_while_for(&mut free, |free| free.is_empty(), TIMEOUT);
         free.pop().ok_or(failed)
     }
 
-    fn give_back(&self, connection: Connection) {
+    fn release(&self, connection: Connection) {
         let mut free = self.free.lock();
         free.push(connection);
         self.came_back.notify_one();
@@ -78,7 +78,7 @@ impl Readers {
         first.query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
             row.get::<_, i64>(0)
         })?;
-        shared.give_back(first);
+        shared.release(first);
         Ok(Self {
             shared: Arc::new(shared),
         })
@@ -98,9 +98,9 @@ impl Readers {
             .map_err(|_| StoreError::Closed)?;
         let work = move || {
             let _turn = turn;
-            let connection = shared.take()?;
+            let connection = shared.acquire()?;
             let result = read(&connection);
-            shared.give_back(connection);
+            shared.release(connection);
             result
         };
         tokio::task::spawn_blocking(work)

@@ -17,7 +17,7 @@ use crate::log::write::to_sql;
 use crate::{Store, StoreError};
 
 /// How long to wait for another process's lock.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Uptime {
     before: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Uptime {
 
 impl Uptime {
     /// Continues where the last host stopped.
-    pub(crate) fn go_on(connection: &Connection) -> Result<Self, StoreError> {
+    pub(crate) fn resume(connection: &Connection) -> Result<Self, StoreError> {
         // Looks only at live sessions, for which there is an index.
         let before: i64 = connection.query_row(
             "SELECT max(uptime_ms, coalesce((SELECT max(uptime_ms) FROM sessions WHERE status <> 'ended'), 0))
@@ -55,7 +55,7 @@ impl Store {
     /// Stores the uptime. Not worth a long wait: what is missing is less than what a crash loses.
     pub async fn note_uptime(&self) -> Result<(), StoreError> {
         let now = to_sql(self.uptime());
-        self.write_within(PATIENCE, move |connection| {
+        self.write_within(TIMEOUT, move |connection| {
             connection.execute(
                 "UPDATE host_uptime SET uptime_ms = max(uptime_ms, ?1)",
                 [now],

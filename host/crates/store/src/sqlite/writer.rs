@@ -364,8 +364,8 @@ fn one(
         connection.prepare_cached(sql)?.execute([]).map(drop)
     };
     if let Err(cause) = run("SAVEPOINT one") {
-        let told = Arc::new(copy_of(&cause));
-        write.refuse(told);
+        let error = Arc::new(clone_error(&cause));
+        write.refuse(error);
         return Err((cause, None));
     }
     // The closure shares nothing of ours but the connection, and that is rolled back.
@@ -394,7 +394,7 @@ fn passes(code: ffi::Error) -> bool {
 }
 
 /// SQLite's errors cannot be cloned; only the code matters.
-fn copy_of(error: &rusqlite::Error) -> rusqlite::Error {
+fn clone_error(error: &rusqlite::Error) -> rusqlite::Error {
     let code = error.sqlite_error().copied();
     rusqlite::Error::SqliteFailure(
         code.unwrap_or_else(|| ffi::Error::new(ffi::SQLITE_ERROR)),

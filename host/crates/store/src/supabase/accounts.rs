@@ -76,7 +76,7 @@ impl Integrations for SupabaseChatStore {
     fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
         let (records, caller) = (self.clone(), Principal::from(who));
         async move {
-            let Some(acting) = records.supabase().acting(&caller)? else {
+            let Some(acting) = records.supabase().authorized(&caller)? else {
                 return Ok(Vec::new());
             };
             let rows = acting.integrations(&[("order", "provider.asc")]).await?;
@@ -88,7 +88,7 @@ impl Integrations for SupabaseChatStore {
     fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>> {
         let (records, caller, provider) = (self.clone(), Principal::from(who), provider.to_owned());
         async move {
-            let Some(acting) = records.supabase().acting(&caller)? else {
+            let Some(acting) = records.supabase().authorized(&caller)? else {
                 return Ok(None);
             };
             let provider = format!("eq.{provider}");
@@ -101,7 +101,7 @@ impl Integrations for SupabaseChatStore {
     fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()> {
         let (records, caller) = (self.clone(), Principal::from(who));
         async move {
-            let Some(acting) = records.supabase().acting(&caller)? else {
+            let Some(acting) = records.supabase().authorized(&caller)? else {
                 return Err(ChatStoreError::Refused {
                     code: "a user whose id is no UUID".to_owned(),
                 });
@@ -118,7 +118,7 @@ impl Integrations for SupabaseChatStore {
     fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool> {
         let (records, caller, provider) = (self.clone(), Principal::from(who), provider.to_owned());
         async move {
-            let Some(acting) = records.supabase().acting(&caller)? else {
+            let Some(acting) = records.supabase().authorized(&caller)? else {
                 return Ok(false);
             };
             acting.remove_integration(&provider).await

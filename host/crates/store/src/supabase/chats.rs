@@ -52,7 +52,7 @@ impl SupabaseChatStore {
         caller: &Principal,
         id: &str,
     ) -> Result<Option<(AuthorizedClient<'_>, Uuid)>, ChatStoreError> {
-        let acting = self.supabase.acting(caller)?;
+        let acting = self.supabase.authorized(caller)?;
         Ok(acting.zip(Uuid::parse_str(id).ok()))
     }
 }
@@ -144,7 +144,7 @@ impl ChatStore for SupabaseChatStore {
     fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>> {
         let caller = caller.clone();
         Box::pin(async move {
-            let Some(acting) = self.supabase.acting(&caller)? else {
+            let Some(acting) = self.supabase.authorized(&caller)? else {
                 return Ok(Vec::new());
             };
             let narrow = [
@@ -195,7 +195,7 @@ impl ChatStore for SupabaseChatStore {
         })
     }
 
-    fn note(
+    fn update_progress(
         &self,
         caller: &Principal,
         id: &str,

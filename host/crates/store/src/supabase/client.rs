@@ -55,7 +55,7 @@ type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 impl Supabase {
     /// Returns a client for a caller, or `None` if the user is not one of the project's.
-    pub(super) fn acting(
+    pub(super) fn authorized(
         &self,
         caller: &Principal,
     ) -> Result<Option<AuthorizedClient<'_>>, ChatStoreError> {
@@ -198,7 +198,7 @@ impl AuthorizedClient<'_> {
             .header(PREFER, "return=minimal,resolution=merge-duplicates")
             .json(&row);
         let response = request.send().await.map_err(no_answer)?;
-        response::done(response, self.service).await
+        response::expect_success(response, self.service).await
     }
 
     /// Deletes a git account of the user. Returns `false` if there is none.
@@ -226,7 +226,7 @@ impl AuthorizedClient<'_> {
             .header(PREFER, "return=minimal,resolution=ignore-duplicates")
             .json(rows);
         let response = request.send().await.map_err(no_answer)?;
-        response::done(response, self.service).await
+        response::expect_success(response, self.service).await
     }
 
     async fn rows<T: DeserializeOwned>(

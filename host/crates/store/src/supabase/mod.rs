@@ -34,7 +34,7 @@ use lucid_types::secret::Secret;
 /// Timeout for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Timeout for a whole request.
-const WHOLE: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A project's address and keys.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ impl Supabase {
         };
         // The operator named the project, which may be in the operator's own network.
         let client = ClientSpec::new(AddressPolicy::PublicAndPrivate, CONNECT)
-            .timeout(WHOLE)
+            .timeout(REQUEST_TIMEOUT)
             .build()
             .map_err(|_| ChatStoreError::Unavailable { answered: false })?;
         let mut rest = settings.url.clone();

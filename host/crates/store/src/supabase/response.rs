@@ -38,7 +38,10 @@ pub(super) fn no_answer(cause: reqwest::Error) -> ChatStoreError {
 }
 
 /// Checks for a success without rows.
-pub(super) async fn done(response: Response, service: bool) -> Result<(), ChatStoreError> {
+pub(super) async fn expect_success(
+    response: Response,
+    service: bool,
+) -> Result<(), ChatStoreError> {
     if response.status().is_success() {
         return Ok(());
     }
@@ -104,13 +107,13 @@ async fn refusal(response: Response, service: bool) -> ChatStoreError {
         Ok((body, _)) => body,
         Err(error) => return error,
     };
-    let said: PostgrestError = serde_json::from_slice(&body).unwrap_or_default();
-    let code = said.code.unwrap_or_default();
-    let message: String = cut(&said.message.unwrap_or_default(), 200)
+    let parsed: PostgrestError = serde_json::from_slice(&body).unwrap_or_default();
+    let code = parsed.code.unwrap_or_default();
+    let message: String = cut(&parsed.message.unwrap_or_default(), 200)
         .chars()
         .filter(|c| !c.is_control())
         .collect();
-    let error = meaning(status.as_u16(), &code, &message, service);
+    let error = classify_error(status.as_u16(), &code, &message, service);
     match error {
         // Users' tokens expire all the time.
         ChatStoreError::Token => {
@@ -126,10 +129,10 @@ async fn refusal(response: Response, service: bool) -> ChatStoreError {
 
 /// Maps a status and PostgREST's code to an error. Of the message, only names that this version
 /// knows are considered.
-fn meaning(status: u16, code: &str, message: &str, service: bool) -> ChatStoreError {
+fn classify_error(status: u16, code: &str, message: &str, service: bool) -> ChatStoreError {
     let unavailable = |answered| ChatStoreError::Unavailable { answered };
     let key = |setting| ChatStoreError::Key { setting };
-    if let Some(lack) = lack(status, code, message) {
+    if let Some(lack) = missing_schema(status, code, message) {
         return ChatStoreError::Schema(lack);
     }
     match (status, code) {
@@ -153,7 +156,7 @@ fn meaning(status: u16, code: &str, message: &str, service: bool) -> ChatStoreEr
 }
 
 /// Returns the part of the schema that the project lacks, if that is what the error says.
-fn lack(status: u16, code: &str, message: &str) -> Option<MissingSchema> {
+fn missing_schema(status: u16, code: &str, message: &str) -> Option<MissingSchema> {
     let word = |known: &[&'static str]| {
         let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
         words.find_map(|word| known.iter().copied().find(|known| *known == word))
@@ -241,7 +244,7 @@ mod tests {
             ),
             (404, "42P01", "<b>hunter2</b>", "a table"),
         ] {
-            let shown = meaning(status, code, message, false).to_string();
+            let shown = classify_error(status, code, message, false).to_string();
             let expected = format!("lacks {expected}: ");
             assert!(shown.contains(&expected), "{code}: {shown}");
             assert!(shown.contains("migrations/supabase"), "{shown}");
@@ -249,7 +252,7 @@ mod tests {
         // A refusal by a policy concerns the rows, not the project.
         let refused = r#"new row violates row-level security policy for table "chat_sessions""#;
         assert!(matches!(
-            meaning(403, "42501", refused, false),
+            classify_error(403, "42501", refused, false),
             ChatStoreError::Refused { .. }
         ));
     }
@@ -282,7 +285,7 @@ mod tests {
             (302, "", false, "Unavailable { answered: true }"),
             (404, "", false, "Unavailable { answered: true }"),
         ] {
-            let shown = format!("{:?}", meaning(status, code, "", service));
+            let shown = format!("{:?}", classify_error(status, code, "", service));
             assert_eq!(shown, expected, "{status} {code}");
         }
     }
@@ -292,7 +295,7 @@ mod tests {
         #[test]
         fn no_answer_shows_through(status in 300u16..600, code in "[A-Z0-9]{0,30}", missing: bool, message in "[A-Z0-9 ]{4,30}", service: bool) {
             let code = if missing { "42703".to_owned() } else { code };
-            let shown = meaning(status, &code, &message, service).to_string();
+            let shown = classify_error(status, &code, &message, service).to_string();
             prop_assert!(code.len() < 4 || !shown.contains(&code), "{}", shown);
             prop_assert!(!shown.contains(&message), "{}", shown);
         }

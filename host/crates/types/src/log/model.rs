@@ -264,7 +264,7 @@ pub struct RoundRow {
     /// Effects that have their result.
     pub closed: Vec<String>,
     /// Messages from the user that have been processed, by their numbers in the inbox.
-    pub taken: Vec<u64>,
+    pub processed: Vec<u64>,
     /// The new value of the pushed branch, if it changed.
     pub pushed: Option<Option<String>>,
     /// The session's counters after the round.

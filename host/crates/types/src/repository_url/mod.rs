@@ -7,7 +7,7 @@ mod pasted;
 
 use url::Url;
 
-pub use self::pasted::pasted_repository;
+pub use self::pasted::parse_repository_url;
 
 /// The longest URL that is accepted, in bytes.
 const LONGEST: usize = 2000;

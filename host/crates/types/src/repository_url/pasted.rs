@@ -19,13 +19,13 @@ const PAGES: &[&str] = &[
 const SOURCES: &[&str] = &["branch", "commit", "tag"];
 
 /// Returns the https form of what was pasted, keeping the credentials of an http URL.
-pub fn pasted_repository(text: &str) -> String {
-    let text = bare(text);
+pub fn parse_repository_url(text: &str) -> String {
+    let text = unquote(text);
     let web = web_form(text).unwrap_or_else(|| text.to_owned());
     without_page(&web).unwrap_or(web)
 }
 
-fn bare(text: &str) -> &str {
+fn unquote(text: &str) -> &str {
     let mut text = text.trim();
     text = text.strip_prefix("git clone ").unwrap_or(text).trim();
     for (open, close) in [('"', '"'), ('\'', '\''), ('`', '`'), ('<', '>')] {
@@ -247,7 +247,7 @@ mod tests {
             ("project", "project"),
             ("", ""),
         ] {
-            assert_eq!(pasted_repository(text), meant, "{text}");
+            assert_eq!(parse_repository_url(text), meant, "{text}");
         }
     }
 }

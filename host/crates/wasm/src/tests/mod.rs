@@ -158,8 +158,8 @@ async fn a_step_gives_its_transition_and_the_same_fuel_each_time() {
     let first = plugin.step(&context(), Some(&state), &[]).await;
     let second = plugin.step(&context(), Some(&state), &[]).await;
     assert_eq!(first.result.as_ref().unwrap().state.bytes, [1, 2, 3]);
-    assert_eq!(first.figures.fuel, second.figures.fuel);
-    assert!(first.figures.fuel > 0 && first.figures.memory_bytes == 160 * 65536);
+    assert_eq!(first.usage.fuel, second.usage.fuel);
+    assert!(first.usage.fuel > 0 && first.usage.memory_bytes == 160 * 65536);
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn an_endless_loop_runs_out_of_fuel() {
         "{error}"
     );
     assert!(error.to_string().contains("`step` of the plugin `test`"));
-    assert!(called.figures.fuel >= 99_000);
+    assert!(called.usage.fuel >= 99_000);
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn memory_beyond_the_limit_is_denied_and_named() {
     };
     let called = stepped(grow, &enough).await;
     assert!(called.result.is_ok());
-    assert_eq!(called.figures.memory_bytes, (160 + 4096) * 65536);
+    assert_eq!(called.usage.memory_bytes, (160 + 4096) * 65536);
     // Less memory than it starts with, so it cannot even return its descriptor.
     let little = PluginLimits {
         memory_bytes: 1 << 20,

@@ -85,13 +85,13 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 #[tokio::test]
 async fn both_clocks_show_the_calls_own_time_and_stand_still() {
-    let moment = Context {
+    let clock = Context {
         now_ms: 1_700_000_000_123,
         ..context()
     };
     let read = "(i64.store (i32.const 65536) (call $now)) (call $wall (i32.const 65544))
         (i64.store (i32.const 65560) (call $now))";
-    let bytes = state(read, &moment).await;
+    let bytes = state(read, &clock).await;
     assert_eq!(number(&bytes, 0), 1_700_000_000_123_000_000);
     assert_eq!(number(&bytes, 24), number(&bytes, 0));
     assert_eq!(number(&bytes, 8), 1_700_000_000);

@@ -30,13 +30,13 @@ async fn a_component_that_is_compiled_is_in_the_list_while_that_lasts() {
     let compiling = tokio::task::spawn_blocking(move || own.compile("long", &wasm).is_ok());
     let mut seen = false;
     while !compiling.is_finished() {
-        let list = engine.works().list();
+        let list = engine.activities().list();
         seen |= list
             .iter()
-            .any(|work| work.what == "long" && work.doing == ActivityKind::Compiling);
+            .any(|work| work.subject == "long" && work.kind == ActivityKind::Compiling);
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     assert!(compiling.await.unwrap(), "it is a component");
     assert!(seen, "it was never in the list");
-    assert!(engine.works().list().is_empty());
+    assert!(engine.activities().list().is_empty());
 }

@@ -22,14 +22,14 @@ pub(super) async fn check(report: &mut CheckReport, git: &GitPlugin, settings: &
     report.result("addresses", addresses(git));
     report.result("requests", requests(git, settings).await);
     report.result("refusals", refusals(git, settings).await);
-    report.result("nonsense", nonsense(git, settings).await);
+    report.result("nonsense", feed_garbage(git, settings).await);
 }
 
 fn addresses(git: &GitPlugin) -> Result<String, String> {
-    let said = git.descriptor();
+    let descriptor = git.descriptor();
     for (what, address) in [
-        ("default-base-url", &said.default_base_url),
-        ("default-web-url", &said.default_web_url),
+        ("default-base-url", &descriptor.default_base_url),
+        ("default-web-url", &descriptor.default_web_url),
     ] {
         let url = url::Url::parse(address).map_err(|_| format!("its {what} is no URL"))?;
         Endpoint::public(url, KeyInjection::Bearer)
@@ -37,7 +37,7 @@ fn addresses(git: &GitPlugin) -> Result<String, String> {
     }
     Ok(format!(
         "{}, repositories at {}; on a server of one's own the API is at {}",
-        said.default_base_url, said.default_web_url, said.api_path
+        descriptor.default_base_url, descriptor.default_web_url, descriptor.api_path
     ))
 }
 
@@ -157,7 +157,7 @@ async fn refusals(git: &GitPlugin, settings: &str) -> Result<String, String> {
     Ok("a refusal is an error of its kind, without the token".to_owned())
 }
 
-async fn nonsense(git: &GitPlugin, settings: &str) -> Result<String, String> {
+async fn feed_garbage(git: &GitPlugin, settings: &str) -> Result<String, String> {
     let deep = "[".repeat(5_000);
     let mut tried = 0;
     for body in [

@@ -49,7 +49,7 @@ pub(super) async fn check(
     report.result("models", models(llm));
     report.result("encode", encode(llm, settings).await);
     report.result("classify", classify(llm).await);
-    report.result("decode", nonsense(llm).await);
+    report.result("decode", feed_garbage(llm).await);
     match recorded {
         Some(folder) => report.result("recorded", answers(llm, folder).await),
         None => report.note(
@@ -60,16 +60,16 @@ pub(super) async fn check(
 }
 
 fn models(llm: &LlmPlugin) -> Result<String, String> {
-    let (said, models) = (llm.descriptor(), llm.known_models());
-    if !said.default_base_url.starts_with("https://")
-        && !said.default_base_url.starts_with("http://")
+    let (descriptor, models) = (llm.descriptor(), llm.known_models());
+    if !descriptor.default_base_url.starts_with("https://")
+        && !descriptor.default_base_url.starts_with("http://")
     {
         return Err(format!(
             "its base URL `{}` is no http or https URL",
-            said.default_base_url
+            descriptor.default_base_url
         ));
     }
-    for name in [&said.default_model, &said.small_model] {
+    for name in [&descriptor.default_model, &descriptor.small_model] {
         if !models.iter().any(|model| model.id == *name) {
             return Err(format!(
                 "it names the model `{name}`, and does not say what it is in `models`"
@@ -80,7 +80,7 @@ fn models(llm: &LlmPlugin) -> Result<String, String> {
     Ok(format!(
         "{}, {priced} with a price; {} by default",
         plural::count(models.len(), "model"),
-        said.default_model
+        descriptor.default_model
     ))
 }
 
@@ -362,7 +362,7 @@ fn answer<T>(result: Result<T, CallError>) -> Result<T, String> {
 }
 
 /// Decodes input that is not a response at all.
-async fn nonsense(llm: &LlmPlugin) -> Result<String, String> {
+async fn feed_garbage(llm: &LlmPlugin) -> Result<String, String> {
     let event = |data: &str| {
         Frame::Sse(Sse {
             event: Some("message".into()),
@@ -385,10 +385,10 @@ async fn nonsense(llm: &LlmPlugin) -> Result<String, String> {
     ];
     let count = tries.len();
     for frames in tries {
-        let shown = format!("{frames:?}").chars().take(80).collect::<String>();
+        let excerpt = format!("{frames:?}").chars().take(80).collect::<String>();
         match decode(llm, std::slice::from_ref(&frames)).await {
             Err(CallError::Plugin { .. }) => {}
-            Err(error) => return Err(format!("{shown}: {error}")),
+            Err(error) => return Err(format!("{excerpt}: {error}")),
             Ok((completion, _)) if frames.is_empty() || completion.message.content.is_empty() => {
                 // `[DONE]` alone may be an empty response.
                 if frames.is_empty() {
@@ -397,7 +397,7 @@ async fn nonsense(llm: &LlmPlugin) -> Result<String, String> {
             }
             Ok((completion, _)) => {
                 return Err(format!(
-                    "{shown}: it made an answer of nothing: {:?}",
+                    "{excerpt}: it made an answer of nothing: {:?}",
                     completion.message
                 ));
             }

@@ -77,7 +77,7 @@ pub(super) async fn check(report: &mut CheckReport, policy: &PolicyPlugin, setti
     for (event, name, what) in PLAYED {
         match Box::pin(play(policy, settings, event)).await {
             Ok(PlayedSession { steps, notes }) => {
-                report.good(
+                report.pass(
                     name,
                     &format!(
                         "{what}: {}, each the same when made again",
@@ -88,7 +88,7 @@ pub(super) async fn check(report: &mut CheckReport, policy: &PolicyPlugin, setti
                     report.note(name, &note);
                 }
             }
-            Err(why) => report.bad(name, &why),
+            Err(why) => report.fail(name, &why),
         }
     }
 }
@@ -114,8 +114,8 @@ pub(super) async fn play(
     }
     match event {
         InjectedEvent::Message => {
-            let said = session.user_says("Take care of the tests, too.");
-            session.step(vec![said]).await?;
+            let sent = session.user_says("Take care of the tests, too.");
+            session.step(vec![sent]).await?;
         }
         InjectedEvent::Restart => {
             let lost = session
@@ -148,13 +148,13 @@ pub(super) async fn play(
         }
         _ => {}
     }
-    session.play_on().await?;
+    session.run_to_end().await?;
     // A second task, started by a message.
     if session.ended {
         session.ended = false;
-        let said = session.user_says("And now?");
-        session.step(vec![said]).await?;
-        session.play_on().await?;
+        let sent = session.user_says("And now?");
+        session.step(vec![sent]).await?;
+        session.run_to_end().await?;
     }
     Ok(PlayedSession {
         steps: session.steps,
@@ -268,7 +268,7 @@ impl<'a> SimulatedSession<'a> {
     }
 
     /// Provides the results that the policy waits for, until the task is over.
-    async fn play_on(&mut self) -> Result<(), String> {
+    async fn run_to_end(&mut self) -> Result<(), String> {
         while let Some(open) = self.open.pop_front() {
             let given_up = matches!(open, OpenEffect::Cancelled(_));
             if self.ended && !given_up {
@@ -282,7 +282,7 @@ impl<'a> SimulatedSession<'a> {
                 self.open.clear();
                 return Ok(());
             }
-            let input = self.news(open);
+            let input = self.result_of(open);
             self.step(vec![input]).await?;
         }
         if !self.ended {
@@ -295,7 +295,7 @@ impl<'a> SimulatedSession<'a> {
     }
 
     /// The result of an effect.
-    fn news(&mut self, open: OpenEffect) -> Input {
+    fn result_of(&mut self, open: OpenEffect) -> Input {
         let failed = |effect: String, kind, message: &str| {
             Input::EffectFailed(Failure {
                 effect,
@@ -406,14 +406,14 @@ impl<'a> SimulatedSession<'a> {
         match command {
             Command::CallModel(call) => {
                 self.check_call(&call)?;
-                self.begins(OpenEffect::Model(call))?;
+                self.start_effect(OpenEffect::Model(call))?;
             }
-            Command::RunTool(run) => self.begins(OpenEffect::Tool(run))?,
+            Command::RunTool(run) => self.start_effect(OpenEffect::Tool(run))?,
             Command::Ask(question) => {
                 object("the detail of a question", &question.detail)?;
-                self.begins(OpenEffect::Question(question.effect))?;
+                self.start_effect(OpenEffect::Question(question.effect))?;
             }
-            Command::SetTimer(timer) => self.begins(OpenEffect::Timer(timer.effect))?,
+            Command::SetTimer(timer) => self.start_effect(OpenEffect::Timer(timer.effect))?,
             Command::Cancel(effect) => {
                 for open in &mut self.open {
                     if open.effect() == effect {
@@ -443,7 +443,7 @@ impl<'a> SimulatedSession<'a> {
         Ok(())
     }
 
-    fn begins(&mut self, open: OpenEffect) -> Result<(), String> {
+    fn start_effect(&mut self, open: OpenEffect) -> Result<(), String> {
         let effect = open.effect();
         if effect.is_empty() {
             return Err("it begins an effect without a name".into());

@@ -59,13 +59,13 @@ const WORLDS: [(SimulatedEnvironment, &str, &str); 4] = [
 pub(super) async fn check(report: &mut CheckReport, plugin: &ToolsPlugin, settings: &str) {
     let tools = match plugin.definitions(settings).await.result {
         Ok(tools) => tools,
-        Err(error) => return report.bad("tools", &error.to_string()),
+        Err(error) => return report.fail("tools", &error.to_string()),
     };
     if tools.is_empty() {
         report.note("tools", "there are none with these settings");
     } else {
         let names: Vec<&str> = tools.iter().map(|tool| &*tool.name).collect();
-        report.good("tools", &names.join(", "));
+        report.pass("tools", &names.join(", "));
     }
     for (world, name, what) in WORLDS {
         let mut tried = CallResults::default();
@@ -80,8 +80,8 @@ pub(super) async fn check(report: &mut CheckReport, plugin: &ToolsPlugin, settin
             }
         }
         match wrong {
-            Some(why) => report.bad(name, &why),
-            None => report.good(name, &format!("{what}: {}", tried.sentence())),
+            Some(why) => report.fail(name, &why),
+            None => report.pass(name, &format!("{what}: {}", tried.sentence())),
         }
     }
     report.result("arguments", arguments(plugin, settings, &tools).await);
@@ -141,8 +141,8 @@ async fn arguments(
                 &mut tried,
             )
             .await;
-            let shown: String = arguments.chars().take(40).collect();
-            played.map_err(|why| format!("{name} with the arguments `{shown}`: {why}"))?;
+            let excerpt: String = arguments.chars().take(40).collect();
+            played.map_err(|why| format!("{name} with the arguments `{excerpt}`: {why}"))?;
         }
     }
     Ok(format!(

@@ -39,9 +39,9 @@ async fn sandbox() -> (tempfile::TempDir, Sandbox) {
 }
 
 /// An environment that starts programs, and does nothing else.
-struct Room(Sandbox);
+struct TestEnvironment(Sandbox);
 
-impl Environment for Room {
+impl Environment for TestEnvironment {
     fn root(&self) -> String {
         self.0.workspace_path().to_owned()
     }
@@ -111,7 +111,7 @@ fn server(tools: &[&str]) -> McpServer {
     let names = tools.iter().map(|tool| (*tool).to_owned());
     McpServer {
         name: "s".to_owned(),
-        way: ServerTransport::Program {
+        transport: ServerTransport::Program {
             argv: ["python3", "-u", "-c", SERVER].map(str::to_owned).into(),
             env: BTreeMap::new(),
         },
@@ -135,8 +135,12 @@ async fn said(client: &McpClient, tool: &str, arguments: &str) -> (String, bool)
 #[tokio::test]
 async fn what_may_not_be_asked_never_reaches_the_server() {
     let (_folder, sandbox) = sandbox().await;
-    let room: Arc<dyn Environment> = Arc::new(Room(sandbox));
-    let client = McpClient::open(server(&["count", "no-such-tool"]), Some(room.clone())).await;
+    let environment: Arc<dyn Environment> = Arc::new(TestEnvironment(sandbox));
+    let client = McpClient::open(
+        server(&["count", "no-such-tool"]),
+        Some(environment.clone()),
+    )
+    .await;
     let client = Arc::new(client.unwrap());
     let told: Vec<_> = client
         .definitions()
@@ -167,18 +171,18 @@ async fn what_may_not_be_asked_never_reaches_the_server() {
     client.clone().close().await;
     let (text, failed) = said(&client, "count", "{}").await;
     assert!(failed && text.contains("ended with the session"), "{text}");
-    room.close().await;
+    environment.close().await;
 }
 
 #[tokio::test]
 async fn a_server_whose_sandbox_is_lost_is_said_to_be() {
     let (_folder, sandbox) = sandbox().await;
-    let room = Arc::new(Room(sandbox));
-    let place: Arc<dyn Environment> = room.clone();
-    let client = McpClient::open(server(&["count"]), Some(place))
+    let environment = Arc::new(TestEnvironment(sandbox));
+    let opened: Arc<dyn Environment> = environment.clone();
+    let client = McpClient::open(server(&["count"]), Some(opened))
         .await
         .unwrap();
-    room.close().await;
+    environment.close().await;
     let (text, failed) = said(&client, "count", "{}").await;
     assert!(failed && text.contains("sandbox is gone"), "{text}");
 }

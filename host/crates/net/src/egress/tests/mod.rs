@@ -73,7 +73,7 @@ async fn asked(endpoint: &Endpoint, framing: Framing) -> Result<EgressResponse, 
 
 async fn frames(endpoint: &Endpoint, framing: Framing) -> Result<Vec<Frame>, EgressError> {
     match asked(endpoint, framing).await? {
-        EgressResponse::Frames(frames) => frames.try_collect().await,
+        EgressResponse::Success(frames) => frames.try_collect().await,
         EgressResponse::Refused(refusal) => panic!("{refusal:?}"),
     }
 }
@@ -188,11 +188,11 @@ fn a_client_goes_on_over_a_change_only_where_it_may_reach_the_same_private_hosts
     let at = |url: &str| Endpoint::new(Url::parse(url).unwrap(), KeyInjection::Bearer).unwrap();
     let (one, other) = (at("http://one.internal/v1"), at("http://other.internal/v1"));
     let before = Egress::new(limits(), [&one]).unwrap();
-    let after = Egress::or_new(Some(&before), limits(), &[&one, &one]).unwrap();
+    let after = Egress::reuse_or_new(Some(&before), limits(), &[&one, &one]).unwrap();
     assert_eq!(after.named, before.named);
-    let after = Egress::or_new(Some(&before), limits(), &[&one, &other]).unwrap();
+    let after = Egress::reuse_or_new(Some(&before), limits(), &[&one, &other]).unwrap();
     assert!(after.named.as_ref().unwrap().contains("other.internal"));
-    let after = Egress::or_new(Some(&after), limits(), &[&other]).unwrap();
+    let after = Egress::reuse_or_new(Some(&after), limits(), &[&other]).unwrap();
     assert!(
         !after.named.unwrap().contains("one.internal"),
         "what the deployment no longer names is reached"

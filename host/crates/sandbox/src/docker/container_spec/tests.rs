@@ -144,7 +144,7 @@ fn labels_say_whose_a_container_is_and_a_waiting_one_is_nobodys() {
         (MANAGED, "true"),
         (INSTANCE, "me"),
         (OWNER, "process"),
-        (BOX, "box"),
+        (CONTAINER_LABEL, "box"),
         (SESSION, "one"),
         (USER, "user-1"),
     ] {
@@ -156,8 +156,8 @@ fn labels_say_whose_a_container_is_and_a_waiting_one_is_nobodys() {
 
 #[test]
 fn a_host_in_a_container_names_the_engines_paths() {
-    let plan = plan(|_, own| own.host_path = Some(("/data".into(), "/srv/lucid".into())));
-    let body = plan.body(&wanted(None)).unwrap();
+    let template = plan(|_, own| own.host_path = Some(("/data".into(), "/srv/lucid".into())));
+    let body = template.body(&wanted(None)).unwrap();
     let sources: Vec<_> = body.host_config.unwrap().mounts.unwrap();
     assert_eq!(
         sources[0].source.as_deref(),
@@ -168,7 +168,7 @@ fn a_host_in_a_container_names_the_engines_paths() {
         workspace: Path::new("/elsewhere"),
         ..wanted(None)
     };
-    let error = plan.body(&elsewhere).unwrap_err().to_string();
+    let error = template.body(&elsewhere).unwrap_err().to_string();
     assert!(error.contains("HOST_WORKSPACE_PATH"), "{error}");
 }
 
@@ -196,10 +196,13 @@ fn no_more_processors_are_asked_for_than_there_are() {
 
 #[test]
 fn a_change_of_the_settings_changes_the_shape() {
-    let shape = plan(|_, _| {}).shape();
-    assert_eq!(plan(|_, _| {}).shape(), shape);
-    assert_ne!(plan(|common, _| common.memory_bytes += 1).shape(), shape);
-    assert_ne!(plan(|_, own| own.image.push('2')).shape(), shape);
+    let shape = plan(|_, _| {}).fingerprint();
+    assert_eq!(plan(|_, _| {}).fingerprint(), shape);
+    assert_ne!(
+        plan(|common, _| common.memory_bytes += 1).fingerprint(),
+        shape
+    );
+    assert_ne!(plan(|_, own| own.image.push('2')).fingerprint(), shape);
 }
 
 #[test]

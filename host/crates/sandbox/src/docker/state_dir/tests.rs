@@ -32,7 +32,7 @@ fn one_process_at_a_time_takes_over() {
 fn what_a_process_has_is_free_when_it_is_dead_and_not_before() {
     let dir = tempfile::tempdir().unwrap();
     let (first, life) = root(dir.path());
-    let made = first.make(None).unwrap();
+    let made = first.create_container_dir(None).unwrap();
     let (second, _life) = root(dir.path());
     let [seen] = &second.others()[..] else {
         panic!("one other process is there")
@@ -41,7 +41,7 @@ fn what_a_process_has_is_free_when_it_is_dead_and_not_before() {
     assert!(seen.lock_if_dead().unwrap().is_none());
     drop(life);
     assert!(seen.lock_if_dead().unwrap().is_some());
-    assert_eq!(seen.boxes()[0].name(), made.name());
+    assert_eq!(seen.container_dirs()[0].name(), made.name());
     seen.remove_if_empty();
     assert_eq!(
         second.others().len(),
@@ -60,16 +60,16 @@ fn a_name_that_leads_elsewhere_is_no_box() {
     for name in ["..", "../run", "lock", ""] {
         assert!(root.owner().find(name).is_none(), "{name}");
     }
-    let made = root.make(None).unwrap();
+    let made = root.create_container_dir(None).unwrap();
     assert_eq!(root.owner().find(made.name()).unwrap().path, made.path);
-    assert_eq!(root.owner().boxes().len(), 1);
+    assert_eq!(root.owner().container_dirs().len(), 1);
 }
 
 #[test]
 fn a_workspace_that_is_given_away_stays_the_same_folder() {
     let dir = tempfile::tempdir().unwrap();
     let (root, _life) = root(dir.path());
-    let made = root.make(Some("/usr/bin/python3")).unwrap();
+    let made = root.create_container_dir(Some("/usr/bin/python3")).unwrap();
     let waiting = made.make_workspace().unwrap();
     let identity = DirIdentity::of(&waiting).unwrap();
     let to = dir.path().join("given");
@@ -80,7 +80,7 @@ fn a_workspace_that_is_given_away_stays_the_same_folder() {
         identity,
     };
     made.record(&record).unwrap();
-    made.give_workspace(&to).unwrap();
+    made.move_workspace(&to).unwrap();
     assert_eq!(DirIdentity::of(&to).unwrap(), identity);
     assert_eq!(made.recorded(), Some(record));
     made.remove();
@@ -91,11 +91,11 @@ fn a_workspace_that_is_given_away_stays_the_same_folder() {
 fn a_workspace_is_not_given_over_one_that_holds_something() {
     let dir = tempfile::tempdir().unwrap();
     let (root, _life) = root(dir.path());
-    let made = root.make(None).unwrap();
+    let made = root.create_container_dir(None).unwrap();
     made.make_workspace().unwrap();
     let to = dir.path().join("taken");
     fs::create_dir(&to).unwrap();
     fs::write(to.join("work"), "1").unwrap();
-    assert!(made.give_workspace(&to).is_err());
+    assert!(made.move_workspace(&to).is_err());
     assert_eq!(fs::read(to.join("work")).unwrap(), b"1");
 }

@@ -142,11 +142,11 @@ async fn what_cannot_be_removed_at_a_take_over_is_removed_later_and_keeps_nothin
         .unwrap();
     let id = id_of(&data.name("one"));
     *faulty.refused() = vec![format!("/containers/{id}?")];
-    let done = host.take_over(|_| false).await.unwrap();
+    let done = host.adopt(|_| false).await.unwrap();
     assert_eq!((done.kept, done.removed), (0, 1));
     // The other host's is gone, this one's is not forgotten, and a container waits all the same.
     until("a container that waits", || {
-        host.prepare("three", &data.workspace_path("three"))
+        host.claim_warm("three", &data.workspace_path("three"))
     })
     .await;
     let containers = data.containers();
@@ -174,7 +174,7 @@ async fn a_container_whose_process_has_no_folder_any_more_is_removed() {
         }
     }
     let host = data.host(|_| {}).await;
-    let done = host.take_over(|_| true).await.unwrap();
+    let done = host.adopt(|_| true).await.unwrap();
     assert_eq!((done.kept, done.removed), (0, 2));
     assert_eq!(data.containers(), [""; 0]);
 }
@@ -196,7 +196,7 @@ async fn what_is_being_made_when_the_host_ends_is_waited_for_and_removed() {
         .await
         .unwrap();
     faulty.make_slowly();
-    host.take_over(|_| false).await.unwrap();
+    host.adopt(|_| false).await.unwrap();
     until("one in the making", || faulty.making() > 0).await;
     host.shut_down().await;
     assert_eq!(faulty.making(), 0);

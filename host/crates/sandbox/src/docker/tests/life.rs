@@ -15,7 +15,7 @@ async fn a_killed_container_is_noticed_and_replaced_over_the_same_workspace() {
         shell(&sandbox, "echo work > file").await;
         let ended = sandbox.ended();
         docker(&["kill", &data.containers()[0]]);
-        let reason = tokio::time::timeout(PATIENCE, ended).await.unwrap();
+        let reason = tokio::time::timeout(TIMEOUT, ended).await.unwrap();
         assert_eq!(reason, "Its container was killed.", "{transport}");
         assert!(!sandbox.is_alive());
         let error = sandbox
@@ -77,7 +77,7 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
         let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
             .await
             .unwrap();
-        let done = host.take_over(|session| session == "kept").await.unwrap();
+        let done = host.adopt(|session| session == "kept").await.unwrap();
         assert_eq!((done.kept, done.removed), (1, 1), "{transport}");
         assert_eq!(data.containers(), [data.name("kept")]);
         let sandbox = data.start(&host, "kept").await;
@@ -140,7 +140,7 @@ while True:
     let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
         .await
         .unwrap();
-    let done = host.take_over(|_| true).await.unwrap();
+    let done = host.adopt(|_| true).await.unwrap();
     assert_eq!(done.kept, 1);
     let sandbox = data.start(&host, "one").await;
     assert_eq!(data.containers(), before);
@@ -178,7 +178,7 @@ async fn a_container_is_not_taken_over_for_another_workspace_or_other_settings()
         let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, second, EXEC))
             .await
             .unwrap();
-        let done = host.take_over(|_| true).await.unwrap();
+        let done = host.adopt(|_| true).await.unwrap();
         assert_eq!((done.kept, done.removed), (0, 1), "wiped: {wipe}");
         assert_eq!(data.containers(), [""; 0]);
     }
@@ -200,7 +200,7 @@ async fn two_hosts_on_one_engine_do_not_touch_each_others_containers() {
     assert_eq!(two.containers().len(), 1);
     assert_ne!(one.containers(), two.containers());
     other.close().await;
-    let done = second.take_over(|_| false).await.unwrap();
+    let done = second.adopt(|_| false).await.unwrap();
     assert_eq!(done, super::super::Adopted::default());
     second.shut_down().await;
     assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
@@ -218,7 +218,7 @@ async fn what_belongs_to_another_living_process_of_the_same_host_is_left_alone()
     let run = data.host(|_| {}).await;
     let sandbox = data.start(&run, "one").await;
     let server = data.host(|_| {}).await;
-    let done = server.take_over(|_| false).await.unwrap();
+    let done = server.adopt(|_| false).await.unwrap();
     assert_eq!(done, super::super::Adopted::default());
     server.shut_down().await;
     assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
@@ -232,10 +232,10 @@ async fn a_second_process_over_the_same_folder_takes_nothing_over() {
     }
     let data = Data::new();
     let first = data.host(|_| {}).await;
-    first.take_over(|_| false).await.unwrap();
+    first.adopt(|_| false).await.unwrap();
     let sandbox = data.start(&first, "one").await;
     let second = data.host(|_| {}).await;
-    assert!(second.take_over(|_| false).await.is_err());
+    assert!(second.adopt(|_| false).await.is_err());
     assert_eq!(shell(&sandbox, "echo well").await.output, "well\n");
     sandbox.close().await;
 }

@@ -34,7 +34,7 @@ const BOTH: [Transport; 2] = [Transport::Socket, Transport::Exec];
 const PROCESSES: u32 = 100;
 const MEMORY: u64 = 256 << 20;
 /// Generous, so that only a hang exceeds it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The name of the image; `None` if there is no engine to run it.
 fn image() -> Option<&'static str> {
@@ -216,7 +216,7 @@ impl Drop for Data {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(begun.elapsed() < TIMEOUT, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -240,7 +240,7 @@ async fn running(sandbox: &Sandbox, mark: &str) -> usize {
 async fn none_runs(sandbox: &Sandbox, mark: &str) {
     let begun = Instant::now();
     while running(sandbox, mark).await > 0 {
-        assert!(begun.elapsed() < PATIENCE, "sleep {mark} runs on");
+        assert!(begun.elapsed() < TIMEOUT, "sleep {mark} runs on");
     }
 }
 

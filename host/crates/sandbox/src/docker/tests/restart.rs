@@ -102,7 +102,7 @@ async fn a_session_survives_a_restart_of_the_engine() {
     shell(&sandbox, "echo work > file").await;
     let ended = sandbox.ended();
     engine.stop();
-    let reason = tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    let reason = tokio::time::timeout(TIMEOUT, ended).await.unwrap();
     assert!(!sandbox.is_alive(), "{reason}");
     sandbox.close().await;
     engine.start().await;

@@ -9,11 +9,11 @@ async fn a_container_that_waits_becomes_one_sessions_with_its_workspace() {
     }
     let data = Data::new();
     let host = data.host(|own| own.pool = 2).await;
-    assert!(!host.prepare("early", &data.workspace_path("early")));
-    host.take_over(|_| false).await.unwrap();
+    assert!(!host.claim_warm("early", &data.workspace_path("early")));
+    host.adopt(|_| false).await.unwrap();
     data.until_containers(2).await;
     until("a container that is ready", || {
-        host.prepare("one", &data.workspace_path("one"))
+        host.claim_warm("one", &data.workspace_path("one"))
     })
     .await;
     let begun = Instant::now();
@@ -31,9 +31,9 @@ async fn a_container_that_waits_becomes_one_sessions_with_its_workspace() {
     until("its name", || data.containers().contains(&data.name("one"))).await;
     // Its slot in the pool is refilled, and an existing workspace is left alone.
     data.until_containers(3).await;
-    assert!(!host.prepare("one", &data.workspace_path("one")));
+    assert!(!host.claim_warm("one", &data.workspace_path("one")));
     until("another that is ready", || {
-        host.prepare("two", &data.workspace_path("two"))
+        host.claim_warm("two", &data.workspace_path("two"))
     })
     .await;
     let second = data.start(&host, "two").await;
@@ -56,8 +56,11 @@ async fn what_waited_at_a_crash_is_removed_and_what_was_given_stays_that_session
         let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
             .await
             .unwrap();
-        host.take_over(|_| false).await.unwrap();
-        until("a container that is ready", || host.prepare("one", &path)).await;
+        host.adopt(|_| false).await.unwrap();
+        until("a container that is ready", || {
+            host.claim_warm("one", &path)
+        })
+        .await;
         (host, ())
     });
     let mut again = again;
@@ -67,7 +70,7 @@ async fn what_waited_at_a_crash_is_removed_and_what_was_given_stays_that_session
     let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
         .await
         .unwrap();
-    let done = host.take_over(|session| session == "one").await.unwrap();
+    let done = host.adopt(|session| session == "one").await.unwrap();
     assert_eq!(done.kept, 1, "{done:?}");
     assert_eq!(data.containers().len(), 1);
     let sandbox = data.start(&host, "one").await;
@@ -85,7 +88,7 @@ async fn one_that_dies_while_it_waits_is_replaced_before_anybody_comes() {
     }
     let data = Data::new();
     let host = data.host(|own| own.pool = 1).await;
-    host.take_over(|_| false).await.unwrap();
+    host.adopt(|_| false).await.unwrap();
     let running = || data.containers_that("running");
     until("one that waits", || running().len() == 1).await;
     let first = running();

@@ -43,7 +43,7 @@ async fn a_command_runs_in_the_workspace_as_a_user_with_output_in_order() {
         assert_eq!(result.output, "42\n");
         let result = shell(&sandbox, "id -u; id -G; echo $HOME; env").await;
         let own =
-            crate::workspace::box_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
+            crate::workspace::sandbox_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
         assert!(
             result
                 .output
@@ -92,7 +92,7 @@ async fn output_is_seen_as_it_comes_and_a_long_one_is_capped_and_counted() {
             .unwrap();
         assert_eq!(result.output, "first\nlast\n", "{transport}");
         let command = "head -c 20000000 /dev/zero | tr '\\0' x";
-        let request = ExecRequest::shell(command).keep(1000, 1000);
+        let request = ExecRequest::shell(command).keep_output(1000, 1000);
         let result = sandbox.exec(request, |_| {}).await.unwrap();
         assert_eq!(result.omitted, 20_000_000 - 2000);
         sandbox.close().await;

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::tests::Ground;
+use crate::tests::SandboxFixture;
 use crate::{BackendChoice, ExecRequest, Sandbox, read_frame};
 
 const TOKEN: &str = "ghp_very-secret-token";
@@ -57,14 +57,14 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) async fn open(
-        ground: &Ground,
+        fixture: &SandboxFixture,
         url: &str,
         token: Option<&str>,
         rules: GitRules,
     ) -> Self {
         let name = uuid::Uuid::new_v4().to_string();
-        let reach = reach(url, rules.allow_owner).unwrap();
-        let sandbox = ground.start(&name, Some(&reach)).await;
+        let reach = gateway_prefix(url, rules.allow_owner).unwrap();
+        let sandbox = fixture.start(&name, Some(&reach)).await;
         let token = token.map(|token| SecretString::from(token.to_owned()));
         let client = client(rules.allow_private).unwrap();
         Self {
@@ -177,11 +177,11 @@ async fn a_private_repository_is_cloned_deepened_and_pushed_to_from_a_box_withou
     let server = GitServer::with_token(TOKEN).await;
     let source = history();
     for choice in [BackendChoice::Bubblewrap, BackendChoice::Landlock] {
-        let ground = Ground::new(choice).await;
+        let fixture = SandboxFixture::new(choice).await;
         let name = format!("team/{choice:?}");
         let url = server.publish(&name, source.path());
         let branch_at = |branch: &str| server.git(&name, &["log", "-1", "--format=%s", branch]);
-        let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
+        let session = Session::open(&fixture, &url, Some(TOKEN), RULES).await;
         session.clone(Some("other")).await.unwrap();
 
         assert_eq!(
@@ -247,8 +247,8 @@ async fn only_the_sessions_own_repository_is_reached() {
     let source = repository(&[("a", "a\n")]);
     let url = server.publish("team/own", source.path());
     let other = server.publish("team/own-and-more", source.path());
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
-    let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
+    let session = Session::open(&fixture, &url, Some(TOKEN), RULES).await;
     session.clone(None).await.unwrap();
     let asked = server.seen().len();
     for command in [
@@ -305,12 +305,12 @@ async fn where_the_owner_is_allowed_its_other_repositories_and_submodules_come_a
     }
     git(whole.path(), &["commit", "-q", "-m", "With parts"]);
     let url = server.publish("team/whole", whole.path());
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let rules = GitRules {
         allow_owner: true,
         ..RULES
     };
-    let session = Session::open(&ground, &url, Some(TOKEN), rules).await;
+    let session = Session::open(&fixture, &url, Some(TOKEN), rules).await;
     session.clone(None).await.unwrap();
     assert_eq!(
         session.good("cat part/part.txt; ls foreign").await,
@@ -339,7 +339,7 @@ async fn where_the_owner_is_allowed_its_other_repositories_and_submodules_come_a
     assert!(!server.seen().iter().any(|seen| seen.uri.contains("others")));
     session.sandbox.close().await;
 
-    let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
+    let session = Session::open(&fixture, &url, Some(TOKEN), RULES).await;
     session.clone(None).await.unwrap();
     assert_eq!(session.good("ls part").await, "");
     session.sandbox.close().await;
@@ -350,7 +350,7 @@ async fn what_the_server_refuses_is_one_sentence() {
     let server = GitServer::with_token(TOKEN).await;
     let source = repository(&[("a", "a\n")]);
     let url = server.publish("team/own", source.path());
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let wrong = Some("ghp_another-token");
     let missing = format!("{}/team/none.git", server.url);
     for (url, token, told) in [
@@ -370,7 +370,7 @@ async fn what_the_server_refuses_is_one_sentence() {
             "knows no such repository, or the token may not see it",
         ),
     ] {
-        let session = Session::open(&ground, url, token, RULES).await;
+        let session = Session::open(&fixture, url, token, RULES).await;
         let sentence = session.clone_failure(None).await;
         assert!(
             sentence.starts_with("The repository could not be cloned: ") && sentence.contains(told),
@@ -380,7 +380,7 @@ async fn what_the_server_refuses_is_one_sentence() {
     }
 
     server.git("team/own", &["branch", "v2"]);
-    let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
+    let session = Session::open(&fixture, &url, Some(TOKEN), RULES).await;
     assert_eq!(
         session.clone_failure(Some("nowhere")).await,
         "The repository has no branch or tag \"nowhere\". It has main, v2."
@@ -403,9 +403,9 @@ async fn what_the_server_refuses_is_one_sentence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_gateway_git_says_so() {
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let url = "http://127.0.0.1:1/team/own.git";
-    let mut session = Session::open(&ground, url, None, RULES).await;
+    let mut session = Session::open(&fixture, url, None, RULES).await;
     let sentence = session.clone_failure(None).await;
     assert!(
         sentence.contains("the connection to the git server failed"),
@@ -421,10 +421,10 @@ async fn without_its_gateway_git_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_commit_of_an_empty_repository_can_be_the_sessions() {
     let server = GitServer::with_token(TOKEN).await;
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     for (name, branch, expected) in [("team/a", None, "main"), ("team/b", Some("start"), "start")] {
         let url = server.publish_empty(name);
-        let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
+        let session = Session::open(&fixture, &url, Some(TOKEN), RULES).await;
         session.clone(branch).await.unwrap();
         session
             .good("echo first > a && git add a && git commit -qm First && git push")
@@ -445,7 +445,7 @@ async fn a_repository_that_is_too_large_is_refused_before_it_fills_the_disk() {
         .collect();
     let large = repository(&[("noise", &noise)]);
     let packed = repository(&[("zeros", &"0".repeat(40 << 20))]);
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let rules = GitRules {
         largest: 1 << 20,
         ..RULES
@@ -463,7 +463,7 @@ async fn a_repository_that_is_too_large_is_refused_before_it_fills_the_disk() {
         ),
     ] {
         let url = server.publish(name, source.path());
-        let session = Session::open(&ground, &url, None, rules.clone()).await;
+        let session = Session::open(&fixture, &url, None, rules.clone()).await;
         let sentence = session.clone_failure(None).await;
         assert!(sentence.contains(told), "{sentence}");
         let used: u64 = session.good("du -sk . | cut -f1").await.parse().unwrap();
@@ -472,7 +472,7 @@ async fn a_repository_that_is_too_large_is_refused_before_it_fills_the_disk() {
     }
 
     let url = server.publish_empty("team/empty");
-    let session = Session::open(&ground, &url, None, rules.clone()).await;
+    let session = Session::open(&fixture, &url, None, rules.clone()).await;
     session.clone(None).await.unwrap();
     let refused = session
         .bad("head -c 9000000 /dev/urandom > a && git add a && git commit -qm Large && git push 2>&1")
@@ -497,10 +497,10 @@ async fn a_redirect_is_followed_on_the_same_server_and_the_token_goes_to_no_othe
     server.redirect("/metadata/name", "http://169.254.169.254/team/new.git");
     server.redirect("/round/name", "/round/name");
     server.redirect("/private/name/info/refs", "/users/sign_in");
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
 
     let old = format!("{}/old/name", server.url);
-    let session = Session::open(&ground, &old, Some(TOKEN), RULES).await;
+    let session = Session::open(&fixture, &old, Some(TOKEN), RULES).await;
     session.clone(None).await.unwrap();
     session.good("git push origin HEAD:moved").await;
     assert!(
@@ -517,7 +517,7 @@ async fn a_redirect_is_followed_on_the_same_server_and_the_token_goes_to_no_othe
         ("private", "refused the token"),
     ] {
         let url = format!("{}/{path}/name", server.url);
-        let session = Session::open(&ground, &url, Some(TOKEN), RULES).await;
+        let session = Session::open(&fixture, &url, Some(TOKEN), RULES).await;
         let sentence = session.clone_failure(None).await;
         assert!(sentence.contains(told), "{sentence}");
         session.sandbox.close().await;
@@ -527,7 +527,7 @@ async fn a_redirect_is_followed_on_the_same_server_and_the_token_goes_to_no_othe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_server_ends_in_a_sentence() {
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let slowly = || {
         let drops = stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"0")));
         let drops = drops.then(async |drop| {
@@ -592,7 +592,7 @@ async fn a_hostile_server_ends_in_a_sentence() {
             longest: Duration::from_secs(if told.contains("seconds") { 2 } else { 60 }),
             ..RULES
         };
-        let session = Session::open(&ground, &url, Some(TOKEN), rules).await;
+        let session = Session::open(&fixture, &url, Some(TOKEN), rules).await;
         // Tests the gateway's time limit, not the clone's, which is the same here.
         let sentence = if told.contains("seconds") {
             session.bad(&format!("git ls-remote {url} 2>&1")).await
@@ -607,12 +607,12 @@ async fn a_hostile_server_ends_in_a_sentence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_that_takes_too_long_is_ended() {
     let (url, _) = hostile(|_, _| None).await;
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let rules = GitRules {
         longest: Duration::from_secs(1),
         ..RULES
     };
-    let session = Session::open(&ground, &url, None, rules.clone()).await;
+    let session = Session::open(&fixture, &url, None, rules.clone()).await;
     let sentence = session.clone_failure(None).await;
     assert!(sentence.contains("within 1 second"), "{sentence}");
     session.sandbox.close().await;
@@ -625,8 +625,8 @@ async fn a_helper_that_is_killed_gives_its_place_back_while_the_server_is_silent
         _ => None,
     })
     .await;
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
-    let session = Session::open(&ground, &url, None, RULES).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
+    let session = Session::open(&fixture, &url, None, RULES).await;
     let times = 2 * MAX_HELPERS;
     for _ in 0..times {
         // Until the server was asked for more than its capabilities.
@@ -681,13 +681,13 @@ async fn addresses_of_the_hosts_own_networks_are_refused_by_name_and_by_number()
     let source = repository(&[("a", "a\n")]);
     let by_number = server.publish("own", source.path());
     let by_name = by_number.replace("127.0.0.1", "localhost");
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let rules = GitRules {
         allow_private: false,
         ..RULES
     };
     for url in [&by_number, &by_name] {
-        let session = Session::open(&ground, url, None, rules.clone()).await;
+        let session = Session::open(&fixture, url, None, rules.clone()).await;
         let sentence = session.clone_failure(None).await;
         assert!(sentence.contains("private network"), "{sentence}");
         session.sandbox.close().await;
@@ -697,14 +697,14 @@ async fn addresses_of_the_hosts_own_networks_are_refused_by_name_and_by_number()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_not_sent_without_encryption_to_other_peoples_servers() {
-    let ground = Ground::new(BackendChoice::Bubblewrap).await;
+    let fixture = SandboxFixture::new(BackendChoice::Bubblewrap).await;
     let rules = GitRules {
         allow_private: false,
         ..RULES
     };
     // A documentation address, where no host exists.
     let url = "http://203.0.113.1/team/own.git";
-    let session = Session::open(&ground, url, Some(TOKEN), rules).await;
+    let session = Session::open(&fixture, url, Some(TOKEN), rules).await;
     let sentence = session.clone_failure(None).await;
     assert!(sentence.contains("sent only over https"), "{sentence}");
     session.sandbox.close().await;

@@ -9,7 +9,7 @@ use lucid_tests::{GitServer, git};
 use super::{RULES, Session, history};
 use crate::BackendChoice;
 use crate::git::*;
-use crate::tests::Ground;
+use crate::tests::SandboxFixture;
 
 /// The size of the sandbox's `.git`, in KiB.
 async fn kib(session: &Session) -> u64 {
@@ -54,8 +54,8 @@ async fn other_branches_and_tags_can_be_checked_out_without_a_fetch() {
             &name,
             &["config", "uploadpack.allowFilter", &filters.to_string()],
         );
-        let ground = Ground::new(BackendChoice::Landlock).await;
-        let session = Session::open(&ground, &url, None, RULES).await;
+        let fixture = SandboxFixture::new(BackendChoice::Landlock).await;
+        let session = Session::open(&fixture, &url, None, RULES).await;
         let cloned = session.cloned(checkout(&session)).await.unwrap();
         assert!(cloned.all_branches, "{filters}");
         let small = kib(&session).await < 2048;
@@ -92,12 +92,12 @@ async fn other_branches_and_tags_can_be_checked_out_without_a_fetch() {
 async fn where_other_branches_are_too_much_the_clone_goes_without_them_and_says_so() {
     let server = GitServer::start().await;
     let url = server.publish("big", with_side_branch().path());
-    let ground = Ground::new(BackendChoice::Landlock).await;
+    let fixture = SandboxFixture::new(BackendChoice::Landlock).await;
     let rules = GitRules {
         largest: 2 << 20,
         ..RULES
     };
-    let session = Session::open(&ground, &url, None, rules).await;
+    let session = Session::open(&fixture, &url, None, rules).await;
     let cloned = session.cloned(checkout(&session)).await.unwrap();
     assert!(!cloned.all_branches && !cloned.empty);
     assert!(kib(&session).await < 1024);
@@ -182,18 +182,18 @@ async fn three_thousand_branches_with_big_files_make_a_clone_neither_large_nor_s
     assert!(import.wait().unwrap().success());
     server.git("many", &["config", "uploadpack.allowFilter", "true"]);
 
-    let ground = Ground::roomy(BackendChoice::Landlock).await;
+    let fixture = SandboxFixture::roomy(BackendChoice::Landlock).await;
     let rules = GitRules {
         depth: Some(20),
         ..RULES
     };
-    let session = Session::open(&ground, &url, None, rules).await;
+    let session = Session::open(&fixture, &url, None, rules).await;
     let begun = std::time::Instant::now();
     let cloned = session.cloned(checkout(&session)).await.unwrap();
-    let took = begun.elapsed();
+    let duration = begun.elapsed();
     assert!(cloned.all_branches);
     let size = kib(&session).await;
-    println!("3,000 branches: cloned in {took:?}, .git has {size} KiB");
+    println!("3,000 branches: cloned in {duration:?}, .git has {size} KiB");
     // All the big files together have 30 MB.
     assert!(size < 24 << 10, "{size} KiB");
     assert_eq!(session.good("git branch -r | grep -c team/").await, "3000");

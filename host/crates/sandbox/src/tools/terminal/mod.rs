@@ -41,7 +41,7 @@ pub(super) fn rendered(output: &[u8]) -> String {
     };
     let mut rest = text.as_str();
     while let Some(c) = rest.chars().next() {
-        rest = terminal.take(c, &rest[c.len_utf8()..]);
+        rest = terminal.process_char(c, &rest[c.len_utf8()..]);
     }
     match terminal.main {
         None => terminal.screen.render(),
@@ -109,12 +109,12 @@ struct Terminal {
 
 impl Terminal {
     /// Processes a character, with what belongs to it of `rest`. Returns what is left.
-    fn take<'a>(&mut self, c: char, rest: &'a str) -> &'a str {
+    fn process_char<'a>(&mut self, c: char, rest: &'a str) -> &'a str {
         match c {
             '\u{1b}' => return self.escape(rest),
             '\u{9b}' => return self.sequence(rest),
-            '\u{9d}' => return behind_title(rest),
-            '\u{90}' | '\u{98}' | '\u{9e}' | '\u{9f}' => return behind_string(rest),
+            '\u{9d}' => return skip_title(rest),
+            '\u{90}' | '\u{98}' | '\u{9e}' | '\u{9f}' => return skip_control_string(rest),
             '\n' | '\u{b}' | '\u{c}' | '\u{85}' => self.screen.line_feed(),
             '\r' => self.screen.move_by(CursorMove::Column(0)),
             '\u{8}' => self.screen.move_by(CursorMove::Left(1)),
@@ -134,8 +134,8 @@ impl Terminal {
         let behind = &rest[c.len_utf8()..];
         match c {
             '[' => return self.sequence(behind),
-            ']' => return behind_title(behind),
-            'P' | 'X' | '^' | '_' => return behind_string(behind),
+            ']' => return skip_title(behind),
+            'P' | 'X' | '^' | '_' => return skip_control_string(behind),
             '7' => self.screen.save_cursor(),
             '8' => self.screen.restore_cursor(),
             'D' => self.screen.index(),
@@ -255,7 +255,7 @@ impl Terminal {
 
 /// The text after a title or a link. It ends with its line, so that an unterminated one hides no
 /// more.
-fn behind_title(rest: &str) -> &str {
+fn skip_title(rest: &str) -> &str {
     let is_end = |c: char| {
         matches!(
             c,
@@ -263,22 +263,22 @@ fn behind_title(rest: &str) -> &str {
         )
     };
     match rest.find(is_end) {
-        Some(end) => behind_end(&rest[end..]),
+        Some(end) => skip_terminator(&rest[end..]),
         None => "",
     }
 }
 
 /// The text after a control string; an unterminated one is not a string. Another string ends it, so
 /// that nothing is scanned twice.
-fn behind_string(rest: &str) -> &str {
+fn skip_control_string(rest: &str) -> &str {
     let is_end = |c: char| matches!(c, '\u{1b}' | '\u{18}' | '\u{1a}' | '\u{80}'..='\u{9f}');
     match rest.find(is_end) {
-        Some(end) => behind_end(&rest[end..]),
+        Some(end) => skip_terminator(&rest[end..]),
         None => rest,
     }
 }
 
-fn behind_end(rest: &str) -> &str {
+fn skip_terminator(rest: &str) -> &str {
     let mut chars = rest.chars();
     match chars.next() {
         // Another sequence begins, or the line ends.

@@ -152,9 +152,9 @@ impl TerminalScreen {
 
     /// Moves to the next row, in the same column.
     pub(super) fn index(&mut self) {
-        self.here();
+        self.cursor_row();
         self.row += 1;
-        self.here();
+        self.cursor_row();
         self.top = self.top.max((self.row + 1).saturating_sub(HEIGHT));
     }
 
@@ -165,7 +165,7 @@ impl TerminalScreen {
     }
 
     /// The cursor's row.
-    fn here(&mut self) -> &mut Row {
+    fn cursor_row(&mut self) -> &mut Row {
         if self.rows.len() <= self.row {
             self.rows.resize_with(self.row + 1, Row::default);
         }
@@ -175,17 +175,17 @@ impl TerminalScreen {
     /// Makes room for a character of that many columns at the cursor.
     fn make_room(&mut self, columns: usize) {
         if self.column + columns > WIDTH {
-            self.here().goes_on = true;
+            self.cursor_row().goes_on = true;
             self.line_feed();
         }
-        let length = self.here().cells.len();
+        let length = self.cursor_row().cells.len();
         let missing = self.column.saturating_sub(length);
         if missing > self.blanks {
             self.column = length;
         } else if missing > 0 {
             self.blanks -= missing;
             let column = self.column;
-            let row = self.here();
+            let row = self.cursor_row();
             row.cells.resize(column, BLANK);
             row.redrawn = true;
         }
@@ -200,7 +200,7 @@ impl TerminalScreen {
         };
         self.make_room(columns);
         let at = self.column;
-        let row = self.here();
+        let row = self.cursor_row();
         if at < row.cells.len() {
             row.split(at);
             row.split(at + columns);
@@ -220,7 +220,7 @@ impl TerminalScreen {
     /// Appends a zero-width character to the preceding one; false if there is none.
     fn join(&mut self, c: char) -> bool {
         let column = self.column;
-        let cells = &mut self.here().cells;
+        let cells = &mut self.cursor_row().cells;
         let Some(before) = column.checked_sub(1).filter(|at| *at < cells.len()) else {
             return false;
         };
@@ -251,14 +251,14 @@ impl TerminalScreen {
     /// Moves to the next tab stop. At the end of a row the tab is written, elsewhere it moves the
     /// cursor.
     pub(super) fn tab(&mut self) {
-        if self.column < self.here().cells.len() {
+        if self.column < self.cursor_row().cells.len() {
             self.column = (self.column / TAB + 1) * TAB;
             return;
         }
         self.make_room(1);
         let stop = (self.column / TAB + 1) * TAB;
         let columns = stop - self.column;
-        let row = self.here();
+        let row = self.cursor_row();
         row.cells.push(Cell::Char('\t'));
         row.cells.extend((1..columns).map(|_| Cell::More));
         self.column = stop;
@@ -269,7 +269,7 @@ impl TerminalScreen {
         if self.row >= self.rows.len() {
             return;
         }
-        let row = self.here();
+        let row = self.cursor_row();
         match what {
             0 => row.cut(column),
             1 => row.blank(0, column + 1),
@@ -304,7 +304,7 @@ impl TerminalScreen {
     pub(super) fn erase_characters(&mut self, count: usize) {
         let column = self.column;
         if self.row < self.rows.len() {
-            self.here().blank(column, column + count);
+            self.cursor_row().blank(column, column + count);
         }
     }
 
@@ -313,7 +313,7 @@ impl TerminalScreen {
         if self.row >= self.rows.len() {
             return;
         }
-        let row = self.here();
+        let row = self.cursor_row();
         let end = (column + count).min(row.cells.len());
         if column < end {
             row.split(column);
@@ -326,11 +326,11 @@ impl TerminalScreen {
     pub(super) fn insert_characters(&mut self, count: usize) {
         let column = self.column;
         let count = count.min(WIDTH - column.min(WIDTH)).min(self.blanks);
-        if self.row >= self.rows.len() || column >= self.here().cells.len() {
+        if self.row >= self.rows.len() || column >= self.cursor_row().cells.len() {
             return;
         }
         self.blanks -= count;
-        let row = self.here();
+        let row = self.cursor_row();
         row.split(column);
         row.cells.splice(column..column, (0..count).map(|_| BLANK));
         row.split(WIDTH);
