@@ -6,7 +6,9 @@
 //! - A `thinking` setting that the model or the conversation does not allow is left out rather than
 //!   refused.
 
-use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::conversation::{
+    Conversation, ConversationTurn, Rules, UserContent, UserTurn,
+};
 use lucid_plugin::llm::extra::{CallExtra, kept};
 use lucid_plugin::llm::files::{Files, Shown, encoded};
 use lucid_plugin::llm::schema::{self, Tool};
@@ -142,10 +144,10 @@ fn is_member(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.chars().all(fits)
 }
 
-fn message(turn: &Turn, files: &mut Files) -> Value {
+fn message(turn: &ConversationTurn, files: &mut Files) -> Value {
     match turn {
-        Turn::User(turn) => json!({ "role": "user", "content": user(turn, files) }),
-        Turn::Model(pieces) => {
+        ConversationTurn::User(turn) => json!({ "role": "user", "content": user(turn, files) }),
+        ConversationTurn::Model(pieces) => {
             // The API refuses a response that ends in reasoning.
             let ends = |piece: &Content| matches!(piece, Content::Text(_) | Content::ToolCall(_));
             let end = pieces.iter().rposition(ends).map_or(0, |last| last + 1);
@@ -161,8 +163,8 @@ fn user(turn: &UserTurn, files: &mut Files) -> Vec<Value> {
         .map(|r| result(r, files))
         .collect::<Vec<_>>();
     let said = turn.said.iter().map(|said| match said {
-        Said::Text(text) => json!({ "type": "text", "text": text }),
-        Said::Image(blob) => picture(blob, files),
+        UserContent::Text(text) => json!({ "type": "text", "text": text }),
+        UserContent::Image(blob) => picture(blob, files),
     });
     results.into_iter().chain(said).collect()
 }
@@ -329,7 +331,9 @@ fn thinking(
 fn led_by_reasoning(conversation: &Conversation) -> bool {
     let mut turns = conversation.turns.iter().rev();
     match (turns.next(), turns.next()) {
-        (Some(Turn::User(user)), Some(Turn::Model(pieces))) if !user.results.is_empty() => {
+        (Some(ConversationTurn::User(user)), Some(ConversationTurn::Model(pieces)))
+            if !user.results.is_empty() =>
+        {
             let mut pieces = pieces.iter();
             let first = pieces.find(
                 |piece| !matches!(piece, Content::Other(custom) if CallExtra::of(custom).is_some()),

@@ -1,7 +1,9 @@
 //! The conversation sent for a transcript, beyond the checks of the adapters' suites.
 
 use lucid_conformance::transcript;
-use lucid_plugin::llm::conversation::{Conversation, GO_ON, NO_RESULT, Rules, Said, Turn};
+use lucid_plugin::llm::conversation::{
+    Conversation, ConversationTurn, GO_ON, NO_RESULT, Rules, UserContent,
+};
 use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::types::{Content, Message, Role, ToolCall, ToolResult};
 use proptest::prelude::*;
@@ -27,14 +29,14 @@ fn calls(ids: &[&str]) -> Message {
     }
 }
 
-fn results(turn: &Turn) -> Vec<(&str, &str)> {
+fn results(turn: &ConversationTurn) -> Vec<(&str, &str)> {
     match turn {
-        Turn::User(user) => user
+        ConversationTurn::User(user) => user
             .results
             .iter()
             .map(|r| (r.call_id.as_str(), r.text.as_str()))
             .collect(),
-        Turn::Model(_) => panic!("not the user's"),
+        ConversationTurn::Model(_) => panic!("not the user's"),
     }
 }
 
@@ -85,10 +87,10 @@ fn an_id_that_is_its_servers_own_goes_back_whole_and_is_answered() {
 #[test]
 fn nothing_at_all_is_a_users_turn() {
     let turns = Conversation::new(&[], &RULES).turns;
-    let [Turn::User(user)] = turns.as_slice() else {
+    let [ConversationTurn::User(user)] = turns.as_slice() else {
         panic!("{turns:?}")
     };
-    assert_eq!(user.said, [Said::Text(GO_ON.into())]);
+    assert_eq!(user.said, [UserContent::Text(GO_ON.into())]);
 }
 
 #[test]

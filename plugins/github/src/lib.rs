@@ -9,9 +9,9 @@
 mod refusal;
 
 use lucid_plugin::git::{
-    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,
-    Provider, Reply, Repository, RepositoryPage, get, header, id, is_success, json, next_in_link,
-    page_number, path_part, post, required, text_at,
+    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, NextStep, Operation,
+    Page, Provider, Reply, Repository, RepositoryPage, get, header, id, is_success, json,
+    next_in_link, page_number, path_part, post, required, text_at,
 };
 use lucid_plugin::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ impl Provider for GitHub {
         _: &str,
         operation: &Operation,
         answered: Option<Answered<Asked>>,
-    ) -> Result<Next<Asked>, Error> {
+    ) -> Result<NextStep<Asked>, Error> {
         match (operation, answered) {
             (Operation::CurrentUser, None) => Ok(ask(get("/user", &[]))),
             (Operation::CurrentUser, Some(answered)) => account(&answered.response),
@@ -74,11 +74,11 @@ impl Provider for GitHub {
 }
 
 /// Adds GitHub's headers to a request.
-fn ask(request: HttpRequest) -> Next<Asked> {
+fn ask(request: HttpRequest) -> NextStep<Asked> {
     send(request, Asked::It)
 }
 
-fn send(mut request: HttpRequest, asked: Asked) -> Next<Asked> {
+fn send(mut request: HttpRequest, asked: Asked) -> NextStep<Asked> {
     for header in &mut request.headers {
         if header.name == "accept" {
             header.value = "application/vnd.github+json".into();
@@ -88,14 +88,14 @@ fn send(mut request: HttpRequest, asked: Asked) -> Next<Asked> {
         name: "x-github-api-version".into(),
         value: VERSION.into(),
     });
-    Next::Send(request, asked)
+    NextStep::Send(request, asked)
 }
 
-fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn account(response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let user = success(response)?;
     let scopes = header(&response.headers, "x-oauth-scopes").unwrap_or_default();
     let scopes = scopes.split(',').map(str::trim).filter(|s| !s.is_empty());
-    Ok(Next::Done(Reply::Account(Account {
+    Ok(NextStep::Done(Reply::Account(Account {
         id: id(&user)?,
         login: required(&user, "login")?.into(),
         name: text_at(&user, "name").map(str::to_owned),
@@ -120,7 +120,7 @@ fn list(page: &Page) -> Result<HttpRequest, Error> {
     ))
 }
 
-fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn repositories(response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let answer = success(response)?;
     let all = answer
         .as_array()
@@ -141,7 +141,7 @@ fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
             description: text_at(value, "description").map(str::to_owned),
         })
     };
-    Ok(Next::Done(Reply::Repositories(RepositoryPage {
+    Ok(NextStep::Done(Reply::Repositories(RepositoryPage {
         repositories: all.iter().map(repository).collect::<Result<_, Error>>()?,
         next: next_in_link(&response.headers, "page"),
     })))
@@ -167,7 +167,7 @@ fn repository(change: &NewChange) -> Result<(String, &str), Error> {
     ))
 }
 
-fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<Asked>, Error> {
+fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<NextStep<Asked>, Error> {
     let (path, owner) = repository(change)?;
     let pull = |base: &str| {
         let body = json!({
@@ -214,7 +214,7 @@ fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<As
     }
 }
 
-fn existing(change: &NewChange, response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn existing(change: &NewChange, response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let found = success(response)?;
     match found.as_array().and_then(|all| all.first()) {
         Some(found) => done(found, true),
@@ -228,9 +228,9 @@ fn existing(change: &NewChange, response: &HttpResponse) -> Result<Next<Asked>, 
     }
 }
 
-fn done(value: &Value, existed: bool) -> Result<Next<Asked>, Error> {
+fn done(value: &Value, existed: bool) -> Result<NextStep<Asked>, Error> {
     let number = value["number"].as_u64();
-    Ok(Next::Done(Reply::Change(Change {
+    Ok(NextStep::Done(Reply::Change(Change {
         number: number.ok_or_else(|| Error::upstream("GitHub's answer has no `number`."))?,
         title: required(value, "title")?.into(),
         web_url: required(value, "html_url")?.into(),

@@ -8,9 +8,9 @@
 //!   that does not exist.
 
 use lucid_plugin::git::{
-    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,
-    Provider, Reply, Repository, RepositoryPage, get, header, id, is_success, json, next_in_link,
-    page_number, path_part, post, refusal, required, said, text_at,
+    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, NextStep, Operation,
+    Page, Provider, Reply, Repository, RepositoryPage, get, header, id, is_success, json,
+    next_in_link, page_number, path_part, post, refusal, required, said, text_at,
 };
 use lucid_plugin::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
@@ -65,20 +65,20 @@ impl Provider for GitLab {
         _: &str,
         operation: &Operation,
         answered: Option<Answered<Asked>>,
-    ) -> Result<Next<Asked>, Error> {
+    ) -> Result<NextStep<Asked>, Error> {
         match (operation, answered) {
-            (Operation::CurrentUser, None) => Ok(Next::Send(get("/user", &[]), Asked::It)),
+            (Operation::CurrentUser, None) => Ok(NextStep::Send(get("/user", &[]), Asked::It)),
             (Operation::CurrentUser, Some(answered)) => account(&answered.response),
-            (Operation::ListRepositories(page), None) => Ok(Next::Send(list(page)?, Asked::It)),
+            (Operation::ListRepositories(page), None) => Ok(NextStep::Send(list(page)?, Asked::It)),
             (Operation::ListRepositories(_), Some(answered)) => repositories(&answered.response),
             (Operation::OpenChange(change), answered) => open(change, answered),
         }
     }
 }
 
-fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn account(response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let user = success(response)?;
-    Ok(Next::Done(Reply::Account(Account {
+    Ok(NextStep::Done(Reply::Account(Account {
         id: id(&user)?,
         login: required(&user, "username")?.into(),
         name: text_at(&user, "name").map(str::to_owned),
@@ -104,7 +104,7 @@ fn list(page: &Page) -> Result<HttpRequest, Error> {
     ))
 }
 
-fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn repositories(response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let answer = success(response)?;
     let all = answer
         .as_array()
@@ -130,7 +130,7 @@ fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
     };
     // Empty on the last page.
     let number = header(&response.headers, "x-next-page").filter(|next| !next.is_empty());
-    Ok(Next::Done(Reply::Repositories(RepositoryPage {
+    Ok(NextStep::Done(Reply::Repositories(RepositoryPage {
         repositories: all.iter().map(repository).collect::<Result<_, Error>>()?,
         next: number
             .map(str::to_owned)
@@ -138,7 +138,7 @@ fn repositories(response: &HttpResponse) -> Result<Next<Asked>, Error> {
     })))
 }
 
-fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<Asked>, Error> {
+fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<NextStep<Asked>, Error> {
     let project = project(change)?;
     let branch = |name: &str| {
         get(
@@ -147,18 +147,18 @@ fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<As
         )
     };
     let Some(Answered { state, response }) = answered else {
-        return Ok(Next::Send(branch(&change.head), Asked::Head));
+        return Ok(NextStep::Send(branch(&change.head), Asked::Head));
     };
     let open = |base: String| {
         let request = post(format!("{project}/merge_requests"), &body(change, &base));
-        Next::Send(request, Asked::Open(base))
+        NextStep::Send(request, Asked::Open(base))
     };
     match state {
         Asked::Head => {
             is_there(change, &change.head, &response)?;
             Ok(match &change.base {
-                Some(base) => Next::Send(branch(base), Asked::Base(base.clone())),
-                None => Next::Send(get(project, &[]), Asked::Project),
+                Some(base) => NextStep::Send(branch(base), Asked::Base(base.clone())),
+                None => NextStep::Send(get(project, &[]), Asked::Project),
             })
         }
         Asked::Project if is_success(&response) => {
@@ -182,7 +182,7 @@ fn open(change: &NewChange, answered: Option<Answered<Asked>>) -> Result<Next<As
                     ("per_page", "1"),
                 ],
             );
-            Ok(Next::Send(request, Asked::Existing))
+            Ok(NextStep::Send(request, Asked::Existing))
         }
         Asked::Open(_) => Err(refused(change, &response)),
         Asked::It | Asked::Existing => {
@@ -290,9 +290,9 @@ fn success(response: &HttpResponse) -> Result<Value, Error> {
     }
 }
 
-fn done(value: &Value, existed: bool) -> Result<Next<Asked>, Error> {
+fn done(value: &Value, existed: bool) -> Result<NextStep<Asked>, Error> {
     let number = value["iid"].as_u64();
-    Ok(Next::Done(Reply::Change(Change {
+    Ok(NextStep::Done(Reply::Change(Change {
         number: number.ok_or_else(|| Error::upstream("GitLab's answer has no `iid`."))?,
         title: required(value, "title")?.into(),
         web_url: required(value, "web_url")?.into(),

@@ -6,7 +6,9 @@
 //! - The provider's safety filters are turned off as far as possible, because an agent that reads a
 //!   security report must not fall silent.
 
-use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::conversation::{
+    Conversation, ConversationTurn, Rules, UserContent, UserTurn,
+};
 use lucid_plugin::llm::extra::kept;
 use lucid_plugin::llm::files::{Files, Shown, encoded};
 use lucid_plugin::llm::{
@@ -65,11 +67,13 @@ fn body(
     let mut calls: Vec<&ToolCall> = Vec::new();
     for turn in &conversation.turns {
         contents.push(match turn {
-            Turn::Model(pieces) => {
+            ConversationTurn::Model(pieces) => {
                 calls = pieces.iter().filter_map(call).collect();
                 json!({ "role": "model", "parts": model(pieces, ways) })
             }
-            Turn::User(turn) => json!({ "role": "user", "parts": user(turn, &calls, files) }),
+            ConversationTurn::User(turn) => {
+                json!({ "role": "user", "parts": user(turn, &calls, files) })
+            }
         });
     }
     let mut body = Map::new();
@@ -215,8 +219,8 @@ fn user(turn: &UserTurn, calls: &[&ToolCall], files: &mut Files) -> Vec<Value> {
     }
     for said in &turn.said {
         parts.push(match said {
-            Said::Text(text) => json!({ "text": text }),
-            Said::Image(blob) => picture(blob, files),
+            UserContent::Text(text) => json!({ "text": text }),
+            UserContent::Image(blob) => picture(blob, files),
         });
     }
     parts

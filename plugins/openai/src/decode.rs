@@ -10,7 +10,7 @@ mod calls;
 mod said;
 
 use lucid_plugin::NO_USAGE;
-use lucid_plugin::llm::json::Piece;
+use lucid_plugin::llm::json::ResponsePiece;
 use lucid_plugin::llm::refusal::{Begun, Report};
 use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, Sse, text_at, whole_json};
 use lucid_plugin::types::{Error, Message, Role, StopReason, Usage};
@@ -134,7 +134,7 @@ impl ChunkDecoder {
             }
             return Ok(());
         }
-        let piece = Piece {
+        let piece = ResponsePiece {
             value: whole_json(body)?,
             marked: false,
         };
@@ -142,7 +142,7 @@ impl ChunkDecoder {
     }
 
     /// Decodes a chunk of a stream, or a whole response: they differ only in `delta` and `message`.
-    fn chunk(&mut self, piece: &Piece, deltas: &mut Vec<Delta>) -> Result<(), Error> {
+    fn chunk(&mut self, piece: &ResponsePiece, deltas: &mut Vec<Delta>) -> Result<(), Error> {
         let chunk = &piece.value;
         if let Some(report) = Report::within(chunk, &MEMBERS) {
             return Err(classify::midway(&report));

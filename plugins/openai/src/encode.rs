@@ -6,7 +6,9 @@
 //! - Every tool call is sent with arguments that are an object, and is followed directly by its
 //!   result, since some servers refuse the whole conversation otherwise.
 
-use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::conversation::{
+    Conversation, ConversationTurn, Rules, UserContent, UserTurn,
+};
 use lucid_plugin::llm::extra::CallExtra;
 use lucid_plugin::llm::files::{Files, Shown, encoded};
 use lucid_plugin::llm::schema::{self, Tool};
@@ -212,8 +214,8 @@ fn messages(conversation: &Conversation, reasoning: Reasoning, files: &mut Files
     }
     for turn in &conversation.turns {
         match turn {
-            Turn::Model(pieces) => out.push(model(pieces, reasoning)),
-            Turn::User(turn) => user(turn, files, &mut out),
+            ConversationTurn::Model(pieces) => out.push(model(pieces, reasoning)),
+            ConversationTurn::User(turn) => user(turn, files, &mut out),
         }
     }
     // A server that sends it with one response requires it with all that have calls.
@@ -338,8 +340,8 @@ fn user(turn: &UserTurn, files: &mut Files, out: &mut Vec<Value>) {
         .map(|blob| picture(blob, files))
         .collect();
     parts.extend(turn.said.iter().map(|said| match said {
-        Said::Text(text) => json!({ "type": "text", "text": text }),
-        Said::Image(blob) => picture(blob, files),
+        UserContent::Text(text) => json!({ "type": "text", "text": text }),
+        UserContent::Image(blob) => picture(blob, files),
     }));
     if parts.is_empty() {
         return;

@@ -25,7 +25,7 @@ pub use wit::{
 
 /// The next action of an operation.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Next<S> {
+pub enum NextStep<S> {
     /// Send this request, and step again with the response and this state.
     Send(HttpRequest, S),
     /// The operation is complete.
@@ -54,7 +54,7 @@ pub trait Provider: 'static {
         settings: &str,
         operation: &Operation,
         answered: Option<Answered<Self::State>>,
-    ) -> Result<Next<Self::State>, Error>;
+    ) -> Result<NextStep<Self::State>, Error>;
 }
 
 /// A GET request for JSON.
@@ -223,9 +223,9 @@ pub fn id(value: &Value) -> Result<String, Error> {
 
 /// The type that `export_git!` exports for a provider.
 #[doc(hidden)]
-pub struct Exported<P>(PhantomData<P>);
+pub struct ExportedGitProvider<P>(PhantomData<P>);
 
-impl<P: Provider> wit::Guest for Exported<P> {
+impl<P: Provider> wit::Guest for ExportedGitProvider<P> {
     fn describe() -> Descriptor {
         crate::panics::tell();
         P::describe()
@@ -263,12 +263,12 @@ pub(crate) fn step<P: Provider>(
         }
     };
     Ok(match P::step(settings, operation, answered)? {
-        Next::Send(request, state) => {
+        NextStep::Send(request, state) => {
             let state = serde_json::to_vec(&state)
                 .map_err(|e| Error::internal(format!("The state cannot be written: {e}.")))?;
             wit::Next::Send(wit::Sending { request, state })
         }
-        Next::Done(reply) => wit::Next::Done(reply),
+        NextStep::Done(reply) => wit::Next::Done(reply),
     })
 }
 
@@ -278,9 +278,9 @@ macro_rules! export_git {
     ($provider:ty) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
-            type Exported = $crate::git::Exported<$provider>;
+            type ExportedGitProvider = $crate::git::ExportedGitProvider<$provider>;
             $crate::bindings::git::export_git_world!(
-                Exported with_types_in $crate::bindings::git
+                ExportedGitProvider with_types_in $crate::bindings::git
             );
         };
     };

@@ -161,14 +161,14 @@ impl Sse {
 
     /// As [`Self::json`], for a piece of a response, whose texts may end within a character: see
     /// [`json`]. An event named an error is an error even if it is not JSON.
-    pub fn piece(&self) -> Result<Option<json::Piece>, Error> {
+    pub fn piece(&self) -> Result<Option<json::ResponsePiece>, Error> {
         let data = self.data.trim();
         if data.is_empty() || data == "[DONE]" {
             return Ok(None);
         }
         match json::piece(data) {
             Ok(piece) => Ok(Some(piece)),
-            Err(_) if is_error_event(self) => Ok(Some(json::Piece {
+            Err(_) if is_error_event(self) => Ok(Some(json::ResponsePiece {
                 value: serde_json::json!({ "error": data }),
                 marked: false,
             })),
@@ -187,13 +187,13 @@ impl Sse {
 
 /// The type that `export_llm!` exports for an adapter.
 #[doc(hidden)]
-pub struct Exported<A>(PhantomData<A>);
+pub struct ExportedAdapter<A>(PhantomData<A>);
 
 /// A decoder behind the shared reference that a resource's methods get. `None` once it has ended.
 #[doc(hidden)]
 pub struct ExportedDecoder<D>(RefCell<Option<D>>);
 
-impl<A: Adapter> wit::Guest for Exported<A> {
+impl<A: Adapter> wit::Guest for ExportedAdapter<A> {
     type Decoder = ExportedDecoder<A::Decoder>;
 
     fn describe() -> Descriptor {
@@ -256,9 +256,9 @@ macro_rules! export_llm {
     ($adapter:ty) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
-            type Exported = $crate::llm::Exported<$adapter>;
+            type ExportedAdapter = $crate::llm::ExportedAdapter<$adapter>;
             $crate::bindings::llm::export_llm_world!(
-                Exported with_types_in $crate::bindings::llm
+                ExportedAdapter with_types_in $crate::bindings::llm
             );
         };
     };

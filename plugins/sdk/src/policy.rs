@@ -298,9 +298,9 @@ fn write<P: Policy>(state: &P::State) -> Result<Snapshot, Error> {
 
 /// The type that `export_policy!` exports for a policy.
 #[doc(hidden)]
-pub struct Exported<P>(PhantomData<P>);
+pub struct ExportedPolicy<P>(PhantomData<P>);
 
-impl<P: Policy> wit::Guest for Exported<P> {
+impl<P: Policy> wit::Guest for ExportedPolicy<P> {
     fn describe() -> Descriptor {
         crate::panics::tell();
         P::describe()
@@ -327,9 +327,9 @@ macro_rules! export_policy {
     ($policy:ty) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
-            type Exported = $crate::policy::Exported<$policy>;
+            type ExportedPolicy = $crate::policy::ExportedPolicy<$policy>;
             $crate::bindings::policy::export_policy_world!(
-                Exported with_types_in $crate::bindings::policy
+                ExportedPolicy with_types_in $crate::bindings::policy
             );
         };
     };

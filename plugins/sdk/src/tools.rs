@@ -290,9 +290,9 @@ fn settings_of<T: Tools>(text: &str) -> Result<T::Settings, Error> {
 
 /// The type that `export_tools!` exports for a component.
 #[doc(hidden)]
-pub struct Exported<T>(PhantomData<T>);
+pub struct ExportedTools<T>(PhantomData<T>);
 
-impl<T: Tools> wit::Guest for Exported<T> {
+impl<T: Tools> wit::Guest for ExportedTools<T> {
     fn describe() -> Descriptor {
         crate::panics::tell();
         T::describe()
@@ -315,9 +315,9 @@ macro_rules! export_tools {
     ($tools:ty) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
-            type Exported = $crate::tools::Exported<$tools>;
+            type ExportedTools = $crate::tools::ExportedTools<$tools>;
             $crate::bindings::tools::export_tools_world!(
-                Exported with_types_in $crate::bindings::tools
+                ExportedTools with_types_in $crate::bindings::tools
             );
         };
     };

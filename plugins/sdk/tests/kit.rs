@@ -4,7 +4,8 @@
 
 use lucid_plugin::bindings::llm::exports::lucid::llm::provider::{Guest, GuestDecoder};
 use lucid_plugin::llm::{
-    Adapter, Completion, CompletionRequest, Decoder, Delta, Encoded, Exported, Frame, ModelInfo,
+    Adapter, Completion, CompletionRequest, Decoder, Delta, Encoded, ExportedAdapter, Frame,
+    ModelInfo,
 };
 use lucid_plugin::policy::{Command, Commands, Context, Input, Outcome, Policy, Snapshot};
 use lucid_plugin::types::{Error, ErrorKind, Header, Message, StopReason, ToolResult};
@@ -164,7 +165,7 @@ impl Decoder for EchoDecoder {
 
 lucid_plugin::export_llm!(Echo);
 
-type EchoExport = <Exported<Echo> as Guest>::Decoder;
+type EchoExport = <ExportedAdapter<Echo> as Guest>::Decoder;
 
 #[test]
 fn a_decoder_reads_frames_and_ends_once() {

@@ -38,12 +38,12 @@ pub struct Conversation {
     /// The deployment's system messages, wherever they were in the transcript.
     pub system: Vec<String>,
     /// The alternating turns: see the module.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<ConversationTurn>,
 }
 
 /// One side's turn.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Turn {
+pub enum ConversationTurn {
     /// The user, and the tools.
     User(UserTurn),
     /// The model: text, calls, and what the rules send back.
@@ -56,12 +56,12 @@ pub struct UserTurn {
     /// One result for each call of the previous turn.
     pub results: Vec<ToolResult>,
     /// The content after the results.
-    pub said: Vec<Said>,
+    pub said: Vec<UserContent>,
 }
 
 /// Content from the user.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Said {
+pub enum UserContent {
     /// Never blank.
     Text(String),
     /// An image.
@@ -89,7 +89,7 @@ impl Conversation {
 
 /// A turn whose calls may still get results.
 enum Open {
-    User(Vec<Said>),
+    User(Vec<UserContent>),
     Model {
         pieces: Vec<Content>,
         /// The result of each call among the pieces, in order.
@@ -125,10 +125,10 @@ impl Draft {
                     pieces.push(piece.clone());
                 }
                 (Role::User | Role::Tool, Content::Text(text)) => {
-                    said.push(Said::Text(text.clone()))
+                    said.push(UserContent::Text(text.clone()))
                 }
                 (Role::User | Role::Tool, Content::Image(blob)) => {
-                    said.push(Said::Image(blob.clone()));
+                    said.push(UserContent::Image(blob.clone()));
                 }
                 _ => {}
             }
@@ -160,7 +160,7 @@ impl Draft {
         }
     }
 
-    fn user(&mut self, said: Vec<Said>) {
+    fn user(&mut self, said: Vec<UserContent>) {
         if said.is_empty() {
             return;
         }
@@ -198,21 +198,23 @@ impl Draft {
             rules,
             taken: BTreeSet::new(),
         };
-        let mut turns: Vec<Turn> = Vec::new();
+        let mut turns: Vec<ConversationTurn> = Vec::new();
         // From the previous model turn: they come first in the next user turn.
         let mut results: Vec<ToolResult> = Vec::new();
         for turn in self.turns {
             match turn {
                 Open::User(said) => {
                     let results = std::mem::take(&mut results);
-                    turns.push(Turn::User(UserTurn { results, said }));
+                    turns.push(ConversationTurn::User(UserTurn { results, said }));
                 }
                 Open::Model {
                     mut pieces,
                     answers,
                 } => {
-                    if !matches!(turns.last(), Some(Turn::User(_))) {
-                        turns.push(Turn::User(answered(std::mem::take(&mut results))));
+                    if !matches!(turns.last(), Some(ConversationTurn::User(_))) {
+                        turns.push(ConversationTurn::User(answered(std::mem::take(
+                            &mut results,
+                        ))));
                     }
                     let mut answers = answers.into_iter();
                     let mut own = false;
@@ -227,12 +229,12 @@ impl Draft {
                         let answer = answer.unwrap_or_else(|| ToolResult::failed("", NO_RESULT));
                         results.push(result(answer, &call.id));
                     }
-                    turns.push(Turn::Model(pieces));
+                    turns.push(ConversationTurn::Model(pieces));
                 }
             }
         }
-        if !matches!(turns.last(), Some(Turn::User(_))) {
-            turns.push(Turn::User(answered(results)));
+        if !matches!(turns.last(), Some(ConversationTurn::User(_))) {
+            turns.push(ConversationTurn::User(answered(results)));
         }
         Conversation {
             system: self.system,
@@ -244,7 +246,7 @@ impl Draft {
 /// A user turn that the transcript does not have.
 fn answered(results: Vec<ToolResult>) -> UserTurn {
     let said = if results.is_empty() {
-        vec![Said::Text(GO_ON.into())]
+        vec![UserContent::Text(GO_ON.into())]
     } else {
         Vec::new()
     };

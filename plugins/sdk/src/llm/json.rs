@@ -24,7 +24,7 @@ const LAST_HALF: u32 = 0xDFFF;
 
 /// A piece of a response.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Piece {
+pub struct ResponsePiece {
     /// Its value, whose texts are to be passed to a [`Joiner`] or to [`mended`].
     pub value: Value,
     /// Whether halves are marked in it.
@@ -32,15 +32,15 @@ pub struct Piece {
 }
 
 /// Parses a piece of a response.
-pub fn piece(text: &str) -> Result<Piece, serde_json::Error> {
+pub fn piece(text: &str) -> Result<ResponsePiece, serde_json::Error> {
     match serde_json::from_str(text) {
-        Ok(value) => Ok(Piece {
+        Ok(value) => Ok(ResponsePiece {
             value,
             marked: false,
         }),
         Err(error) => match without_halves(text, mark) {
             Cow::Borrowed(_) => Err(error),
-            Cow::Owned(text) => Ok(Piece {
+            Cow::Owned(text) => Ok(ResponsePiece {
                 value: serde_json::from_str(&text)?,
                 marked: true,
             }),
@@ -92,7 +92,7 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// Returns what is complete of the text after this piece. `marked` is as in [`Piece`].
+    /// Returns what is complete of the text after this piece. `marked` is as in [`ResponsePiece`].
     pub fn push(&mut self, piece: &str, marked: bool) -> String {
         if self.high.is_none() && !marked {
             return piece.to_owned();

@@ -48,7 +48,7 @@ enum Part {
 }
 
 impl Spoken {
-    /// Takes a fragment. `marked` is as in [`super::json::Piece`].
+    /// Takes a fragment. `marked` is as in [`super::json::ResponsePiece`].
     pub fn push(&mut self, text: &str, marked: bool, deltas: &mut Vec<Delta>) {
         let text = self.joiner.push(text, marked);
         let mut pieces = Vec::new();

@@ -6,9 +6,9 @@
 //! fields.
 
 use lucid_plugin::git::{
-    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, Next, Operation, Page,
-    Provider, Reply, Repository, RepositoryPage, get, id, is_success, json, page_number, path_part,
-    post, refusal, required, said, text_at,
+    Account, Answered, Change, Descriptor, KeyPlace, NO_SETTINGS, NewChange, NextStep, Operation,
+    Page, Provider, Reply, Repository, RepositoryPage, get, id, is_success, json, page_number,
+    path_part, post, refusal, required, said, text_at,
 };
 use lucid_plugin::types::{Error, ErrorKind, HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
@@ -49,8 +49,8 @@ impl Provider for MyAgent {
         _: &str,
         operation: &Operation,
         answered: Option<Answered<Asked>>,
-    ) -> Result<Next<Asked>, Error> {
-        let first = |request: HttpRequest| Ok(Next::Send(request, Asked::First));
+    ) -> Result<NextStep<Asked>, Error> {
+        let first = |request: HttpRequest| Ok(NextStep::Send(request, Asked::First));
         match (operation, answered) {
             (Operation::CurrentUser, None) => first(get("/user", &[])),
             (Operation::CurrentUser, Some(answered)) => account(&answered.response),
@@ -73,9 +73,9 @@ fn success(response: &HttpResponse) -> Result<Value, Error> {
     }
 }
 
-fn account(response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn account(response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let user = success(response)?;
-    Ok(Next::Done(Reply::Account(Account {
+    Ok(NextStep::Done(Reply::Account(Account {
         id: id(&user)?,
         login: required(&user, "login")?.into(),
         name: text_at(&user, "full_name").map(str::to_owned),
@@ -90,7 +90,7 @@ fn list(page: &Page) -> Result<HttpRequest, Error> {
     Ok(get("/user/repos", &query))
 }
 
-fn repositories(page: &Page, response: &HttpResponse) -> Result<Next<Asked>, Error> {
+fn repositories(page: &Page, response: &HttpResponse) -> Result<NextStep<Asked>, Error> {
     let answer = success(response)?;
     let all = answer
         .as_array()
@@ -112,7 +112,7 @@ fn repositories(page: &Page, response: &HttpResponse) -> Result<Next<Asked>, Err
     // This provider does not say whether there is more: a full page is followed by another.
     let full = all.len() >= page.limit.clamp(1, 50) as usize;
     let next = page_number(page)? + 1;
-    Ok(Next::Done(Reply::Repositories(RepositoryPage {
+    Ok(NextStep::Done(Reply::Repositories(RepositoryPage {
         repositories: all.iter().map(repository).collect::<Result<_, Error>>()?,
         next: full.then(|| next.to_string()),
     })))
@@ -145,14 +145,14 @@ fn open(change: &NewChange) -> Result<HttpRequest, Error> {
     Ok(post(format!("{}/pulls", path(change)?), &body))
 }
 
-fn opened(change: &NewChange, answered: &Answered<Asked>) -> Result<Next<Asked>, Error> {
+fn opened(change: &NewChange, answered: &Answered<Asked>) -> Result<NextStep<Asked>, Error> {
     let response = &answered.response;
     match answered.state {
         // If the pull request exists already, it is the result.
         Asked::First if response.status == 409 && said(response).contains("already exists") => {
             let query = [("state", "open"), ("head", change.head.as_str())];
             let request = get(format!("{}/pulls", path(change)?), &query);
-            Ok(Next::Send(request, Asked::Existing))
+            Ok(NextStep::Send(request, Asked::Existing))
         }
         Asked::First => done(&success(response)?, false),
         Asked::Existing => match success(response)?.as_array().and_then(|all| all.first()) {
@@ -165,9 +165,9 @@ fn opened(change: &NewChange, answered: &Answered<Asked>) -> Result<Next<Asked>,
     }
 }
 
-fn done(value: &Value, existed: bool) -> Result<Next<Asked>, Error> {
+fn done(value: &Value, existed: bool) -> Result<NextStep<Asked>, Error> {
     let number = value["number"].as_u64();
-    Ok(Next::Done(Reply::Change(Change {
+    Ok(NextStep::Done(Reply::Change(Change {
         number: number.ok_or_else(|| Error::upstream("The answer has no `number`."))?,
         title: required(value, "title")?.into(),
         web_url: required(value, "html_url")?.into(),

@@ -5,7 +5,9 @@
 //! completions API: replace `messages`, `chunk` and `refusal` with your provider's own fields.
 
 use lucid_plugin::NO_USAGE;
-use lucid_plugin::llm::conversation::{Conversation, Rules, Said, Turn, UserTurn};
+use lucid_plugin::llm::conversation::{
+    Conversation, ConversationTurn, Rules, UserContent, UserTurn,
+};
 use lucid_plugin::llm::files::{Files, encoded};
 use lucid_plugin::llm::refusal::{kind_of_status, refusal};
 use lucid_plugin::llm::{
@@ -118,8 +120,8 @@ fn messages(conversation: &Conversation) -> Vec<Value> {
     }
     for turn in &conversation.turns {
         match turn {
-            Turn::User(turn) => user(turn, &mut messages),
-            Turn::Model(pieces) => messages.push(model(pieces)),
+            ConversationTurn::User(turn) => user(turn, &mut messages),
+            ConversationTurn::Model(pieces) => messages.push(model(pieces)),
         }
     }
     messages
@@ -134,9 +136,9 @@ fn user(turn: &UserTurn, messages: &mut Vec<Value>) {
         }));
     }
     let said = turn.said.iter().map(|said| match said {
-        Said::Text(text) => text.clone(),
+        UserContent::Text(text) => text.clone(),
         // For models that see images, `Files::show` returns a placeholder that the host replaces.
-        Said::Image(picture) => Files::tell(picture),
+        UserContent::Image(picture) => Files::tell(picture),
     });
     let said: Vec<String> = said.collect();
     if !said.is_empty() {

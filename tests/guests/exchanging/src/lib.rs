@@ -2,8 +2,8 @@
 //! a component that somebody else wrote.
 
 use lucid_plugin::git::{
-    Account, Answered, Change, Descriptor, KeyPlace, Next, Operation, Provider, Reply, Repository,
-    RepositoryPage, get,
+    Account, Answered, Change, Descriptor, KeyPlace, NextStep, Operation, Provider, Reply,
+    Repository, RepositoryPage, get,
 };
 use lucid_plugin::types::{Error, ErrorKind, Header};
 
@@ -32,7 +32,7 @@ impl Provider for Exchanging {
         settings: &str,
         operation: &Operation,
         answered: Option<Answered<String>>,
-    ) -> Result<Next<String>, Error> {
+    ) -> Result<NextStep<String>, Error> {
         let act: String = serde_json::from_str::<serde_json::Value>(settings)
             .ok()
             .and_then(|settings| Some(settings["act"].as_str()?.to_owned()))
@@ -40,8 +40,8 @@ impl Provider for Exchanging {
         let mut request = get("/user", &[]);
         let state = "s".to_owned();
         match act.as_str() {
-            "endless" => return Ok(Next::Send(request, state)),
-            "memory" => return Ok(Next::Send(request, "s".repeat(1 << 17))),
+            "endless" => return Ok(NextStep::Send(request, state)),
+            "memory" => return Ok(NextStep::Send(request, "s".repeat(1 << 17))),
             "elsewhere" => request.path = "https://evil.example/user".into(),
             "climb" => request.path = "/..%2F..%2Fadmin".into(),
             "header" => request.headers.push(Header {
@@ -61,12 +61,12 @@ impl Provider for Exchanging {
                     String::from_utf8_lossy(&answered.response.body).into_owned()
                 });
                 if said.is_empty() {
-                    return Ok(Next::Send(request, state));
+                    return Ok(NextStep::Send(request, state));
                 }
                 return Err(Error::new(ErrorKind::Upstream, said));
             }
-            "other" => return Ok(Next::Done(change("https://git.example.org/1"))),
-            "script" => return Ok(Next::Done(change("javascript:alert(1)"))),
+            "other" => return Ok(NextStep::Done(change("https://git.example.org/1"))),
+            "script" => return Ok(NextStep::Done(change("javascript:alert(1)"))),
             "many" => {
                 let Operation::ListRepositories(page) = operation else {
                     return Err(Error::invalid("only lists"));
@@ -76,13 +76,13 @@ impl Provider for Exchanging {
                     .as_deref()
                     .map_or(Ok(0), str::parse)
                     .unwrap_or_default();
-                return Ok(Next::Done(Reply::Repositories(RepositoryPage {
+                return Ok(NextStep::Done(Reply::Repositories(RepositoryPage {
                     repositories: vec![repository()],
                     next: Some((number + 1).to_string()),
                 })));
             }
             _ => {
-                return Ok(Next::Done(Reply::Account(Account {
+                return Ok(NextStep::Done(Reply::Account(Account {
                     id: "1".into(),
                     login: "\u{202e}evil\n\u{1b}[31m".repeat(100),
                     name: None,
@@ -91,7 +91,7 @@ impl Provider for Exchanging {
                 })));
             }
         }
-        Ok(Next::Send(request, state))
+        Ok(NextStep::Send(request, state))
     }
 }
 
