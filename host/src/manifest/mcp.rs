@@ -32,8 +32,8 @@ pub(super) const MCP: &[&str] = &[
 ];
 
 /// The range of the time limits of a call and of a start, in seconds.
-const TIME: [f64; 2] = [1.0, 3600.0];
-const START_TIME: [f64; 2] = [0.1, 60.0];
+pub(super) const TIME: [f64; 2] = [1.0, 3600.0];
+pub(super) const START_TIME: [f64; 2] = [0.1, 60.0];
 /// The maximum length of an argument, a value, or a tool's name, in characters.
 const LONGEST: usize = 32 << 10;
 

@@ -8,6 +8,11 @@
 //! manifest's, `loaded` what was loaded for a manifest (by `deployment::load`), and `problem` reports
 //! errors with their positions.
 //!
+//! `lucid.schema.json` is written by hand. The reader is not serde, since all problems are reported and each with its
+//! position, so a schema could only be generated from structs that nothing else uses; and what makes up most of it
+//! (patterns, names of tables, fields that need or exclude each other, defaults) would stand in them as JSON again.
+//! Tests hold the schema to the reader's own fields, ranges and defaults.
+//!
 //! # Invariants
 //!
 //! - A [`Manifest`] that exists was validated in full, and never changes.

@@ -63,16 +63,16 @@ pub(super) const PRICE: &[&str] = &["input", "output", "cache_read", "cache_writ
 
 /// The permitted ranges of a call's limits on any host. The host's engine has no more memory than
 /// this for one call.
-const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
+pub(super) const FUEL: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
 const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=512 << 20;
 const OUTPUT: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
-const TIME: [f64; 2] = [0.1, 60.0];
+pub(super) const TIME: [f64; 2] = [0.1, 60.0];
 /// How long a provider's server may send nothing, in seconds.
-const SILENCE: (f64, f64) = (1.0, 86_400.0);
+pub(super) const SILENCE: (f64, f64) = (1.0, 86_400.0);
 /// The range of a tool call's time limit, in seconds.
-const CALL_TIME: [f64; 2] = [1.0, 3600.0];
+pub(super) const CALL_TIME: [f64; 2] = [1.0, 3600.0];
 /// The highest price of a million tokens, in dollars.
-const DEAREST: f64 = 1_000_000.0;
+pub(super) const DEAREST: f64 = 1_000_000.0;
 const MODEL: &str = "a model's name, at most 200 characters and none of them a space";
 
 pub(super) fn plugin(

@@ -180,7 +180,7 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 /// The maximum length of a source's name in characters: models see `SOURCE__TOOL`, of which they
 /// accept 64.
-const LONGEST_SOURCE: usize = 32;
+pub(super) const LONGEST_SOURCE: usize = 32;
 
 /// Whether a tool source can have this name: the first `__` of a tool's full name ends it.
 pub(crate) fn is_source_name(name: &str) -> bool {

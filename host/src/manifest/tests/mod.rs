@@ -15,11 +15,12 @@ use super::fields::ManifestReader;
 use super::*;
 use super::{plugins, read, registries};
 use crate::builtin;
+use crate::config::size;
 use crate::deployment::load::load;
 use lucid_net::egress::KeyInjection;
 use lucid_types::digest::sha256_hex;
 use lucid_wasm::testing::engine;
-use lucid_wasm::{Plugin, PluginKind, Plugins};
+use lucid_wasm::{Limits, Plugin, PluginKind, Plugins};
 
 fn parse(text: &str) -> Result<Manifest, ManifestProblems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
@@ -642,6 +643,45 @@ fn the_schema_for_editors_takes_the_example_and_names_the_same_fields() {
     ] {
         assert!(!self::schema().is_valid(&wrong), "the schema takes {wrong}");
     }
+}
+
+#[test]
+fn the_schema_for_editors_has_the_readers_ranges_and_the_hosts_defaults() {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    let at = |pointer: &str| {
+        schema
+            .pointer(pointer)
+            .unwrap_or_else(|| panic!("{pointer}"))
+    };
+    let fuel = [*plugins::FUEL.start(), *plugins::FUEL.end()].map(|fuel| fuel as f64);
+    let silence = [plugins::SILENCE.0, plugins::SILENCE.1];
+    for (pointer, [least, most]) in [
+        ("/$defs/limits/properties/fuel", fuel),
+        ("/$defs/limits/properties/time/anyOf/0", plugins::TIME),
+        ("/$defs/tools/properties/time/anyOf/0", plugins::CALL_TIME),
+        ("/$defs/mcp/properties/time/anyOf/0", super::mcp::TIME),
+        (
+            "/$defs/mcp/properties/start_time/anyOf/0",
+            super::mcp::START_TIME,
+        ),
+        ("/$defs/provider/properties/silence/anyOf/0", silence),
+        ("/$defs/dollars", [0.0, plugins::DEAREST]),
+    ] {
+        let bound = |name: &str| at(pointer)[name].as_f64().unwrap();
+        assert_eq!(
+            [bound("minimum"), bound("maximum")],
+            [least, most],
+            "{pointer}"
+        );
+    }
+    assert_eq!(at("/$defs/source/maxLength"), read::LONGEST_SOURCE);
+    let limits = Limits::default();
+    let default = |name: &str| at(&format!("/$defs/limits/properties/{name}/default"));
+    let bytes = |name: &str| size(default(name).as_str().unwrap()).unwrap();
+    assert_eq!(default("fuel"), limits.fuel);
+    assert_eq!(bytes("memory"), limits.memory_bytes as u64);
+    assert_eq!(bytes("output"), limits.output_bytes as u64);
+    assert_eq!(default("time").as_f64(), Some(limits.wall.as_secs_f64()));
 }
 
 /// JSON as inline TOML.
