@@ -16,7 +16,7 @@ mod description;
 mod downloads;
 mod files;
 mod integrations;
-mod plugins;
+pub(crate) mod plugins;
 mod root;
 mod session_request;
 mod sessions;

@@ -13,17 +13,19 @@ mod admin;
 mod build;
 mod check;
 mod dev;
+mod error;
 mod new;
 mod replay;
 mod report;
 mod scaffold;
 mod shadow;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use self::error::ComponentError;
 use super::{WRONG, failed, wrong};
 use crate::cli::report::{Severity, is_json, print_message};
 use crate::config::Config;
@@ -190,7 +192,7 @@ fn cache() -> Option<PathBuf> {
 
 /// An engine for one plugin at a time. It caches what it compiled, since a component that embeds a
 /// language's runtime takes many seconds.
-fn engine() -> Result<Engine, String> {
+fn engine() -> Result<Engine, ComponentError> {
     let compiled = cache().map(|cache| cache.join("compiled"));
     let options = |cache: Option<PathBuf>| EngineOptions {
         cache,
@@ -205,26 +207,29 @@ fn engine() -> Result<Engine, String> {
         Err(EngineError::Cache(_)) => Engine::new(options(None)),
         other => other,
     };
-    engine.map_err(|error| format!("The plugin cannot be run here: {error}."))
+    Ok(engine?)
 }
 
 /// A component's bytes, up to the size that a host would read.
-fn component(file: &std::path::Path) -> Result<Vec<u8>, String> {
+fn component(file: &Path) -> Result<Vec<u8>, ComponentError> {
     let most = EngineOptions::default().largest_component as u64;
-    let shown = file.display();
-    let size = std::fs::metadata(file).map_err(|e| format!("{shown} cannot be read: {e}."))?;
-    if !size.is_file() {
-        return Err(format!(
-            "{shown} is no file; name the component that `lucid plugin build` made."
-        ));
+    let path = || file.to_owned();
+    let unread = |source| ComponentError::Read {
+        path: path(),
+        source,
+    };
+    let data = std::fs::metadata(file).map_err(unread)?;
+    if !data.is_file() {
+        return Err(ComponentError::NoFile(path()));
     }
-    if size.len() > most {
-        return Err(format!(
-            "{shown} has {} bytes, and a host takes {most}.",
-            size.len()
-        ));
+    if data.len() > most {
+        return Err(ComponentError::TooLarge {
+            path: path(),
+            size: data.len(),
+            most,
+        });
     }
-    std::fs::read(file).map_err(|e| format!("{shown} cannot be read: {e}."))
+    std::fs::read(file).map_err(unread)
 }
 
 /// Prints why a command was refused.

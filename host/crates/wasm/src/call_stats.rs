@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
-use serde::Serialize;
 
 use super::limits::{CallError, CallUsage};
 
@@ -28,8 +27,7 @@ struct FunctionStats {
 }
 
 /// The figures of one of a plugin's functions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallFigures {
     /// The function, such as `step`.
     pub call: &'static str,

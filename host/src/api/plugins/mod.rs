@@ -34,7 +34,7 @@ const LONGEST_UPLOAD: Duration = Duration::from_secs(300);
 const MEDIA_TYPES: [&str; 2] = ["application/wasm", "application/octet-stream"];
 
 /// The deployment's plugins.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginsView {
     /// Counted up from 1 with each change since the server's start.
@@ -55,7 +55,7 @@ pub struct PluginsView {
 }
 
 /// Work that goes on.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadingView {
     /// A plugin's name, or words such as `the deployment`.
@@ -63,13 +63,13 @@ pub struct LoadingView {
     pub what: String,
     /// `fetching`, `loading` or `compiling`.
     #[schema(example = "compiling")]
-    pub doing: &'static str,
+    pub doing: String,
     /// Since when.
     pub since: String,
 }
 
 /// A loaded plugin, and how it does.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadedView {
     /// `policy`, `llm`, `tools` or `git`.
@@ -90,7 +90,7 @@ pub struct LoadedView {
     pub digest: String,
     /// `builtin`, `file`, `registry`, or `upload` where an uploaded build takes the place of what the manifest names.
     #[schema(example = "upload")]
-    pub source: &'static str,
+    pub source: String,
     /// What the manifest names, such as `builtin:coder`, a path, or `oci://…`.
     #[schema(required = true)]
     pub component: Option<String>,
@@ -106,7 +106,7 @@ pub struct LoadedView {
     /// Live sessions that still have another build of it.
     pub other_builds: Vec<BuildView>,
     /// What its calls used since it was loaded, by function.
-    pub calls: Vec<CallFigures>,
+    pub calls: Vec<CallFiguresView>,
     /// The uploaded builds that were activated in its place, the active one first. Where the first is
     /// not `digest`, it could not be loaded when the server started.
     pub activated: Vec<ActivationView>,
@@ -122,8 +122,54 @@ pub struct LoadedView {
     pub rolled_back: Vec<RolledBackView>,
 }
 
+/// The figures of one of a plugin's functions.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = CallFigures)]
+pub struct CallFiguresView {
+    /// The function, such as `step`.
+    pub call: String,
+    /// How often it was called.
+    pub calls: u64,
+    /// How often it answered with an error of its own.
+    pub refusals: u64,
+    /// How often it broke down or met a limit.
+    pub failures: u64,
+    /// Half of the calls took no longer, in microseconds.
+    pub p50_micros: u64,
+    /// Of a hundred calls one took longer, in microseconds.
+    pub p99_micros: u64,
+    /// The most that one call used; instructions, roughly.
+    pub most_fuel: u64,
+    /// All calls together.
+    pub fuel: u64,
+    /// The most memory that one call had, in bytes.
+    pub most_memory: u64,
+}
+
+impl From<CallFigures> for CallFiguresView {
+    fn from(figures: CallFigures) -> Self {
+        Self {
+            call: figures.call.to_owned(),
+            calls: figures.calls,
+            refusals: figures.refusals,
+            failures: figures.failures,
+            p50_micros: figures.p50_micros,
+            p99_micros: figures.p99_micros,
+            most_fuel: figures.most_fuel,
+            fuel: figures.fuel,
+            most_memory: figures.most_memory,
+        }
+    }
+}
+
+fn figures_of(plugin: &impl Plugin) -> Vec<CallFiguresView> {
+    let figures = plugin.figures().into_iter();
+    figures.map(CallFiguresView::from).collect()
+}
+
 /// A build that a share of new sessions gets.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CandidateView {
     /// SHA-256 in lower-case hex.
@@ -136,7 +182,7 @@ pub struct CandidateView {
     /// Live sessions on it.
     pub sessions: usize,
     /// What its calls used since it was loaded, by function.
-    pub calls: Vec<CallFigures>,
+    pub calls: Vec<CallFiguresView>,
     /// Who gave it the share; null where it is no longer written down.
     #[schema(required = true)]
     pub by: Option<String>,
@@ -146,7 +192,7 @@ pub struct CandidateView {
 }
 
 /// How a build on probation does: counted since it was activated, or since the server's start.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProbationView {
     /// Its steps.
@@ -164,7 +210,7 @@ pub struct ProbationView {
 }
 
 /// A build that was taken back by itself.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TakenBackView {
     /// SHA-256 in lower-case hex.
@@ -176,7 +222,7 @@ pub struct TakenBackView {
 }
 
 /// A build that somebody rolled back.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RolledBackView {
     /// SHA-256 in lower-case hex.
@@ -188,7 +234,7 @@ pub struct RolledBackView {
 }
 
 /// What a plugin may do.
-#[derive(Debug, Default, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GrantsView {
     /// A policy's sessions ask models.
@@ -238,7 +284,7 @@ pub struct GrantsView {
 }
 
 /// What one call may use.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsView {
     /// Instructions, roughly.
@@ -263,7 +309,7 @@ impl From<&PluginLimits> for LimitsView {
 }
 
 /// Another build that sessions have.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildView {
     /// SHA-256 in lower-case hex.
@@ -273,7 +319,7 @@ pub struct BuildView {
 }
 
 /// A build that was activated.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ActivationView {
     /// SHA-256 in lower-case hex.
@@ -285,7 +331,7 @@ pub struct ActivationView {
 }
 
 /// An uploaded build that is kept.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KeptView {
     /// SHA-256 in lower-case hex.
@@ -310,7 +356,7 @@ pub struct KeptView {
 }
 
 /// Why the last load came to nothing.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastErrorView {
     /// When.
@@ -320,7 +366,7 @@ pub struct LastErrorView {
 }
 
 /// One thing that was wrong.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProblemView {
     /// The manifest, or the file of an uploaded build.
@@ -375,21 +421,21 @@ pub(super) async fn list(
 }
 
 /// A component that was kept.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct UploadedView {
+pub(crate) struct UploadedView {
     /// `policy`, `llm`, `tools` or `git`.
     #[schema(example = "policy")]
-    kind: String,
+    pub(crate) kind: String,
     /// What it calls itself.
-    own_name: String,
-    version: String,
-    description: String,
+    pub(crate) own_name: String,
+    pub(crate) version: String,
+    pub(crate) description: String,
     /// SHA-256 in lower-case hex: what `activate` takes.
-    digest: String,
-    imports: Vec<String>,
+    pub(crate) digest: String,
+    pub(crate) imports: Vec<String>,
     /// What its first calls used.
-    calls: Vec<CallFigures>,
+    pub(crate) calls: Vec<CallFiguresView>,
 }
 
 impl From<&AnyPlugin> for UploadedView {
@@ -401,7 +447,7 @@ impl From<&AnyPlugin> for UploadedView {
             description: plugin.description().to_owned(),
             digest: plugin.digest().to_owned(),
             imports: plugin.imports(),
-            calls: plugin.figures(),
+            calls: figures_of(plugin),
         }
     }
 }
@@ -489,45 +535,46 @@ fn too_large(largest: usize) -> Problem {
 }
 
 /// Which build.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Activate {
+pub(crate) struct Activate {
     /// SHA-256 in hex, with or without `sha256:` before it.
     #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
-    digest: String,
+    pub(crate) digest: String,
     /// Of a hundred new sessions, 1 to 99; all where there is none. Only of a policy.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 99)]
-    share: Option<u8>,
+    pub(crate) share: Option<u8>,
     /// The policy may be one under a name that nobody has yet. Without it such a name is refused, since it
     /// is a slip more often.
-    #[serde(default)]
-    new: bool,
+    // Left out when false: an older server does not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) new: bool,
 }
 
 /// What holds by now.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ChangedView {
+pub(crate) struct ChangedView {
     /// The generation that new sessions get.
-    generation: u64,
+    pub(crate) generation: u64,
     /// `policy`, `llm`, `tools` or `git`.
-    kind: String,
-    name: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
     /// The build it is now; null where a policy that was only uploaded is gone.
     #[schema(required = true)]
-    digest: Option<String>,
+    pub(crate) digest: Option<String>,
     #[schema(required = true)]
-    version: Option<String>,
+    pub(crate) version: Option<String>,
     /// `builtin`, `file`, `registry` or `upload`.
     #[schema(required = true)]
-    source: Option<&'static str>,
+    pub(crate) source: Option<String>,
     /// The build beside it that a share of new sessions gets; null where there is none.
     #[schema(required = true)]
-    candidate: Option<String>,
+    pub(crate) candidate: Option<String>,
     /// That share, of a hundred.
     #[schema(required = true)]
-    share: Option<u8>,
+    pub(crate) share: Option<u8>,
 }
 
 /// Activate an uploaded build
@@ -621,22 +668,22 @@ async fn changed(
         name,
         digest: now.as_ref().map(|(plugin, _)| plugin.digest().to_owned()),
         version: now.as_ref().map(|(plugin, _)| plugin.version().to_owned()),
-        source: now.map(|(_, source)| source),
+        source: now.map(|(_, source)| source.to_owned()),
         share: candidate.as_ref().map(|(_, share)| *share),
         candidate: candidate.map(|(digest, _)| digest),
     }))
 }
 
 /// A load that was asked for.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ReloadedView {
+pub(crate) struct ReloadedView {
     /// The generation that new sessions get.
-    generation: u64,
+    pub(crate) generation: u64,
     /// An active build that cannot be loaded, while the server runs on the one before; null where all
     /// is as it should be.
     #[schema(required = true)]
-    last_error: Option<LastErrorView>,
+    pub(crate) last_error: Option<LastErrorView>,
 }
 
 /// Load the manifest and the components again

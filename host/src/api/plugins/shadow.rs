@@ -29,16 +29,16 @@ const SESSIONS: u64 = 20;
 const MOST_SESSIONS: u64 = 200;
 
 /// What to shadow.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Begin {
     /// SHA-256 in hex, with or without `sha256:` before it.
     #[schema(pattern = "^(sha256:)?[0-9a-fA-F]{64}$")]
-    digest: String,
+    pub(crate) digest: String,
     /// How many sessions, the newest first; 1 to 200.
     #[serde(default = "usual_sessions")]
     #[schema(default = 20, minimum = 1, maximum = 200)]
-    sessions: u64,
+    pub(crate) sessions: u64,
 }
 
 fn usual_sessions() -> u64 {
@@ -46,70 +46,70 @@ fn usual_sessions() -> u64 {
 }
 
 /// A shadow: how far it is, and what it showed.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ShadowView {
     /// The policy.
     #[schema(example = "coder")]
-    name: String,
+    pub(crate) name: String,
     /// The build that is shadowed: SHA-256 in lower-case hex.
-    digest: String,
+    pub(crate) digest: String,
     /// The build that new sessions had when it began.
-    beside: String,
+    pub(crate) beside: String,
     /// Who wanted it.
-    by: String,
+    pub(crate) by: String,
     /// When it began.
-    since: String,
+    pub(crate) since: String,
     /// When it came to its end; null while it runs.
     #[schema(required = true)]
-    until: Option<String>,
+    pub(crate) until: Option<String>,
     /// Why it says nothing of the build, or not all; null where all was replayed.
     #[schema(required = true)]
-    problem: Option<String>,
+    pub(crate) problem: Option<String>,
     /// Sessions that will have been replayed in the end.
-    wanted: u64,
+    pub(crate) wanted: u64,
     /// Sessions that were; the next three together.
-    sessions: u64,
+    pub(crate) sessions: u64,
     /// Those in which all steps gave the same commands.
-    same: u64,
+    pub(crate) same: u64,
     /// Those in which a step gave other commands.
-    different: u64,
+    pub(crate) different: u64,
     /// Those in which a step broke down, refused or met a limit, and did not when it was recorded.
-    failed: u64,
+    pub(crate) failed: u64,
     /// Sessions whose last state the build does not take over, whatever became of their steps.
-    not_migrated: u64,
+    pub(crate) not_migrated: u64,
     /// Sessions whose steps this host cannot read.
-    unread: u64,
+    pub(crate) unread: u64,
     /// Steps that were compared.
-    steps: u64,
+    pub(crate) steps: u64,
     /// Those among them that differed.
-    steps_different: u64,
+    pub(crate) steps_different: u64,
     /// What the compared steps used when they were recorded; instructions, roughly.
-    fuel_then: u64,
+    pub(crate) fuel_then: u64,
     /// What the build used for the same steps.
-    fuel_now: u64,
+    pub(crate) fuel_now: u64,
     /// The first 40 differences.
-    differences: Vec<DifferenceView>,
+    pub(crate) differences: Vec<DifferenceView>,
 }
 
 /// Something that the build does differently.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct DifferenceView {
+pub(crate) struct DifferenceView {
     /// In which session.
-    session: String,
+    pub(crate) session: String,
     /// At which of its steps, from 0; null where it is about the session's last state.
     #[schema(required = true)]
-    step: Option<u64>,
+    pub(crate) step: Option<u64>,
     /// `commands`: it gives others. `failed`: it breaks down. `mended`: it gives some where the recorded
     /// step failed. `not-migrated`: it does not take the session's last state over.
     #[schema(example = "commands")]
-    what: &'static str,
+    pub(crate) what: String,
     /// The build that took the recorded step; null where there is none.
     #[schema(required = true)]
-    recorded_by: Option<String>,
+    pub(crate) recorded_by: Option<String>,
     /// The lines of the commands that differ (`-` recorded, `+` now), or the build's reason. Cut.
-    text: String,
+    pub(crate) text: String,
 }
 
 impl From<ShadowDifference> for DifferenceView {
@@ -122,7 +122,8 @@ impl From<ShadowDifference> for DifferenceView {
                 DifferenceKind::Failed => "failed",
                 DifferenceKind::Mended => "mended",
                 DifferenceKind::NotMigrated => "not-migrated",
-            },
+            }
+            .to_owned(),
             recorded_by: Some(difference.recorded_by).filter(|digest| !digest.is_empty()),
             text: difference.text,
         }

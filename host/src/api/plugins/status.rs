@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
+use super::figures_of;
 use crate::api::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LoadedView,
     LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView, TakenBackView,
@@ -116,14 +117,14 @@ fn loaded(
         version: plugin.version().to_owned(),
         description: plugin.description().to_owned(),
         digest: plugin.digest().to_owned(),
-        source,
+        source: source.to_owned(),
         component,
         imports: plugin.imports(),
         grants: grants(now, plugin),
         limits: plugin.limits().into(),
         sessions,
         other_builds,
-        calls: plugin.figures(),
+        calls: figures_of(plugin),
         activated: activated.map(activation).collect(),
         candidate: candidate.flatten(),
         probation: probation.flatten().map(|(new, before)| ProbationView {
@@ -154,7 +155,7 @@ fn loaded(
 fn work(work: Activity) -> LoadingView {
     LoadingView {
         what: work.subject,
-        doing: work.kind.name(),
+        doing: work.kind.name().to_owned(),
         since: format_time(work.since),
     }
 }
@@ -180,7 +181,7 @@ fn candidate_view(
         version: plugin.descriptor().version.clone(),
         share,
         sessions,
-        calls: plugin.figures(),
+        calls: figures_of(plugin),
         by: written.map(|build| build.by.clone()),
         at: written.map(|build| format_time(build.at.into())),
     })

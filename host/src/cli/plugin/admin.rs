@@ -13,9 +13,15 @@ use std::time::Duration;
 
 use clap::Args;
 use reqwest::{Client, Method, Response, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::error::{ServerError, TOKEN};
 use super::{KindArg, component};
+use crate::api::plugins::{
+    Activate, ChangedView, LastErrorView, LoadedView, PluginsView, ReloadedView, UploadedView,
+};
 use crate::auth::{Authenticator, IssueError};
 use crate::cli::failed;
 use crate::cli::render::{one_line, strip_controls};
@@ -25,11 +31,10 @@ use crate::server::{self, DataDirs};
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;
 use lucid_types::plural;
+use lucid_types::sentence::sentence;
 use lucid_types::user::UserId;
 use lucid_wasm::PluginKind;
 
-/// The variable that holds a token for another server.
-const TOKEN: &str = "LUCID_TOKEN";
 /// The user of a token that is made here.
 const OPERATOR: &str = "command-line";
 /// The author of an offline rollback.
@@ -109,27 +114,34 @@ pub(super) async fn list(args: &ServerArgs) -> ExitCode {
     print_result(args, answer.await, listed)
 }
 
-/// Uploads a component.
+/// Uploads a component, and activates it if that is wanted.
 pub(super) async fn upload(args: &UploadArgs) -> ExitCode {
     let answer = async {
         let wasm = component(&args.file)?;
         let server = AdminClient::find(&args.server)?;
         let kept = server.upload(wasm).await?;
-        let Some(name) = &args.activate else {
-            return Ok(kept);
-        };
+        Ok((server, kept))
+    };
+    let (server, kept) = match answer.await {
+        Ok(answered) => answered,
+        Err(why) => return refused(&why),
+    };
+    let Some(name) = &args.activate else {
+        return print_result(&args.server, Ok(kept), uploaded);
+    };
+    let answer = async {
+        let kept: UploadedView = read(&kept)?;
         if !args.server.json {
             out!("{}", strip_controls(&uploaded(&kept)));
         }
-        let (kind, digest) = (text_of(&kept, "kind"), text_of(&kept, "digest"));
-        server.activate(kind, name, digest, None, args.new).await
+        let wanted = Activate {
+            digest: kept.digest,
+            share: None,
+            new: args.new,
+        };
+        server.activate(&kept.kind, name, &wanted).await
     };
-    let show = if args.activate.is_some() {
-        changed
-    } else {
-        uploaded
-    };
-    print_result(&args.server, answer.await, show)
+    print_result(&args.server, answer.await, changed)
 }
 
 /// Activates a build.
@@ -137,9 +149,12 @@ pub(super) async fn activate(args: &ActivateArgs) -> ExitCode {
     let answer = async {
         let server = AdminClient::find(&args.server)?;
         let kind = PluginKind::from(args.kind).to_string();
-        server
-            .activate(&kind, &args.name, &args.digest, args.share, args.new)
-            .await
+        let wanted = Activate {
+            digest: args.digest.clone(),
+            share: args.share,
+            new: args.new,
+        };
+        server.activate(&kind, &args.name, &wanted).await
     };
     print_result(&args.server, answer.await, changed)
 }
@@ -153,7 +168,7 @@ pub(super) async fn rollback(args: &RollbackArgs) -> ExitCode {
                 out!("{text}");
                 ExitCode::SUCCESS
             }
-            Err(why) => failed(&why),
+            Err(why) => refused(&why),
         };
     }
     let answer = async {
@@ -172,16 +187,15 @@ pub(super) async fn reload(args: &ServerArgs) -> ExitCode {
         let server = AdminClient::find(args)?;
         server.post(&["reload"], &json!({})).await
     };
-    print_result(args, answer.await, |answer| {
-        let mut text = format!("Generation {} holds.\n", answer["generation"]);
-        text += &last_error(answer);
-        text
+    print_result(args, answer.await, |answer: &ReloadedView| {
+        let holds = format!("Generation {} holds.\n", answer.generation);
+        holds + &last_error(answer.last_error.as_ref())
     })
 }
 
 /// Rolls back in this machine's upload store.
-fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, String> {
-    let config = Config::load().map_err(|error| error.to_string())?;
+fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, ServerError> {
+    let config = Config::load()?;
     let upload_store = server::open_upload_store(&DataDirs::under(&config.workspace_base_path));
     let roll_back = || {
         let writer = upload_store.lock()?;
@@ -194,12 +208,12 @@ fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, String> {
         let before = before.map(|build| build.digest.clone());
         Ok::<_, UploadStoreError>(Some((off, before)))
     };
-    match roll_back() {
-        Ok(Some((DeactivatedBuild::Candidate(build), _))) => Ok(format!(
+    match roll_back()? {
+        Some((DeactivatedBuild::Candidate(build), _)) => Ok(format!(
             "The upload sha256:{} has no share of the sessions of the {kind} plugin {name} any more.\n",
             build.digest
         )),
-        Ok(Some((DeactivatedBuild::Active(last), before))) => {
+        Some((DeactivatedBuild::Active(last), before)) => {
             let now = match before {
                 Some(digest) => format!("the upload sha256:{digest}"),
                 None => "what the manifest names".to_owned(),
@@ -209,11 +223,10 @@ fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, String> {
                 last.digest
             ))
         }
-        Ok(None) => Err(format!(
-            "The {kind} plugin `{}` has no uploaded build to go back from.",
-            one_line(name)
-        )),
-        Err(error) => Err(format!("{error}.")),
+        None => Err(ServerError::NothingActive {
+            kind,
+            name: one_line(name),
+        }),
     }
 }
 
@@ -230,21 +243,17 @@ pub(super) struct AdminClient {
 }
 
 impl AdminClient {
-    pub(super) fn find(args: &ServerArgs) -> Result<Self, String> {
+    pub(super) fn find(args: &ServerArgs) -> Result<Self, ServerError> {
         let (base, token) = match &args.server {
             Some(text) => (parse_server_url(text)?, given_token()),
             None => local_server()?,
         };
-        let token = token.ok_or_else(|| {
-            format!("Set {TOKEN} to an administrator's token of that server: `lucid token --user NAME --admin` prints one there.")
-        })?;
+        let token = token.ok_or(ServerError::NoToken)?;
         let mut client = client_spec();
         if is_loopback(&base) {
             client = client.without_proxy();
         }
-        let client = client
-            .build()
-            .map_err(|error| format!("No server can be asked: {error}."))?;
+        let client = client.build().map_err(ServerError::Client)?;
         Ok(Self {
             base,
             token,
@@ -252,28 +261,32 @@ impl AdminClient {
         })
     }
 
-    fn url(&self, path: &[&str]) -> Result<Url, String> {
+    fn url(&self, path: &[&str]) -> Result<Url, ServerError> {
         let mut url = self.base.clone();
         let segments = url.path_segments_mut();
         segments
-            .map_err(|()| "The server's address can have no path.".to_owned())?
+            .map_err(|()| ServerError::NoPath)?
             .pop_if_empty()
             .extend(["api", "v1", "plugins"])
             .extend(path);
         Ok(url)
     }
 
-    pub(super) async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, String> {
+    pub(super) async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, ServerError> {
         let request = self.client.request(method, self.url(path)?);
         self.answer(request).await
     }
 
-    pub(super) async fn post(&self, path: &[&str], body: &Value) -> Result<Value, String> {
+    pub(super) async fn post(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<Value, ServerError> {
         let request = self.client.post(self.url(path)?);
         self.answer(request.json(body)).await
     }
 
-    async fn upload(&self, wasm: Vec<u8>) -> Result<Value, String> {
+    async fn upload(&self, wasm: Vec<u8>) -> Result<Value, ServerError> {
         let request = self.client.post(self.url(&[])?);
         let request = request.header("content-type", "application/wasm");
         self.answer(request.body(wasm)).await
@@ -283,73 +296,72 @@ impl AdminClient {
         &self,
         kind: &str,
         name: &str,
-        digest: &str,
-        share: Option<u8>,
-        new: bool,
-    ) -> Result<Value, String> {
-        let mut body = json!({ "digest": digest });
-        if let Some(share) = share {
-            body["share"] = share.into();
-        }
-        // Omitted if false: an older server does not know it.
-        if new {
-            body["new"] = true.into();
-        }
-        self.post(&[kind, name, "activate"], &body).await
+        wanted: &Activate,
+    ) -> Result<Value, ServerError> {
+        self.post(&[kind, name, "activate"], wanted).await
     }
 
-    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Value, String> {
+    /// The body of a successful response, as the server sent it: with `--json` it is printed whole.
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Value, ServerError> {
         let sent = request.bearer_auth(&self.token).send().await;
-        let base = &self.base;
-        let response: Response = sent.map_err(|error| {
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(below) = cause.source() {
-                cause = below;
-            }
-            format!("No server answers at {base} ({cause}). Does it run? --server names another.")
+        let base = || self.base.clone();
+        let response: Response = sent.map_err(|source| ServerError::NoAnswer {
+            base: base(),
+            source,
         })?;
         let status = response.status();
         let body = response.bytes().await;
-        let body = body.map_err(|error| format!("The answer of {base} broke off: {error}."))?;
+        let body = body.map_err(|source| ServerError::BrokeOff {
+            base: base(),
+            source,
+        })?;
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status.is_success() && answer.is_object() {
             return Ok(answer);
         }
-        Err(match answer["detail"].as_str() {
-            Some(detail) => detail.to_owned(),
-            None => format!("{base} answered {status}, which is not how a Lucid server answers."),
-        })
+        match answer["detail"].as_str() {
+            Some(detail) => Err(ServerError::Refused(detail.to_owned())),
+            None => Err(ServerError::NoLucid {
+                base: base(),
+                status,
+            }),
+        }
     }
 }
 
+/// A response as this version of the program knows it.
+pub(super) fn read<T: DeserializeOwned>(answer: &Value) -> Result<T, ServerError> {
+    T::deserialize(answer).map_err(ServerError::OtherVersion)
+}
+
+/// Prints why a command had no success.
+pub(super) fn refused(why: &ServerError) -> ExitCode {
+    failed(&sentence(why))
+}
+
 /// The server of these settings. Whoever can read them can sign tokens.
-fn local_server() -> Result<(Url, Option<String>), String> {
-    let config = Config::load().map_err(|error| error.to_string())?;
+fn local_server() -> Result<(Url, Option<String>), ServerError> {
+    let config = Config::load()?;
     if config.port == 0 {
-        return Err(
-            "PORT is 0, which is another port at each start: name the server with --server."
-                .to_owned(),
-        );
+        return Err(ServerError::RandomPort);
     }
     let mut address = config.address();
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     let base = Url::parse(&format!("http://{address}"));
-    let base = base.map_err(|error| format!("{address} is no address: {error}."))?;
+    let base = base.map_err(|source| ServerError::Address { address, source })?;
     if let Some(token) = given_token() {
         return Ok((base, Some(token)));
     }
-    let keys = config.keys().map_err(|error| error.to_string())?;
+    let keys = config.keys()?;
     let auth = Authenticator::new(keys.jwt.as_ref(), None);
     let issued = auth.issue_admin(&UserId::from(OPERATOR), TOKEN_TIME);
     let token = issued.map_err(|error| match error {
         // INTERNAL_API_KEY would work, but is not sent: a process that listens there while the
         // server is down would keep it.
-        IssueError::NoSecret => format!(
-            "There is no token: {error}. Set {TOKEN} to an administrator's token of the identity provider."
-        ),
-        error => format!("There is no token: {error}."),
+        IssueError::NoSecret => ServerError::NoSecret(error),
+        error => ServerError::Issue(error),
     })?;
     Ok((base, Some(token)))
 }
@@ -361,15 +373,13 @@ fn given_token() -> Option<String> {
         .filter(|token| !token.is_empty())
 }
 
-fn parse_server_url(text: &str) -> Result<Url, String> {
+fn parse_server_url(text: &str) -> Result<Url, ServerError> {
     let url = Url::parse(text).ok();
     let fits = |url: &Url| {
         let plain = url.username().is_empty() && url.password().is_none();
         matches!(url.scheme(), "http" | "https") && url.has_host() && plain && url.query().is_none()
     };
-    url.filter(fits).ok_or_else(|| {
-        "--server must be an http or https URL such as https://lucid.example.org, without user name, password or query.".to_owned()
-    })
+    url.filter(fits).ok_or(ServerError::Url)
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -381,204 +391,197 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-fn print_result(
+fn print_result<T: DeserializeOwned>(
     args: &ServerArgs,
-    answer: Result<Value, String>,
-    show: impl Fn(&Value) -> String,
+    answer: Result<Value, ServerError>,
+    show: impl Fn(&T) -> String,
 ) -> ExitCode {
-    match answer {
-        Ok(answer) if args.json => outln!("{answer}"),
-        Ok(answer) => out!("{}", strip_controls(&show(&answer))),
-        Err(why) => return failed(&why),
+    let text = match answer {
+        Ok(answer) if args.json => {
+            outln!("{answer}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(answer) => read(&answer).map(|answer| show(&answer)),
+        Err(why) => Err(why),
+    };
+    match text {
+        Ok(text) => out!("{}", strip_controls(&text)),
+        Err(why) => return refused(&why),
     }
     ExitCode::SUCCESS
 }
 
-/// A number from the response, with its unit.
-fn counted(number: &Value, what: &str) -> String {
-    plural::count(number.as_u64().unwrap_or_default(), what)
-}
-
-fn listed(answer: &Value) -> String {
-    let mut text = format!(
-        "generation {} since {}\n",
-        answer["generation"],
-        text_of(answer, "since")
-    );
-    for work in answer["loading"].as_array().into_iter().flatten() {
+fn listed(answer: &PluginsView) -> String {
+    let mut text = format!("generation {} since {}\n", answer.generation, answer.since);
+    for work in &answer.loading {
         text += &format!(
             "{} {} since {}\n",
-            text_of(work, "doing"),
-            one_line(text_of(work, "what")),
-            text_of(work, "since"),
+            work.doing,
+            one_line(&work.what),
+            work.since,
         );
     }
-    for plugin in answer["plugins"].as_array().into_iter().flatten() {
+    for plugin in &answer.plugins {
         text += &format!(
             "  {:<7} {:<16} {:<8} sha256:{}  {}, {}\n",
-            text_of(plugin, "kind"),
-            text_of(plugin, "name"),
-            text_of(plugin, "version"),
-            text_of(plugin, "digest"),
+            plugin.kind,
+            plugin.name,
+            plugin.version,
+            plugin.digest,
             from(plugin),
-            counted(&plugin["sessions"], "session"),
+            plural::count(plugin.sessions as u64, "session"),
         );
         text += &rollout(plugin);
-        for other in plugin["otherBuilds"].as_array().into_iter().flatten() {
+        for other in &plugin.other_builds {
             text += &format!(
                 "          {} with sha256:{}\n",
-                counted(&other["sessions"], "session"),
-                text_of(other, "digest")
+                plural::count(other.sessions as u64, "session"),
+                other.digest
             );
         }
-        for call in plugin["calls"].as_array().into_iter().flatten() {
+        for call in &plugin.calls {
             text += &format!(
                 "          {:<10} {:>7} calls, p50 {} µs, p99 {} µs, most fuel {}, most memory {} KB, {} refusals, {} failures\n",
-                text_of(call, "call"),
-                call["calls"],
-                call["p50Micros"],
-                call["p99Micros"],
-                call["mostFuel"],
-                call["mostMemory"].as_u64().unwrap_or_default() >> 10,
-                call["refusals"],
-                call["failures"],
+                call.call,
+                call.calls,
+                call.p50_micros,
+                call.p99_micros,
+                call.most_fuel,
+                call.most_memory >> 10,
+                call.refusals,
+                call.failures,
             );
         }
     }
-    let uploads = answer["uploads"].as_array().into_iter().flatten();
-    for (number, kept) in uploads.enumerate() {
+    for (number, kept) in answer.uploads.iter().enumerate() {
         if number == 0 {
             text += "uploads\n";
         }
         text += &format!(
             "  {:<7} {:<16} {:<8} sha256:{}  {} KB, by {}, {}\n",
-            text_of(kept, "kind"),
-            text_of(kept, "ownName"),
-            text_of(kept, "version"),
-            text_of(kept, "digest"),
-            kept["size"].as_u64().unwrap_or_default().div_ceil(1024),
-            text_of(kept, "by"),
-            text_of(kept, "at"),
+            known(&kept.kind),
+            known(&kept.own_name),
+            known(&kept.version),
+            kept.digest,
+            kept.size.div_ceil(1024),
+            known(&kept.by),
+            known(&kept.at),
         );
     }
-    for warning in answer["warnings"].as_array().into_iter().flatten() {
-        text += &format!(
-            "warning: {}\n",
-            one_line(warning.as_str().unwrap_or_default())
-        );
+    for warning in &answer.warnings {
+        text += &format!("warning: {}\n", one_line(warning));
     }
-    text + &last_error(answer)
+    text + &last_error(answer.last_error.as_ref())
+}
+
+/// A text that the server may not know; empty then.
+fn known(text: &Option<String>) -> &str {
+    text.as_deref().unwrap_or_default()
 }
 
 /// The other builds of a plugin.
-fn rollout(plugin: &Value) -> String {
+fn rollout(plugin: &LoadedView) -> String {
     let mut text = String::new();
-    let candidate = &plugin["candidate"];
-    if candidate.is_object() {
+    if let Some(candidate) = &plugin.candidate {
         text += &format!(
             "          {} of a hundred new sessions get {} sha256:{}, {}\n",
-            candidate["share"],
-            text_of(candidate, "version"),
-            text_of(candidate, "digest"),
-            counted(&candidate["sessions"], "session"),
+            candidate.share,
+            candidate.version,
+            candidate.digest,
+            plural::count(candidate.sessions as u64, "session"),
         );
     }
-    let tried = &plugin["probation"];
-    if tried.is_object() {
+    if let Some(tried) = &plugin.probation {
         text += &format!(
             "          on probation: {} of {} failed, in {} of {}; before it {} of {}\n",
-            tried["failed"],
-            counted(&tried["steps"], "step"),
-            tried["failedIn"],
-            counted(&tried["sessions"], "session"),
-            tried["failedBefore"],
-            counted(&tried["stepsBefore"], "step"),
+            tried.failed,
+            plural::count(tried.steps, "step"),
+            tried.failed_in,
+            plural::count(tried.sessions, "session"),
+            tried.failed_before,
+            plural::count(tried.steps_before, "step"),
         );
     }
-    for taken in plugin["takenBack"].as_array().into_iter().flatten() {
+    for taken in &plugin.taken_back {
         text += &format!(
             "          taken back at {}: sha256:{}. {}\n",
-            text_of(taken, "at"),
-            text_of(taken, "digest"),
-            one_line(text_of(taken, "why")),
+            taken.at,
+            taken.digest,
+            one_line(&taken.why),
         );
     }
-    for rolled in plugin["rolledBack"].as_array().into_iter().flatten() {
+    for rolled in &plugin.rolled_back {
         text += &format!(
             "          rolled back at {} by {}: sha256:{}\n",
-            text_of(rolled, "at"),
-            one_line(text_of(rolled, "by")),
-            text_of(rolled, "digest"),
+            rolled.at,
+            one_line(&rolled.by),
+            rolled.digest,
         );
     }
     text
 }
 
-fn from(plugin: &Value) -> String {
-    let component = text_of(plugin, "component");
-    match (text_of(plugin, "source"), component) {
-        ("upload", "") => "an upload".to_owned(),
-        ("upload", component) => format!("an upload in place of {}", one_line(component)),
-        (_, component) => one_line(component),
+fn from(plugin: &LoadedView) -> String {
+    match (plugin.source.as_str(), &plugin.component) {
+        ("upload", None) => "an upload".to_owned(),
+        ("upload", Some(component)) => format!("an upload in place of {}", one_line(component)),
+        (_, component) => one_line(known(component)),
     }
 }
 
-fn last_error(answer: &Value) -> String {
-    let error = &answer["lastError"];
-    let problems = error["problems"].as_array().into_iter().flatten();
-    let lines = problems.map(|problem| {
-        let mut place = text_of(problem, "file").to_owned();
-        for part in ["line", "column"] {
-            if let Some(number) = problem[part].as_u64() {
-                place += &format!(":{number}");
-            }
+fn last_error(error: Option<&LastErrorView>) -> String {
+    let Some(error) = error else {
+        return String::new();
+    };
+    let lines = error.problems.iter().map(|problem| {
+        let mut place = known(&problem.file).to_owned();
+        for number in [problem.line, problem.column].into_iter().flatten() {
+            place += &format!(":{number}");
         }
-        let what = one_line(text_of(problem, "what"));
         format!(
-            "error at {}: {} {what}\n",
-            text_of(error, "at"),
-            one_line(&place)
+            "error at {}: {} {}\n",
+            error.at,
+            one_line(&place),
+            one_line(&problem.what)
         )
     });
     lines.collect()
 }
 
-fn uploaded(answer: &Value) -> String {
+fn uploaded(answer: &UploadedView) -> String {
+    let UploadedView {
+        kind,
+        own_name,
+        version,
+        digest,
+        ..
+    } = answer;
     format!(
-        "{} {} {}\nsha256:{}\nNothing runs on it yet: `lucid plugin activate {} NAME {}`\n",
-        text_of(answer, "kind"),
-        text_of(answer, "ownName"),
-        text_of(answer, "version"),
-        text_of(answer, "digest"),
-        text_of(answer, "kind"),
-        text_of(answer, "digest"),
+        "{kind} {own_name} {version}\nsha256:{digest}\nNothing runs on it yet: `lucid plugin activate {kind} NAME {digest}`\n"
     )
 }
 
-fn changed(answer: &Value) -> String {
-    let (kind, name) = (text_of(answer, "kind"), text_of(answer, "name"));
-    let now = match answer["digest"].as_str() {
+fn changed(answer: &ChangedView) -> String {
+    let ChangedView {
+        kind,
+        name,
+        generation,
+        ..
+    } = answer;
+    let now = match &answer.digest {
         Some(digest) => format!(
             "is {} sha256:{digest} ({})",
-            text_of(answer, "version"),
-            text_of(answer, "source")
+            known(&answer.version),
+            known(&answer.source)
         ),
         None => "is no longer offered".to_owned(),
     };
-    if let Some(candidate) = answer["candidate"].as_str() {
+    if let (Some(candidate), Some(share)) = (&answer.candidate, answer.share) {
         return format!(
-            "The {kind} plugin {name} {now}, and {} of a hundred new sessions get sha256:{candidate}, from generation {} on.\n",
-            answer["share"], answer["generation"]
+            "The {kind} plugin {name} {now}, and {share} of a hundred new sessions get sha256:{candidate}, from generation {generation} on.\n"
         );
     }
-    format!(
-        "The {kind} plugin {name} {now}, from generation {} on.\n",
-        answer["generation"]
-    )
-}
-
-pub(super) fn text_of<'v>(value: &'v Value, name: &str) -> &'v str {
-    value[name].as_str().unwrap_or_default()
+    format!("The {kind} plugin {name} {now}, from generation {generation} on.\n")
 }
 
 #[cfg(test)]
@@ -635,12 +638,37 @@ mod tests {
     #[test]
     fn what_a_server_answers_cannot_move_the_cursor() {
         let evil = "\u{1b}[2Jx\r";
-        let answer = json!({
-            "plugins": [{"kind": evil, "name": evil, "component": evil, "source": "upload", "digest": evil}],
-            "uploads": [{"ownName": evil}], "warnings": [evil],
-            "lastError": {"at": evil, "problems": [{"what": evil, "file": evil}]},
-        });
-        for text in [listed(&answer), changed(&answer), uploaded(&answer)] {
+        let list: PluginsView = read(&json!({
+            "generation": 1, "since": evil,
+            "plugins": [{
+                "kind": evil, "name": evil, "ownName": evil, "version": evil, "description": evil,
+                "digest": evil, "source": "upload", "component": evil, "imports": [evil],
+                "grants": {}, "limits": {"fuel": 1, "memory": 1, "output": 1, "time": 1.0},
+                "sessions": 1, "otherBuilds": [{"digest": evil, "sessions": 1}], "calls": [],
+                "activated": [], "candidate": null, "probation": null,
+                "takenBack": [{"digest": evil, "at": evil, "why": evil}],
+                "rolledBack": [{"digest": evil, "by": evil, "at": evil}],
+            }],
+            "uploads": [{
+                "digest": evil, "size": 1, "kind": evil, "ownName": evil, "version": evil,
+                "by": evil, "at": null,
+            }],
+            "lastError": {"at": evil, "problems": [{"what": evil, "file": evil, "line": 1}]},
+            "warnings": [evil],
+            "loading": [{"what": evil, "doing": evil, "since": evil}],
+        }))
+        .unwrap();
+        let change: ChangedView = read(&json!({
+            "generation": 1, "kind": evil, "name": evil, "digest": evil, "version": evil,
+            "source": evil, "candidate": evil, "share": 1,
+        }))
+        .unwrap();
+        let upload: UploadedView = read(&json!({
+            "kind": evil, "ownName": evil, "version": evil, "description": evil, "digest": evil,
+            "imports": [], "calls": [],
+        }))
+        .unwrap();
+        for text in [listed(&list), changed(&change), uploaded(&upload)] {
             let text = strip_controls(&text);
             assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
         }

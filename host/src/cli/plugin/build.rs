@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use lucid_guest_build::Project;
 
 use super::cache;
+use super::error::BuildError;
 use crate::cli::failed;
 use crate::cli::report::{Severity, print_message};
 
@@ -31,8 +32,7 @@ pub(super) fn main(folder: &Path) -> ExitCode {
 }
 
 /// Builds the project in a folder with the tools of its language, and returns the component's path.
-/// The error is the end of a sentence.
-pub(super) fn build(folder: &Path) -> Result<PathBuf, String> {
+pub(super) fn build(folder: &Path) -> Result<PathBuf, BuildError> {
     let there = |name: &str| folder.join(name).is_file();
     if there("Cargo.toml") {
         rust(folder)
@@ -41,31 +41,24 @@ pub(super) fn build(folder: &Path) -> Result<PathBuf, String> {
     } else if there("requirements.txt") {
         python(folder)
     } else {
-        Err(format!(
-            "{} holds no Cargo.toml, package.json or requirements.txt; make a project with `lucid plugin new`",
-            folder.display()
-        ))
+        Err(BuildError::NoProject(folder.to_owned()))
     }
 }
 
-fn rust(folder: &Path) -> Result<PathBuf, String> {
+fn rust(folder: &Path) -> Result<PathBuf, BuildError> {
     let project = Project::new(folder, cache().unwrap_or_else(|| folder.join("target")));
-    let component = project
-        .component(&|text| print_message(Severity::Info, text))
-        .map_err(|error| error.to_string())?;
-    let text = std::fs::read_to_string(folder.join("Cargo.toml"))
-        .map_err(|error| format!("Cargo.toml cannot be read: {error}"))?;
-    let manifest = toml::de::DeTable::parse(&text)
-        .map_err(|error| format!("Cargo.toml cannot be read: {error}"))?;
+    let component = project.component(&|text| print_message(Severity::Info, text))?;
+    let text = read(folder, "Cargo.toml")?;
+    let manifest = toml::de::DeTable::parse(&text)?;
     let package = manifest.get_ref().get("package");
     let name = package
         .and_then(|package| package.get_ref().get("name"))
         .and_then(|name| name.get_ref().as_str())
-        .ok_or("Cargo.toml names no package")?;
+        .ok_or(BuildError::NoName("Cargo.toml names no package"))?;
     place(folder, name, &component)
 }
 
-fn place(folder: &Path, name: &str, component: &[u8]) -> Result<PathBuf, String> {
+fn place(folder: &Path, name: &str, component: &[u8]) -> Result<PathBuf, BuildError> {
     let file = folder.join(format!("{name}.wasm"));
     let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut draft| {
         use std::io::Write as _;
@@ -77,16 +70,21 @@ fn place(folder: &Path, name: &str, component: &[u8]) -> Result<PathBuf, String>
             .set_permissions(std::fs::Permissions::from_mode(0o644))?;
         draft.persist(&file).map_err(|error| error.error)
     });
-    written.map_err(|error| format!("{} cannot be written: {error}", file.display()))?;
-    Ok(file)
+    match written {
+        Ok(_) => Ok(file),
+        Err(source) => Err(BuildError::Write { path: file, source }),
+    }
 }
 
-fn javascript(folder: &Path) -> Result<PathBuf, String> {
-    let text = std::fs::read_to_string(folder.join("package.json"))
-        .map_err(|error| format!("package.json cannot be read: {error}"))?;
-    let package: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|error| format!("package.json cannot be read: {error}"))?;
-    let name = package["name"].as_str().ok_or("package.json has no name")?;
+fn read(folder: &Path, file: &'static str) -> Result<String, BuildError> {
+    std::fs::read_to_string(folder.join(file)).map_err(|source| BuildError::Read { file, source })
+}
+
+fn javascript(folder: &Path) -> Result<PathBuf, BuildError> {
+    let text = read(folder, "package.json")?;
+    let package: serde_json::Value = serde_json::from_str(&text)?;
+    let name = package["name"].as_str();
+    let name = name.ok_or(BuildError::NoName("package.json has no name"))?;
     let install = "install Node.js 20 or newer with its npm";
     let locked = folder.join("package-lock.json").is_file();
     let installed = folder.join("node_modules/.package-lock.json");
@@ -110,13 +108,10 @@ fn javascript(folder: &Path) -> Result<PathBuf, String> {
     if file.is_file() {
         return Ok(file);
     }
-    Err(format!(
-        "`npm run build` went well and left no {}",
-        file.display()
-    ))
+    Err(BuildError::NothingLeft(file))
 }
 
-fn python(folder: &Path) -> Result<PathBuf, String> {
+fn python(folder: &Path) -> Result<PathBuf, BuildError> {
     let install =
         "install Python 3.10 or newer with its venv (on Debian: apt-get install python3-venv)";
     if !folder.join(".venv/bin/pip").is_file() {
@@ -144,18 +139,26 @@ fn python(folder: &Path) -> Result<PathBuf, String> {
     let mut components: Vec<PathBuf> = components.collect();
     match (components.pop(), components.is_empty()) {
         (Some(one), true) => Ok(one),
-        (None, _) => Err("build.sh went well and wrote no component".to_owned()),
-        (Some(_), false) => Err("build.sh wrote more than one component".to_owned()),
+        (None, _) => Err(BuildError::Nothing),
+        (Some(_), false) => Err(BuildError::Several),
     }
 }
 
 /// Runs a tool in the project's folder. Its output goes to stderr.
-fn run(folder: &Path, program: &str, args: &[&str], install: &str) -> Result<(), String> {
+fn run(
+    folder: &Path,
+    program: &str,
+    args: &[&str],
+    install: &'static str,
+) -> Result<(), BuildError> {
     // A path is relative to the project's folder, whatever this process's working directory.
     let found = if program.contains('/') {
         folder
             .canonicalize()
-            .map_err(|error| format!("{}: {error}", folder.display()))?
+            .map_err(|source| BuildError::Folder {
+                path: folder.to_owned(),
+                source,
+            })?
             .join(program)
     } else {
         program.into()
@@ -166,12 +169,13 @@ fn run(folder: &Path, program: &str, args: &[&str], install: &str) -> Result<(),
         .stdin(Stdio::null())
         .stdout(std::io::stderr())
         .status()
-        .map_err(|error| format!("{program} could not be started ({error}); {install}"))?;
+        .map_err(|source| BuildError::Start {
+            program: program.to_owned(),
+            source,
+            install,
+        })?;
     if status.success() {
         return Ok(());
     }
-    Err(format!(
-        "`{program} {}` failed; why is above",
-        args.join(" ")
-    ))
+    Err(BuildError::Failed(format!("{program} {}", args.join(" "))))
 }

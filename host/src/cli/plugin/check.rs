@@ -12,6 +12,7 @@ mod policy;
 #[cfg(test)]
 mod tests;
 mod tools;
+mod violation;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::manifest::settings_fit;
 use lucid_types::digest::sha256_hex;
+use lucid_types::sentence::sentence;
 use lucid_wasm::{AnyPlugin, AnyPluginError, Plugin, PluginLimits};
 
 /// Checks a component, and prints the findings.
@@ -31,11 +33,11 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
     };
     let wasm = match component(&args.file) {
         Ok(wasm) => wasm,
-        Err(why) => return failed(&why),
+        Err(why) => return failed(&sentence(why)),
     };
     let engine = match engine() {
         Ok(engine) => engine,
-        Err(why) => return failed(&why),
+        Err(why) => return failed(&sentence(why)),
     };
     let mut report = CheckReport::new();
     let digest = sha256_hex(&wasm);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use super::error::BuildError;
 use super::{CheckArgs, build, check};
 use crate::cli::{failed, interrupted};
 use crate::deployment::watch::FileWatcher;
@@ -44,7 +45,7 @@ pub(super) async fn dev(folder: &Path) -> ExitCode {
         let work = folder.to_owned();
         // Cargo receives the terminal's interrupt as well, and exits.
         let built = tokio::task::spawn_blocking(move || build::build(&work)).await;
-        match built.unwrap_or_else(|_| Err("it broke off".to_owned())) {
+        match built.unwrap_or(Err(BuildError::BrokeOff)) {
             Ok(file) => {
                 let args = CheckArgs {
                     file: file.clone(),

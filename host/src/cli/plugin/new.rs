@@ -9,8 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::error::NameError;
 use super::{KindArg, Lang, NewArgs, refused, scaffold};
 use crate::cli::failed;
+use lucid_types::sentence::sentence;
 use lucid_wasm::PluginKind;
 
 /// The maximum length of a name, which becomes a crate's and a plugin's.
@@ -86,7 +88,7 @@ const IGNORED: &str = "/node_modules\n/.venv\n__pycache__\n/*.wasm\n/.env\n/stor
 /// Creates the project.
 pub(super) fn new(args: &NewArgs) -> ExitCode {
     if let Err(why) = check_name(&args.name) {
-        return refused(&why);
+        return refused(&sentence(why));
     }
     let Some(template) = template(args.kind, args.lang) else {
         return refused(
@@ -116,18 +118,17 @@ pub(super) fn new(args: &NewArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+fn check_name(name: &str) -> Result<(), NameError> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
     if !begins || name.ends_with('-') || name.len() > LONGEST || !name.chars().all(plain) {
-        return Err(format!(
-            "A plugin's name has 1 to {LONGEST} lower-case letters, digits and hyphens, a letter first and no hyphen last: `{name}` is none."
-        ));
+        return Err(NameError::Form {
+            name: name.to_owned(),
+            most: LONGEST,
+        });
     }
     if name.contains("--") || RESERVED_NAMES.contains(&name) {
-        return Err(format!(
-            "A crate cannot be called `{name}`: choose another name."
-        ));
+        return Err(NameError::Crate(name.to_owned()));
     }
     Ok(())
 }

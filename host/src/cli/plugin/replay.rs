@@ -8,6 +8,7 @@
 
 use std::process::ExitCode;
 
+use super::error::ReplayError;
 use super::{ReplayArgs, component, engine};
 use crate::cli::failed;
 use crate::cli::render::strip_controls;
@@ -16,6 +17,7 @@ use crate::server::DataDirs;
 use lucid_session::{difference, readable};
 use lucid_types::log::LoggedStep;
 use lucid_types::plural;
+use lucid_types::sentence::sentence;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 use lucid_wasm::{PluginLimits, PolicyPlugin};
 
@@ -26,23 +28,19 @@ const MAX_SHOWN: u64 = 3;
 pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
     match Box::pin(compare(config, args)).await {
         Ok(outcome) => outcome,
-        Err(why) => failed(&why),
+        Err(why) => failed(&sentence(why)),
     }
 }
 
-async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String> {
+async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, ReplayError> {
     let wasm = component(&args.file)?;
     let folders = DataDirs::under(&config.workspace_base_path);
-    let log = lucid_store::open_read_only(folders.data()).map_err(|error| {
-        format!("The log cannot be read: {error}. WORKSPACE_BASE_PATH says where it is.")
-    })?;
-    let row = lucid_store::find_session(&log, &args.session).map_err(|error| error.to_string())?;
-    let row = row.ok_or_else(|| format!("There is no session {} in the log.", args.session))?;
+    let log = lucid_store::open_read_only(folders.data()).map_err(ReplayError::Open)?;
+    let row = lucid_store::find_session(&log, &args.session)?;
+    let row = row.ok_or_else(|| ReplayError::NoSession(args.session.clone()))?;
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let engine = engine()?;
-    let policy = PolicyPlugin::load(&engine, &name, &wasm, &PluginLimits::default())
-        .await
-        .map_err(|error| format!("A host would not take it: {error}."))?;
+    let policy = PolicyPlugin::load(&engine, &name, &wasm, &PluginLimits::default()).await?;
     outln!(
         "session {} of the policy {}, replayed with {} {}",
         args.session,
@@ -53,8 +51,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
     let mut state: Option<Snapshot> = None;
     let (mut same, mut different, mut next) = (0_u64, 0_u64, 0);
     loop {
-        let steps =
-            lucid_store::logged_steps(&log, &args.session, next).map_err(|e| e.to_string())?;
+        let steps = lucid_store::logged_steps(&log, &args.session, next)?;
         let Some(last) = steps.last() else { break };
         next = last.step + 1;
         for logged in steps {
@@ -78,10 +75,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, String>
         }
     }
     if same + different == 0 {
-        return Err(format!(
-            "The session {} has made no step yet.",
-            args.session
-        ));
+        return Err(ReplayError::NoStep(args.session.clone()));
     }
     if different == 0 {
         let steps = plural::count(same, "step");
@@ -100,12 +94,10 @@ async fn again(
     policy: &PolicyPlugin,
     logged: &LoggedStep,
     state: Option<&Snapshot>,
-) -> Result<(String, Option<Snapshot>), String> {
-    let unread = |error: serde_json::Error| {
-        format!(
-            "Step {} of the log cannot be read by this build: {error}.",
-            logged.step
-        )
+) -> Result<(String, Option<Snapshot>), ReplayError> {
+    let unread = |source| ReplayError::Step {
+        step: logged.step,
+        source,
     };
     let context: Context = serde_json::from_str(&logged.context).map_err(unread)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(unread)?;

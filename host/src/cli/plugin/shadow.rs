@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use clap::Args;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::admin::{AdminClient, ServerArgs, text_of};
-use crate::cli::failed;
+use super::admin::{AdminClient, ServerArgs, read, refused};
+use super::error::ServerError;
+use crate::api::plugins::shadow::{Begin, ShadowView};
 use crate::cli::render::{one_line, strip_controls};
 use lucid_types::plural;
 
@@ -40,9 +41,9 @@ pub(super) struct ShadowArgs {
 /// Starts a shadow run, waits, and prints its result.
 pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
     match wait_for_report(args).await {
-        Ok(report) => {
+        Ok((answer, report)) => {
             if args.server.json {
-                outln!("{report}");
+                outln!("{answer}");
             } else {
                 out!("{}", strip_controls(&render_report(&report)));
             }
@@ -52,84 +53,91 @@ pub(super) async fn shadow(args: &ShadowArgs) -> ExitCode {
                 ExitCode::FAILURE
             }
         }
-        Err(why) => failed(&why),
+        Err(why) => refused(&why),
     }
 }
 
-async fn wait_for_report(args: &ShadowArgs) -> Result<Value, String> {
+/// The last response, as the server sent it and as this program knows it.
+async fn wait_for_report(args: &ShadowArgs) -> Result<(Value, ShadowView), ServerError> {
     let server = AdminClient::find(&args.server)?;
     let path = ["policy", &args.name, "shadow"];
-    let wanted = json!({ "digest": args.digest, "sessions": args.sessions });
-    let begun = server.post(&path, &wanted).await?;
+    let wanted = Begin {
+        digest: args.digest.clone(),
+        sessions: args.sessions,
+    };
+    let begun: ShadowView = read(&server.post(&path, &wanted).await?)?;
     let watched = std::io::stderr().is_terminal() && !args.server.json;
     loop {
-        let report = server.ask(Method::GET, &path).await?;
-        if report["since"] != begun["since"] || report["digest"] != begun["digest"] {
-            return Err("Another shadow took the place of this one before it was read.".to_owned());
+        let answer = server.ask(Method::GET, &path).await?;
+        let report: ShadowView = read(&answer)?;
+        if report.since != begun.since || report.digest != begun.digest {
+            return Err(ServerError::Replaced);
         }
-        if report["until"].is_string() {
+        if report.until.is_some() {
             if watched {
                 errln!();
             }
-            return Ok(report);
+            return Ok((answer, report));
         }
         if watched {
-            let wanted = report["wanted"].as_u64().unwrap_or_default();
-            let wanted = plural::count(wanted, "session");
-            err!("\r{} of {wanted}", report["sessions"]);
+            let wanted = plural::count(report.wanted, "session");
+            err!("\r{} of {wanted}", report.sessions);
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
 /// Whether everything was replayed without a difference.
-fn is_clean(report: &Value) -> bool {
-    let none = |name: &str| report[name] == 0;
-    report["problem"].is_null()
-        && ["different", "failed", "notMigrated", "unread"]
-            .into_iter()
-            .all(none)
+fn is_clean(report: &ShadowView) -> bool {
+    let bad = [
+        report.different,
+        report.failed,
+        report.not_migrated,
+        report.unread,
+    ];
+    report.problem.is_none() && bad == [0; 4]
 }
 
-fn render_report(report: &Value) -> String {
-    let number = |name: &str| report[name].as_u64().unwrap_or_default();
+fn render_report(report: &ShadowView) -> String {
     let mut text = String::new();
-    for one in report["differences"].as_array().into_iter().flatten() {
-        let session = one_line(text_of(one, "session"));
-        let what = match text_of(one, "what") {
+    for one in &report.differences {
+        let session = one_line(&one.session);
+        let what = match one.what.as_str() {
             "failed" => "the new build fails",
             "mended" => "the recorded step failed, the new build's does not",
             "not-migrated" => "the new build does not take its state over",
             _ => "other commands",
         };
-        let place = match one["step"].as_u64() {
+        let place = match one.step {
             Some(step) => format!("session {session}, step {step}"),
             None => format!("session {session}, as it stands"),
         };
         text += &format!("{place}: {what}\n");
-        for line in text_of(one, "text").lines() {
+        for line in one.text.lines() {
             text += &format!("  {line}\n");
         }
         text.push('\n');
     }
     text += &format!(
         "{}, {}: {} the same, {} different, {} failed; {} would not be taken over\n",
-        plural::count(number("sessions"), "session"),
-        plural::count(number("steps"), "step"),
-        plural::count(number("same"), "session"),
-        number("different"),
-        number("failed"),
-        number("notMigrated"),
+        plural::count(report.sessions, "session"),
+        plural::count(report.steps, "step"),
+        plural::count(report.same, "session"),
+        report.different,
+        report.failed,
+        report.not_migrated,
     );
-    let (then, now) = (number("fuelThen"), number("fuelNow"));
-    text += &format!("fuel {now}, and {then} when they were recorded\n");
-    if number("unread") > 0 {
+    text += &format!(
+        "fuel {}, and {} when they were recorded\n",
+        report.fuel_now, report.fuel_then
+    );
+    if report.unread > 0 {
         text += &format!(
             "{} could not be read by this server\n",
-            plural::count(number("unread"), "session")
+            plural::count(report.unread, "session")
         );
     }
-    if let Some(problem) = report["problem"].as_str() {
+    if let Some(problem) = &report.problem {
         text += &format!("{}\n", one_line(problem));
     }
     text
@@ -137,34 +145,47 @@ fn render_report(report: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn report(changes: Value) -> ShadowView {
+        let mut report = json!({
+            "name": "coder", "digest": "", "beside": "", "by": "", "since": "", "until": "",
+            "problem": null, "wanted": 1, "sessions": 1, "same": 1, "different": 0, "failed": 0,
+            "notMigrated": 0, "unread": 0, "steps": 1, "stepsDifferent": 0, "fuelThen": 1,
+            "fuelNow": 1, "differences": [],
+        });
+        let Value::Object(changes) = changes else {
+            panic!("not an object")
+        };
+        for (name, value) in changes {
+            report[name] = value;
+        }
+        read(&report).unwrap()
+    }
 
     #[test]
     fn only_a_whole_shadow_without_a_difference_is_clean() {
-        let good =
-            json!({"problem": null, "different": 0, "failed": 0, "notMigrated": 0, "unread": 0});
-        assert!(is_clean(&good));
-        for (name, value) in [
-            ("problem", json!("It was ended after 600 seconds.")),
-            ("different", json!(1)),
-            ("failed", json!(1)),
-            ("notMigrated", json!(1)),
-            ("unread", json!(1)),
-            ("failed", Value::Null),
+        assert!(is_clean(&report(json!({}))));
+        for bad in [
+            json!({"problem": "It was ended after 600 seconds."}),
+            json!({"different": 1}),
+            json!({"failed": 1}),
+            json!({"notMigrated": 1}),
+            json!({"unread": 1}),
         ] {
-            let mut bad = good.clone();
-            bad[name] = value;
-            assert!(!is_clean(&bad), "{bad}");
+            assert!(!is_clean(&report(bad.clone())), "{bad}");
         }
     }
 
     #[test]
     fn what_a_server_answers_cannot_move_the_cursor() {
         let evil = "\u{1b}[2Jx\r";
-        let report = json!({
+        let report = report(json!({
             "problem": evil,
             "differences": [{"session": evil, "step": 3, "what": evil, "text": evil}],
-        });
+        }));
         let text = strip_controls(&render_report(&report));
         assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
     }

@@ -20,7 +20,7 @@ use crate::deployment::load::load;
 use lucid_net::egress::KeyInjection;
 use lucid_types::digest::sha256_hex;
 use lucid_wasm::testing::engine;
-use lucid_wasm::{Limits, Plugin, PluginKind, Plugins};
+use lucid_wasm::{Plugin, PluginKind, PluginLimits, Plugins};
 
 fn parse(text: &str) -> Result<Manifest, ManifestProblems> {
     Manifest::parse(Path::new("etc/lucid.toml"), text)
@@ -241,7 +241,7 @@ fn each_thing_that_is_wrong_is_said_with_its_place_and_what_to_do() {
             "3:28",
             "settings are JSON",
         ),
-        // Limits.
+        // PluginLimits.
         (
             after(P, "limits = { fuel = 10 }"),
             "3:19",
@@ -675,7 +675,7 @@ fn the_schema_for_editors_has_the_readers_ranges_and_the_hosts_defaults() {
         );
     }
     assert_eq!(at("/$defs/source/maxLength"), read::LONGEST_SOURCE);
-    let limits = Limits::default();
+    let limits = PluginLimits::default();
     let default = |name: &str| at(&format!("/$defs/limits/properties/{name}/default"));
     let bytes = |name: &str| size(default(name).as_str().unwrap()).unwrap();
     assert_eq!(default("fuel"), limits.fuel);

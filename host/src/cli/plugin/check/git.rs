@@ -7,6 +7,7 @@
 //! no malformed response causes a trap.
 
 use super::super::report::CheckReport;
+use super::violation::{Violation, violation};
 use lucid_net::egress::{Endpoint, KeyInjection, refusal_of};
 use lucid_types::wit::git::{NewChange, Next, Operation, Page, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpRequest, HttpResponse};
@@ -25,15 +26,16 @@ pub(super) async fn check(report: &mut CheckReport, git: &GitPlugin, settings: &
     report.result("nonsense", feed_garbage(git, settings).await);
 }
 
-fn addresses(git: &GitPlugin) -> Result<String, String> {
+fn addresses(git: &GitPlugin) -> Result<String, Violation> {
     let descriptor = git.descriptor();
     for (what, address) in [
         ("default-base-url", &descriptor.default_base_url),
         ("default-web-url", &descriptor.default_web_url),
     ] {
-        let url = url::Url::parse(address).map_err(|_| format!("its {what} is no URL"))?;
-        Endpoint::public(url, KeyInjection::Bearer)
-            .map_err(|why| format!("its {what} `{address}` cannot be used: {why}"))?;
+        let url = url::Url::parse(address).map_err(|_| violation!("its {what} is no URL"))?;
+        Endpoint::public(url, KeyInjection::Bearer).map_err(|why| {
+            Violation::from(why).within(format!("its {what} `{address}` cannot be used"))
+        })?;
     }
     Ok(format!(
         "{}, repositories at {}; on a server of one's own the API is at {}",
@@ -82,30 +84,31 @@ fn operations() -> Vec<(&'static str, Operation)> {
     ]
 }
 
-async fn requests(git: &GitPlugin, settings: &str) -> Result<String, String> {
+async fn requests(git: &GitPlugin, settings: &str) -> Result<String, Violation> {
     let mut tried = 0;
     for (name, operation) in operations() {
-        let said = |why: String| format!("{name}: {why}");
+        let said = |why: Violation| why.within(name);
         match step(git, settings, &operation, None).await.map_err(said)? {
             Ok(Next::Send(sending)) => {
-                request(git, &sending.request).map_err(|why| format!("{name}: {why}"))?;
+                request(git, &sending.request).map_err(said)?;
                 tried += 1;
             }
             Ok(Next::Done(_)) => {
-                return Err(format!("{name}: it is done before anything was asked"));
+                return Err(violation!("{name}: it is done before anything was asked"));
             }
             // It may refuse invalid input.
             Err(error) if error.kind == ErrorKind::InvalidInput => {}
             Err(error) => {
-                return Err(format!(
+                return Err(violation!(
                     "{name}: what cannot be asked is an error of kind invalid-input, and this is {:?}: {}",
-                    error.kind, error.message
+                    error.kind,
+                    error.message
                 ));
             }
         }
     }
     if tried < 4 {
-        return Err(format!(
+        return Err(violation!(
             "only {tried} of its operations ask anything; it must know all three of them"
         ));
     }
@@ -114,7 +117,7 @@ async fn requests(git: &GitPlugin, settings: &str) -> Result<String, String> {
     ))
 }
 
-async fn refusals(git: &GitPlugin, settings: &str) -> Result<String, String> {
+async fn refusals(git: &GitPlugin, settings: &str) -> Result<String, Violation> {
     let body = format!(r#"{{"message": "No, {TOKEN}.", "error": "no"}}"#);
     for (status, headers, kinds) in [
         (401, None, &[ErrorKind::Unauthenticated][..]),
@@ -128,18 +131,20 @@ async fn refusals(git: &GitPlugin, settings: &str) -> Result<String, String> {
         for (name, operation) in operations() {
             let Some(Err(error)) = ended(git, settings, &operation, &answer)
                 .await
-                .map_err(|why| format!("{name}, answered with {status}: {why}"))?
+                .map_err(|why| why.within(format!("{name}, answered with {status}")))?
             else {
                 continue;
             };
             if error.kind != ErrorKind::InvalidInput && !kinds.contains(&error.kind) {
-                return Err(format!(
+                return Err(violation!(
                     "{name}: an answer with status {status} must be an error of kind {:?}, and is {:?}: {}",
-                    kinds[0], error.kind, error.message
+                    kinds[0],
+                    error.kind,
+                    error.message
                 ));
             }
             if status == 401 && error.message.contains(TOKEN) {
-                return Err(format!(
+                return Err(violation!(
                     "{name}: the refusal of a token is passed on with the token in it"
                 ));
             }
@@ -147,7 +152,7 @@ async fn refusals(git: &GitPlugin, settings: &str) -> Result<String, String> {
                 && error.kind == ErrorKind::RateLimited
                 && error.retry_after_ms != Some(7_000)
             {
-                return Err(format!(
+                return Err(violation!(
                     "{name}: `retry-after: 7` must come out as 7000 ms, and is {:?}",
                     error.retry_after_ms
                 ));
@@ -157,7 +162,7 @@ async fn refusals(git: &GitPlugin, settings: &str) -> Result<String, String> {
     Ok("a refusal is an error of its kind, without the token".to_owned())
 }
 
-async fn feed_garbage(git: &GitPlugin, settings: &str) -> Result<String, String> {
+async fn feed_garbage(git: &GitPlugin, settings: &str) -> Result<String, Violation> {
     let deep = "[".repeat(5_000);
     let mut tried = 0;
     for body in [
@@ -179,7 +184,7 @@ async fn feed_garbage(git: &GitPlugin, settings: &str) -> Result<String, String>
                 ended(git, settings, &operation, &answer)
                     .await
                     .map_err(|why| {
-                        format!("{name}, answered with {status} and {body:.40?}: {why}")
+                        why.within(format!("{name}, answered with {status} and {body:.40?}"))
                     })?;
                 tried += 1;
             }
@@ -194,7 +199,7 @@ async fn feed_garbage(git: &GitPlugin, settings: &str) -> Result<String, String>
         let called = git.step(settings, &Operation::CurrentUser, state, answer);
         match called.await.result {
             Ok(_) | Err(CallError::Plugin { .. }) => tried += 1,
-            Err(error) => return Err(format!("a state that is none: {error}")),
+            Err(error) => return Err(Violation::from(error).within("a state that is none")),
         }
     }
     Ok(format!(
@@ -209,7 +214,7 @@ async fn ended(
     settings: &str,
     operation: &Operation,
     answer: &HttpResponse,
-) -> Result<Option<Result<Reply, Error>>, String> {
+) -> Result<Option<Result<Reply, Error>>, Violation> {
     let mut before = None;
     for _ in 0..MOST_REQUESTS {
         match step(git, settings, operation, before).await? {
@@ -221,7 +226,7 @@ async fn ended(
             }
         }
     }
-    Err(format!(
+    Err(violation!(
         "it asks for the {MOST_REQUESTS}th time; an operation must come to its end"
     ))
 }
@@ -233,7 +238,7 @@ async fn step(
     settings: &str,
     operation: &Operation,
     before: Option<(Vec<u8>, HttpResponse)>,
-) -> Result<Result<Next, Error>, String> {
+) -> Result<Result<Next, Error>, Violation> {
     let mut said = Vec::new();
     for _ in 0..2 {
         let (state, answer) = before.clone().unzip();
@@ -241,20 +246,20 @@ async fn step(
         said.push(match called.result {
             Ok(next) => Ok(next),
             Err(CallError::Plugin { error, .. }) => Err(error),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.into()),
         });
     }
     if said[0] != said[1] {
-        return Err("a step that is made again gives something else".to_owned());
+        return Err(violation!("a step that is made again gives something else"));
     }
     Ok(said.swap_remove(0))
 }
 
 /// Checks that a host would send a request.
-fn request(git: &GitPlugin, request: &HttpRequest) -> Result<(), String> {
+fn request(git: &GitPlugin, request: &HttpRequest) -> Result<(), Violation> {
     let place = git.descriptor().key.clone().into();
     match refusal_of(request, &place, true) {
-        Some(why) => Err(format!("a host would not send what it asks: {why}")),
+        Some(why) => Err(Violation::from(why).within("a host would not send what it asks")),
         None => Ok(()),
     }
 }

@@ -16,6 +16,7 @@ use futures::{StreamExt, stream};
 use sse_stream::SseStream;
 
 use super::super::report::CheckReport;
+use super::violation::{Violation, violation};
 use lucid_types::plural;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Frame, Sse};
 use lucid_types::wit::types::{
@@ -59,19 +60,19 @@ pub(super) async fn check(
     }
 }
 
-fn models(llm: &LlmPlugin) -> Result<String, String> {
+fn models(llm: &LlmPlugin) -> Result<String, Violation> {
     let (descriptor, models) = (llm.descriptor(), llm.known_models());
     if !descriptor.default_base_url.starts_with("https://")
         && !descriptor.default_base_url.starts_with("http://")
     {
-        return Err(format!(
+        return Err(violation!(
             "its base URL `{}` is no http or https URL",
             descriptor.default_base_url
         ));
     }
     for name in [&descriptor.default_model, &descriptor.small_model] {
         if !models.iter().any(|model| model.id == *name) {
-            return Err(format!(
+            return Err(violation!(
                 "it names the model `{name}`, and does not say what it is in `models`"
             ));
         }
@@ -198,7 +199,7 @@ fn conversations() -> Vec<(&'static str, Vec<Message>)> {
     ]
 }
 
-async fn encode(llm: &LlmPlugin, settings: &str) -> Result<String, String> {
+async fn encode(llm: &LlmPlugin, settings: &str) -> Result<String, Violation> {
     let tools = vec![ToolDefinition {
         name: "terminal".into(),
         description: "Runs a command.".into(),
@@ -221,7 +222,7 @@ async fn encode(llm: &LlmPlugin, settings: &str) -> Result<String, String> {
                 };
                 encode_one(llm, settings, &request)
                     .await
-                    .map_err(|why| format!("{name}: {why}"))?;
+                    .map_err(|why| why.within(name))?;
                 tried += 1;
             }
         }
@@ -256,15 +257,16 @@ async fn refuses(
     settings: &str,
     request: &CompletionRequest,
     what: &str,
-) -> Result<(), String> {
+) -> Result<(), Violation> {
     match llm.encode(settings, request).await.result {
         Err(CallError::Plugin { error, .. }) if error.kind == ErrorKind::InvalidInput => Ok(()),
-        Err(CallError::Plugin { error, .. }) => Err(format!(
+        Err(CallError::Plugin { error, .. }) => Err(violation!(
             "{what} must be refused as invalid-input, and are as {:?}: {}",
-            error.kind, error.message
+            error.kind,
+            error.message
         )),
-        Err(error) => Err(format!("{what}: {error}")),
-        Ok(_) => Err(format!(
+        Err(error) => Err(Violation::from(error).within(what)),
+        Ok(_) => Err(violation!(
             "{what} must be refused as invalid-input, and are sent"
         )),
     }
@@ -274,13 +276,13 @@ async fn encode_one(
     llm: &LlmPlugin,
     settings: &str,
     request: &CompletionRequest,
-) -> Result<(), String> {
+) -> Result<(), Violation> {
     let encoded = answer(llm.encode(settings, request).await.result)?;
     if encoded != answer(llm.encode(settings, request).await.result)? {
-        return Err("the same request was encoded in two ways".into());
+        return Err(violation!("the same request was encoded in two ways"));
     }
     if !encoded.request.path.starts_with('/') {
-        return Err(format!(
+        return Err(violation!(
             "the path `{}` does not begin with a slash",
             encoded.request.path
         ));
@@ -290,7 +292,7 @@ async fn encode_one(
         let body = String::from_utf8_lossy(&encoded.request.body);
         let marks = body.matches(&file.marker).count();
         if marks != 1 || file.marker.is_empty() {
-            return Err(format!(
+            return Err(violation!(
                 "the mark of a picture occurs {marks} times in the body, and must occur once"
             ));
         }
@@ -298,11 +300,11 @@ async fn encode_one(
     Ok(())
 }
 
-fn host_headers(headers: &[Header]) -> Result<(), String> {
+fn host_headers(headers: &[Header]) -> Result<(), Violation> {
     for header in headers {
         let name = header.name.to_ascii_lowercase();
         if HOSTS.contains(&name.as_str()) {
-            return Err(format!(
+            return Err(violation!(
                 "it sets the header `{name}`, which is the host's own"
             ));
         }
@@ -310,7 +312,7 @@ fn host_headers(headers: &[Header]) -> Result<(), String> {
     Ok(())
 }
 
-async fn classify(llm: &LlmPlugin) -> Result<String, String> {
+async fn classify(llm: &LlmPlugin) -> Result<String, Violation> {
     let bodies = [
         String::new(),
         "<html><body>Bad gateway</body></html>".into(),
@@ -330,10 +332,12 @@ async fn classify(llm: &LlmPlugin) -> Result<String, String> {
             };
             let error = answer(llm.classify(status, &[retry], body.as_bytes()).await.result)?;
             if error.message.trim().is_empty() {
-                return Err(format!("status {status} has no sentence"));
+                return Err(violation!("status {status} has no sentence"));
             }
             if status == 401 && error.message.contains(KEY) {
-                return Err("it repeats the key that a server repeated to it".into());
+                return Err(violation!(
+                    "it repeats the key that a server repeated to it"
+                ));
             }
             // The host's reaction depends on these, whatever a body says.
             let kinds: &[ErrorKind] = match status {
@@ -343,9 +347,10 @@ async fn classify(llm: &LlmPlugin) -> Result<String, String> {
                 _ => continue,
             };
             if body.is_empty() && !kinds.contains(&error.kind) {
-                return Err(format!(
+                return Err(violation!(
                     "status {status} means {:?}, and must mean {:?}",
-                    error.kind, kinds[0]
+                    error.kind,
+                    kinds[0]
                 ));
             }
         }
@@ -357,12 +362,12 @@ async fn classify(llm: &LlmPlugin) -> Result<String, String> {
 }
 
 /// A plugin's result. An error of its own fails the check as well.
-fn answer<T>(result: Result<T, CallError>) -> Result<T, String> {
-    result.map_err(|error| error.to_string())
+fn answer<T>(result: Result<T, CallError>) -> Result<T, Violation> {
+    Ok(result?)
 }
 
 /// Decodes input that is not a response at all.
-async fn feed_garbage(llm: &LlmPlugin) -> Result<String, String> {
+async fn feed_garbage(llm: &LlmPlugin) -> Result<String, Violation> {
     let event = |data: &str| {
         Frame::Sse(Sse {
             event: Some("message".into()),
@@ -388,15 +393,17 @@ async fn feed_garbage(llm: &LlmPlugin) -> Result<String, String> {
         let excerpt = format!("{frames:?}").chars().take(80).collect::<String>();
         match decode(llm, std::slice::from_ref(&frames)).await {
             Err(CallError::Plugin { .. }) => {}
-            Err(error) => return Err(format!("{excerpt}: {error}")),
+            Err(error) => return Err(Violation::from(error).within(excerpt)),
             Ok((completion, _)) if frames.is_empty() || completion.message.content.is_empty() => {
                 // `[DONE]` alone may be an empty response.
                 if frames.is_empty() {
-                    return Err("an answer of which nothing came must be an error of kind upstream, and is a completion".into());
+                    return Err(violation!(
+                        "an answer of which nothing came must be an error of kind upstream, and is a completion"
+                    ));
                 }
             }
             Ok((completion, _)) => {
-                return Err(format!(
+                return Err(violation!(
                     "{excerpt}: it made an answer of nothing: {:?}",
                     completion.message
                 ));
@@ -423,8 +430,11 @@ async fn decode(
 }
 
 /// Decodes recorded responses, split everywhere.
-async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
-    let cannot = |error| format!("{} cannot be read: {error}", folder.display());
+async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, Violation> {
+    let cannot = |source| Violation::Read {
+        path: folder.to_owned(),
+        source,
+    };
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .map_err(cannot)?
         .flatten()
@@ -444,17 +454,19 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
         }
         let size = file.metadata().map_err(cannot)?.len();
         if size > LARGEST {
-            return Err(format!("{name} has {size} bytes, and {LARGEST} are read"));
+            return Err(violation!(
+                "{name} has {size} bytes, and {LARGEST} are read"
+            ));
         }
         let body = std::fs::read(&file).map_err(cannot)?;
-        let wrong = |why: String| format!("{name}: {why}");
+        let wrong = |why: Violation| why.within(&name);
         let whole = decode(llm, &batches(&[&body], streamed).await.map_err(wrong)?)
             .await
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(|error| wrong(error.into()))?;
         // A refusal may have no text.
         let said = matches!(whole.0.stop, StopReason::EndTurn | StopReason::ToolUse);
         if said && whole.0.message.content.is_empty() {
-            return Err(wrong("the answer has nothing in it".into()));
+            return Err(wrong(violation!("the answer has nothing in it")));
         }
         let step = (body.len() / MOST_CUTS).max(1);
         for at in (0..=body.len()).step_by(step) {
@@ -462,7 +474,7 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
             let cut = batches(&[head, tail], streamed).await.map_err(wrong)?;
             let answer = decode(llm, &cut).await;
             if answer.as_ref() != Ok(&whole) {
-                return Err(wrong(format!(
+                return Err(wrong(violation!(
                     "cut at byte {at} it is another answer: {answer:?}"
                 )));
             }
@@ -474,7 +486,7 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
                 if let Ok((completion, _)) = decode(llm, &[all[..most].to_vec()]).await
                     && completion.message != whole.0.message
                 {
-                    return Err(wrong(format!(
+                    return Err(wrong(violation!(
                         "broken off after {most} events it is taken for a whole answer"
                     )));
                 }
@@ -483,7 +495,7 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
         read += 1;
     }
     if read == 0 {
-        return Err(format!(
+        return Err(violation!(
             "{} holds no NAME.sse and no NAME.whole.json",
             folder.display()
         ));
@@ -496,7 +508,7 @@ async fn answers(llm: &LlmPlugin, folder: &Path) -> Result<String, String> {
 }
 
 /// Frames as the host splits them from a body that arrives in these pieces, a batch for each event.
-async fn batches(pieces: &[&[u8]], streamed: bool) -> Result<Vec<Vec<Frame>>, String> {
+async fn batches(pieces: &[&[u8]], streamed: bool) -> Result<Vec<Vec<Frame>>, Violation> {
     if !streamed {
         return Ok(pieces
             .iter()
@@ -512,7 +524,7 @@ async fn batches(pieces: &[&[u8]], streamed: bool) -> Result<Vec<Vec<Frame>>, St
         .await;
     let mut frames = Vec::new();
     for event in events {
-        let event = event.map_err(|error| format!("it is no stream of events: {error}"))?;
+        let event = event.map_err(|error| violation!("it is no stream of events: {error}"))?;
         if let Some(data) = event.data {
             frames.push(vec![Frame::Sse(Sse {
                 event: event.event,

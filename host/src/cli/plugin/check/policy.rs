@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use serde_json::{Map, Value};
 
 use super::super::report::CheckReport;
+use super::violation::{Violation, violation};
 use lucid_types::plural;
 use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelOffer, ModelReply, Part, Snapshot,
@@ -88,7 +89,7 @@ pub(super) async fn check(report: &mut CheckReport, policy: &PolicyPlugin, setti
                     report.note(name, &note);
                 }
             }
-            Err(why) => report.fail(name, &why),
+            Err(why) => report.fail(name, &why.to_string()),
         }
     }
 }
@@ -105,12 +106,14 @@ pub(super) async fn play(
     policy: &PolicyPlugin,
     settings: &str,
     event: InjectedEvent,
-) -> Result<PlayedSession, String> {
+) -> Result<PlayedSession, Violation> {
     let mut session = SimulatedSession::new(policy, event);
     let start = session.start(settings);
     session.step(vec![start]).await?;
     if !session.ended && session.open.is_empty() {
-        return Err("the task is open and it waits for nothing: it must call a model, run a tool, ask, set a timer or finish".into());
+        return Err(violation!(
+            "the task is open and it waits for nothing: it must call a model, run a tool, ask, set a timer or finish"
+        ));
     }
     match event {
         InjectedEvent::Message => {
@@ -268,7 +271,7 @@ impl<'a> SimulatedSession<'a> {
     }
 
     /// Provides the results that the policy waits for, until the task is over.
-    async fn run_to_end(&mut self) -> Result<(), String> {
+    async fn run_to_end(&mut self) -> Result<(), Violation> {
         while let Some(open) = self.open.pop_front() {
             let given_up = matches!(open, OpenEffect::Cancelled(_));
             if self.ended && !given_up {
@@ -286,7 +289,7 @@ impl<'a> SimulatedSession<'a> {
             self.step(vec![input]).await?;
         }
         if !self.ended {
-            return Err(format!(
+            return Err(violation!(
                 "after {} the task is open and it waits for nothing, so the session would hang",
                 plural::count(self.steps, "step")
             ));
@@ -369,24 +372,24 @@ impl<'a> SimulatedSession<'a> {
     }
 
     /// Runs one step twice.
-    async fn step(&mut self, inputs: Vec<Input>) -> Result<(), String> {
+    async fn step(&mut self, inputs: Vec<Input>) -> Result<(), Violation> {
         let at = self.context.step;
         let before = self.state.as_ref();
         let done = self.policy.step(&self.context, before, &inputs).await;
         let again = self.policy.step(&self.context, before, &inputs).await;
-        let wrong = |what: &str| format!("step {at} ({}): {what}", names(&inputs));
+        let wrong = |what: Violation| what.within(format!("step {at} ({})", names(&inputs)));
         let (done, again) = match (done.result, again.result) {
             (Ok(done), Ok(again)) => (done, again),
-            (Err(error), _) | (Ok(_), Err(error)) => return Err(wrong(&error.to_string())),
+            (Err(error), _) | (Ok(_), Err(error)) => return Err(wrong(error.into())),
         };
         if done != again {
-            return Err(wrong(
-                "the same arguments gave something else the second time; a step must depend on nothing but its arguments, not on a hash map's order",
-            ));
+            return Err(wrong(violation!(
+                "the same arguments gave something else the second time; a step must depend on nothing but its arguments, not on a hash map's order"
+            )));
         }
         let writes = self.policy.descriptor().schema;
         if done.state.schema != writes {
-            return Err(wrong(&format!(
+            return Err(wrong(violation!(
                 "it wrote a state of schema {}, and describes itself as writing {writes}",
                 done.state.schema
             )));
@@ -397,12 +400,12 @@ impl<'a> SimulatedSession<'a> {
         self.context.now_ms += 1_000;
         self.context.seed = self.context.seed.rotate_left(7) ^ at;
         for command in done.commands {
-            self.carry_out(command).map_err(|what| wrong(&what))?;
+            self.carry_out(command).map_err(wrong)?;
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, command: Command) -> Result<(), String> {
+    fn carry_out(&mut self, command: Command) -> Result<(), Violation> {
         match command {
             Command::CallModel(call) => {
                 self.check_call(&call)?;
@@ -426,7 +429,7 @@ impl<'a> SimulatedSession<'a> {
             }
             Command::Emit(event) => {
                 if event.event_type.trim().is_empty() {
-                    return Err("it shows an event without a type".into());
+                    return Err(violation!("it shows an event without a type"));
                 }
                 object("the fields of an event", &event.fields)?;
             }
@@ -443,13 +446,13 @@ impl<'a> SimulatedSession<'a> {
         Ok(())
     }
 
-    fn start_effect(&mut self, open: OpenEffect) -> Result<(), String> {
+    fn start_effect(&mut self, open: OpenEffect) -> Result<(), Violation> {
         let effect = open.effect();
         if effect.is_empty() {
-            return Err("it begins an effect without a name".into());
+            return Err(violation!("it begins an effect without a name"));
         }
         if self.open.iter().any(|other| other.effect() == effect) {
-            return Err(format!(
+            return Err(violation!(
                 "it gives the name `{effect}` to two effects that are open at once"
             ));
         }
@@ -457,27 +460,30 @@ impl<'a> SimulatedSession<'a> {
         Ok(())
     }
 
-    fn check_call(&mut self, call: &ModelCall) -> Result<(), String> {
+    fn check_call(&mut self, call: &ModelCall) -> Result<(), Violation> {
         object("the params of a model call", &call.params)?;
         if !self.policy.descriptor().calls_models {
-            return Err("it calls a model, and describes itself as one that calls none: a session with it would have no key".into());
+            return Err(violation!(
+                "it calls a model, and describes itself as one that calls none: a session with it would have no key"
+            ));
         }
         if !["", "large", "small"].contains(&call.model.as_str()) {
-            return Err(format!(
+            return Err(violation!(
                 "it calls the model `{}`, which it was not offered",
                 call.model
             ));
         }
         if call.prompt.is_empty() {
-            return Err("it asks a model nothing".into());
+            return Err(violation!("it asks a model nothing"));
         }
         for part in &call.prompt {
             if let Part::History(span) = part {
                 let last = span.last.unwrap_or(self.entries.saturating_sub(1));
                 if last >= self.entries || span.first > last {
-                    return Err(format!(
+                    return Err(violation!(
                         "its prompt names the entries {} to {last} of a transcript that has {}",
-                        span.first, self.entries
+                        span.first,
+                        self.entries
                     ));
                 }
             }
@@ -492,10 +498,13 @@ impl<'a> SimulatedSession<'a> {
     }
 }
 
-fn object(what: &str, json: &str) -> Result<(), String> {
+fn object(what: &str, json: &str) -> Result<(), Violation> {
     match serde_json::from_str::<Map<String, Value>>(json) {
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("{what} must be a JSON object: {error}")),
+        Err(source) => Err(Violation::Json {
+            what: what.to_owned(),
+            source,
+        }),
     }
 }
 

@@ -10,10 +10,10 @@
 use serde_json::{Map, Value, json};
 
 use super::super::report::CheckReport;
+use super::violation::{Violation, violation};
 use crate::toolsets::component::call::{LARGEST_STATE, MOST_STEPS, check as check_action};
 use lucid_net::egress::refusal_of;
 use lucid_types::plural;
-use lucid_types::sentence::sentence;
 use lucid_types::wit::tools::{Action, Answer, Output, Progress};
 use lucid_types::wit::types::{Error, ErrorKind, Header, HttpResponse, ToolCall, ToolDefinition};
 use lucid_wasm::{CallError, ToolsPlugin};
@@ -118,7 +118,7 @@ async fn arguments(
     plugin: &ToolsPlugin,
     settings: &str,
     tools: &[ToolDefinition],
-) -> Result<String, String> {
+) -> Result<String, Violation> {
     let long = json!({ "x": "x".repeat(100_000) }).to_string();
     let names = tools.iter().map(|tool| &*tool.name).chain(["no-such-tool"]);
     let mut tried = CallResults::default();
@@ -142,7 +142,7 @@ async fn arguments(
             )
             .await;
             let excerpt: String = arguments.chars().take(40).collect();
-            played.map_err(|why| format!("{name} with the arguments `{excerpt}`: {why}"))?;
+            played.map_err(|why| why.within(format!("{name} with the arguments `{excerpt}`")))?;
         }
     }
     Ok(format!(
@@ -159,7 +159,7 @@ pub(super) async fn play(
     arguments: &str,
     world: SimulatedEnvironment,
     tried: &mut CallResults,
-) -> Result<(), String> {
+) -> Result<(), Violation> {
     let call = ToolCall {
         id: "call-1".to_owned(),
         name: tool.to_owned(),
@@ -170,7 +170,9 @@ pub(super) async fn play(
         let done = plugin.step(settings, &call, progress.as_ref()).await.result;
         let again = plugin.step(settings, &call, progress.as_ref()).await.result;
         if done != again {
-            return Err("the same arguments gave something else the second time; a step must depend on nothing but its arguments, not on a hash map's order".to_owned());
+            return Err(violation!(
+                "the same arguments gave something else the second time; a step must depend on nothing but its arguments, not on a hash map's order"
+            ));
         }
         tried.steps += 1;
         let turn = match done {
@@ -179,16 +181,16 @@ pub(super) async fn play(
                 tried.errors += 1;
                 return Ok(());
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.into()),
         };
-        check_action(&turn.action).map_err(sentence)?;
+        check_action(&turn.action)?;
         match &turn.action {
             Action::Run(_) => tried.commands += 1,
             Action::Send(request) => {
                 tried.requests += 1;
                 let place = plugin.descriptor().key.clone().into();
                 if let Some(why) = refusal_of(request, &place, false) {
-                    return Err(why.to_string());
+                    return Err(why.into());
                 }
             }
             Action::Done(reply) => {
@@ -197,7 +199,7 @@ pub(super) async fn play(
             }
         }
         if turn.state.len() > LARGEST_STATE {
-            return Err(format!(
+            return Err(violation!(
                 "it keeps {} bytes from one step to the next, and {LARGEST_STATE} are allowed",
                 turn.state.len()
             ));
@@ -207,7 +209,7 @@ pub(super) async fn play(
             answer: answer(&turn.action, world),
         });
     }
-    Err(format!("it was not done after {MOST_STEPS} steps"))
+    Err(violation!("it was not done after {MOST_STEPS} steps"))
 }
 
 fn answer(action: &Action, world: SimulatedEnvironment) -> Answer {
