@@ -11,7 +11,7 @@ use lucid_store::{
     SupabaseChatStore, SupabaseSettings,
 };
 use lucid_tests::{TestSupabase, anon_key, service_key, token};
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -60,7 +60,7 @@ async fn measure(store: &str, records: &dyn ChatStore, caller: &Principal) {
             title: "Written".to_owned(),
             model_provider: None,
             is_active: true,
-            totals: Totals::default(),
+            totals: UsageTotals::default(),
             created_at: Utc::now(),
             updated_at: Utc::now(),
         };

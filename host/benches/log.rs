@@ -15,8 +15,8 @@ use lucid_session::{
 };
 use lucid_store::Store;
 use lucid_types::log::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, SessionLog,
-    Status,
+    ChatLine, EffectKind, EffectRow, PolicyDecision, RoundRow, SessionConfig, SessionCounters,
+    SessionLog, SessionStatus,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -52,13 +52,13 @@ impl Writer {
             chat: format!("chat-{number}").into(),
             next: 0,
         };
-        let new = NewSessionRow {
+        let new = SessionConfig {
             id: writer.session.to_string(),
             user: "bench".to_owned(),
             task: "Fix the failing test.".to_owned(),
             policy: "coder".to_owned(),
             chat_id: writer.chat.to_string(),
-            ..NewSessionRow::default()
+            ..SessionConfig::default()
         };
         let first = writer.round();
         store.create(Arc::new(new), first).await.unwrap();
@@ -88,7 +88,7 @@ impl Writer {
             chat: self.chat.clone(),
             row,
             at: 1_800_000_000_000 + row,
-            decision: Some(Decision {
+            decision: Some(PolicyDecision {
                 step: row,
                 context: text("context"),
                 inputs: text("inputs"),
@@ -99,7 +99,7 @@ impl Writer {
                 fuel: 100_000,
                 memory: 1 << 20,
                 micros: 60,
-                ..Decision::default()
+                ..PolicyDecision::default()
             }),
             first_seq: 2 * row + 1,
             frames: kinds.map(|kind| frame(kind).into()).to_vec(),
@@ -117,15 +117,15 @@ impl Writer {
             closed: row.checked_sub(1).map(effect).into_iter().collect(),
             processed: Vec::new(),
             pushed: None,
-            counters: Counters {
+            counters: SessionCounters {
                 step: row + 1,
                 next_row: row + 1,
                 next_seq: 2 * row + 3,
                 next_entry: row + 1,
                 task_open: true,
-                ..Counters::default()
+                ..SessionCounters::default()
             },
-            status: Status::Running,
+            status: SessionStatus::Running,
             end_reason: None,
             retains_workspace: false,
         }

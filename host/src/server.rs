@@ -46,7 +46,7 @@ use lucid_store::{
 };
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::log::LogError;
-use lucid_types::transient::Transient;
+use lucid_types::transient::TransientFailure;
 use lucid_wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 
 /// How much of the time for a shutdown is kept for what comes behind the sessions: the last of the record of
@@ -102,7 +102,8 @@ impl StartError {
     /// Whether the same start may succeed later: a disk is full, or another process holds the database's
     /// lock. What may not be written at all stays so.
     pub fn is_transient(&self) -> bool {
-        lucid_store::transient_cause(self).is_some_and(|reason| reason != Transient::ReadOnly)
+        lucid_store::transient_cause(self)
+            .is_some_and(|reason| reason != TransientFailure::ReadOnly)
     }
 }
 

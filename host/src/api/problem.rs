@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 use crate::auth::AuthError;
 use lucid_store::StoreError;
 use lucid_types::log::LogError;
-use lucid_types::transient::Transient;
+use lucid_types::transient::TransientFailure;
 use lucid_types::unicode::paired_json;
 
 /// A parser's message may repeat the input. More than this many characters help nobody.
@@ -155,7 +155,7 @@ impl Problem {
         Self::database(cause.transient(), cause)
     }
 
-    fn database(transient: Option<Transient>, cause: &(dyn Error + 'static)) -> Self {
+    fn database(transient: Option<TransientFailure>, cause: &(dyn Error + 'static)) -> Self {
         match transient {
             Some(reason) => Self::unavailable(format!(
                 "The server's database cannot be used at the moment, because {reason}. Try again in a moment."

@@ -20,7 +20,7 @@ use lucid_session::{
     SessionSummary, WorkspaceLookupError, dollars,
 };
 use lucid_types::identity::Identity;
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
@@ -145,8 +145,8 @@ pub(super) struct UsageView {
     cost_usd: f64,
 }
 
-impl From<&Totals> for UsageView {
-    fn from(totals: &Totals) -> Self {
+impl From<&UsageTotals> for UsageView {
+    fn from(totals: &UsageTotals) -> Self {
         Self {
             model_calls: totals.calls,
             input_tokens: totals.input_tokens,

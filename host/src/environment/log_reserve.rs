@@ -19,7 +19,7 @@ use super::disk_guard::OpenEnvironments;
 use lucid_sandbox::ProcessTable;
 use lucid_store::Store;
 use lucid_types::disk_reserve::DiskReserve;
-use lucid_types::transient::Transient;
+use lucid_types::transient::TransientFailure;
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at
 /// fault, in bytes.
@@ -95,7 +95,7 @@ impl LogReserve {
         } else if self.counted_at.is_some_and(|counted| counted < free) {
             self.counted_at = Some(free);
         }
-        if failure == Some(Transient::DiskFull) {
+        if failure == Some(TransientFailure::DiskFull) {
             let reserve = self.reserve.clone();
             let _ = tokio::task::spawn_blocking(move || reserve.release()).await;
             let _ = self.store.probe().await;

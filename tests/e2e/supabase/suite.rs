@@ -8,7 +8,7 @@ use lucid_store::{
 };
 use lucid_tests::{TestSupabase, anon_key, service_key, token};
 use lucid_types::identity::Identity;
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;
 use uuid::Uuid;
 
@@ -24,7 +24,7 @@ fn new_chat(title: &str) -> Chat {
         title: title.to_owned(),
         model_provider: Some("openai".to_owned()),
         is_active: true,
-        totals: Totals::default(),
+        totals: UsageTotals::default(),
         created_at: at(0),
         updated_at: at(0),
     }
@@ -41,8 +41,8 @@ fn line(number: i64, content: &str) -> ChatMessage {
     }
 }
 
-fn used(calls: u64) -> Totals {
-    Totals {
+fn used(calls: u64) -> UsageTotals {
+    UsageTotals {
         calls,
         input_tokens: 2,
         output_tokens: 3,

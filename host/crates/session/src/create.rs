@@ -14,114 +14,32 @@ use url::Url;
 use uuid::Uuid;
 
 use lucid_types::log::{
-    Counters, EffectRow, InboxMessage, LogError, NewSessionRow, RoundRow, Status,
+    EffectRow, InboxMessage, LogError, RoundRow, SessionConfig, SessionCounters, SessionStatus,
 };
 use lucid_types::log_label::PluginCaller;
-use lucid_types::plural;
-use lucid_types::repository_url::{RepositoryUrlError, parse_repository_url, repository_url};
+use lucid_types::repository_url::{parse_repository_url, repository_url};
 use lucid_types::secret::Secret;
-use lucid_types::transient::Transient;
 use lucid_types::user::UserId;
 use lucid_types::wit::policy::Snapshot;
 
 use super::actor;
 use super::actor::budget::{Budget, lower};
 use super::actor::task_clock;
+use super::error::CreateError;
 use super::handle::{ActorLauncher, SessionHandle, SessionInfo};
 use super::ports::{
     BuildAssignment, Generation, ModelSelection, Models, PolicyInfo, SessionPolicy,
 };
 use super::round::{RoundBuilder, RoundContext};
+use super::sessions::Sessions;
+use super::shared::SessionsShared;
 use super::stream::frames::EventDraft;
-use super::{SessionId, Sessions, SessionsShared};
+use super::types::SessionId;
 
 /// The capacity of a session's mailbox.
 const MAILBOX: usize = 64;
 
-/// Why a session was not created.
-#[derive(Debug, thiserror::Error)]
-pub enum CreateError {
-    /// The deployment has no such provider. Holds its name and the list of those that exist.
-    #[error("Unknown model provider '{0}': {1}.")]
-    UnknownProvider(String, String),
-    /// Neither the caller nor the deployment has an API key.
-    #[error(
-        "No API key for the model provider '{provider}'. Send one with the request (api_key), or ask the operator to set {variable}."
-    )]
-    MissingKey {
-        /// The provider's name.
-        provider: String,
-        /// The name of the missing setting.
-        variable: String,
-    },
-    /// The deployment does not offer this model.
-    #[error("The model '{model}' of the provider '{provider}' is not offered here. {offered}")]
-    UnknownModel {
-        /// The requested model, truncated.
-        model: String,
-        /// The provider's name.
-        provider: String,
-        /// A sentence that names the models on offer.
-        offered: String,
-    },
-    /// The model has no configured price, and the session has a cost limit.
-    #[error(
-        "Nobody knows the price of the model '{model}' of the provider '{provider}', and the session has a limit for its cost. Choose another model, or ask the operator to set its `prices` in the deployment's manifest."
-    )]
-    UnpricedModel {
-        /// The model, truncated.
-        model: String,
-        /// The provider's name.
-        provider: String,
-    },
-    /// The provider rejected the API key. Holds the provider's name.
-    #[error("The model provider '{0}' refused the API key.")]
-    KeyRefused(String),
-    /// The repository's URL is invalid.
-    #[error(transparent)]
-    Repository(#[from] RepositoryUrlError),
-    /// The deployment has no such policy. Holds its name and the list of those that exist.
-    #[error("Unknown policy '{0}': {1}.")]
-    UnknownPolicy(String, String),
-    /// The policy needs a sandbox, and none is available. Holds the reason.
-    #[error("There is no sandbox to work in: {0}")]
-    NoSandbox(String),
-    /// The user has reached the limit of live sessions. Holds the limit.
-    #[error("You have {} already, which is as many as you may have. Stop one first.", plural::count(.0.to_owned(), "session"))]
-    TooManySessions(usize),
-    /// The host is shutting down.
-    #[error("The server is about to restart. Try again in a moment.")]
-    ShuttingDown,
-    /// The log cannot be written at the moment.
-    #[error(
-        "No session can begin at the moment: the server's log cannot be written, because {0}. Try again in a moment."
-    )]
-    Paused(Transient),
-    /// The remaining disk space is reserved for the log. Holds an explanation.
-    #[error("No session can begin at the moment. {0}")]
-    DiskShort(String),
-    /// The log can never be written.
-    #[error("The session could not be written down.")]
-    Log(LogError),
-}
-
-impl From<LogError> for CreateError {
-    fn from(error: LogError) -> Self {
-        match error.transient() {
-            Some(reason) => Self::Paused(reason),
-            None => Self::Log(error),
-        }
-    }
-}
-
-impl CreateError {
-    /// Returns whether the same request may succeed in a moment without any change by its user.
-    pub fn passes(&self) -> bool {
-        matches!(self, Self::Paused(_) | Self::DiskShort(_))
-    }
-}
-
-/// Whether a change is opened of what a session pushes, when a task of it succeeds.
+/// Whether a pull request is opened for what a session pushes, once its task succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OpenChange {
@@ -129,25 +47,6 @@ pub enum OpenChange {
     Ready,
     /// Yes, as a draft.
     Draft,
-}
-
-impl CreateError {
-    /// Like the `Display` text, but for an operator, who has the settings at hand and no request to
-    /// change.
-    pub fn to_operator(&self) -> String {
-        match self {
-            Self::MissingKey { provider, variable } => {
-                format!("No API key for the model provider '{provider}': set {variable}.")
-            }
-            Self::UnpricedModel { model, provider } => format!(
-                "Nobody knows the price of the model '{model}' of the provider '{provider}', and SESSION_COST_LIMIT is set. Choose another model, or set its `prices` in the manifest."
-            ),
-            Self::KeyRefused(provider) => {
-                format!("The model provider '{provider}' refused the API key that is set for it.")
-            }
-            other => other.to_string(),
-        }
-    }
 }
 
 impl OpenChange {
@@ -301,7 +200,7 @@ impl Sessions {
                     .seal(secret.expose().as_bytes(), &seal_context(&name, what))
             })
         };
-        let fixed = Arc::new(NewSessionRow {
+        let fixed = Arc::new(SessionConfig {
             api_key: seal(&new.api_key, &key_for),
             git_token: seal(&new.git_token, "git-token"),
             user: new.user.to_string(),
@@ -335,7 +234,7 @@ impl Sessions {
             pushed: None,
             open: Vec::new(),
             unread: Vec::new(),
-            status: Status::Created,
+            status: SessionStatus::Created,
             held: false,
         };
         let shared = self.shared.clone();
@@ -394,7 +293,7 @@ impl Sessions {
 
 /// A session's logged state, and what it needs to run.
 pub(super) struct ResumeState {
-    pub(super) fixed: Arc<NewSessionRow>,
+    pub(super) fixed: Arc<SessionConfig>,
     pub(super) generation: Arc<Generation>,
     pub(super) policy: Arc<dyn SessionPolicy>,
     /// The build of the policy that ran the session so far and left its state, if it is a different
@@ -402,14 +301,14 @@ pub(super) struct ResumeState {
     pub(super) taken_over: Option<String>,
     pub(super) api_key: Option<Secret>,
     pub(super) git_token: Option<Secret>,
-    pub(super) counters: Counters,
+    pub(super) counters: SessionCounters,
     pub(super) state: Option<Snapshot>,
     /// The branch pushed by its open task, or by its last one.
     pub(super) pushed: Option<String>,
     pub(super) open: Vec<EffectRow>,
     /// Messages from the user that no round has processed.
     pub(super) unread: Vec<InboxMessage>,
-    pub(super) status: Status,
+    pub(super) status: SessionStatus,
     /// Whether the session resumes only when its user comes back.
     pub(super) held: bool,
 }
@@ -450,18 +349,18 @@ impl SessionsShared {
 }
 
 /// The first round: the task, and the start of the session.
-fn first_round(fixed: &NewSessionRow, info: &PolicyInfo, uptime_ms: u64) -> RoundRow {
+fn first_round(fixed: &SessionConfig, info: &PolicyInfo, uptime_ms: u64) -> RoundRow {
     let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
     let nothing = Budget::default();
     let context = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());
-    let counters = Counters {
+    let counters = SessionCounters {
         next_seq: 1,
         uptime_ms,
-        ..Counters::default()
+        ..SessionCounters::default()
     };
     let mut builder = RoundBuilder::new(&context, counters, BTreeMap::new(), fixed.created_at);
     builder.open_session();
-    builder.close_round(Status::Created, None).row
+    builder.close_round(SessionStatus::Created, None).row
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@
 //! - A session is looked up together with its user.
 //! - No secret is included.
 
-use lucid_types::log::{LogError, Status, Totals};
+use lucid_types::log::{LogError, SessionStatus, UsageTotals};
 use lucid_types::user::UserId;
 
+use super::sessions::Sessions;
 use super::stream::frames::timestamp;
-use super::{LookupError, SessionId, Sessions};
+use super::types::{LookupError, SessionId};
 
 /// A session, as the log has it.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub struct SessionDetails {
     /// The default model, used when the policy names none.
     pub model: String,
     /// Usage totals of the session's model calls.
-    pub totals: Totals,
+    pub totals: UsageTotals,
     /// The token limit, if any.
     pub token_limit: Option<u64>,
     /// The cost limit in millionths of a US dollar, if any.
@@ -79,7 +80,7 @@ impl Sessions {
             task: fixed.task,
             status: row.status.text(),
             end_reason: row.end_reason,
-            is_alive: matches!(row.status, Status::Created | Status::Running),
+            is_alive: matches!(row.status, SessionStatus::Created | SessionStatus::Running),
             project_id: fixed.project_id,
             chat_id: fixed.chat_id,
             policy: fixed.policy,

@@ -6,7 +6,7 @@
 //! - The first reason to end is the one that counts, as far as it could be written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -16,12 +16,13 @@ use lucid_types::log::{LogError, SessionLog};
 use lucid_types::user::UserId;
 
 use super::actor::idle::IdleState;
-use super::ports::{ActorMessage, Mailbox, PolicyInfo};
+use super::actor::message::{ActorMessage, Mailbox};
+use super::ports::PolicyInfo;
 use super::stream::feed::Feed;
 use super::stream::frames::Features;
 use super::stream::positions::{ClientPosition, ClientPositions, ConnectionLoss};
 use super::stream::subscription::Subscription;
-use super::{CloseReason, MessageRejected, SessionId};
+use super::types::{CloseReason, Closing, MessageRejected, SessionId};
 
 /// A session that is live or has just ended.
 pub struct SessionHandle {
@@ -31,7 +32,7 @@ pub struct SessionHandle {
     /// Whether the session's files can be read.
     has_workspace: AtomicBool,
     pub(super) stop: CancellationToken,
-    pub(super) feed: Feed,
+    pub(super) feed: Arc<Feed>,
     /// The current state; see [`SessionHandle::set_idle_state`].
     pub(super) idle_state: Mutex<IdleState>,
     /// The number of the last frame before the session began to wait for its user's answer; 0 if it
@@ -40,9 +41,7 @@ pub struct SessionHandle {
     /// Notified when nobody has been attached for a while, so that unneeded resources may be
     /// released.
     pub(super) unattended: Notify,
-    pub(super) closing: OnceLock<CloseReason>,
-    /// The close reason if this host stops running the session although it is not over.
-    paused: OnceLock<CloseReason>,
+    pub(super) closing: Arc<Closing>,
     pub(super) launch: Mutex<Option<ActorLauncher>>,
     attached: Mutex<AttachedClients>,
     pub(super) positions: ClientPositions,
@@ -106,12 +105,11 @@ impl SessionHandle {
             mailbox,
             has_workspace: AtomicBool::new(false),
             stop: CancellationToken::new(),
-            feed: Feed::new(seq),
+            feed: Arc::new(Feed::new(seq)),
             idle_state: Mutex::new(IdleState::Idle(Instant::now())),
             question: watch::Sender::new(0),
             unattended: Notify::new(),
-            closing: OnceLock::new(),
-            paused: OnceLock::new(),
+            closing: Arc::default(),
             launch: Mutex::new(Some(launch)),
             attached: Mutex::new(AttachedClients {
                 clients: 0,
@@ -139,7 +137,7 @@ impl SessionHandle {
 
     /// Returns whether the session can still continue.
     pub fn is_alive(&self) -> bool {
-        !self.feed.head().ended && self.closing.get().is_none() && !self.is_paused()
+        !self.feed.head().ended && self.closing.wish().is_none() && !self.is_paused()
     }
 
     /// Watches for questions to the user: the number of the frame with the question or of a later
@@ -217,7 +215,7 @@ impl SessionHandle {
     /// Ends the session. Returns at once; a subscription reports when it is over.
     pub fn stop(self: &Arc<Self>, reason: CloseReason) {
         // The first reason wins.
-        let _ = self.closing.set(reason);
+        self.closing.end(reason);
         self.stop.cancel();
         // A session that never ran must run in order to end.
         self.launch();
@@ -262,33 +260,38 @@ impl SessionHandle {
     }
 
     /// Subscribes to everything after a sequence number. 0 is the beginning.
-    pub fn subscribe(self: &Arc<Self>, last_seq: u64) -> Subscription {
-        Subscription::new(self.clone(), last_seq)
+    pub fn subscribe(&self, last_seq: u64) -> Subscription {
+        Subscription::new(
+            self.feed.clone(),
+            self.log.clone(),
+            self.info.id,
+            self.closing.clone(),
+            last_seq,
+        )
     }
 
     /// Marks the end: nothing more will come.
     pub(super) fn end(&self, reason: CloseReason) {
-        let _ = self.closing.set(reason);
+        self.closing.end(reason);
         self.feed.end();
     }
 
     /// Ends the session's life in this host while it lives on in the log: nobody who asked for its
     /// end is told that it ended.
     pub(super) fn pause(&self, reason: CloseReason) {
-        let _ = self.paused.set(reason);
+        self.closing.pause(reason);
         self.feed.end();
     }
 
     /// Returns whether the session lives on in the log although nothing more will come from this
     /// host.
     pub(super) fn is_paused(&self) -> bool {
-        self.paused.get().is_some()
+        self.closing.is_paused()
     }
 
     /// The reason with which its clients' connections are closed.
     pub fn close_reason(&self) -> CloseReason {
-        let reason = self.paused.get().or_else(|| self.closing.get());
-        reason.cloned().unwrap_or_default()
+        self.closing.reason()
     }
 }
 

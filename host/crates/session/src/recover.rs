@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use lucid_types::log::{LivingSession, LogError, Status};
+use lucid_types::log::{LivingSession, LogError, SessionStatus};
 use lucid_types::wit::policy::Snapshot;
 
 use super::actor::idle::IdleState;
@@ -16,7 +16,8 @@ use super::actor::takes_over;
 use super::create::{ResumeState, key_for, seal_context};
 use super::handle::{SessionHandle, held};
 use super::retry::when_possible;
-use super::{SessionId, Sessions};
+use super::sessions::Sessions;
+use super::types::SessionId;
 
 impl Sessions {
     /// The ids of all sessions that the log does not call ended.
@@ -55,7 +56,7 @@ impl Sessions {
             row.held |= hold_all;
             // A session that was never started waits anyway, and one that is over is cleaned up in
             // any case.
-            row.held &= row.status == Status::Running;
+            row.held &= row.status == SessionStatus::Running;
             let held = row.held;
             count += usize::from(self.resume(session) && !held);
         }
@@ -138,7 +139,7 @@ impl Sessions {
         let session = self.shared.assemble(id, found);
         if row.held {
             session.set_idle_state(IdleState::Held);
-        } else if row.status != Status::Created {
+        } else if row.status != SessionStatus::Created {
             // A session that was never started still waits for its client.
             self.start(&session);
         }

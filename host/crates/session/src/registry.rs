@@ -5,22 +5,15 @@
 //!   created.
 //! - A slot is released when its session is forgotten or was never created.
 
-use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use lucid_types::user::UserId;
 
+use super::error::CreateError;
 use super::handle::{SessionHandle, held};
-use super::{CreateError, SessionId, SessionsShared};
-
-#[derive(Default)]
-pub(super) struct SessionRegistry {
-    pub(super) by_id: HashMap<SessionId, Arc<SessionHandle>>,
-    pub(super) by_user: HashMap<UserId, HashSet<SessionId>>,
-    /// The newest session for each user, project, task and repository.
-    pub(super) by_work: HashMap<u64, SessionId>,
-}
+use super::shared::{SessionRegistry, SessionsShared};
+use super::types::SessionId;
 
 /// User, project, task and repository.
 pub(super) type WorkKey<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);

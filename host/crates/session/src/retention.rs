@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_types::log::{LogError, Retained};
+use lucid_types::log::{LogError, RetainedWorkspace};
 use lucid_types::plural;
 use lucid_types::user::UserId;
 
-use super::{EnvironmentSpec, LookupError, SessionId, Sessions, SessionsShared};
+use super::ports::EnvironmentSpec;
+use super::sessions::Sessions;
+use super::shared::SessionsShared;
+use super::types::{LookupError, SessionId};
 
 /// After how long one that could not be removed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -36,7 +39,7 @@ pub enum WorkspaceLookupError {
     NotRemoved,
 }
 
-fn spec_of(retained: Retained) -> EnvironmentSpec {
+fn spec_of(retained: RetainedWorkspace) -> EnvironmentSpec {
     EnvironmentSpec {
         session: retained.session,
         user: retained.user,
@@ -121,12 +124,12 @@ impl SessionsShared {
         Ok(())
     }
 
-    async fn retained_before(&self, uptime: u64) -> Result<Vec<Retained>, LogError> {
+    async fn retained_before(&self, uptime: u64) -> Result<Vec<RetainedWorkspace>, LogError> {
         self.deps.log.retained_before(uptime).await
     }
 
     /// True where nothing of it is left.
-    async fn remove_retained(&self, retained: Retained) -> Result<bool, LogError> {
+    async fn remove_retained(&self, retained: RetainedWorkspace) -> Result<bool, LogError> {
         let session = retained.session.clone();
         let removed = self.deps.environments.remove(spec_of(retained)).await;
         if let Err(cause) = &removed {
@@ -149,7 +152,7 @@ impl SessionsShared {
         Ok(gone)
     }
 
-    async fn retained(&self, id: &SessionId) -> Result<Option<Retained>, LogError> {
+    async fn retained(&self, id: &SessionId) -> Result<Option<RetainedWorkspace>, LogError> {
         self.deps.log.retained(&id.to_string()).await
     }
 }

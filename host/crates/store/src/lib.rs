@@ -39,7 +39,7 @@ pub use self::sqlite::failure::transient_cause;
 pub use self::sqlite::origin::{HostOrigin, last_start, record_start, release_sessions};
 use self::sqlite::{readers, uptime, writer};
 pub use chats::{Chats, DeletedChat};
-use lucid_types::log::Health;
+use lucid_types::log::LogHealth;
 pub use outbox::Outbox;
 pub use supabase::{Supabase, SupabaseChatStore, SupabaseSettings};
 
@@ -124,7 +124,7 @@ struct Inner {
     // Dropped in this order: the writer drains and ends, then the readers, then the lock.
     writer: writer::WriterThread,
     readers: readers::Readers,
-    health: Health,
+    health: LogHealth,
     folder: PathBuf,
     uptime: uptime::Uptime,
     /// Set if chats are sent to another store; notified of new ones.
@@ -182,7 +182,7 @@ impl Store {
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut connection)?;
         let uptime = uptime::Uptime::resume(&connection)?;
-        let health = Health::default();
+        let health = LogHealth::default();
         let writer = writer::WriterThread::start(connection, health.clone())?;
         let readers = readers::Readers::open(path)?;
         Ok(Self {
@@ -256,7 +256,7 @@ impl Store {
     }
 
     /// Whether the log can be written at the moment.
-    pub fn health(&self) -> &Health {
+    pub fn health(&self) -> &LogHealth {
         &self.inner.health
     }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 
 use super::*;
-use lucid_types::transient::Transient;
+use lucid_types::transient::TransientFailure;
 
 fn count(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("SELECT count(*) FROM transcript", [], |row| row.get(0))?)
@@ -121,11 +121,11 @@ async fn every_write_of_a_group_that_is_not_committed_hears_why_and_may_come_aga
     for outcome in futures::future::join_all(writes).await {
         assert_eq!(
             outcome.unwrap_err().transient(),
-            Some(Transient::DiskFull),
+            Some(TransientFailure::DiskFull),
             "not one is told that the store is closed"
         );
     }
-    assert_eq!(store.health().failure(), Some(Transient::DiskFull));
+    assert_eq!(store.health().failure(), Some(TransientFailure::DiskFull));
     store.fill_disk(false);
     store.write(|connection| add(connection, 1)).await.unwrap();
     assert_eq!(store.health().failure(), None);
@@ -155,7 +155,7 @@ async fn a_write_that_finds_no_room_fails_its_whole_group_and_leaves_nothing() {
         go.send(()).unwrap();
     };
     let (held, large, small, ()) = tokio::join!(held, large, small, release);
-    let full = Some(Transient::DiskFull);
+    let full = Some(TransientFailure::DiskFull);
     for outcome in [held.map(drop), large, small] {
         // A write that was committed in a group of its own is there.
         if let Err(cause) = outcome {
@@ -182,7 +182,7 @@ async fn another_process_that_locks_the_database_is_waited_for_as_long_as_each_c
     let impatient = store.write_within(Duration::ZERO, |connection| add(connection, 2));
     let release = async {
         let refused = impatient.await.unwrap_err();
-        assert_eq!(refused.transient(), Some(Transient::Locked));
+        assert_eq!(refused.transient(), Some(TransientFailure::Locked));
         other.execute_batch("ROLLBACK").unwrap();
     };
     let (patient, ()) = tokio::join!(patient, release);

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 /// The reason for a transient failure. Each message is the end of a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Transient {
+pub enum TransientFailure {
     /// The disk is full, or a quota is used up.
     #[error("the disk is full")]
     DiskFull,
@@ -36,7 +36,7 @@ pub enum Transient {
     Io,
 }
 
-impl Transient {
+impl TransientFailure {
     /// Classifies an error of the operating system; `None` if it is permanent.
     pub fn of_io(error: &io::Error) -> Option<Self> {
         let errno = Errno::from_io_error(error);

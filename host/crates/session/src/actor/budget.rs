@@ -8,7 +8,7 @@
 //!   model, with nobody watching, so the actor ends the whole session, whatever is running. The
 //!   policy is told in time how much is left.
 
-use lucid_types::log::{Counters, NewSessionRow};
+use lucid_types::log::{SessionConfig, SessionCounters};
 use lucid_types::plural;
 
 /// The limits of a session.
@@ -22,7 +22,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// Creates the budget of a session that was created with these limits.
-    pub(super) fn new(fixed: &NewSessionRow, iterations: u32) -> Self {
+    pub(super) fn new(fixed: &SessionConfig, iterations: u32) -> Self {
         Self {
             iterations,
             tokens: fixed.token_limit,
@@ -31,25 +31,25 @@ impl Budget {
     }
 
     /// Returns how many model calls the open task may still make.
-    pub(super) fn iterations_left(&self, counters: &Counters) -> u32 {
+    pub(super) fn iterations_left(&self, counters: &SessionCounters) -> u32 {
         self.iterations.saturating_sub(counters.iterations)
     }
 
     /// Returns how many tokens the session may still use, or `None` if there is no limit.
-    pub(crate) fn tokens_left(&self, counters: &Counters) -> Option<u64> {
+    pub(crate) fn tokens_left(&self, counters: &SessionCounters) -> Option<u64> {
         let used = counters.totals.tokens();
         self.tokens.map(|limit| limit.saturating_sub(used))
     }
 
     /// Returns what the session may still cost, in millionths of a US dollar, or `None` if there is
     /// no limit.
-    pub(super) fn cost_left(&self, counters: &Counters) -> Option<u64> {
+    pub(super) fn cost_left(&self, counters: &SessionCounters) -> Option<u64> {
         let used = counters.totals.cost;
         self.cost.map(|limit| limit.saturating_sub(used))
     }
 
     /// Returns why no further model call is allowed, or `None` if one is.
-    pub(crate) fn refusal(&self, counters: &Counters) -> Option<String> {
+    pub(crate) fn refusal(&self, counters: &SessionCounters) -> Option<String> {
         if self.iterations_left(counters) == 0 {
             return Some(format!(
                 "The task used up its {}.",
@@ -93,17 +93,17 @@ pub(crate) fn lower(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lucid_types::log::Totals;
+    use lucid_types::log::UsageTotals;
 
-    fn used(tokens: u64, cost: u64, iterations: u32) -> Counters {
-        Counters {
+    fn used(tokens: u64, cost: u64, iterations: u32) -> SessionCounters {
+        SessionCounters {
             iterations,
-            totals: Totals {
+            totals: UsageTotals {
                 input_tokens: tokens,
                 cost,
-                ..Totals::default()
+                ..UsageTotals::default()
             },
-            ..Counters::default()
+            ..SessionCounters::default()
         }
     }
 

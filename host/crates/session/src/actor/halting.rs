@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use lucid_types::log::LogError;
 use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
-use super::super::ports::ActorMessage;
+use super::message::ActorMessage;
 use super::{Actor, ActorEnd};
 use crate::retry::when_possible;
 use crate::round::StartedWork;

@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::handle::{SessionHandle, held};
-use crate::{CloseReason, EnvironmentSpec, SessionsShared};
+use crate::ports::EnvironmentSpec;
+use crate::shared::SessionsShared;
+use crate::types::CloseReason;
 
 /// How long a question waits for its answer with nobody attached.
 const ANSWER: Duration = Duration::from_hours(7 * 24);

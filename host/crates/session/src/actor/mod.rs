@@ -9,6 +9,7 @@
 pub(crate) mod budget;
 mod halting;
 pub(crate) mod idle;
+pub(crate) mod message;
 mod persist;
 mod provision;
 mod resume;
@@ -23,26 +24,27 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
-use lucid_types::log::{Counters, EffectKind, EffectRow, NewSessionRow, Status};
+use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use self::budget::Budget;
 use self::idle::{IdleState, SANDBOX_RELEASED};
+use self::message::{ActorMessage, Started};
 use self::task_clock::{TaskClock, now};
-use super::SessionsShared;
 use super::create::{OpenChange, ResumeState};
 use super::effects::Effects;
 use super::handle::SessionHandle;
 use super::ports::tools::SEPARATOR;
 use super::ports::{
-    ActorMessage, AvailableModels, Deployment, Environment, EnvironmentSpec, Generation,
-    NewPullRequest, SessionPolicy, StartInputs, StepOutcome,
+    AvailableModels, Deployment, Environment, EnvironmentSpec, Generation, NewPullRequest,
+    SessionPolicy, StepOutcome,
 };
 use super::retry::when_possible;
 use super::round::{
     CommittedRound, RoundBuilder, RoundContext, STEPS_ALONE, ShownTree, StartedWork,
 };
+use super::shared::SessionsShared;
 
 /// The maximum number of messages taken into one round.
 const ROUND: usize = 64;
@@ -71,7 +73,7 @@ pub(super) use self::upgrade::takes_over;
 pub(super) struct Actor {
     shared: Arc<SessionsShared>,
     session: Arc<SessionHandle>,
-    fixed: Arc<NewSessionRow>,
+    fixed: Arc<SessionConfig>,
     deployment: Deployment,
     /// The number of the last generation that was examined.
     looked_at: u64,
@@ -87,7 +89,7 @@ pub(super) struct Actor {
     available_models: Arc<AvailableModels>,
     id: Arc<str>,
     chat: Arc<str>,
-    counters: Counters,
+    counters: SessionCounters,
     open: BTreeMap<String, EffectKind>,
     state: Option<Snapshot>,
     /// The branch that the session's task pushed.
@@ -183,7 +185,7 @@ pub(super) async fn live(
     actor
         .queue
         .extend(unread.map(|message| ActorMessage::Message(message.number, message.text)));
-    let end = if found.status == Status::Stopping {
+    let end = if found.status == SessionStatus::Stopping {
         ActorEnd::Stopped
     } else {
         Box::pin(actor.run(begun)).await
@@ -243,9 +245,9 @@ impl Actor {
     }
 
     async fn provision(&mut self) -> Result<(), ActorEnd> {
-        let mut started = StartInputs {
+        let mut started = Started {
             workspace: "/workspace".to_owned(),
-            ..StartInputs::default()
+            ..Started::default()
         };
         let mut opened_environment = None;
         if self.shared.deps.environments.refusal().is_none() {
@@ -286,7 +288,7 @@ impl Actor {
     /// precedence.
     async fn add_tools(
         &mut self,
-        started: &mut StartInputs,
+        started: &mut Started,
         environment: Option<Arc<dyn Environment>>,
     ) -> Result<Vec<String>, ActorEnd> {
         let opened = tokio::select! {
@@ -307,8 +309,8 @@ impl Actor {
         Ok(tools.notices())
     }
 
-    async fn describe_environment(&mut self, environment: &dyn Environment) -> StartInputs {
-        StartInputs {
+    async fn describe_environment(&mut self, environment: &dyn Environment) -> Started {
+        Started {
             workspace: environment.root(),
             instructions: environment.instructions().await,
             tools: environment.definitions(),
@@ -446,7 +448,7 @@ impl Actor {
         }
         if builder.inputs.is_empty() && next.is_none() {
             // Something to show, and nothing to decide.
-            let round = builder.close_round(Status::Running, None);
+            let round = builder.close_round(SessionStatus::Running, None);
             return self.commit(round).await;
         }
         let left = task_clock::left(&builder.counters, limit);
@@ -476,7 +478,7 @@ impl Actor {
                 // The newer build failed, and there is nothing for the older one to decide.
                 None if builder.is_empty() => return Ok(()),
                 None => {
-                    let round = builder.close_round(Status::Running, None);
+                    let round = builder.close_round(SessionStatus::Running, None);
                     return self.commit(round).await;
                 }
             }

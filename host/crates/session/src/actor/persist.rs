@@ -10,16 +10,16 @@
 //! - A session that is stopped during a wait does no more work; the stop is written as soon as
 //!   possible. A host that is shutting down makes one more attempt.
 
-use lucid_types::log::{Logged, SessionLog, Waiting};
-use lucid_types::transient::Transient;
+use lucid_types::log::{Logged, PausedWriter, SessionLog};
+use lucid_types::transient::TransientFailure;
 
-use super::super::ports::ActorMessage;
+use super::message::ActorMessage;
 use super::{Actor, ActorEnd};
 use crate::stream::frames;
 
 /// An ongoing wait for the log.
 struct LogWait {
-    attempts: Waiting,
+    attempts: PausedWriter,
     /// The session was stopped during the wait and has released what it held.
     is_quiet: bool,
 }
@@ -68,7 +68,7 @@ impl Actor {
         }
     }
 
-    fn wait_for_log(&self, reason: Transient) -> LogWait {
+    fn wait_for_log(&self, reason: TransientFailure) -> LogWait {
         tracing::debug!(session = %self.id, %reason, "a session waits until its log can be written");
         let sentence = format!(
             "The session pauses: the server's log cannot be written, because {reason}. It goes on by itself as soon as it can."

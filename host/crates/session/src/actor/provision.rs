@@ -10,10 +10,10 @@
 use std::sync::Arc;
 
 use lucid_types::log::pauses;
-use lucid_types::transient::Transient;
+use lucid_types::transient::TransientFailure;
 
-use super::super::ports::Environment;
 use super::{Actor, ActorEnd};
+use crate::ports::Environment;
 use crate::stream::frames;
 
 impl Actor {
@@ -47,7 +47,7 @@ impl Actor {
         }
     }
 
-    fn publish_waiting(&self, reason: Transient) {
+    fn publish_waiting(&self, reason: TransientFailure) {
         let sentence = format!(
             "The session pauses: its workspace and sandbox cannot be made, because {reason}. It goes on by itself as soon as they can."
         );

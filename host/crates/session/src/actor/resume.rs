@@ -12,7 +12,7 @@ use serde_json::json;
 use lucid_types::wit::policy::Input;
 use lucid_types::wit::types::Custom;
 
-use super::super::ports::ActorMessage;
+use super::message::ActorMessage;
 use super::{Actor, ActorEnd};
 use crate::ports::tools::SEPARATOR;
 use crate::stream::frames::EventDraft;

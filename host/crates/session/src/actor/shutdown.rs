@@ -11,18 +11,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_types::log::Status;
+use lucid_types::log::SessionStatus;
 use lucid_types::plural;
 
-use super::super::ports::{ActorMessage, CallCost};
-use super::super::{CloseReason, SessionsShared};
 use super::budget::Budget;
+use super::message::ActorMessage;
 use super::task_clock::now;
 use super::{Actor, ActorEnd};
 use crate::handle::SessionHandle;
+use crate::ports::CallCost;
 use crate::round::inputs::change_event;
 use crate::round::{CHANGE, RoundBuilder, RoundContext};
+use crate::shared::SessionsShared;
 use crate::stream::frames::{self, EventDraft};
+use crate::types::CloseReason;
 
 /// How long a session that is stopped waits for a change that is being opened.
 const LAST_CHANGE: Duration = Duration::from_secs(20);
@@ -64,7 +66,7 @@ impl Drop for ActorGuard {
 
 impl Actor {
     /// Ends the session, or pauses it, and gives back what it held.
-    pub(super) async fn end(mut self, end: ActorEnd, status: Status) {
+    pub(super) async fn end(mut self, end: ActorEnd, status: SessionStatus) {
         // A wish that came while the host went down holds, where there is time to write it.
         let end = match end {
             ActorEnd::Halted if self.session.stop.is_cancelled() => ActorEnd::Stopped,
@@ -96,9 +98,9 @@ impl Actor {
                 return self.pause(unwritten_close_reason(&end));
             }
             ActorEnd::Stopped => {
-                let reason = self.session.closing.get().cloned().unwrap_or_default();
+                let reason = self.session.closing.wish().cloned().unwrap_or_default();
                 let frame = frames::status("stopping", reason.recorded(), None);
-                (reason, (status != Status::Stopping).then_some(frame))
+                (reason, (status != SessionStatus::Stopping).then_some(frame))
             }
             ActorEnd::TimedOut => {
                 let limits = &self.shared.deps.limits;
@@ -113,12 +115,12 @@ impl Actor {
             }
         };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
-        let _ = self.session.closing.set(close.clone());
+        self.session.closing.end(close.clone());
         // Somebody's wish may have come first.
         let wish = self
             .session
             .closing
-            .get()
+            .wish()
             .is_some_and(|first| !first.keeps_files);
         if had_environment
             && close.keeps_files
@@ -130,9 +132,9 @@ impl Actor {
                 .await;
         }
         let status = if had_environment {
-            Status::Stopping
+            SessionStatus::Stopping
         } else {
-            Status::Ended
+            SessionStatus::Ended
         };
         let final_frames = FinalFrames { frame, change };
         let written = self
@@ -146,7 +148,7 @@ impl Actor {
         if had_environment {
             match self.effects.remove_environment().await {
                 Ok(()) => {
-                    let ended = (Status::Ended, false);
+                    let ended = (SessionStatus::Ended, false);
                     // Where that cannot be written the next start ends it once more.
                     let _ = self
                         .last_round(Vec::new(), FinalFrames::default(), ended, &close)
@@ -172,7 +174,7 @@ impl Actor {
         self.effects.close_environment().await;
         self.counters.uptime_ms = self.shared.deps.log.uptime();
         let written = self
-            .last_round(cost, final_frames, (Status::Ended, true), &close)
+            .last_round(cost, final_frames, (SessionStatus::Ended, true), &close)
             .await;
         match written {
             Ok(()) => {
@@ -215,7 +217,7 @@ impl Actor {
         &mut self,
         cost: Vec<(String, CallCost)>,
         final_frames: FinalFrames,
-        (status, retains_workspace): (Status, bool),
+        (status, retains_workspace): (SessionStatus, bool),
         close: &CloseReason,
     ) -> Result<(), ActorEnd> {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
@@ -272,7 +274,7 @@ impl Actor {
             builder.add_cost(&effect, cost);
         }
         builder.not_begun = not_begun;
-        let round = builder.close_round(Status::Running, None);
+        let round = builder.close_round(SessionStatus::Running, None);
         // What fails is in the host's log.
         let _ = self.commit(round).await;
     }

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_types::log::{Counters, EffectKind};
+use lucid_types::log::{EffectKind, SessionCounters};
 
-use crate::SessionsShared;
 use crate::handle::held;
+use crate::shared::SessionsShared;
 
 /// Interval at which the wall clock is compared with the monotonic one.
 const LOOK: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ pub(crate) fn now() -> u64 {
 
 /// Returns whether an open task waits for its user and for nothing else that takes time.
 pub(super) fn waits_for_user(
-    counters: &Counters,
+    counters: &SessionCounters,
     mut open: impl Iterator<Item = EffectKind>,
 ) -> bool {
     let mut asked = false;
@@ -130,11 +130,11 @@ impl TaskClock {
     }
 
     /// Adds the time since the last call, unless the task waited for its user.
-    pub(super) fn count(&mut self, counters: &mut Counters, waited: bool) {
+    pub(super) fn count(&mut self, counters: &mut SessionCounters, waited: bool) {
         self.count_until(Self::now(), counters, waited);
     }
 
-    fn count_until(&mut self, now: Instant, counters: &mut Counters, waited: bool) {
+    fn count_until(&mut self, now: Instant, counters: &mut SessionCounters, waited: bool) {
         // Whole milliseconds now, the remainder next time: many short rounds add up.
         let passed = now.saturating_duration_since(self.counted).as_millis();
         let passed = u64::try_from(passed).unwrap_or(u64::MAX);
@@ -146,13 +146,13 @@ impl TaskClock {
 
     /// Returns when the open task's time is up, as counted so far: later if the process is
     /// suspended.
-    pub(super) fn deadline(&self, counters: &Counters, limit: Duration) -> Instant {
+    pub(super) fn deadline(&self, counters: &SessionCounters, limit: Duration) -> Instant {
         self.counted + suspended_time() + left(counters, limit)
     }
 }
 
 /// Returns the time left for the open task, or the whole limit if none is open.
-pub(super) fn left(counters: &Counters, limit: Duration) -> Duration {
+pub(super) fn left(counters: &SessionCounters, limit: Duration) -> Duration {
     if counters.task_open {
         limit.saturating_sub(Duration::from_millis(counters.task_used_ms))
     } else {
@@ -224,9 +224,9 @@ mod tests {
     #[test]
     fn a_task_waits_for_its_user_where_a_question_is_open_and_nothing_works() {
         use EffectKind::{Ask, Model, Orphan, Timer, Tool};
-        let open = Counters {
+        let open = SessionCounters {
             task_open: true,
-            ..Counters::default()
+            ..SessionCounters::default()
         };
         for (kinds, waits) in [
             (&[Ask][..], true),
@@ -241,7 +241,7 @@ mod tests {
                 waits,
                 "{kinds:?}"
             );
-            let closed = Counters::default();
+            let closed = SessionCounters::default();
             assert!(!waits_for_user(&closed, kinds.iter().copied()), "{kinds:?}");
         }
     }
@@ -286,7 +286,7 @@ mod tests {
             rounds in prop::collection::vec((0_u64..100_000_000, any::<bool>(), any::<bool>()), 0..20),
         ) {
             let limit = Duration::from_secs(10_000);
-            let mut counters = Counters { task_open: true, ..Counters::default() };
+            let mut counters = SessionCounters { task_open: true, ..SessionCounters::default() };
             let mut at = Instant::now();
             let mut clock = TaskClock { counted: at };
             let mut used = Duration::ZERO;

@@ -21,7 +21,7 @@ use crate::ports::{
     StepVerdict,
 };
 use crate::round::RoundBuilder;
-use lucid_types::log::NewSessionRow;
+use lucid_types::log::SessionConfig;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 use super::Actor;
@@ -79,7 +79,7 @@ pub(super) async fn next_generation(
 /// Returns the models that a generation offers to a session.
 pub(super) fn offered_models(
     generation: &Generation,
-    fixed: &NewSessionRow,
+    fixed: &SessionConfig,
 ) -> Arc<AvailableModels> {
     let priced = fixed.cost_limit.is_some();
     let (models, has_key) = (&generation.models, fixed.api_key.is_some());

@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::handle::{SessionHandle, held};
-use crate::ports::DeltaKind;
+use crate::stream::delta::DeltaKind;
 use crate::stream::feed::FeedItem;
 use crate::stream::frames;
 

@@ -14,10 +14,11 @@ use futures::FutureExt;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::SessionsShared;
+use crate::actor::message::{ActorMessage, Mailbox, Tree};
 use crate::handle::SessionHandle;
 use crate::ports::tools::{EventSink, SessionTools, ToolProvider, ToolsSpec};
-use crate::ports::{ActorMessage, Environment, EnvironmentSpec, Mailbox, WorkspaceTree};
+use crate::ports::{Environment, EnvironmentSpec};
+use crate::shared::SessionsShared;
 
 /// Forwards an environment's unsolicited events to the session's mailbox.
 #[derive(Clone)]
@@ -29,12 +30,12 @@ pub(super) struct EnvironmentEvents {
 }
 
 impl EnvironmentEvents {
-    pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<WorkspaceTree> {
+    pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<Tree> {
         // Taken before the tree is read: a tree with a larger number then includes everything that
         // a smaller one does.
         let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
         let json = environment.tree().await?;
-        Some(WorkspaceTree { number, json })
+        Some(Tree { number, json })
     }
 
     /// Listens until the end of the environment or of the session.

@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use lucid_types::log::{EffectKind, NewSessionRow};
+use lucid_types::log::{EffectKind, SessionConfig};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::secret::Secret;
 use lucid_types::text::cut;
@@ -31,14 +31,16 @@ use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
 
 use self::deltas::DeltaStream;
 use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};
-use super::SessionsShared;
+use super::actor::message::{ActorMessage, Tree};
 use super::handle::SessionHandle;
 use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, ToolProvider};
 use super::ports::{
-    ActorMessage, CallCost, DeltaSink, Environment, EnvironmentError, EnvironmentSpec, Generation,
-    ModelFailure, ModelRequest, Models, NewPullRequest, NoticeSink, UsageMeter, WorkspaceTree,
+    CallCost, Environment, EnvironmentError, EnvironmentSpec, Generation, ModelFailure,
+    ModelRequest, Models, NewPullRequest, NoticeSink, UsageMeter,
 };
 use super::round::{internal_error, prompt};
+use super::shared::SessionsShared;
+use super::stream::delta::DeltaSink;
 use super::stream::frames::EventDraft;
 
 /// Maximum length of a call in the host's log, in characters.
@@ -51,7 +53,7 @@ const FAILED_WITH_AGENT: &str = "This was given up before it was done, since the
 pub(super) struct Effects {
     shared: Arc<SessionsShared>,
     session: Arc<SessionHandle>,
-    fixed: Arc<NewSessionRow>,
+    fixed: Arc<SessionConfig>,
     /// The models that answer requests from here on.
     models: Arc<dyn Models>,
     spec: EnvironmentSpec,
@@ -113,7 +115,7 @@ impl Effects {
         generation: &Generation,
         spec: EnvironmentSpec,
         api_key: Option<Secret>,
-        fixed: Arc<NewSessionRow>,
+        fixed: Arc<SessionConfig>,
     ) -> Self {
         let listener = EnvironmentEvents {
             mailbox: session.mailbox.clone(),
@@ -236,7 +238,7 @@ impl Effects {
     }
 
     /// Reads the current file tree.
-    pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<WorkspaceTree> {
+    pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<Tree> {
         self.listener.tree(environment).await
     }
 

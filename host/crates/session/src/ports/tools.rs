@@ -13,7 +13,8 @@ use futures::future::BoxFuture;
 
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
-use super::{DeltaSink, Environment, ToolResultWithEvent};
+use super::{Environment, ToolResultWithEvent};
+use crate::stream::delta::DeltaSink;
 use crate::stream::frames::EventDraft;
 
 /// Separates the name of a tool's source from the tool's own name.

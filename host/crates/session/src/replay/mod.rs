@@ -12,8 +12,9 @@ use lucid_types::log::{LogError, LoggedStep, SessionLog};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
-use super::Sessions;
+use super::error::CreateError;
 use super::ports::SessionPolicy;
+use super::sessions::Sessions;
 
 /// The result of a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub enum ReplayError {
     NotFound(String),
     /// The session's policy is not available.
     #[error("{0}")]
-    Policy(#[from] super::CreateError),
+    Policy(#[from] CreateError),
     /// The log could not be read.
     #[error("{0}")]
     Log(#[from] LogError),

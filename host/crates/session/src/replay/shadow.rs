@@ -20,10 +20,10 @@ use lucid_types::wit::policy::Snapshot;
 
 use super::again;
 use super::diff::{difference, readable};
-use crate::Sessions;
 use crate::actor::takes_over;
 use crate::handle::held;
 use crate::ports::SessionPolicy;
+use crate::sessions::Sessions;
 
 /// The limits of a shadow run.
 #[derive(Debug, Clone, Copy)]

@@ -5,15 +5,14 @@
 //! - A message about an effect that is not open changes only the totals: what a model call cost is
 //!   charged whether or not anybody waits for its answer.
 
-use lucid_types::log::{CallRow, ChatLine, EffectKind, Totals};
+use lucid_types::log::{ChatLine, EffectKind, ModelCallRow, UsageTotals};
 use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
 use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 
 use super::{CHANGE, RoundBuilder};
+use crate::actor::message::{ActorMessage, Started};
 use crate::actor::workspace_lost;
-use crate::ports::{
-    ActorMessage, AvailableModels, CallCost, ModelAnswer, OpenedPullRequest, StartInputs,
-};
+use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest};
 use crate::stream::frames::{self, EventDraft};
 
 /// The type of events that say that a model is unavailable or available again. Clients that do not
@@ -119,7 +118,7 @@ impl RoundBuilder<'_> {
         }
     }
 
-    fn started(&mut self, started: StartInputs) {
+    fn started(&mut self, started: Started) {
         let context = self.context;
         let (status, message) = if context.mock {
             ("mock_mode", "Running the mock agent: no model is called.")
@@ -186,7 +185,7 @@ impl RoundBuilder<'_> {
 
     /// Adds what a model call cost to the totals, and reports it.
     pub(crate) fn add_cost(&mut self, effect: &str, cost: CallCost) {
-        let used = Totals {
+        let used = UsageTotals {
             calls: 1,
             input_tokens: cost.usage.input_tokens,
             output_tokens: cost.usage.output_tokens,
@@ -196,7 +195,7 @@ impl RoundBuilder<'_> {
         };
         self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
         self.counters.totals.add(&used);
-        let call = CallRow {
+        let call = ModelCallRow {
             effect: effect.to_owned(),
             provider: cost.provider,
             model: cost.model,

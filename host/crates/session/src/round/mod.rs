@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use lucid_types::log::{
-    CallRow, ChatLine, Counters, Decision, EffectKind, EffectRow, NewSessionRow, RoundRow, Status,
+    ChatLine, EffectKind, EffectRow, ModelCallRow, PolicyDecision, RoundRow, SessionConfig,
+    SessionCounters, SessionStatus,
 };
 use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
@@ -29,7 +30,8 @@ use lucid_types::wit::types::{Error, ErrorKind, Message, ToolCall};
 use self::final_message::final_message;
 use self::inputs::user_message;
 use super::actor::budget::Budget;
-use super::ports::{ActorMessage, AvailableModels, PolicyInfo, StepOutcome, WorkspaceTree};
+use super::actor::message::{ActorMessage, Tree};
+use super::ports::{AvailableModels, PolicyInfo, StepOutcome};
 use super::stream::frames::{self, EventDraft};
 
 /// Steps without a message from the user after which a policy is considered to be looping.
@@ -60,7 +62,7 @@ impl<'a> RoundContext<'a> {
     /// chat.
     pub(super) fn new(
         names: &'a (Arc<str>, Arc<str>),
-        fixed: &'a NewSessionRow,
+        fixed: &'a SessionConfig,
         policy: &'a PolicyInfo,
         budget: Budget,
         describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
@@ -150,7 +152,7 @@ pub(super) struct RoundBuilder<'a> {
     pub(super) at: u64,
     row: u64,
     first_seq: u64,
-    pub(super) counters: Counters,
+    pub(super) counters: SessionCounters,
     pub(super) open: BTreeMap<String, EffectKind>,
     pub(super) inputs: Vec<Input>,
     /// The digest of the component that decides.
@@ -161,7 +163,7 @@ pub(super) struct RoundBuilder<'a> {
     frames: Vec<Arc<str>>,
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
-    pub(super) calls: Vec<CallRow>,
+    pub(super) calls: Vec<ModelCallRow>,
     closed: Vec<String>,
     /// The new value of the pushed branch, if it changed.
     pub(super) pushed: Option<Option<String>>,
@@ -200,7 +202,7 @@ pub(super) fn internal_error(kind: ErrorKind, message: impl Into<String>) -> Err
 impl<'a> RoundBuilder<'a> {
     pub(super) fn new(
         context: &'a RoundContext<'a>,
-        counters: Counters,
+        counters: SessionCounters,
         open: BTreeMap<String, EffectKind>,
         at: u64,
     ) -> Self {
@@ -237,7 +239,7 @@ impl<'a> RoundBuilder<'a> {
     }
 
     /// Shows a file tree, unless it is the same as the last one shown or older.
-    pub(super) fn tree(&mut self, tree: &WorkspaceTree) {
+    pub(super) fn tree(&mut self, tree: &Tree) {
         let digest = Sha256::digest(&tree.json).into();
         if tree.number < self.shown_tree.number || digest == self.shown_tree.digest {
             return;
@@ -357,13 +359,17 @@ impl<'a> RoundBuilder<'a> {
     }
 
     /// Builds a round without a policy step: frames, and the session's status.
-    pub(super) fn close_round(self, status: Status, end_reason: Option<String>) -> CommittedRound {
+    pub(super) fn close_round(
+        self,
+        status: SessionStatus,
+        end_reason: Option<String>,
+    ) -> CommittedRound {
         self.round(None, None, status, end_reason)
     }
 
     /// Adds the policy's decision and builds the round.
     pub(super) fn decide(mut self, context: &Context, stepped: StepOutcome) -> CommittedRound {
-        let mut decision = Decision {
+        let mut decision = PolicyDecision {
             step: self.counters.step,
             context: serde_json::to_string(context).unwrap_or_default(),
             inputs: serde_json::to_string(&self.inputs).unwrap_or_default(),
@@ -371,7 +377,7 @@ impl<'a> RoundBuilder<'a> {
             fuel: stepped.fuel,
             memory: stepped.memory,
             micros: stepped.micros,
-            ..Decision::default()
+            ..PolicyDecision::default()
         };
         self.counters.step += 1;
         self.counters.steps_alone = self.counters.steps_alone.saturating_add(1);
@@ -392,7 +398,7 @@ impl<'a> RoundBuilder<'a> {
                 None
             }
         };
-        self.round(Some(decision), state, Status::Running, None)
+        self.round(Some(decision), state, SessionStatus::Running, None)
     }
 
     /// Reports that the task failed to the client, and records it.
@@ -538,9 +544,9 @@ impl<'a> RoundBuilder<'a> {
 
     fn round(
         mut self,
-        decision: Option<Decision>,
+        decision: Option<PolicyDecision>,
         state: Option<Snapshot>,
-        status: Status,
+        status: SessionStatus,
         end_reason: Option<String>,
     ) -> CommittedRound {
         self.counters.next_row += 1;

@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use lucid_types::log::{CallRow, ChatLine, Counters};
+use super::delta::DeltaKind;
+use lucid_types::log::{ChatLine, ModelCallRow, SessionCounters};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::Event;
 
-use crate::ports::DeltaKind;
 use crate::round::inputs::MODEL_NOTICE;
 
 /// Maximum length of `content` in a frame, in characters.
@@ -255,7 +255,7 @@ pub fn dollars(micros: u64) -> f64 {
 }
 
 /// A frame with the usage of a model call and of the session so far.
-pub fn usage(call: &CallRow, counters: &Counters) -> String {
+pub fn usage(call: &ModelCallRow, counters: &SessionCounters) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Frame<'a> {

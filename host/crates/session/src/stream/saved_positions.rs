@@ -16,7 +16,8 @@ use lucid_types::log::PositionRow;
 use super::frames::Features;
 use crate::handle::{SessionHandle, held};
 use crate::retry::when_possible;
-use crate::{Sessions, SessionsShared};
+use crate::sessions::Sessions;
+use crate::shared::SessionsShared;
 
 /// The interval between two checks for changes.
 const PAUSE: Duration = Duration::from_secs(1);

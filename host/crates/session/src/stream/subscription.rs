@@ -13,16 +13,17 @@
 //!   and sees the next effect, or the next attempt, from its beginning again.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, watch};
 
-use super::feed::{FeedHead, FeedItem};
+use super::delta::DeltaKind;
+use super::feed::{Feed, FeedHead, FeedItem};
 use super::frames;
-use crate::CloseReason;
-use crate::handle::SessionHandle;
-use crate::ports::DeltaKind;
 use crate::retry::when_possible;
+use crate::types::{CloseReason, Closing, SessionId};
+use lucid_types::log::SessionLog;
 
 /// Maximum amount read from the log at once.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -43,9 +44,11 @@ pub enum SubscriptionItem {
 }
 
 /// A client's subscription to a session.
-#[derive(Debug)]
 pub struct Subscription {
-    session: Arc<SessionHandle>,
+    feed: Arc<Feed>,
+    log: Arc<dyn SessionLog>,
+    session: SessionId,
+    closing: Arc<Closing>,
     seen: u64,
     source: Source,
     pauses: watch::Receiver<Option<Arc<str>>>,
@@ -53,8 +56,16 @@ pub struct Subscription {
     paused: bool,
 }
 
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("session", &self.session)
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The source of new items.
-#[derive(Debug)]
 enum Source {
     /// Frames only.
     Frames(watch::Receiver<FeedHead>),
@@ -62,7 +73,6 @@ enum Source {
     All(Follower),
 }
 
-#[derive(Debug)]
 struct Follower {
     items: broadcast::Receiver<FeedItem>,
     /// The position of the last item received: what the log has beyond it comes later.
@@ -71,7 +81,7 @@ struct Follower {
 }
 
 /// What the client has of running effects, and what it is to be sent.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct DeltaCursor {
     /// The index of the next delta of each effect that is shown.
     next: HashMap<Arc<str>, u64>,
@@ -111,8 +121,8 @@ impl DeltaCursor {
 }
 
 impl Follower {
-    fn new(session: &SessionHandle) -> Self {
-        let (items, head) = session.feed.follow();
+    fn new(feed: &Feed) -> Self {
+        let (items, head) = feed.follow();
         Self {
             items,
             head,
@@ -121,7 +131,7 @@ impl Follower {
     }
 
     /// Takes the next item. Cancel safe.
-    async fn advance(&mut self, session: &SessionHandle) {
+    async fn advance(&mut self, feed: &Feed) {
         match self.items.recv().await {
             Ok(FeedItem::Head(head)) => self.head = head,
             Ok(FeedItem::Delta {
@@ -139,20 +149,29 @@ impl Follower {
             }
             Err(broadcast::error::RecvError::Lagged(_)) => {
                 self.cursor.mark_lost();
-                (self.items, self.head) = session.feed.follow();
+                (self.items, self.head) = feed.follow();
             }
-            // The feed lives as long as its session, which is held here.
+            // The feed is held here, and with it the sender.
             Err(broadcast::error::RecvError::Closed) => self.head.ended = true,
         }
     }
 }
 
 impl Subscription {
-    pub fn new(session: Arc<SessionHandle>, last_seq: u64) -> Self {
-        let source = Source::Frames(session.feed.watch());
-        let pauses = session.feed.watch_pauses();
+    pub(crate) fn new(
+        feed: Arc<Feed>,
+        log: Arc<dyn SessionLog>,
+        session: SessionId,
+        closing: Arc<Closing>,
+        last_seq: u64,
+    ) -> Self {
+        let source = Source::Frames(feed.watch());
+        let pauses = feed.watch_pauses();
         Self {
+            feed,
+            log,
             session,
+            closing,
             seen: last_seq,
             source,
             pauses,
@@ -163,7 +182,7 @@ impl Subscription {
     /// Includes deltas.
     #[must_use]
     pub fn with_deltas(mut self) -> Self {
-        self.source = Source::All(Follower::new(&self.session));
+        self.source = Source::All(Follower::new(&self.feed));
         self
     }
 
@@ -194,20 +213,20 @@ impl Subscription {
                 return self.catch_up(head.seq).await;
             }
             if head.ended {
-                return SubscriptionItem::Ended(self.session.close_reason());
+                return SubscriptionItem::Ended(self.closing.reason());
             }
             if let Some(notice) = self.notice() {
                 return SubscriptionItem::Notice(notice);
             }
             let pause = self.pauses.changed();
             match &mut self.source {
-                // Neither sender is dropped before the session, which is held here.
+                // Neither sender is dropped before the feed, which is held here.
                 Source::Frames(head) => tokio::select! {
                     _ = head.changed() => {}
                     _ = pause => {}
                 },
                 Source::All(follower) => tokio::select! {
-                    () = follower.advance(&self.session) => {}
+                    () = follower.advance(&self.feed) => {}
                     _ = pause => {}
                 },
             }
@@ -226,15 +245,15 @@ impl Subscription {
     }
 
     async fn catch_up(&mut self, head: u64) -> SubscriptionItem {
-        let mut frames = match self.session.feed.recent(self.seen) {
+        let mut frames = match self.feed.recent(self.seen) {
             Some(frames) => frames,
             None => {
-                let (log, id) = (&self.session.log, self.session.id().to_string());
-                let read = || log.frames_after(&id, self.seen, CHUNK_BYTES);
+                let id = self.session.to_string();
+                let read = || self.log.frames_after(&id, self.seen, CHUNK_BYTES);
                 match when_possible(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
-                        tracing::error!(session = %self.session.id(), %cause, "frames could not be read");
+                        tracing::error!(session = %self.session, %cause, "frames could not be read");
                         // The client reconnects and asks for the same again.
                         return SubscriptionItem::Ended(CloseReason::failed(
                             "The session's log could not be read.",

@@ -1,6 +1,7 @@
 //! Periods in which the log cannot be written.
 
 use super::*;
+use lucid_types::transient::Transient;
 
 /// Reads until a notice or a frame contains a text. Returns everything that came, with notices
 /// numbered 0.

@@ -2,10 +2,10 @@
 
 use super::world::EARLY;
 use super::*;
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 
 /// The totals of the session's row, its chat and the rows of its calls, which are equal.
-async fn totals(sessions: &Host, id: SessionId) -> Totals {
+async fn totals(sessions: &Host, id: SessionId) -> UsageTotals {
     let user = UserId::from("u");
     let totals = sessions.details(&id, &user).await.unwrap().totals;
     let store = sessions.store.clone();
@@ -30,12 +30,12 @@ async fn totals(sessions: &Host, id: SessionId) -> Totals {
     totals
 }
 
-fn early() -> Totals {
-    Totals {
+fn early() -> UsageTotals {
+    UsageTotals {
         calls: 1,
         input_tokens: EARLY.input_tokens,
         cost: 4,
-        ..Totals::default()
+        ..UsageTotals::default()
     }
 }
 

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::ports::{ActorMessage, StartInputs, WorkspaceTree};
+use super::super::actor::message::{ActorMessage, Started, Tree};
 use super::*;
 use crate::actor::budget::Budget;
 use crate::round::{RoundBuilder, RoundContext, StartedWork, internal_error, of_effect};
-use lucid_types::log::{Counters, EffectKind};
+use lucid_types::log::{EffectKind, SessionCounters};
 
-fn tree(number: u64, json: &str) -> WorkspaceTree {
-    WorkspaceTree {
+fn tree(number: u64, json: &str) -> Tree {
+    Tree {
         number,
         json: json.to_owned(),
     }
@@ -26,7 +26,7 @@ fn told(which: u8, effect: &str) -> ActorMessage {
         retry_after_ms: None,
     };
     match which {
-        0 => ActorMessage::Started(StartInputs::default()),
+        0 => ActorMessage::Started(Started::default()),
         1 | 2 => ActorMessage::Message(1, "hi".to_owned()),
         3 => ActorMessage::Model(effect, Err(error().into())),
         4 => ActorMessage::Tool(effect, Err(error()), Some(tree(1, "[]"))),
@@ -144,7 +144,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = RoundBuilder::new(&context, Counters::default(), open, 10);
+    let mut draft = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
     let spent = CallCost {
         usage: Usage {
             input_tokens: 40,
@@ -202,7 +202,7 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         ActorMessage::Model(effect, Ok(answer))
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = RoundBuilder::new(&context, Counters::default(), open, 10);
+    let mut draft = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
     draft.apply(answer());
     let [Input::ModelReplied(reply)] = &draft.inputs[..] else {
         panic!("{:?}", draft.inputs);
@@ -235,7 +235,7 @@ proptest! {
             session: &session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
             settings: "{}", policy_digest: "d", available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
-        let mut counters = Counters { next_seq: 1, ..Counters::default() };
+        let mut counters = SessionCounters { next_seq: 1, ..SessionCounters::default() };
         let mut open = BTreeMap::<String, EffectKind>::new();
         let mut rows = BTreeMap::<String, EffectKind>::new();
         let mut waiting = BTreeSet::<String>::new();
@@ -312,10 +312,10 @@ fn the_next_message_answers_an_open_question() {
     let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
     let mut draft = RoundBuilder::new(
         &context,
-        Counters {
+        SessionCounters {
             next_entry: 4,
             task_open: true,
-            ..Counters::default()
+            ..SessionCounters::default()
         },
         open,
         0,

@@ -1,10 +1,10 @@
 //! File trees that change without a tool's action.
 
-use super::super::ports::{ActorMessage, WorkspaceTree};
+use super::super::actor::message::{ActorMessage, Tree};
 use super::*;
 use crate::actor::budget::Budget;
 use crate::round::{RoundBuilder, RoundContext, ShownTree};
-use lucid_types::log::{Counters, Status};
+use lucid_types::log::{SessionCounters, SessionStatus};
 
 fn trees(frames: &[(u64, String)]) -> Vec<&str> {
     let trees = frames
@@ -116,17 +116,18 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         describe: &|_| EventDraft::default(),
     };
     let shown = |start: ShownTree, trees: &[(u64, &str)]| {
-        let mut draft = RoundBuilder::new(&context, Counters::default(), Default::default(), 0);
+        let mut draft =
+            RoundBuilder::new(&context, SessionCounters::default(), Default::default(), 0);
         draft.shown_tree = start;
         for (number, json) in trees {
             let json = (*json).to_owned();
-            draft.apply(ActorMessage::Tree(WorkspaceTree {
+            draft.apply(ActorMessage::Tree(Tree {
                 number: *number,
                 json,
             }));
         }
         assert!(draft.inputs.is_empty(), "a tree is nothing to decide on");
-        let round = draft.close_round(Status::Running, None);
+        let round = draft.close_round(SessionStatus::Running, None);
         assert!(round.row.decision.is_none());
         let frames = round.row.frames;
         let tree = |frame: &Arc<str>| {

@@ -15,7 +15,7 @@ use crate::log::texts::{self, PackedValue};
 use crate::log::usage;
 use crate::log::write::to_sql;
 use crate::{Store, StoreError};
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
 
 /// The chats of all users in the local database; each call sees those of one user.
@@ -214,7 +214,7 @@ pub(crate) fn insert_chat(
             chat.created_at.timestamp_millis(),
             chat.updated_at.timestamp_millis(),
         ])?;
-    if made > 0 && chat.totals != Totals::default() {
+    if made > 0 && chat.totals != UsageTotals::default() {
         usage::set_sums(connection, "chat_sessions", &chat.id, &chat.totals)?;
     }
     Ok(())

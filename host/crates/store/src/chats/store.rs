@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 
 use crate::StoreError;
 use lucid_types::identity::Identity;
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 
@@ -76,7 +76,7 @@ pub struct Chat {
     /// Whether its session can still continue.
     pub is_active: bool,
     /// Usage totals of its session's model calls.
-    pub totals: Totals,
+    pub totals: UsageTotals,
     /// Creation time.
     pub created_at: DateTime<Utc>,
     /// Time of the last change.
@@ -106,7 +106,7 @@ pub struct ChatProgress {
     /// Whether the session can still continue.
     pub is_active: bool,
     /// Usage totals of its model calls so far.
-    pub totals: Totals,
+    pub totals: UsageTotals,
 }
 
 /// Why a record was not read or written.

@@ -11,7 +11,7 @@
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::StoreError;
-use lucid_types::log::Status;
+use lucid_types::log::SessionStatus;
 
 /// Tables whose rows name their session in a column `session_id`.
 const OF_SESSION: &[&str] = &[
@@ -38,7 +38,9 @@ pub(crate) fn of_chat(
     let mut select = connection.prepare_cached(
         "SELECT id FROM sessions WHERE chat_id = ?1 AND user_id = ?2 AND status = ?3",
     )?;
-    let over = select.query_map(params![chat, user, Status::Ended.text()], |row| row.get(0))?;
+    let over = select.query_map(params![chat, user, SessionStatus::Ended.text()], |row| {
+        row.get(0)
+    })?;
     let over = over.collect::<Result<Vec<String>, _>>()?;
     for session in &over {
         remove(connection, session)?;

@@ -13,8 +13,8 @@ use super::write::to_sql;
 use super::{texts, usage};
 use crate::StoreError;
 use lucid_types::log::{
-    Counters, EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands,
-    LoggedStep, NewSessionRow, SessionRow, Status,
+    EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands, LoggedStep,
+    SessionConfig, SessionCounters, SessionRow, SessionStatus,
 };
 
 /// Approximate number of bytes of steps read at once.
@@ -50,7 +50,7 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         end_reason: row.get("end_reason")?,
         held: row.get("held")?,
         pushed: row.get("pushed_branch")?,
-        fixed: NewSessionRow {
+        fixed: SessionConfig {
             id: row.get("id")?,
             user: row.get("user_id")?,
             project_id: row.get("project_id")?,
@@ -70,8 +70,8 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
             git_token: row.get("git_token_sealed")?,
             created_at: from_sql(row, "created_at")?,
         },
-        status: Status::parse(&row.get::<_, String>("status")?),
-        counters: Counters {
+        status: SessionStatus::parse(&row.get::<_, String>("status")?),
+        counters: SessionCounters {
             step: from_sql(row, "step")?,
             next_row: from_sql(row, "next_row")?,
             next_seq: from_sql(row, "next_seq")?,

@@ -9,10 +9,10 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::write::to_sql;
 use crate::StoreError;
-use lucid_types::log::Retained;
+use lucid_types::log::RetainedWorkspace;
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Retained> {
-    Ok(Retained {
+fn read(row: &Row<'_>) -> rusqlite::Result<RetainedWorkspace> {
+    Ok(RetainedWorkspace {
         session: row.get(0)?,
         user: row.get(1)?,
     })
@@ -38,7 +38,7 @@ pub(super) fn retain(
 pub(super) fn retained_before(
     connection: &Connection,
     uptime_ms: u64,
-) -> Result<Vec<Retained>, StoreError> {
+) -> Result<Vec<RetainedWorkspace>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT session_id, user_id FROM retained_workspaces WHERE uptime_ms <= ?1
          ORDER BY uptime_ms LIMIT 64",
@@ -51,7 +51,7 @@ pub(super) fn retained_before(
 pub(super) fn retained(
     connection: &Connection,
     session: &str,
-) -> Result<Option<Retained>, StoreError> {
+) -> Result<Option<RetainedWorkspace>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT session_id, user_id FROM retained_workspaces WHERE session_id = ?1",
     )?;

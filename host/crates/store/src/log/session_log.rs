@@ -14,8 +14,8 @@ use crate::chats::sqlite;
 use crate::sqlite::origin;
 use crate::{Store, StoreError, TIMEOUT};
 use lucid_types::log::{
-    FrameChunk, Health, InboxMessage, LivingSession, LogError, Logged, LoggedCommands, LoggedStep,
-    NewSessionRow, PositionRow, Retained, RoundRow, SessionLog, SessionRow,
+    FrameChunk, InboxMessage, LivingSession, LogError, LogHealth, Logged, LoggedCommands,
+    LoggedStep, PositionRow, RetainedWorkspace, RoundRow, SessionConfig, SessionLog, SessionRow,
 };
 
 /// How long a session's write waits for another process's lock. The session retries by itself, and
@@ -61,7 +61,7 @@ impl Store {
 }
 
 impl SessionLog for Store {
-    fn create(&self, session: Arc<NewSessionRow>, first: RoundRow) -> Logged<()> {
+    fn create(&self, session: Arc<SessionConfig>, first: RoundRow) -> Logged<()> {
         let store = self.clone();
         let sent = store.sends_chats();
         let insert = move |connection: &Connection| {
@@ -178,11 +178,11 @@ impl SessionLog for Store {
         self.logged_read(positions::saved_positions)
     }
 
-    fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<Retained>> {
+    fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<RetainedWorkspace>> {
         self.logged_read(move |connection| retained::retained_before(connection, uptime_ms))
     }
 
-    fn retained(&self, session: &str) -> Logged<Option<Retained>> {
+    fn retained(&self, session: &str) -> Logged<Option<RetainedWorkspace>> {
         let session = session.to_owned();
         self.logged_read(move |connection| retained::retained(connection, &session))
     }
@@ -201,7 +201,7 @@ impl SessionLog for Store {
         })
     }
 
-    fn health(&self) -> &Health {
+    fn health(&self) -> &LogHealth {
         Store::health(self)
     }
 

@@ -8,18 +8,18 @@ use rusqlite::{Connection, Row, params};
 
 use super::write::to_sql;
 use crate::StoreError;
-use lucid_types::log::{CallRow, Totals};
+use lucid_types::log::{ModelCallRow, UsageTotals};
 
 /// The columns of the totals, in the order that [`read`] expects.
 pub(crate) const COLUMNS: &str =
     "model_calls, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost";
 
 /// Reads the totals from a row that has their columns.
-pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Totals> {
+pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<UsageTotals> {
     let number = |column: &str| -> rusqlite::Result<u64> {
         Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
     };
-    Ok(Totals {
+    Ok(UsageTotals {
         calls: number("model_calls")?,
         input_tokens: number("input_tokens")?,
         output_tokens: number("output_tokens")?,
@@ -34,8 +34,8 @@ pub(super) fn write(
     connection: &Connection,
     (session, chat): (&str, &str),
     row: u64,
-    calls: &[CallRow],
-    sums: &Totals,
+    calls: &[ModelCallRow],
+    sums: &UsageTotals,
 ) -> Result<(), StoreError> {
     if calls.is_empty() {
         return Ok(());
@@ -73,7 +73,7 @@ pub(crate) fn set_sums(
     connection: &Connection,
     table: &str,
     id: &str,
-    sums: &Totals,
+    sums: &UsageTotals,
 ) -> Result<(), StoreError> {
     connection
         .prepare_cached(&format!(

@@ -12,7 +12,9 @@ use super::texts::RoundTexts;
 use super::{discard, retained, usage};
 use crate::chats::sqlite::{self, MessageInsert};
 use crate::{Chat, StoreError, TITLE_LENGTH, outbox};
-use lucid_types::log::{Decision, InboxMessage, NewSessionRow, RoundRow, Status, Totals};
+use lucid_types::log::{
+    InboxMessage, PolicyDecision, RoundRow, SessionConfig, SessionStatus, UsageTotals,
+};
 use lucid_types::text::cut;
 
 /// SQLite's integers are signed; none of these numbers comes near the limit.
@@ -28,7 +30,7 @@ fn time(at: u64) -> DateTime<Utc> {
 /// to another store.
 pub(super) fn insert_session(
     connection: &Connection,
-    session: &NewSessionRow,
+    session: &SessionConfig,
     first: &RoundRow,
     sent: bool,
 ) -> Result<(), StoreError> {
@@ -77,7 +79,7 @@ pub(super) fn insert_session(
         title: title_of(&session.task).to_owned(),
         model_provider: Some(session.provider.clone()),
         is_active: true,
-        totals: Totals::default(),
+        totals: UsageTotals::default(),
         created_at: began,
         updated_at: began,
     };
@@ -99,8 +101,8 @@ pub(super) fn mark_started(connection: &Connection, session: &str) -> Result<(),
         .prepare_cached("UPDATE sessions SET status = ?2 WHERE id = ?1 AND status = ?3")?
         .execute(params![
             session,
-            Status::Running.text(),
-            Status::Created.text()
+            SessionStatus::Running.text(),
+            SessionStatus::Created.text()
         ])?;
     Ok(())
 }
@@ -128,8 +130,8 @@ pub(super) fn queue_message(
         .execute(params![
             session,
             text,
-            Status::Created.text(),
-            Status::Running.text()
+            SessionStatus::Created.text(),
+            SessionStatus::Running.text()
         ])?;
     let number = u64::try_from(connection.last_insert_rowid()).unwrap_or(0);
     Ok((queued > 0).then_some(InboxMessage { number, text }))
@@ -172,7 +174,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
             to_sql(counters.task_used_ms),
             to_sql(counters.uptime_ms),
         ])?;
-    let over = matches!(round.status, Status::Stopping | Status::Ended);
+    let over = matches!(round.status, SessionStatus::Stopping | SessionStatus::Ended);
     if over || !round.chat_lines.is_empty() {
         connection
             .prepare_cached(
@@ -201,14 +203,14 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
         retained::retain(connection, &round.session, counters.uptime_ms)?;
     }
     insert_parts(connection, round)?;
-    if round.status == Status::Ended {
+    if round.status == SessionStatus::Ended {
         discard::discard_if_deleted(connection, &round.session)?;
     }
     Ok(())
 }
 
 fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
-    let nothing = Decision::default();
+    let nothing = PolicyDecision::default();
     let decision = round.decision.as_ref();
     let d = decision.unwrap_or(&nothing);
     let length = round

@@ -11,45 +11,45 @@ use rusqlite::ErrorCode;
 
 use crate::StoreError;
 use lucid_types::log::LogError;
-use lucid_types::transient::Transient;
+use lucid_types::transient::TransientFailure;
 
 impl StoreError {
     /// Returns why the call failed if the same call may succeed later, or `None` if it never will.
-    pub fn transient(&self) -> Option<Transient> {
+    pub fn transient(&self) -> Option<TransientFailure> {
         match self {
             Self::Database(cause) => of_sqlite(cause),
             Self::Commit(cause) => of_sqlite(cause),
-            Self::Folder { cause, .. } => Transient::of_io(cause),
+            Self::Folder { cause, .. } => TransientFailure::of_io(cause),
             Self::InUse(_) | Self::TooNew { .. } | Self::Content(_) | Self::Closed => None,
         }
     }
 }
 
 /// Returns the reason for a transient failure if one of the error's causes is transient.
-pub fn transient_cause(error: &(dyn Error + 'static)) -> Option<Transient> {
+pub fn transient_cause(error: &(dyn Error + 'static)) -> Option<TransientFailure> {
     let of_log = || error.downcast_ref().and_then(LogError::transient);
     let of_store = || error.downcast_ref().and_then(StoreError::transient);
     let of_database = || error.downcast_ref().and_then(of_sqlite);
-    let of_system = || error.downcast_ref().and_then(Transient::of_io);
+    let of_system = || error.downcast_ref().and_then(TransientFailure::of_io);
     let own = of_log().or_else(of_store).or_else(of_database);
     let own = own.or_else(of_system);
     own.or_else(|| transient_cause(error.source()?))
 }
 
 /// Classifies an error of SQLite; `None` if it is permanent.
-pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Transient> {
+pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<TransientFailure> {
     let code = error.sqlite_error()?.code;
     Some(match code {
-        ErrorCode::DiskFull => Transient::DiskFull,
+        ErrorCode::DiskFull => TransientFailure::DiskFull,
         ErrorCode::DatabaseBusy
         | ErrorCode::DatabaseLocked
-        | ErrorCode::FileLockingProtocolFailed => Transient::Locked,
-        ErrorCode::CannotOpen => Transient::CannotOpen,
-        ErrorCode::OutOfMemory => Transient::OutOfMemory,
-        ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Transient::ReadOnly,
+        | ErrorCode::FileLockingProtocolFailed => TransientFailure::Locked,
+        ErrorCode::CannotOpen => TransientFailure::CannotOpen,
+        ErrorCode::OutOfMemory => TransientFailure::OutOfMemory,
+        ErrorCode::ReadOnly | ErrorCode::PermissionDenied => TransientFailure::ReadOnly,
         ErrorCode::SystemIoFailure
         | ErrorCode::OperationInterrupted
-        | ErrorCode::OperationAborted => Transient::Io,
+        | ErrorCode::OperationAborted => TransientFailure::Io,
         // Not a database, a corrupt one, a missing table, a constraint, a bug.
         _ => return None,
     })
@@ -70,14 +70,14 @@ mod tests {
             StoreError::from(error).transient()
         };
         for (code, expected) in [
-            (ffi::SQLITE_FULL, Transient::DiskFull),
-            (ffi::SQLITE_BUSY, Transient::Locked),
-            (ffi::SQLITE_BUSY_SNAPSHOT, Transient::Locked),
-            (ffi::SQLITE_LOCKED, Transient::Locked),
-            (ffi::SQLITE_CANTOPEN, Transient::CannotOpen),
-            (ffi::SQLITE_NOMEM, Transient::OutOfMemory),
-            (ffi::SQLITE_READONLY, Transient::ReadOnly),
-            (ffi::SQLITE_IOERR_WRITE, Transient::Io),
+            (ffi::SQLITE_FULL, TransientFailure::DiskFull),
+            (ffi::SQLITE_BUSY, TransientFailure::Locked),
+            (ffi::SQLITE_BUSY_SNAPSHOT, TransientFailure::Locked),
+            (ffi::SQLITE_LOCKED, TransientFailure::Locked),
+            (ffi::SQLITE_CANTOPEN, TransientFailure::CannotOpen),
+            (ffi::SQLITE_NOMEM, TransientFailure::OutOfMemory),
+            (ffi::SQLITE_READONLY, TransientFailure::ReadOnly),
+            (ffi::SQLITE_IOERR_WRITE, TransientFailure::Io),
         ] {
             assert_eq!(failed(code), Some(expected), "{code}");
         }
@@ -100,15 +100,15 @@ mod tests {
         struct Outer(#[source] Box<dyn Error>);
         let full = || io::Error::from(rustix::io::Errno::NOSPC);
         let found = |cause: Box<dyn Error>| transient_cause(&Outer(cause));
-        assert_eq!(found(full().into()), Some(Transient::DiskFull));
+        assert_eq!(found(full().into()), Some(TransientFailure::DiskFull));
         let busy = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None);
         let busy = StoreError::Commit(std::sync::Arc::new(busy));
-        assert_eq!(found(busy.into()), Some(Transient::Locked));
+        assert_eq!(found(busy.into()), Some(TransientFailure::Locked));
         let logged = LogError::Transient {
-            reason: Transient::Locked,
+            reason: TransientFailure::Locked,
             source: "the log is locked".into(),
         };
-        assert_eq!(found(logged.into()), Some(Transient::Locked));
+        assert_eq!(found(logged.into()), Some(TransientFailure::Locked));
         assert_eq!(found(StoreError::Closed.into()), None);
     }
 
@@ -119,10 +119,13 @@ mod tests {
             let path = "storage".into();
             StoreError::Folder { path, cause }.transient()
         };
-        assert_eq!(failed(rustix::io::Errno::NOSPC), Some(Transient::DiskFull));
+        assert_eq!(
+            failed(rustix::io::Errno::NOSPC),
+            Some(TransientFailure::DiskFull)
+        );
         assert_eq!(
             failed(rustix::io::Errno::MFILE),
-            Some(Transient::NoDescriptor)
+            Some(TransientFailure::NoDescriptor)
         );
         assert_eq!(failed(rustix::io::Errno::NOENT), None);
     }

@@ -23,8 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::failure::of_sqlite;
 use crate::StoreError;
-use lucid_types::log::Health;
-use lucid_types::transient::Transient;
+use lucid_types::log::LogHealth;
+use lucid_types::transient::TransientFailure;
 
 /// The capacity of the queue.
 const QUEUE: usize = 1024;
@@ -120,7 +120,7 @@ pub(super) struct WriterProbe {
 }
 
 impl WriterThread {
-    pub(crate) fn start(connection: Connection, health: Health) -> Result<Self, StoreError> {
+    pub(crate) fn start(connection: Connection, health: LogHealth) -> Result<Self, StoreError> {
         connection.busy_timeout(TURN)?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         #[cfg(any(test, feature = "testing"))]
@@ -216,7 +216,7 @@ struct Work {
     waiting: mpsc::Receiver<Box<dyn Write>>,
     group: Vec<Box<dyn Write>>,
     empty_log: Arc<AtomicBool>,
-    health: Health,
+    health: LogHealth,
     #[cfg(any(test, feature = "testing"))]
     probe: Arc<WriterProbe>,
 }
@@ -275,7 +275,7 @@ impl Work {
             let Err(cause) = self.try_begin() else {
                 return true;
             };
-            let locked = of_sqlite(&cause) == Some(Transient::Locked);
+            let locked = of_sqlite(&cause) == Some(TransientFailure::Locked);
             self.note(&cause);
             let cause = Arc::new(cause);
             let now = Instant::now();

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{Chat, ChatMessage, ChatProgress, TITLE_LENGTH};
-use lucid_types::log::Totals;
+use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -161,7 +161,7 @@ impl From<ChatRow> for Chat {
             title: row.title,
             model_provider: row.model_provider,
             is_active: row.is_active,
-            totals: Totals {
+            totals: UsageTotals {
                 calls: count(row.model_calls),
                 input_tokens: count(row.input_tokens),
                 output_tokens: count(row.output_tokens),

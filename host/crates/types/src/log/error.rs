@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::transient::Transient;
+use crate::transient::TransientFailure;
 
 /// Why a call of the log failed.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ pub enum LogError {
     #[error("{source}")]
     Transient {
         /// Why it failed now.
-        reason: Transient,
+        reason: TransientFailure,
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
@@ -28,7 +28,7 @@ pub enum LogError {
 
 impl LogError {
     /// Returns why the call failed if the same call may succeed later, or `None` if it never will.
-    pub fn transient(&self) -> Option<Transient> {
+    pub fn transient(&self) -> Option<TransientFailure> {
         match self {
             Self::Transient { reason, .. } => Some(*reason),
             Self::Content(_) | Self::Closed | Self::Permanent(_) => None,

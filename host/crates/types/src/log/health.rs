@@ -14,7 +14,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::transient::Transient;
+use crate::transient::TransientFailure;
 
 /// The pause before the second attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether the log can be written. Clones are handles to the same state.
 #[derive(Debug, Clone)]
-pub struct Health {
+pub struct LogHealth {
     state: Arc<Mutex<State>>,
     /// Counts how often a write succeeded after one that failed.
     recoveries: Arc<watch::Sender<u64>>,
@@ -32,14 +32,14 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct State {
     /// Why the last write failed, or `None` if it succeeded.
-    failing: Option<Transient>,
+    failing: Option<TransientFailure>,
     /// The failure that the host's log and clients were told of.
-    told: Option<Transient>,
+    told: Option<TransientFailure>,
     /// The number of tasks that wait to try again.
     waiting: usize,
 }
 
-impl Default for Health {
+impl Default for LogHealth {
     fn default() -> Self {
         Self {
             state: Arc::default(),
@@ -48,14 +48,14 @@ impl Default for Health {
     }
 }
 
-impl Health {
+impl LogHealth {
     /// Returns why the log cannot be written, or `None` if it can.
-    pub fn failure(&self) -> Option<Transient> {
+    pub fn failure(&self) -> Option<TransientFailure> {
         self.state.lock().told
     }
 
     /// Records a failed write.
-    pub fn failed(&self, reason: Transient) {
+    pub fn failed(&self, reason: TransientFailure) {
         let mut state = self.state.lock();
         state.failing = Some(reason);
         let before = state.told.replace(reason);
@@ -74,9 +74,9 @@ impl Health {
     }
 
     /// Starts waiting to retry a failed write.
-    pub fn wait(&self) -> Waiting {
+    pub fn wait(&self) -> PausedWriter {
         self.state.lock().waiting += 1;
-        Waiting {
+        PausedWriter {
             health: self.clone(),
             recoveries: self.recoveries.subscribe(),
             pauses: pauses(),
@@ -102,13 +102,13 @@ pub fn pauses() -> ExponentialBackoff {
 
 /// A task that waits to write again. The log does not count as healthy before it is dropped.
 #[derive(Debug)]
-pub struct Waiting {
-    health: Health,
+pub struct PausedWriter {
+    health: LogHealth,
     recoveries: watch::Receiver<u64>,
     pauses: ExponentialBackoff,
 }
 
-impl Waiting {
+impl PausedWriter {
     /// Waits for a pause, each longer than the previous one, or until another task's write has
     /// succeeded. Cancel safe.
     pub async fn pause(&mut self) {
@@ -121,7 +121,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for PausedWriter {
     fn drop(&mut self) {
         let mut state = self.health.state.lock();
         state.waiting = state.waiting.saturating_sub(1);
@@ -135,14 +135,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_log_is_well_again_when_a_write_succeeded_and_nobody_waits() {
-        let health = Health::default();
+        let health = LogHealth::default();
         assert_eq!(health.failure(), None);
-        health.failed(Transient::Locked);
-        health.failed(Transient::DiskFull);
-        assert_eq!(health.failure(), Some(Transient::DiskFull));
+        health.failed(TransientFailure::Locked);
+        health.failed(TransientFailure::DiskFull);
+        assert_eq!(health.failure(), Some(TransientFailure::DiskFull));
         let waiting = health.wait();
         health.succeeded();
-        assert_eq!(health.failure(), Some(Transient::DiskFull));
+        assert_eq!(health.failure(), Some(TransientFailure::DiskFull));
         drop(waiting);
         assert_eq!(health.failure(), None);
     }
@@ -159,8 +159,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_that_succeeds_ends_the_pauses_of_all_that_wait() {
-        let health = Health::default();
-        health.failed(Transient::DiskFull);
+        let health = LogHealth::default();
+        health.failed(TransientFailure::DiskFull);
         let mut waiting = health.wait();
         for _ in 0..20 {
             waiting.pauses.next();

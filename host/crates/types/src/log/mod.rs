@@ -20,12 +20,13 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 pub use self::error::LogError;
-pub use self::health::{Health, Waiting, pauses};
+pub use self::health::{LogHealth, PausedWriter, pauses};
 pub use self::model::{
-    ChatLine, Counters, Decision, EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession,
-    LoggedCommands, LoggedStep, NewSessionRow, PositionRow, Retained, RoundRow, SessionRow, Status,
+    ChatLine, EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands,
+    LoggedStep, PolicyDecision, PositionRow, RetainedWorkspace, RoundRow, SessionConfig,
+    SessionCounters, SessionRow, SessionStatus,
 };
-pub use self::usage::{CallRow, Totals};
+pub use self::usage::{ModelCallRow, UsageTotals};
 
 /// The result of a call of the log.
 pub type Logged<T> = BoxFuture<'static, Result<T, LogError>>;
@@ -36,7 +37,7 @@ pub type Logged<T> = BoxFuture<'static, Result<T, LogError>>;
 /// that a method may wait for seconds if another process locks the log.
 pub trait SessionLog: Send + Sync {
     /// Writes a session, the chat that records it, and its first round, all or nothing.
-    fn create(&self, session: Arc<NewSessionRow>, first: RoundRow) -> Logged<()>;
+    fn create(&self, session: Arc<SessionConfig>, first: RoundRow) -> Logged<()>;
     /// Writes a round, all or nothing. Rounds of many sessions may be committed together.
     fn append(&self, round: Arc<RoundRow>) -> Logged<()>;
     /// Records that a session was started, before it has stepped: after a crash it resumes by
@@ -84,16 +85,16 @@ pub trait SessionLog: Send + Sync {
 
     /// Reads some of the workspaces that have been kept since before this uptime of the host,
     /// oldest first.
-    fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<Retained>>;
+    fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<RetainedWorkspace>>;
     /// Reads the entry of one session, if its workspace is kept.
-    fn retained(&self, session: &str) -> Logged<Option<Retained>>;
+    fn retained(&self, session: &str) -> Logged<Option<RetainedWorkspace>>;
     /// Postpones the removal of a workspace, as if it had been kept since this uptime of the host.
     fn retain_longer(&self, session: &str, uptime_ms: u64) -> Logged<()>;
     /// Records that a workspace is gone.
     fn forget_retained(&self, session: &str) -> Logged<()>;
 
     /// Whether the log can be written at the moment.
-    fn health(&self) -> &Health;
+    fn health(&self) -> &LogHealth;
     /// How long hosts have run on this log, in milliseconds. Only differences are meaningful.
     fn uptime(&self) -> u64;
     /// Stores the uptime.

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use super::usage::{CallRow, Totals};
+use super::usage::{ModelCallRow, UsageTotals};
 
 /// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
+pub enum SessionStatus {
     /// Written, and not started.
     Created,
     /// Provisioning, working, or waiting for the next message.
@@ -20,7 +20,7 @@ pub enum Status {
     Ended,
 }
 
-impl Status {
+impl SessionStatus {
     /// The status as the log and clients have it.
     pub fn text(self) -> &'static str {
         match self {
@@ -105,7 +105,7 @@ pub struct EffectRow {
 
 /// The counters of a session: everything beside the inputs that a step's record is computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
+pub struct SessionCounters {
     /// The number of the next policy step.
     pub step: u64,
     /// The number of the next row of the log.
@@ -127,14 +127,14 @@ pub struct Counters {
     /// Tokens used in the task.
     pub tokens: u64,
     /// Usage totals of the session's model calls.
-    pub totals: Totals,
+    pub totals: UsageTotals,
     /// Steps since the user's last message.
     pub steps_alone: u32,
 }
 
 /// The immutable configuration of a session.
 #[derive(Debug, Clone, Default)]
-pub struct NewSessionRow {
+pub struct SessionConfig {
     /// The session's id.
     pub id: String,
     /// The user that owns the session.
@@ -177,11 +177,11 @@ pub struct NewSessionRow {
 #[derive(Debug, Clone)]
 pub struct SessionRow {
     /// The immutable configuration.
-    pub fixed: NewSessionRow,
+    pub fixed: SessionConfig,
     /// The status.
-    pub status: Status,
+    pub status: SessionStatus,
     /// The counters.
-    pub counters: Counters,
+    pub counters: SessionCounters,
     /// Schema and bytes of the policy's last state; `None` before the first step.
     pub state: Option<(u32, Vec<u8>)>,
     /// The branch that its last task pushed.
@@ -209,7 +209,7 @@ pub struct ChatLine {
 
 /// The policy's part of a round.
 #[derive(Debug, Clone, Default)]
-pub struct Decision {
+pub struct PolicyDecision {
     /// The number of the step in its session.
     pub step: u64,
     /// The context, as JSON.
@@ -246,7 +246,7 @@ pub struct RoundRow {
     /// Time of the round in milliseconds since 1970.
     pub at: u64,
     /// The policy's part, if it had one.
-    pub decision: Option<Decision>,
+    pub decision: Option<PolicyDecision>,
     /// Sequence number of the first frame.
     pub first_seq: u64,
     /// The frames, as clients get them.
@@ -254,7 +254,7 @@ pub struct RoundRow {
     /// New transcript entries: number, and message as JSON.
     pub entries: Vec<(u64, String)>,
     /// Model calls that were answered.
-    pub calls: Vec<CallRow>,
+    pub calls: Vec<ModelCallRow>,
     /// New chat messages.
     pub chat_lines: Vec<ChatLine>,
     /// Effects that begin after the commit.
@@ -268,9 +268,9 @@ pub struct RoundRow {
     /// The new value of the pushed branch, if it changed.
     pub pushed: Option<Option<String>>,
     /// The session's counters after the round.
-    pub counters: Counters,
+    pub counters: SessionCounters,
     /// The session's status after the round.
-    pub status: Status,
+    pub status: SessionStatus,
     /// The reason for the end, once it has ended.
     pub end_reason: Option<String>,
     /// Whether the session is over and its workspace is kept for a while.
@@ -346,7 +346,7 @@ pub struct PositionRow {
 
 /// A workspace that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retained {
+pub struct RetainedWorkspace {
     /// The id of its former session.
     pub session: String,
     /// The user that owned the session.

@@ -5,7 +5,7 @@
 
 /// Usage totals of a session's model calls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
+pub struct UsageTotals {
     /// The number of calls.
     pub calls: u64,
     /// Tokens read by the model, excluding those from a cache.
@@ -22,7 +22,7 @@ pub struct Totals {
 
 /// A model call that was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CallRow {
+pub struct ModelCallRow {
     /// The call's effect.
     pub effect: String,
     /// The provider's name.
@@ -30,14 +30,14 @@ pub struct CallRow {
     /// The model's name.
     pub model: String,
     /// Usage of this call; `calls` is 1, and `cost` is 0 if it is unknown.
-    pub used: Totals,
+    pub used: UsageTotals,
     /// Whether the model's prices are known.
     pub priced: bool,
     /// The number of requests made to the provider.
     pub tries: u32,
 }
 
-impl Totals {
+impl UsageTotals {
     /// The sum of all tokens.
     pub fn tokens(&self) -> u64 {
         self.input_tokens

@@ -1,0 +1,105 @@
+//! Why a session was not created.
+
+use lucid_types::log::LogError;
+use lucid_types::plural;
+use lucid_types::repository_url::RepositoryUrlError;
+use lucid_types::transient::TransientFailure;
+
+/// Why a session was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The deployment has no such provider. Holds its name and the list of those that exist.
+    #[error("Unknown model provider '{0}': {1}.")]
+    UnknownProvider(String, String),
+    /// Neither the caller nor the deployment has an API key.
+    #[error(
+        "No API key for the model provider '{provider}'. Send one with the request (api_key), or ask the operator to set {variable}."
+    )]
+    MissingKey {
+        /// The provider's name.
+        provider: String,
+        /// The name of the missing setting.
+        variable: String,
+    },
+    /// The deployment does not offer this model.
+    #[error("The model '{model}' of the provider '{provider}' is not offered here. {offered}")]
+    UnknownModel {
+        /// The requested model, truncated.
+        model: String,
+        /// The provider's name.
+        provider: String,
+        /// A sentence that names the models on offer.
+        offered: String,
+    },
+    /// The model has no configured price, and the session has a cost limit.
+    #[error(
+        "Nobody knows the price of the model '{model}' of the provider '{provider}', and the session has a limit for its cost. Choose another model, or ask the operator to set its `prices` in the deployment's manifest."
+    )]
+    UnpricedModel {
+        /// The model, truncated.
+        model: String,
+        /// The provider's name.
+        provider: String,
+    },
+    /// The provider rejected the API key. Holds the provider's name.
+    #[error("The model provider '{0}' refused the API key.")]
+    KeyRefused(String),
+    /// The repository's URL is invalid.
+    #[error(transparent)]
+    Repository(#[from] RepositoryUrlError),
+    /// The deployment has no such policy. Holds its name and the list of those that exist.
+    #[error("Unknown policy '{0}': {1}.")]
+    UnknownPolicy(String, String),
+    /// The policy needs a sandbox, and none is available. Holds the reason.
+    #[error("There is no sandbox to work in: {0}")]
+    NoSandbox(String),
+    /// The user has reached the limit of live sessions. Holds the limit.
+    #[error("You have {} already, which is as many as you may have. Stop one first.", plural::count(.0.to_owned(), "session"))]
+    TooManySessions(usize),
+    /// The host is shutting down.
+    #[error("The server is about to restart. Try again in a moment.")]
+    ShuttingDown,
+    /// The log cannot be written at the moment.
+    #[error(
+        "No session can begin at the moment: the server's log cannot be written, because {0}. Try again in a moment."
+    )]
+    Paused(TransientFailure),
+    /// The remaining disk space is reserved for the log. Holds an explanation.
+    #[error("No session can begin at the moment. {0}")]
+    DiskShort(String),
+    /// The log can never be written.
+    #[error("The session could not be written down.")]
+    Log(LogError),
+}
+
+impl From<LogError> for CreateError {
+    fn from(error: LogError) -> Self {
+        match error.transient() {
+            Some(reason) => Self::Paused(reason),
+            None => Self::Log(error),
+        }
+    }
+}
+
+impl CreateError {
+    /// Returns whether the same request may succeed in a moment without any change by its user.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Paused(_) | Self::DiskShort(_))
+    }
+    /// Like the `Display` text, but for an operator, who has the settings at hand and no request to
+    /// change.
+    pub fn to_operator(&self) -> String {
+        match self {
+            Self::MissingKey { provider, variable } => {
+                format!("No API key for the model provider '{provider}': set {variable}.")
+            }
+            Self::UnpricedModel { model, provider } => format!(
+                "Nobody knows the price of the model '{model}' of the provider '{provider}', and SESSION_COST_LIMIT is set. Choose another model, or set its `prices` in the manifest."
+            ),
+            Self::KeyRefused(provider) => {
+                format!("The model provider '{provider}' refused the API key that is set for it.")
+            }
+            other => other.to_string(),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The engine's port for pull requests.
+
+use futures::future::BoxFuture;
+
+use lucid_types::secret::Secret;
+
+/// A pull request that is to be opened for what a session pushed.
+#[derive(Debug, Clone)]
+pub struct NewPullRequest {
+    /// The user that owns the session.
+    pub user: String,
+    /// The repository's URL.
+    pub repository: String,
+    /// The session's token for the repository.
+    pub token: Option<Secret>,
+    /// The branch that was pushed.
+    pub branch: String,
+    /// The branch to merge into; the repository's default branch if there is none.
+    pub base: Option<String>,
+    /// The title, one line.
+    pub title: String,
+    /// The description, in Markdown.
+    pub body: String,
+    /// Whether it is not ready for review.
+    pub draft: bool,
+}
+
+/// An open pull request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedPullRequest {
+    /// The address of its page.
+    pub url: String,
+    /// Its number in the repository.
+    pub number: u64,
+    /// The title, one line.
+    pub title: String,
+    /// Whether it had been open before.
+    pub existed: bool,
+}
+
+/// Opens pull requests at the repositories' providers. Idempotent: a second call returns the same
+/// pull request.
+pub trait PullRequests: Send + Sync {
+    /// Opens a pull request. Takes seconds. The error is a sentence.
+    fn open(
+        &self,
+        request: NewPullRequest,
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>>;
+}

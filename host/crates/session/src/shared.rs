@@ -1,0 +1,75 @@
+//! What all sessions have in common.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::RandomState;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::handle::{SessionHandle, held};
+use super::ports::{Deployment, EnvironmentProvider, PullRequests};
+use super::seal::Sealer;
+use super::types::{PausedSessions, SessionId, SessionLimits};
+use lucid_types::disk_reserve::DiskReserve;
+use lucid_types::log::SessionLog;
+use lucid_types::user::UserId;
+
+/// The dependencies of [`Sessions`](super::Sessions).
+pub struct SessionDeps {
+    /// The log.
+    pub log: Arc<dyn SessionLog>,
+    /// Seals the secrets in the log.
+    pub sealer: Sealer,
+    /// The current policies and models.
+    pub deployment: Deployment,
+    /// The provider of execution environments.
+    pub environments: Arc<dyn EnvironmentProvider>,
+    /// Opens the pull requests that users request.
+    pub pull_requests: Arc<dyn PullRequests>,
+    /// The disk space that is reserved for the log.
+    pub reserve: DiskReserve,
+    /// The limits of each session.
+    pub limits: SessionLimits,
+}
+
+/// The number of locks for concurrent lookups and creations.
+pub(super) const TURNS: usize = 64;
+
+/// What all sessions have in common.
+pub(crate) struct SessionsShared {
+    pub(super) deps: SessionDeps,
+    pub(super) halt: CancellationToken,
+    /// Cancelled when the time for what still runs at a shutdown is up.
+    pub(super) hurry: CancellationToken,
+    /// What sessions that have come to rest left behind.
+    pub(super) left: Mutex<PausedSessions>,
+    pub(super) actors: TaskTracker,
+    pub(super) registry: Mutex<SessionRegistry>,
+    pub(super) hasher: RandomState,
+    /// Held while a session is looked up and created, one lock per hash of the work.
+    pub(super) turns: [tokio::sync::Mutex<()>; TURNS],
+    /// Limits how many sessions move to a newer generation at a time with nothing else to do, so
+    /// that those that have something to do, new ones above all, need not wait for all of them.
+    pub(super) moves: Arc<Semaphore>,
+}
+
+/// The live sessions, by what they are looked up by.
+#[derive(Default)]
+pub(super) struct SessionRegistry {
+    pub(super) by_id: HashMap<SessionId, Arc<SessionHandle>>,
+    pub(super) by_user: HashMap<UserId, HashSet<SessionId>>,
+    /// The newest session for each user, project, task and repository.
+    pub(super) by_work: HashMap<u64, SessionId>,
+}
+
+impl SessionsShared {
+    /// Records that a session came to rest and which command was interrupted for it, if any.
+    pub(super) fn paused(&self, session: &SessionHandle, command: Option<String>) {
+        let mut left = held(&self.left);
+        left.sessions += 1;
+        left.commands
+            .extend(command.map(|command| (session.info.id, command)));
+    }
+}

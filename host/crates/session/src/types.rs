@@ -1,0 +1,220 @@
+//! The values of the engine's interface: ids, close reasons, limits, and what lookups return.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::retention;
+use lucid_types::user::UserId;
+
+/// A session's identifier, stable for its whole life and across restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(Uuid);
+
+impl SessionId {
+    pub(crate) fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text).map(Self)
+    }
+}
+
+/// The close code of a host that stops.
+const RESTARTING: u16 = 1012;
+
+/// The code and text with which a connection is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloseReason {
+    /// The WebSocket close code: 1000 if the session is over, any other if the client may
+    /// reconnect.
+    pub code: u16,
+    /// The explanation, a sentence.
+    pub reason: String,
+    /// The same with what a close has no room for, if there is more to say.
+    recorded: Option<String>,
+    /// Nobody asked for the end, so the session's files are kept for the retention period.
+    pub(crate) keeps_files: bool,
+}
+
+impl Default for CloseReason {
+    fn default() -> Self {
+        Self::done("The session has ended.")
+    }
+}
+
+impl CloseReason {
+    /// The session is over.
+    pub fn done(reason: &str) -> Self {
+        Self::new(1000, reason, false)
+    }
+
+    fn new(code: u16, reason: &str, keeps_files: bool) -> Self {
+        Self {
+            code,
+            reason: reason.to_owned(),
+            recorded: None,
+            keeps_files,
+        }
+    }
+
+    /// The session is over although nobody asked for it. Its files, if it has any, are kept for that long.
+    pub(crate) fn expired(reason: &str, retention: Option<Duration>) -> Self {
+        let ended = Self::new(1000, reason, true);
+        let Some(kept) = retention.map(retention::sentence) else {
+            return ended;
+        };
+        Self {
+            reason: format!("{reason} {kept}."),
+            recorded: Some(format!("{reason} {kept}{}.", retention::CONDITION)),
+            ..ended
+        }
+    }
+
+    /// The sentence for the log, and for frames that have room for it.
+    pub(crate) fn recorded(&self) -> &str {
+        self.recorded.as_deref().unwrap_or(&self.reason)
+    }
+
+    /// The user stopped the session.
+    pub fn stopped() -> Self {
+        Self::done("Stopping the session.")
+    }
+
+    /// The host stops, and the session goes on when it is back.
+    pub fn restarting() -> Self {
+        let reason = "The server restarts; the session goes on afterwards.";
+        Self::new(RESTARTING, reason, true)
+    }
+
+    /// The session goes no further in this host, which failed.
+    pub fn failed(reason: &str) -> Self {
+        Self::new(1011, reason, true)
+    }
+
+    /// Whether it is over in this host because that stops.
+    pub fn is_restart(&self) -> bool {
+        self.code == RESTARTING
+    }
+}
+
+/// Why the connections of a session's clients are closed, as far as that is known. The first reason
+/// of each kind counts.
+#[derive(Debug, Default)]
+pub(crate) struct Closing {
+    /// The session ends.
+    end: OnceLock<CloseReason>,
+    /// This host stops running the session although it is not over.
+    pause: OnceLock<CloseReason>,
+}
+
+impl Closing {
+    /// The session ends for this reason.
+    pub(crate) fn end(&self, reason: CloseReason) {
+        let _ = self.end.set(reason);
+    }
+
+    /// This host stops running the session for this reason.
+    pub(crate) fn pause(&self, reason: CloseReason) {
+        let _ = self.pause.set(reason);
+    }
+
+    /// Why the session ends, if it does.
+    pub(crate) fn wish(&self) -> Option<&CloseReason> {
+        self.end.get()
+    }
+
+    /// Returns whether this host stops running the session although it is not over.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.pause.get().is_some()
+    }
+
+    /// The reason for the clients.
+    pub(crate) fn reason(&self) -> CloseReason {
+        let reason = self.pause.get().or_else(|| self.end.get());
+        reason.cloned().unwrap_or_default()
+    }
+}
+
+/// Why a message was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MessageRejected {
+    /// The session is over.
+    #[error("The session has ended.")]
+    Over,
+    /// Too many messages are waiting already.
+    #[error("The session has not yet taken the messages before this one. Try again in a moment.")]
+    Busy,
+    /// The log could not be written.
+    #[error("The server could not write the message down. Try again in a moment.")]
+    Unwritten,
+}
+
+/// Why a session was not found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// No live session has this id.
+    #[error("Session not found.")]
+    NotFound,
+    /// The session belongs to another user.
+    #[error("The session belongs to another user.")]
+    NotYours,
+}
+
+/// The limits of sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionLimits {
+    /// Model calls per task.
+    pub iterations: u32,
+    /// Tokens per session, if limited.
+    pub session_tokens: Option<u64>,
+    /// Cost per session in millionths of a US dollar, if limited.
+    pub session_cost: Option<u64>,
+    /// Maximum duration of one task.
+    pub task_time: Duration,
+    /// How long an idle session lives with nobody attached. A session that waits for its user's
+    /// answer loses only its sandbox after this time.
+    pub grace: Duration,
+    /// How long the workspace of a session is kept that ended without its user's request.
+    pub retention: Duration,
+    /// Live sessions per user.
+    pub sessions_per_user: usize,
+}
+
+/// A session in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSummary {
+    /// The session's id.
+    pub session_id: SessionId,
+    /// The user that owns the session.
+    pub user_id: UserId,
+    /// The full text of the task.
+    pub task: String,
+    /// Whether the session can still continue.
+    pub is_alive: bool,
+    /// Creation time (RFC 3339).
+    pub created_at: String,
+}
+
+/// What a stopping host left for the next start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PausedSessions {
+    /// The number of sessions that resume then.
+    pub sessions: usize,
+    /// The commands that were interrupted, each with its session.
+    pub commands: Vec<(SessionId, String)>,
+}
