@@ -42,3 +42,20 @@ impl Workspaces {
         self.base.join(safe_name(user)).join(safe_name(session))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_for_a_workspace_creates_none() {
+        let base = tempfile::tempdir().unwrap();
+        let workspaces = Workspaces::new(base.path());
+        assert!(workspaces.find("u", "s").is_none() && !workspaces.contains("u", "s"));
+        assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 0);
+        let made = workspaces.create("u", "s").unwrap();
+        let found = workspaces.find("u", "s").unwrap();
+        assert_eq!(found.host_path(), made.host_path());
+        assert!(workspaces.contains("u", "s") && workspaces.find("v", "s").is_none());
+    }
+}

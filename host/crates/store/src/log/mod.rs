@@ -4,7 +4,7 @@ pub(crate) mod discard;
 pub(crate) mod positions;
 pub(crate) mod read;
 pub(crate) mod retained;
-mod session_log;
+pub(crate) mod session_log;
 pub(crate) mod texts;
 pub mod usage;
 pub mod write;

@@ -214,3 +214,119 @@ impl SessionLog for Store {
         async move { Ok(Store::note_uptime(&store).await?) }.boxed()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io;
+
+    use super::*;
+    use lucid_types::log::{ChatLine, PolicyDecision, SessionCounters, SessionStatus};
+    use lucid_types::transient::TransientFailure;
+
+    /// A session's configuration.
+    pub(crate) fn new_session() -> Arc<SessionConfig> {
+        Arc::new(SessionConfig {
+            id: "s".to_owned(),
+            user: "u".to_owned(),
+            task: "The first line.\nAnd the second.".to_owned(),
+            chat_id: "c".to_owned(),
+            ..SessionConfig::default()
+        })
+    }
+
+    /// A round of that session, with one line of its chat, and with commands if there are any.
+    pub(crate) fn round(row: u64, commands: Option<String>) -> RoundRow {
+        RoundRow {
+            session: "s".into(),
+            chat: "c".into(),
+            row,
+            at: row,
+            decision: Some(PolicyDecision {
+                step: row,
+                commands,
+                ..PolicyDecision::default()
+            }),
+            first_seq: row + 1,
+            frames: vec!["{}".into()],
+            entries: Vec::new(),
+            calls: Vec::new(),
+            chat_lines: vec![ChatLine {
+                role: "assistant",
+                content: format!("line {row}"),
+                event_type: "Message".to_owned(),
+                metadata: None,
+            }],
+            opened: Vec::new(),
+            not_begun: Vec::new(),
+            closed: Vec::new(),
+            processed: Vec::new(),
+            pushed: None,
+            counters: SessionCounters {
+                step: row + 1,
+                next_row: row + 1,
+                next_seq: row + 2,
+                ..SessionCounters::default()
+            },
+            status: SessionStatus::Running,
+            end_reason: None,
+            retains_workspace: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn commands_are_read_newest_first_and_in_pieces_until_there_are_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        for row in 1..30 {
+            let commands = (row % 3 > 0).then(|| format!("[{row}]"));
+            store.append(Arc::new(round(row, commands))).await.unwrap();
+        }
+        let (mut found, mut before, mut pieces) = (Vec::new(), u64::MAX, 0);
+        loop {
+            let piece = store.commands_before("s", before).await.unwrap();
+            let Some(oldest) = piece.last() else { break };
+            before = oldest.row;
+            pieces += 1;
+            found.extend(piece.into_iter().map(|step| step.commands));
+        }
+        let expected = (1..30).rev().filter(|row| row % 3 > 0);
+        let expected: Vec<_> = expected.map(|row| format!("[{row}]")).collect();
+        assert_eq!(found, expected);
+        assert!(pieces > 1, "{pieces}");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_lives_is_read_with_all_that_it_needs_to_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let kept = store.keep_message("s", "hello".to_owned()).await.unwrap();
+        assert_eq!(store.living_ids().await.unwrap(), ["s"]);
+        let mut living = store.living().await.unwrap();
+        let session = living.remove(0);
+        assert_eq!(session.row.counters.next_row, 1);
+        assert_eq!(session.unread, kept.into_iter().collect::<Vec<_>>());
+        assert!(living.is_empty() && session.effects.is_empty() && session.plugin.is_none());
+        assert!(store.find("t").await.unwrap().is_none());
+    }
+
+    #[test]
+    fn an_error_of_the_log_says_what_the_stores_says_and_whether_it_passes() {
+        let io = |kind: io::ErrorKind| StoreError::Folder {
+            path: "folder".into(),
+            cause: kind.into(),
+        };
+        let transient = |error: StoreError| {
+            let said = error.to_string();
+            let error = LogError::from(error);
+            assert_eq!(error.to_string(), said);
+            error.transient()
+        };
+        let full = Some(TransientFailure::DiskFull);
+        assert_eq!(transient(io(io::ErrorKind::StorageFull)), full);
+        assert_eq!(transient(io(io::ErrorKind::NotFound)), None);
+        assert_eq!(transient(StoreError::Closed), None);
+        assert_eq!(transient(StoreError::Content("a row".to_owned())), None);
+    }
+}

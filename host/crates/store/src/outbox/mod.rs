@@ -158,3 +158,29 @@ impl Outbox {
         Ok(self.shared.store.write(work).await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::log::session_log::tests::{new_session, round};
+    use lucid_types::log::SessionLog;
+
+    #[tokio::test]
+    async fn the_log_tells_the_outbox_of_what_it_committed_and_of_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let signal = store.enable_outbox();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let sender = tokio::time::timeout(Duration::from_secs(10), signal.wake.notified());
+        sender.await.expect("a new chat wakes it");
+        let lines = || signal.lines.load(Ordering::Relaxed);
+        assert_eq!(lines(), 0);
+        store.append(Arc::new(round(1, None))).await.unwrap();
+        assert_eq!(lines(), 1);
+        store.fill_disk(true);
+        store.append(Arc::new(round(2, None))).await.unwrap_err();
+        assert_eq!(lines(), 1);
+    }
+}
