@@ -243,7 +243,7 @@ async fn encode(llm: &LlmPlugin, settings: &str) -> Result<String, Violation> {
     if encode_one(llm, settings, &wrong).await.is_err() {
         refuses(llm, settings, &wrong, "a tool's schema that is no JSON").await?;
     }
-    if let Some(probe) = answer(llm.probe(settings).await.result)? {
+    if let Some(probe) = llm.probe(settings).await.result? {
         host_headers(&probe.headers)?;
     }
     Ok(format!(
@@ -277,8 +277,8 @@ async fn encode_one(
     settings: &str,
     request: &CompletionRequest,
 ) -> Result<(), Violation> {
-    let encoded = answer(llm.encode(settings, request).await.result)?;
-    if encoded != answer(llm.encode(settings, request).await.result)? {
+    let encoded = llm.encode(settings, request).await.result?;
+    if encoded != llm.encode(settings, request).await.result? {
         return Err(violation!("the same request was encoded in two ways"));
     }
     if !encoded.request.path.starts_with('/') {
@@ -330,7 +330,10 @@ async fn classify(llm: &LlmPlugin) -> Result<String, Violation> {
                 name: "retry-after".into(),
                 value: "2".into(),
             };
-            let error = answer(llm.classify(status, &[retry], body.as_bytes()).await.result)?;
+            let error = llm
+                .classify(status, &[retry], body.as_bytes())
+                .await
+                .result?;
             if error.message.trim().is_empty() {
                 return Err(violation!("status {status} has no sentence"));
             }
@@ -359,11 +362,6 @@ async fn classify(llm: &LlmPlugin) -> Result<String, Violation> {
         "{} refusals, each with a sentence and none with a key",
         statuses.len() * bodies.len()
     ))
-}
-
-/// A plugin's result. An error of its own fails the check as well.
-fn answer<T>(result: Result<T, CallError>) -> Result<T, Violation> {
-    Ok(result?)
 }
 
 /// Decodes input that is not a response at all.
