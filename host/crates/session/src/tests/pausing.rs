@@ -1,7 +1,6 @@
 //! Periods in which the log cannot be written.
 
 use super::*;
-use lucid_types::transient::Transient;
 
 /// Reads until a notice or a frame contains a text. Returns everything that came, with notices
 /// numbered 0.
@@ -68,7 +67,7 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
     );
     assert!(matches!(
         sessions.create(new("v")).await.map(drop),
-        Err(CreateError::Paused(Transient::DiskFull))
+        Err(CreateError::Paused(TransientFailure::DiskFull))
     ));
 
     sessions.store.fill_disk(false);
