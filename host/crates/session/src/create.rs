@@ -23,8 +23,9 @@ use lucid_types::user::UserId;
 use lucid_types::wit::policy::Snapshot;
 
 use super::actor;
-use super::actor::budget::{Budget, lower};
+use super::actor::resume::ResumeState;
 use super::actor::task_clock;
+use super::budget::{Budget, lower};
 use super::error::CreateError;
 use super::handle::{ActorLauncher, SessionHandle, SessionInfo};
 use super::ports::{
@@ -34,30 +35,10 @@ use super::round::{RoundBuilder, RoundContext};
 use super::sessions::Sessions;
 use super::shared::SessionsShared;
 use super::stream::frames::EventDraft;
-use super::types::SessionId;
+use super::types::{OpenChange, SessionId};
 
 /// The capacity of a session's mailbox.
 const MAILBOX: usize = 64;
-
-/// Whether a pull request is opened for what a session pushes, once its task succeeds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OpenChange {
-    /// Yes, ready for review.
-    Ready,
-    /// Yes, as a draft.
-    Draft,
-}
-
-impl OpenChange {
-    /// The value as stored in the log.
-    pub(super) fn text(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Draft => "draft",
-        }
-    }
-}
 
 /// The parameters of a new session.
 #[derive(Clone)]
@@ -289,28 +270,6 @@ impl Sessions {
         }
         Ok(provider)
     }
-}
-
-/// A session's logged state, and what it needs to run.
-pub(super) struct ResumeState {
-    pub(super) fixed: Arc<SessionConfig>,
-    pub(super) generation: Arc<Generation>,
-    pub(super) policy: Arc<dyn SessionPolicy>,
-    /// The build of the policy that ran the session so far and left its state, if it is a different
-    /// one.
-    pub(super) taken_over: Option<String>,
-    pub(super) api_key: Option<Secret>,
-    pub(super) git_token: Option<Secret>,
-    pub(super) counters: SessionCounters,
-    pub(super) state: Option<Snapshot>,
-    /// The branch pushed by its open task, or by its last one.
-    pub(super) pushed: Option<String>,
-    pub(super) open: Vec<EffectRow>,
-    /// Messages from the user that no round has processed.
-    pub(super) unread: Vec<InboxMessage>,
-    pub(super) status: SessionStatus,
-    /// Whether the session resumes only when its user comes back.
-    pub(super) held: bool,
 }
 
 impl SessionsShared {

@@ -62,6 +62,16 @@ pub enum SessionDetailsError {
 }
 
 impl Sessions {
+    /// Whether a session of this user that does not live here continues at the next start. True as well
+    /// if the log cannot be read.
+    pub async fn is_resumable(&self, id: &SessionId, user: &UserId) -> bool {
+        match self.details(id, user).await {
+            Ok(details) => details.is_alive,
+            Err(SessionDetailsError::Lookup(_)) => false,
+            Err(SessionDetailsError::Log(_)) => true,
+        }
+    }
+
     /// Returns one session of this user, whatever its status.
     pub async fn details(
         &self,

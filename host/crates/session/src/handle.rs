@@ -5,8 +5,9 @@
 //! - A user's message is acknowledged only once it is written.
 //! - The first reason to end is the one that counts, as far as it could be written.
 
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -15,14 +16,27 @@ use tokio_util::sync::CancellationToken;
 use lucid_types::log::{LogError, SessionLog};
 use lucid_types::user::UserId;
 
-use super::actor::idle::IdleState;
-use super::actor::message::{ActorMessage, Mailbox};
+use super::message::{ActorMessage, Mailbox};
 use super::ports::PolicyInfo;
 use super::stream::feed::Feed;
 use super::stream::frames::Features;
 use super::stream::positions::{ClientPosition, ClientPositions, ConnectionLoss};
 use super::stream::subscription::Subscription;
 use super::types::{CloseReason, Closing, MessageRejected, SessionId};
+
+/// The state of a session, as far as it matters while nobody is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdleState {
+    /// Being set up, or running a task.
+    Working,
+    /// Waiting for its user's answer and nothing else. Holds the host's uptime at the last
+    /// activity, in milliseconds.
+    Asking(u64),
+    /// No task is open, since this instant.
+    Idle(Instant),
+    /// Not started until its user comes back or an operator asks for it.
+    Held,
+}
 
 /// A session that is live or has just ended.
 pub struct SessionHandle {
@@ -86,10 +100,6 @@ impl std::fmt::Debug for SessionHandle {
     }
 }
 
-pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl SessionHandle {
     /// Creates a session whose last frame so far is `seq`.
     pub(super) fn new(
@@ -148,12 +158,12 @@ impl SessionHandle {
 
     /// The plugins that the session works with now.
     pub fn plugins(&self) -> SessionPlugins {
-        held(&self.plugins).clone()
+        self.plugins.lock().clone()
     }
 
     /// Sets the plugins that the session works with from here on.
     pub(super) fn set_plugins(&self, policy: &PolicyInfo, provider: &str) {
-        *held(&self.plugins) = SessionPlugins {
+        *self.plugins.lock() = SessionPlugins {
             policy: policy.name.clone(),
             digest: policy.digest.clone(),
             provider: if policy.calls_models {
@@ -222,7 +232,7 @@ impl SessionHandle {
     }
 
     pub(super) fn launch(self: &Arc<Self>) {
-        let launch = held(&self.launch).take();
+        let launch = self.launch.lock().take();
         if let Some(launch) = launch {
             launch(self.clone());
         }
@@ -230,7 +240,7 @@ impl SessionHandle {
 
     /// Registers a client. The grace period starts when the last guard is dropped.
     pub fn attach(self: &Arc<Self>) -> AttachGuard {
-        held(&self.attached).clients += 1;
+        self.attached.lock().clients += 1;
         AttachGuard {
             session: self.clone(),
         }
@@ -255,7 +265,7 @@ impl SessionHandle {
 
     /// How long nobody has been attached, or `None` while somebody is.
     pub(super) fn unattended_for(&self) -> Option<Duration> {
-        let attached = held(&self.attached);
+        let attached = self.attached.lock();
         (attached.clients == 0).then(|| attached.since.elapsed())
     }
 
@@ -303,7 +313,7 @@ pub struct AttachGuard {
 
 impl Drop for AttachGuard {
     fn drop(&mut self) {
-        let mut attached = held(&self.session.attached);
+        let mut attached = self.session.attached.lock();
         attached.clients -= 1;
         attached.since = Instant::now();
     }

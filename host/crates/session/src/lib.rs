@@ -21,11 +21,13 @@
 //! - `stream` is what clients see.
 
 mod actor;
+mod budget;
 mod create;
 mod details;
 mod effects;
 mod error;
 mod handle;
+mod message;
 mod ports;
 mod recover;
 mod registry;
@@ -33,17 +35,19 @@ mod replay;
 mod retention;
 mod retry;
 mod round;
+mod saved_positions;
 mod seal;
 mod sessions;
 mod shared;
 mod traffic_split;
 mod types;
+mod workspaces;
 
 pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use self::create::{NewSession, OpenChange};
+pub use self::create::NewSession;
 pub use self::details::{SessionDetails, SessionDetailsError};
 pub use self::error::CreateError;
 pub use self::handle::{AttachGuard, SessionHandle, SessionPlugins};
@@ -62,7 +66,6 @@ pub use self::replay::shadow::{
     DifferenceKind, ShadowDifference, ShadowLimits as ShadowBounds, ShadowReport,
 };
 pub use self::replay::{Replay, ReplayError};
-pub use self::retention::WorkspaceLookupError;
 pub use self::seal::{SealError, Sealer};
 pub use self::sessions::Sessions;
 pub use self::shared::SessionDeps;
@@ -74,6 +77,7 @@ pub use self::stream::positions::{ClientPosition, ConnectionLoss};
 pub use self::stream::subscription::{Subscription, SubscriptionItem};
 pub use self::traffic_split::{SplitSlot, TrafficSplit};
 pub use self::types::{
-    CloseReason, LookupError, MessageRejected, PausedSessions, SessionId, SessionLimits,
-    SessionSummary,
+    CloseReason, LookupError, MessageRejected, OpenChange, PausedSessions, SessionId,
+    SessionLimits, SessionSummary,
 };
+pub use self::workspaces::WorkspaceLookupError;

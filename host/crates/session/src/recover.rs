@@ -11,10 +11,11 @@ use std::sync::Arc;
 use lucid_types::log::{LivingSession, LogError, SessionStatus};
 use lucid_types::wit::policy::Snapshot;
 
-use super::actor::idle::IdleState;
+use super::actor::resume::ResumeState;
 use super::actor::takes_over;
-use super::create::{ResumeState, key_for, seal_context};
-use super::handle::{SessionHandle, held};
+use super::create::{key_for, seal_context};
+use super::handle::IdleState;
+use super::handle::SessionHandle;
 use super::retry::when_possible;
 use super::sessions::Sessions;
 use super::types::SessionId;
@@ -42,8 +43,8 @@ impl Sessions {
 
     /// The number of sessions that wait for their users to come back.
     pub fn count_held(&self) -> usize {
-        let registry = held(&self.shared.registry);
-        let is_held = |session: &&Arc<SessionHandle>| *held(&session.idle_state) == IdleState::Held;
+        let registry = self.shared.registry.lock();
+        let is_held = |session: &&Arc<SessionHandle>| *session.idle_state.lock() == IdleState::Held;
         registry.by_id.values().filter(is_held).count()
     }
 

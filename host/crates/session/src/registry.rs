@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lucid_types::user::UserId;
 
 use super::error::CreateError;
-use super::handle::{SessionHandle, held};
+use super::handle::SessionHandle;
 use super::shared::{SessionRegistry, SessionsShared};
 use super::types::SessionId;
 
@@ -38,7 +38,7 @@ pub(super) struct SessionClaim {
 
 impl Drop for SessionClaim {
     fn drop(&mut self) {
-        let mut registry = held(&self.shared.registry);
+        let mut registry = self.shared.registry.lock();
         if !registry.by_id.contains_key(&self.id) {
             registry.release(&self.user, &self.id);
         }
@@ -59,7 +59,7 @@ impl SessionRegistry {
 impl SessionsShared {
     pub(super) fn register(&self, session: &Arc<SessionHandle>) {
         let work = self.hasher.hash_one(session.work());
-        let mut registry = held(&self.registry);
+        let mut registry = self.registry.lock();
         registry
             .by_user
             .entry(session.info.user.clone())
@@ -71,7 +71,7 @@ impl SessionsShared {
 
     pub(super) fn unregister(&self, session: &SessionHandle) {
         let work = self.hasher.hash_one(session.work());
-        let mut registry = held(&self.registry);
+        let mut registry = self.registry.lock();
         registry.by_id.remove(&session.info.id);
         if registry.by_work.get(&work) == Some(&session.info.id) {
             registry.by_work.remove(&work);
@@ -86,7 +86,7 @@ impl SessionsShared {
         id: SessionId,
     ) -> Result<SessionClaim, CreateError> {
         let most = self.deps.limits.sessions_per_user;
-        let mut registry = held(&self.registry);
+        let mut registry = self.registry.lock();
         let of_user = registry.by_user.entry(user.clone()).or_default();
         if of_user.len() >= most {
             return Err(CreateError::TooManySessions(most));

@@ -25,53 +25,12 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Between two looks at what is kept.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Why a workspace is not given.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkspaceLookupError {
-    /// There is none of that session, or not for this user.
-    #[error(transparent)]
-    Lookup(#[from] LookupError),
-    /// The log could not be read.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The files stay where they are. Why is in the host's log.
-    #[error("the session's files could not be removed; that is tried again in ten minutes")]
-    NotRemoved,
-}
-
-fn spec_of(retained: RetainedWorkspace) -> EnvironmentSpec {
+pub(super) fn spec_of(retained: RetainedWorkspace) -> EnvironmentSpec {
     EnvironmentSpec {
         session: retained.session,
         user: retained.user,
         ..EnvironmentSpec::default()
     }
-}
-
-/// What is said of how long files stay where there is room for all of it.
-pub(super) const CONDITION: &str = ", while the disk has room";
-
-/// A sentence, but for its full stop, that says how long files stay.
-pub(super) fn sentence(retention: Duration) -> String {
-    format!("Its files can be read for another {}", spelled(retention))
-}
-
-/// In the largest unit that fits.
-fn spelled(time: Duration) -> String {
-    let seconds = time.as_secs().max(1);
-    let (count, unit) = [
-        (86_400, "day"),
-        (3_600, "hour"),
-        (60, "minute"),
-        (1, "second"),
-    ]
-    .into_iter()
-    .find_map(|(size, unit)| {
-        seconds
-            .is_multiple_of(size)
-            .then_some((seconds / size, unit))
-    })
-    .unwrap_or((seconds, "second"));
-    plural::count(count, unit)
 }
 
 /// Removes what was kept long enough, for as long as there are sessions.
@@ -129,7 +88,10 @@ impl SessionsShared {
     }
 
     /// True where nothing of it is left.
-    async fn remove_retained(&self, retained: RetainedWorkspace) -> Result<bool, LogError> {
+    pub(super) async fn remove_retained(
+        &self,
+        retained: RetainedWorkspace,
+    ) -> Result<bool, LogError> {
         let session = retained.session.clone();
         let removed = self.deps.environments.remove(spec_of(retained)).await;
         if let Err(cause) = &removed {
@@ -152,71 +114,11 @@ impl SessionsShared {
         Ok(gone)
     }
 
-    async fn retained(&self, id: &SessionId) -> Result<Option<RetainedWorkspace>, LogError> {
+    pub(super) async fn retained(
+        &self,
+        id: &SessionId,
+    ) -> Result<Option<RetainedWorkspace>, LogError> {
         self.deps.log.retained(&id.to_string()).await
-    }
-}
-
-impl Sessions {
-    /// Returns whether a session of this user has a workspace: one that lives may have none yet, and one that
-    /// ended has it as long as its files are kept.
-    pub async fn has_workspace(
-        &self,
-        id: &SessionId,
-        user: &UserId,
-    ) -> Result<bool, WorkspaceLookupError> {
-        match self.get(id, user) {
-            Ok(session) => return Ok(session.has_workspace()),
-            Err(LookupError::NotFound) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let retained = self.shared.retained(id).await?;
-        let retained = retained.ok_or(LookupError::NotFound)?;
-        if retained.user != user.as_str() {
-            return Err(LookupError::NotYours.into());
-        }
-        if self
-            .shared
-            .deps
-            .environments
-            .has_workspace(&spec_of(retained))
-        {
-            Ok(true)
-        } else {
-            Err(LookupError::NotFound.into())
-        }
-    }
-
-    /// Removes what is kept of a session of this user that ended. False where nothing is.
-    pub async fn discard(
-        &self,
-        id: &SessionId,
-        user: &UserId,
-    ) -> Result<bool, WorkspaceLookupError> {
-        let Some(retained) = self.shared.retained(id).await? else {
-            return Ok(false);
-        };
-        if retained.user != user.as_str() {
-            return Err(LookupError::NotYours.into());
-        }
-        if self.shared.remove_retained(retained).await? {
-            Ok(true)
-        } else {
-            Err(WorkspaceLookupError::NotRemoved)
-        }
-    }
-
-    /// The same for whoever's it is, in the course of ending it.
-    pub(super) async fn discard_any(&self, id: &SessionId) {
-        let removed = async {
-            match self.shared.retained(id).await? {
-                Some(retained) => self.shared.remove_retained(retained).await.map(drop),
-                None => Ok(()),
-            }
-        };
-        if let Err(cause) = removed.await {
-            tracing::warn!(session = %id, %cause, "what is kept of a session was not removed; that happens when its time is up");
-        }
     }
 }
 

@@ -3,11 +3,12 @@
 //! # Invariants
 //! - A session is only handed out to its own user.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -16,8 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{idle, task_clock};
-use super::details::SessionDetailsError;
-use super::handle::{SessionHandle, SessionPlugins, held};
+use super::handle::{SessionHandle, SessionPlugins};
 use super::ports::EnvironmentSpec;
 use super::registry::WorkKey;
 use super::retention;
@@ -83,7 +83,10 @@ impl Sessions {
 
     /// Returns a live session of this user.
     pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<SessionHandle>, LookupError> {
-        let session = held(&self.shared.registry)
+        let session = self
+            .shared
+            .registry
+            .lock()
             .by_id
             .get(id)
             .cloned()
@@ -97,7 +100,7 @@ impl Sessions {
 
     /// Returns the user's live sessions, newest first.
     pub fn list(&self, user: &UserId) -> Vec<SessionSummary> {
-        let registry = held(&self.shared.registry);
+        let registry = self.shared.registry.lock();
         let ids = registry.by_user.get(user).into_iter().flatten();
         let mut found: Vec<_> = ids
             .filter_map(|id| registry.by_id.get(id))
@@ -125,7 +128,7 @@ impl Sessions {
         repo_url: Option<&str>,
     ) -> Option<Arc<SessionHandle>> {
         let work: WorkKey<'_> = (user, project_id, task, repo_url);
-        let registry = held(&self.shared.registry);
+        let registry = self.shared.registry.lock();
         let id = registry.by_work.get(&self.shared.hasher.hash_one(work))?;
         registry
             .by_id
@@ -137,7 +140,7 @@ impl Sessions {
     /// Ends a session and returns when only its log is left. Returns `false` if the end could not
     /// be written, in which case the session resumes at the next start.
     pub async fn stop(&self, id: &SessionId) -> bool {
-        let Some(session) = held(&self.shared.registry).by_id.get(id).cloned() else {
+        let Some(session) = self.shared.registry.lock().by_id.get(id).cloned() else {
             return true;
         };
         session.stop(CloseReason::stopped());
@@ -152,16 +155,6 @@ impl Sessions {
         // It may have been ending for another reason.
         self.discard_any(id).await;
         true
-    }
-
-    /// Whether a session of this user that does not live here continues at the next start. True as well
-    /// if the log cannot be read.
-    pub async fn is_resumable(&self, id: &SessionId, user: &UserId) -> bool {
-        match self.details(id, user).await {
-            Ok(details) => details.is_alive,
-            Err(SessionDetailsError::Lookup(_)) => false,
-            Err(SessionDetailsError::Log(_)) => true,
-        }
     }
 
     /// Removes any remaining files of a session that is over and no longer in the log.
@@ -193,13 +186,13 @@ impl Sessions {
 
     /// The number of live sessions.
     pub fn count(&self) -> usize {
-        held(&self.shared.registry).by_id.len()
+        self.shared.registry.lock().by_id.len()
     }
 
     /// The number of live sessions for each set of plugins.
     pub fn count_by_plugins(&self) -> HashMap<SessionPlugins, usize> {
         let mut counts = HashMap::new();
-        for session in held(&self.shared.registry).by_id.values() {
+        for session in self.shared.registry.lock().by_id.values() {
             *counts.entry(session.plugins()).or_default() += 1;
         }
         counts
@@ -207,7 +200,9 @@ impl Sessions {
 
     /// The number of live sessions that have a workspace.
     pub fn count_with_workspace(&self) -> usize {
-        held(&self.shared.registry)
+        self.shared
+            .registry
+            .lock()
             .by_id
             .values()
             .filter(|session| session.has_workspace())
@@ -222,7 +217,7 @@ impl Sessions {
 
     /// Takes what sessions that have come to rest so far left behind.
     pub fn take_paused(&self) -> PausedSessions {
-        std::mem::take(&mut *held(&self.shared.left))
+        std::mem::take(&mut *self.shared.left.lock())
     }
 
     /// Like [`Sessions::shutdown`], but gives running commands up to `patience` to finish.

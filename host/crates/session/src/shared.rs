@@ -1,14 +1,15 @@
 //! What all sessions have in common.
 
+use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handle::{SessionHandle, held};
+use super::handle::SessionHandle;
 use super::ports::{Deployment, EnvironmentProvider, PullRequests};
 use super::seal::Sealer;
 use super::types::{PausedSessions, SessionId, SessionLimits};
@@ -67,7 +68,7 @@ pub(super) struct SessionRegistry {
 impl SessionsShared {
     /// Records that a session came to rest and which command was interrupted for it, if any.
     pub(super) fn paused(&self, session: &SessionHandle, command: Option<String>) {
-        let mut left = held(&self.left);
+        let mut left = self.left.lock();
         left.sessions += 1;
         left.commands
             .extend(command.map(|command| (session.info.id, command)));

@@ -5,9 +5,8 @@
 //!   exact share of each hundred, evenly spread and without randomness.
 //! - A session that was refused does not use up a slot.
 
-use std::sync::{Arc, Mutex};
-
-use super::handle::held;
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// The traffic split of one candidate.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl TrafficSplit {
 
     /// Assigns the next slot.
     pub fn assign(self: &Arc<Self>) -> SplitSlot {
-        let mut turns = held(&self.turns);
+        let mut turns = self.turns.lock();
         turns.all += 1;
         // The candidate gets this slot if it is owed more than it has had.
         let owed = turns.all * u64::from(self.percent) / 100;
@@ -72,7 +71,7 @@ impl SplitSlot {
 impl Drop for SplitSlot {
     fn drop(&mut self) {
         if !self.is_kept {
-            let mut turns = held(&self.share.turns);
+            let mut turns = self.share.turns.lock();
             turns.all -= 1;
             turns.candidates -= u64::from(self.is_candidates);
         }

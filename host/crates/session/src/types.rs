@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::retention;
 use lucid_types::user::UserId;
 
 /// A session's identifier, stable for its whole life and across restarts.
@@ -75,12 +74,12 @@ impl CloseReason {
     /// The session is over although nobody asked for it. Its files, if it has any, are kept for that long.
     pub(crate) fn expired(reason: &str, retention: Option<Duration>) -> Self {
         let ended = Self::new(1000, reason, true);
-        let Some(kept) = retention.map(retention::sentence) else {
+        let Some(kept) = retention.map(kept_for) else {
             return ended;
         };
         Self {
             reason: format!("{reason} {kept}."),
-            recorded: Some(format!("{reason} {kept}{}.", retention::CONDITION)),
+            recorded: Some(format!("{reason} {kept}{}.", KEPT_WHILE)),
             ..ended
         }
     }
@@ -217,4 +216,51 @@ pub struct PausedSessions {
     pub sessions: usize,
     /// The commands that were interrupted, each with its session.
     pub commands: Vec<(SessionId, String)>,
+}
+
+/// Whether a pull request is opened for what a session pushes, once its task succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OpenChange {
+    /// Yes, ready for review.
+    Ready,
+    /// Yes, as a draft.
+    Draft,
+}
+
+impl OpenChange {
+    /// The value as stored in the log.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draft => "draft",
+        }
+    }
+}
+
+/// What is said of how long files stay where there is room for all of it.
+const KEPT_WHILE: &str = ", while the disk has room";
+
+/// A sentence, but for its full stop, that says how long files stay.
+fn kept_for(retention: Duration) -> String {
+    format!("Its files can be read for another {}", spelled(retention))
+}
+
+/// In the largest unit that fits.
+fn spelled(time: Duration) -> String {
+    let seconds = time.as_secs().max(1);
+    let (count, unit) = [
+        (86_400, "day"),
+        (3_600, "hour"),
+        (60, "minute"),
+        (1, "second"),
+    ]
+    .into_iter()
+    .find_map(|(size, unit)| {
+        seconds
+            .is_multiple_of(size)
+            .then_some((seconds / size, unit))
+    })
+    .unwrap_or((seconds, "second"));
+    plural::count(count, unit)
 }

@@ -9,7 +9,7 @@
 //!   in no plugin's statistics.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -51,7 +51,7 @@ pub(crate) struct ShadowRun {
     /// When it began.
     pub(crate) begun: SystemTime,
     /// Its progress and result so far.
-    pub(crate) progress: std::sync::Mutex<ShadowReport>,
+    pub(crate) progress: Mutex<ShadowReport>,
     /// When it ended, and the reason if it failed.
     end: Mutex<Option<(SystemTime, Option<String>)>>,
 }
@@ -59,8 +59,7 @@ pub(crate) struct ShadowRun {
 impl ShadowRun {
     /// Its progress and result so far.
     pub(crate) fn report(&self) -> ShadowReport {
-        let progress = self.progress.lock();
-        progress.unwrap_or_else(PoisonError::into_inner).clone()
+        self.progress.lock().clone()
     }
 
     /// When it ended, with a sentence if its result says nothing about the build.
@@ -127,7 +126,7 @@ impl ShadowRuns {
             compared_with: beside.digest().to_owned(),
             by: by.to_owned(),
             begun: SystemTime::now(),
-            progress: std::sync::Mutex::default(),
+            progress: Mutex::default(),
             end: Mutex::default(),
         });
         let task = run(

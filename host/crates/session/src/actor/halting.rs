@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use lucid_types::log::LogError;
 use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
-use super::message::ActorMessage;
 use super::{Actor, ActorEnd};
+use crate::message::ActorMessage;
 use crate::retry::when_possible;
 use crate::round::StartedWork;
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::handle::{SessionHandle, held};
+use crate::handle::{IdleState, SessionHandle};
 use crate::ports::EnvironmentSpec;
 use crate::shared::SessionsShared;
 use crate::types::CloseReason;
@@ -29,20 +29,6 @@ const ANSWER: Duration = Duration::from_hours(7 * 24);
 
 /// The message shown when the sandbox is released.
 pub(super) const SANDBOX_RELEASED: &str = "Nobody was connected while the agent waits for an answer, so its sandbox was given back, and what ran in it has ended. The files are there, and the next command gets a new one.";
-
-/// The state of a session, as far as it matters while nobody is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum IdleState {
-    /// Being set up, or running a task.
-    Working,
-    /// Waiting for its user's answer and nothing else. Holds the host's uptime at the last
-    /// activity, in milliseconds.
-    Asking(u64),
-    /// No task is open, since this instant.
-    Idle(Instant),
-    /// Not started until its user comes back or an operator asks for it.
-    Held,
-}
 
 #[derive(Debug, PartialEq, Eq)]
 enum IdleAction {
@@ -94,7 +80,7 @@ impl SessionHandle {
     /// Sets the current state. A session that was already idle keeps the time at which it became
     /// so.
     pub(crate) fn set_idle_state(&self, idle_state: IdleState) {
-        let mut known = held(&self.idle_state);
+        let mut known = self.idle_state.lock();
         if !matches!(
             (*known, idle_state),
             (IdleState::Idle(_), IdleState::Idle(_))
@@ -127,9 +113,9 @@ pub(crate) async fn sweep(
             return;
         };
         let now = (Instant::now(), shared.deps.log.uptime());
-        let sessions: Vec<_> = held(&shared.registry).by_id.values().cloned().collect();
+        let sessions: Vec<_> = shared.registry.lock().by_id.values().cloned().collect();
         for session in sessions {
-            let idle_state = *held(&session.idle_state);
+            let idle_state = *session.idle_state.lock();
             match idle_action(idle_state, session.unattended_for(), now, grace) {
                 IdleAction::Keep => {}
                 // The actor checks again: somebody may have answered just now.

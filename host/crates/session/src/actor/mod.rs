@@ -6,13 +6,11 @@
 //! - The actor ends with its session and takes its effects, sandbox and workspace with it. At a
 //!   shutdown it leaves the log and the workspace, from which the session resumes.
 
-pub(crate) mod budget;
 mod halting;
 pub(crate) mod idle;
-pub(crate) mod message;
 mod persist;
 mod provision;
-mod resume;
+pub(crate) mod resume;
 mod shutdown;
 pub(crate) mod task_clock;
 mod upgrade;
@@ -28,11 +26,9 @@ use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, Se
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
-use self::budget::Budget;
-use self::idle::{IdleState, SANDBOX_RELEASED};
-use self::message::{ActorMessage, Started};
+use self::idle::SANDBOX_RELEASED;
+use self::resume::ResumeState;
 use self::task_clock::{TaskClock, now};
-use super::create::{OpenChange, ResumeState};
 use super::effects::Effects;
 use super::handle::SessionHandle;
 use super::ports::tools::SEPARATOR;
@@ -45,6 +41,10 @@ use super::round::{
     CommittedRound, RoundBuilder, RoundContext, STEPS_ALONE, ShownTree, StartedWork,
 };
 use super::shared::SessionsShared;
+use super::types::OpenChange;
+use crate::budget::Budget;
+use crate::handle::IdleState;
+use crate::message::{ActorMessage, Started};
 
 /// The maximum number of messages taken into one round.
 const ROUND: usize = 64;
@@ -64,7 +64,6 @@ enum ActorEnd {
     Broken(String),
 }
 
-pub(super) use self::resume::workspace_lost;
 #[cfg(test)]
 pub(super) use self::shutdown::time_limit_message;
 use self::upgrade::offered_models;

@@ -13,8 +13,8 @@
 use lucid_types::log::{Logged, PausedWriter, SessionLog};
 use lucid_types::transient::TransientFailure;
 
-use super::message::ActorMessage;
 use super::{Actor, ActorEnd};
+use crate::message::ActorMessage;
 use crate::stream::frames;
 
 /// An ongoing wait for the log.

@@ -12,8 +12,8 @@ use serde_json::json;
 use lucid_types::wit::policy::Input;
 use lucid_types::wit::types::Custom;
 
-use super::message::ActorMessage;
 use super::{Actor, ActorEnd};
+use crate::message::ActorMessage;
 use crate::ports::tools::SEPARATOR;
 use crate::stream::frames::EventDraft;
 
@@ -64,19 +64,24 @@ impl Actor {
     }
 }
 
-/// What is told of it: to people, and to the policy.
-pub(crate) fn workspace_lost(repository: bool) -> (String, Input) {
-    let next = if repository {
-        "The repository is cloned again before the next command; what was not pushed is lost."
-    } else {
-        "The work goes on in an empty one."
-    };
-    let text =
-        format!("The session's workspace, with all files in it, is gone from the server. {next}");
-    let body = json!({ "text": text, "repository": repository }).to_string();
-    let input = Input::Other(Custom {
-        kind: WORKSPACE_LOST.to_owned(),
-        body,
-    });
-    (text, input)
+/// A session's logged state, and what it needs to run.
+pub(crate) struct ResumeState {
+    pub(crate) fixed: Arc<SessionConfig>,
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) policy: Arc<dyn SessionPolicy>,
+    /// The build of the policy that ran the session so far and left its state, if it is a different
+    /// one.
+    pub(crate) taken_over: Option<String>,
+    pub(crate) api_key: Option<Secret>,
+    pub(crate) git_token: Option<Secret>,
+    pub(crate) counters: SessionCounters,
+    pub(crate) state: Option<Snapshot>,
+    /// The branch pushed by its open task, or by its last one.
+    pub(crate) pushed: Option<String>,
+    pub(crate) open: Vec<EffectRow>,
+    /// Messages from the user that no round has processed.
+    pub(crate) unread: Vec<InboxMessage>,
+    pub(crate) status: SessionStatus,
+    /// Whether the session resumes only when its user comes back.
+    pub(crate) held: bool,
 }

@@ -14,11 +14,11 @@ use std::time::Duration;
 use lucid_types::log::SessionStatus;
 use lucid_types::plural;
 
-use super::budget::Budget;
-use super::message::ActorMessage;
 use super::task_clock::now;
 use super::{Actor, ActorEnd};
+use crate::budget::Budget;
 use crate::handle::SessionHandle;
+use crate::message::ActorMessage;
 use crate::ports::CallCost;
 use crate::round::inputs::change_event;
 use crate::round::{CHANGE, RoundBuilder, RoundContext};

@@ -12,15 +12,15 @@
 //! - The wall clock only dates what is shown and written. A jump of it is reported in the host's
 //!   log.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{LazyLock, Mutex, Weak};
+use std::sync::{LazyLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
 use lucid_types::log::{EffectKind, SessionCounters};
 
-use crate::handle::held;
 use crate::shared::SessionsShared;
 
 /// Interval at which the wall clock is compared with the monotonic one.
@@ -100,7 +100,7 @@ impl SuspendDetector {
 
 /// Returns how long the process was suspended in total.
 fn suspended_time() -> Duration {
-    let (all, now) = held(&AWAKE).check(Instant::now());
+    let (all, now) = AWAKE.lock().check(Instant::now());
     if let Some(still) = now {
         tracing::warn!(
             seconds = still.as_secs_f64(),

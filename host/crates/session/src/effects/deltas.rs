@@ -7,9 +7,10 @@
 //! - Nothing of an effect is shown after it is closed. If no frame of the log will replace the
 //!   deltas that were shown, they are voided first.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
-use crate::handle::{SessionHandle, held};
+use crate::handle::SessionHandle;
 use crate::stream::delta::DeltaKind;
 use crate::stream::feed::FeedItem;
 use crate::stream::frames;
@@ -40,7 +41,7 @@ impl DeltaStream {
     /// Shows a delta. It is built only if a client follows deltas, and counted in any case: a later
     /// follower must be able to see that it missed something.
     pub(crate) fn push(&self, kind: DeltaKind, text: &str) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         if state.over {
             return;
         }
@@ -61,7 +62,7 @@ impl DeltaStream {
     /// Closes the stream. Returns `false` if it was closed already. `stands` says whether a frame
     /// of the log will replace the deltas that were shown.
     pub(crate) fn finish(&self, stands: bool) -> bool {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         if std::mem::replace(&mut state.over, true) {
             return false;
         }

@@ -14,8 +14,8 @@ use futures::FutureExt;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::actor::message::{ActorMessage, Mailbox, Tree};
 use crate::handle::SessionHandle;
+use crate::message::{ActorMessage, Mailbox, Tree};
 use crate::ports::tools::{EventSink, SessionTools, ToolProvider, ToolsSpec};
 use crate::ports::{Environment, EnvironmentSpec};
 use crate::shared::SessionsShared;

@@ -31,8 +31,8 @@ use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
 
 use self::deltas::DeltaStream;
 use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};
-use super::actor::message::{ActorMessage, Tree};
 use super::handle::SessionHandle;
+use super::message::{ActorMessage, Tree};
 use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, ToolProvider};
 use super::ports::{
     CallCost, Environment, EnvironmentError, EnvironmentSpec, Generation, ModelFailure,

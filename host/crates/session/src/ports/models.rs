@@ -1,11 +1,11 @@
 //! The engine's port for model providers.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
 use crate::error::CreateError;
-use crate::handle::held;
 use crate::stream::delta::DeltaSink;
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{ModelCall, ModelOffer};
@@ -78,11 +78,11 @@ pub struct UsageMeter(Arc<Mutex<Option<CallCost>>>);
 impl UsageMeter {
     /// Reports the cost so far, of all tries together.
     pub fn report(&self, cost: CallCost) {
-        *held(&self.0) = Some(cost);
+        *self.0.lock() = Some(cost);
     }
 
     pub(crate) fn latest(&self) -> Option<CallCost> {
-        held(&self.0).clone()
+        self.0.lock().clone()
     }
 }
 

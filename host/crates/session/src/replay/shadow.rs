@@ -8,7 +8,7 @@
 //! - The amount replayed, its duration and the number of differences kept are limited. One step
 //!   runs at a time, so that sessions have the rest of the machine.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,7 +21,6 @@ use lucid_types::wit::policy::Snapshot;
 use super::again;
 use super::diff::{difference, readable};
 use crate::actor::takes_over;
-use crate::handle::held;
 use crate::ports::SessionPolicy;
 use crate::sessions::Sessions;
 
@@ -126,11 +125,11 @@ impl Sessions {
         let until = Instant::now() + bounds.time;
         let log = &self.shared.deps.log;
         let found = log.last_sessions(name, most).await?;
-        held(progress).wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
+        progress.lock().wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
         if found.is_empty() {
             let nothing =
                 "No session of this policy has stepped yet, so there is nothing to replay.";
-            held(progress).cut = Some(nothing.to_owned());
+            progress.lock().cut = Some(nothing.to_owned());
         }
         for session in found {
             let Some(row) = log.find(&session).await? else {
@@ -150,7 +149,7 @@ impl Sessions {
             let verdict = match steps.await {
                 Err(LogError::Content(cause)) => {
                     tracing::warn!(session = one.session, cause, "a session cannot be replayed");
-                    held(progress).unread += 1;
+                    progress.lock().unread += 1;
                     continue;
                 }
                 other => other?,
@@ -158,7 +157,7 @@ impl Sessions {
             if let Some((schema, bytes)) = row.state {
                 caller.scope(one.migrate(&Snapshot { schema, bytes })).await;
             }
-            let mut progress = held(progress);
+            let mut progress = progress.lock();
             progress.sessions += 1;
             match verdict {
                 Verdict::Same => progress.same += 1,
@@ -233,7 +232,7 @@ impl ShadowedSession<'_> {
     }
 
     fn is_over(&self) -> bool {
-        let mut progress = held(self.progress);
+        let mut progress = self.progress.lock();
         let ShadowLimits { steps, time, .. } = self.bounds;
         if progress.steps >= steps {
             progress.cut = Some(format!(
@@ -257,7 +256,7 @@ impl ShadowedSession<'_> {
     ) -> Result<Option<Option<Snapshot>>, LogError> {
         let again = again(self.build, logged, state).await?;
         {
-            let mut progress = held(self.progress);
+            let mut progress = self.progress.lock();
             progress.steps += 1;
             progress.fuel_then = progress.fuel_then.saturating_add(logged.fuel);
             progress.fuel_now = progress.fuel_now.saturating_add(again.fuel);
@@ -292,7 +291,7 @@ impl ShadowedSession<'_> {
     /// Counts a step that differs, and returns whether it is the session's first. The inputs of
     /// later steps answer what was recorded, so those are counted and not shown.
     fn count_difference(&mut self) -> bool {
-        held(self.progress).steps_different += 1;
+        self.progress.lock().steps_different += 1;
         !std::mem::replace(&mut self.first_differs, true)
     }
 
@@ -307,7 +306,7 @@ impl ShadowedSession<'_> {
     }
 
     fn push(&self, difference: ShadowDifference) {
-        let mut progress = held(self.progress);
+        let mut progress = self.progress.lock();
         if progress.differences.len() < self.bounds.differences {
             progress.differences.push(difference);
         }
@@ -320,7 +319,7 @@ impl ShadowedSession<'_> {
             Err(reason) => Err(reason),
         };
         if let Err(reason) = taken {
-            held(self.progress).not_migrated += 1;
+            self.progress.lock().not_migrated += 1;
             self.push(ShadowDifference {
                 session: self.session.clone(),
                 step: None,

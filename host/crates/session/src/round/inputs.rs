@@ -10,8 +10,7 @@ use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolRe
 use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
 
 use super::{CHANGE, RoundBuilder};
-use crate::actor::message::{ActorMessage, Started};
-use crate::actor::workspace_lost;
+use crate::message::{ActorMessage, Started};
 use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest};
 use crate::stream::frames::{self, EventDraft};
 
@@ -294,4 +293,21 @@ pub(crate) fn change_event(result: Result<OpenedPullRequest, String>) -> EventDr
             format!("The change could not be opened: {why}"),
         ),
     }
+}
+
+/// What is told of it: to people, and to the policy.
+pub(crate) fn workspace_lost(repository: bool) -> (String, Input) {
+    let next = if repository {
+        "The repository is cloned again before the next command; what was not pushed is lost."
+    } else {
+        "The work goes on in an empty one."
+    };
+    let text =
+        format!("The session's workspace, with all files in it, is gone from the server. {next}");
+    let body = json!({ "text": text, "repository": repository }).to_string();
+    let input = Input::Other(Custom {
+        kind: WORKSPACE_LOST.to_owned(),
+        body,
+    });
+    (text, input)
 }

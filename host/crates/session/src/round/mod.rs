@@ -29,8 +29,8 @@ use lucid_types::wit::types::{Error, ErrorKind, Message, ToolCall};
 
 use self::final_message::final_message;
 use self::inputs::user_message;
-use super::actor::budget::Budget;
-use super::actor::message::{ActorMessage, Tree};
+use super::budget::Budget;
+use super::message::{ActorMessage, Tree};
 use super::ports::{AvailableModels, PolicyInfo, StepOutcome};
 use super::stream::frames::{self, EventDraft};
 

@@ -8,12 +8,11 @@
 //! - The most recent frames are kept in memory, at most 32 and 16 KB, however long the session
 //!   lives; everything older is in the log. Deltas are not kept.
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{broadcast, watch};
-
-use crate::handle::held;
 
 /// Maximum number of frames kept in memory.
 const RING_FRAMES: usize = 32;
@@ -92,7 +91,7 @@ impl Feed {
     /// Subscribes to deltas as well: returns all items from now on, and the log's current position.
     /// The frames up to that position followed by the items form the one order.
     pub(super) fn follow(&self) -> (broadcast::Receiver<FeedItem>, FeedHead) {
-        let _now = held(&self.ring);
+        let _now = self.ring.lock();
         let items = self.items.get_or_init(|| broadcast::Sender::new(BEHIND));
         (items.subscribe(), self.head())
     }
@@ -102,7 +101,7 @@ impl Feed {
         if frames.is_empty() {
             return;
         }
-        let mut ring = held(&self.ring);
+        let mut ring = self.ring.lock();
         for (seq, frame) in (first..).zip(frames) {
             ring.bytes += frame.len();
             ring.frames.push_back((seq, frame.clone()));
@@ -135,7 +134,7 @@ impl Feed {
 
     /// Ends the feed.
     pub(crate) fn end(&self) {
-        let _now = held(&self.ring);
+        let _now = self.ring.lock();
         self.update_head(|head| head.ended = true);
     }
 
@@ -154,7 +153,7 @@ impl Feed {
 
     /// Returns the frames after a number, if all of them are in memory.
     pub(super) fn recent(&self, after: u64) -> Option<Vec<(u64, Arc<str>)>> {
-        let ring = held(&self.ring);
+        let ring = self.ring.lock();
         let (oldest, _) = ring.frames.front()?;
         (*oldest <= after + 1).then(|| {
             ring.frames

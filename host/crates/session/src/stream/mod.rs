@@ -4,5 +4,4 @@ pub mod delta;
 pub mod feed;
 pub mod frames;
 pub(crate) mod positions;
-pub(crate) mod saved_positions;
 pub mod subscription;

@@ -16,15 +16,15 @@
 //! - A position is handed out once, to a client with the same features, and for no longer than a
 //!   client keeps retrying.
 
+use parking_lot::Mutex;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::frames::Features;
-use crate::handle::held;
 
 /// How long a lost client may take to come back. An old client tries three times, two seconds
 /// apart; one that comes later is a different page.
@@ -98,7 +98,7 @@ impl ClientPosition {
 
     /// The payload of a ping after this frame.
     pub fn ping(&self, seq: u64) -> [u8; 8] {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         state.asked = seq;
         state.unanswered.get_or_insert_with(Instant::now);
         seq.to_be_bytes()
@@ -110,7 +110,7 @@ impl ClientPosition {
             return;
         };
         let seq = u64::from_be_bytes(payload);
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         if (state.acknowledged + 1..=state.asked).contains(&seq) {
             state.acknowledged = seq;
             state.unanswered = (seq < state.asked).then(Instant::now);
@@ -119,7 +119,7 @@ impl ClientPosition {
 
     /// Records that the frames up to this one were written.
     pub fn sent(&self, seq: u64) {
-        held(&self.state).sent = seq;
+        self.state.lock().sent = seq;
     }
 }
 
@@ -154,16 +154,16 @@ impl ClientPositions {
     /// Registers the connection of a client that is given everything after a frame.
     pub(crate) fn open(&self, features: Features, from: u64) -> Arc<ClientPosition> {
         let position = Arc::new(ClientPosition::new(features, from));
-        held(&self.known).open.push(position.clone());
+        self.known.lock().open.push(position.clone());
         position
     }
 
     /// Removes a connection that was lost, or that its client closed; the latter starts afresh when
     /// it comes back.
     pub(crate) fn close(&self, position: &Arc<ClientPosition>, loss: Option<ConnectionLoss>) {
-        let mut known = held(&self.known);
+        let mut known = self.known.lock();
         known.open.retain(|open| !Arc::ptr_eq(open, position));
-        let state = held(&position.state);
+        let state = position.state.lock();
         let Some(loss) = loss.filter(|_| !state.replaced) else {
             return;
         };
@@ -176,9 +176,9 @@ impl ClientPositions {
     /// The last frame that each client has certainly received, for open connections and lost ones.
     pub(super) fn acknowledged(&self) -> Vec<(Features, u64)> {
         let now = Instant::now();
-        let known = held(&self.known);
+        let known = self.known.lock();
         let open = known.open.iter().filter_map(|position| {
-            let state = held(&position.state);
+            let state = position.state.lock();
             (!state.replaced).then_some((position.features, state.acknowledged))
         });
         let lost = known.lost.iter().filter(|lost| lost.may_return(now));
@@ -188,7 +188,7 @@ impl ClientPositions {
 
     /// Records a lost client, to be continued after this frame.
     pub(super) fn record_lost(&self, features: Features, taken: u64) {
-        let mut known = held(&self.known);
+        let mut known = self.known.lock();
         known.lost.push(LostClient {
             features,
             taken,
@@ -210,7 +210,7 @@ impl ClientPositions {
             changed.as_mut().enable();
             let found = self.claim(features);
             let alike = |open: &Arc<ClientPosition>| open.features == features;
-            if found.is_some() || !held(&self.known).open.iter().any(alike) {
+            if found.is_some() || !self.known.lock().open.iter().any(alike) {
                 return found;
             }
             timeout_at(deadline.into(), changed).await.ok()?;
@@ -226,7 +226,7 @@ impl ClientPositions {
     }
 
     fn claim_at(&self, features: Features, now: Instant) -> Option<u64> {
-        let mut known = held(&self.known);
+        let mut known = self.known.lock();
         known.lost.retain(|lost| lost.may_return(now));
         known.drop_silent(features, now);
         let alike = known.lost.iter().filter(|lost| lost.features == features);
@@ -241,7 +241,7 @@ impl KnownClient {
     /// yet.
     fn drop_silent(&mut self, features: Features, now: Instant) {
         for position in &self.open {
-            let mut state = held(&position.state);
+            let mut state = position.state.lock();
             if position.features == features && !state.replaced && state.is_silent(now) {
                 state.replaced = true;
                 self.lost.push(LostClient {
@@ -379,7 +379,7 @@ mod tests {
         for sent in 0..200 {
             lost(&positions, NONE, 200 - sent, ConnectionLoss::Ended);
         }
-        assert_eq!(held(&positions.known).lost.len(), REMEMBERED);
+        assert_eq!(positions.known.lock().lost.len(), REMEMBERED);
         assert_eq!(positions.claim(NONE), Some(1));
     }
 }

@@ -157,7 +157,7 @@ fn world(change: impl FnOnce(&mut Beside)) -> (World, Beside) {
 
 /// The number of calls of the first set that have begun.
 fn calls(world: &World) -> usize {
-    let diary = world.diary.lock().unwrap();
+    let diary = world.diary.lock();
     diary
         .iter()
         .filter(|line| line.starts_with("beside 1"))
@@ -189,7 +189,7 @@ async fn a_policy_is_told_of_the_deployments_tools_behind_the_sandboxes_and_call
     assert_eq!((world.done("beside 1 m0"), world.done("tool s0")), (1, 1));
     assert_eq!(world.done("tool m0"), 0, "it is not the sandbox's");
     sessions.stop(session.id()).await;
-    let diary = world.diary.lock().unwrap().clone();
+    let diary = world.diary.lock().clone();
     let at = |line: &str| diary.iter().position(|noted| noted == line);
     assert!(
         at("end 1") < at("close") && at("end 1").is_some(),

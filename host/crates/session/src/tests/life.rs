@@ -563,7 +563,7 @@ async fn a_session_that_is_stopped_while_it_clones_closes_its_box_before_its_fil
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     sessions.stop(session.id()).await;
-    let diary = world.diary.lock().unwrap().clone();
+    let diary = world.diary.lock().clone();
     assert_eq!(diary, ["provision 5", "fetch", "close", "wipe"]);
 }
 

@@ -87,7 +87,7 @@ impl Fixture {
     }
 
     fn took(&self) -> Vec<(String, StepVerdict)> {
-        self.world.took.lock().unwrap().clone()
+        self.world.took.lock().clone()
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::actor::message::{ActorMessage, Started, Tree};
+use super::super::message::{ActorMessage, Started, Tree};
 use super::*;
-use crate::actor::budget::Budget;
+use crate::budget::Budget;
 use crate::round::{RoundBuilder, RoundContext, StartedWork, internal_error, of_effect};
 use lucid_types::log::{EffectKind, SessionCounters};
 

@@ -137,7 +137,7 @@ async fn where_the_disk_is_short_the_oldest_files_go_first() {
     assert_eq!(world.done("wipe"), 0);
     world.short.store(true, Ordering::SeqCst);
     eventually("all files go", || world.done("wipe") == 2).await;
-    assert_eq!(*world.wiped.lock().unwrap(), ids);
+    assert_eq!(*world.wiped.lock(), ids);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,11 +26,11 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
         limits.grace = Duration::from_millis(20);
     });
     second.recover_held().await.unwrap();
-    let before = world.diary.lock().unwrap().clone();
+    let before = world.diary.lock().clone();
     // The sweep has run many times.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(waiting(&second), (1, 1));
-    assert_eq!(*world.diary.lock().unwrap(), before, "it did something");
+    assert_eq!(*world.diary.lock(), before, "it did something");
     assert!(second.get(&id, &user).unwrap().is_alive());
     second.shutdown().await;
     drop(second);

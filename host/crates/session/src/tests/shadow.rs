@@ -98,7 +98,7 @@ fn breaks(
 async fn a_build_that_does_the_same_differs_nowhere_and_nothing_is_written_or_done() {
     let fixture = Fixture::new(2).await;
     let store = &fixture.sessions.store;
-    let done = || fixture.world.diary.lock().unwrap().len();
+    let done = || fixture.world.diary.lock().len();
     let before = (store.written(), done());
     let shown = fixture.shadow(worker, BUILD, 10).await;
     assert_eq!(

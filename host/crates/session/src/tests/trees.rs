@@ -1,8 +1,8 @@
 //! File trees that change without a tool's action.
 
-use super::super::actor::message::{ActorMessage, Tree};
+use super::super::message::{ActorMessage, Tree};
 use super::*;
-use crate::actor::budget::Budget;
+use crate::budget::Budget;
 use crate::round::{RoundBuilder, RoundContext, ShownTree};
 use lucid_types::log::{SessionCounters, SessionStatus};
 

@@ -159,12 +159,12 @@ impl World {
     }
 
     pub(super) fn note(&self, line: String) {
-        self.diary.lock().unwrap().push(line);
+        self.diary.lock().push(line);
     }
 
     /// The number of lines with this prefix.
     pub(super) fn any(&self, beginning: &str) -> usize {
-        let diary = self.diary.lock().unwrap();
+        let diary = self.diary.lock();
         diary
             .iter()
             .filter(|line| line.starts_with(beginning))
@@ -230,7 +230,7 @@ impl Policies for World {
     }
 
     fn record_step(&self, _: &str, digest: &str, _: &str, verdict: StepVerdict) {
-        self.took.lock().unwrap().push((digest.to_owned(), verdict));
+        self.took.lock().push((digest.to_owned(), verdict));
     }
 }
 
@@ -282,7 +282,7 @@ impl Models for World {
             "model {} {}",
             request.call.effect, request.call.model
         ));
-        self.prompts.lock().unwrap().push(request.messages);
+        self.prompts.lock().push(request.messages);
         let (hold, aside) = (self.hold.clone(), request.call.aside);
         let grief = request.call.effect == "grief";
         if self.tells.load(Ordering::SeqCst) {
@@ -393,7 +393,7 @@ impl EnvironmentProvider for World {
 
     fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
         self.note("wipe".to_owned());
-        self.wiped.lock().unwrap().push(spec.session);
+        self.wiped.lock().push(spec.session);
         let stuck = self.stuck.load(Ordering::SeqCst);
         std::future::ready(if stuck {
             Err("It is stuck.".to_owned())
@@ -487,7 +487,7 @@ impl Environment for World {
     }
 
     fn pushed(&self) -> BoxFuture<'static, Option<String>> {
-        let diary = self.diary.lock().unwrap();
+        let diary = self.diary.lock();
         let tool = diary
             .iter()
             .rev()

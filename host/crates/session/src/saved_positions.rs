@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use lucid_types::log::PositionRow;
 
-use super::frames::Features;
-use crate::handle::{SessionHandle, held};
+use crate::handle::SessionHandle;
 use crate::retry::when_possible;
 use crate::sessions::Sessions;
 use crate::shared::SessionsShared;
+use crate::stream::frames::Features;
 
 /// The interval between two checks for changes.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ impl SessionsShared {
     /// The positions of the clients of all sessions.
     fn positions(&self) -> Vec<PositionRow> {
         let sessions: Vec<Arc<SessionHandle>> =
-            held(&self.registry).by_id.values().cloned().collect();
+            self.registry.lock().by_id.values().cloned().collect();
         let mut rows: Vec<PositionRow> = Vec::new();
         for session in sessions {
             let known = session.positions.acknowledged().into_iter();
@@ -95,7 +95,7 @@ impl Sessions {
         for row in rows {
             let session = row.session.parse().ok();
             let session =
-                session.and_then(|id| held(&self.shared.registry).by_id.get(&id).cloned());
+                session.and_then(|id| self.shared.registry.lock().by_id.get(&id).cloned());
             if let Some(session) = session {
                 tracing::debug!(session = %session.id(), taken = row.taken, "a client of the last run may come back");
                 let known = row.taken.min(session.feed.head().seq);

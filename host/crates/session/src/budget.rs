@@ -22,7 +22,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// Creates the budget of a session that was created with these limits.
-    pub(super) fn new(fixed: &SessionConfig, iterations: u32) -> Self {
+    pub(crate) fn new(fixed: &SessionConfig, iterations: u32) -> Self {
         Self {
             iterations,
             tokens: fixed.token_limit,
@@ -31,7 +31,7 @@ impl Budget {
     }
 
     /// Returns how many model calls the open task may still make.
-    pub(super) fn iterations_left(&self, counters: &SessionCounters) -> u32 {
+    pub(crate) fn iterations_left(&self, counters: &SessionCounters) -> u32 {
         self.iterations.saturating_sub(counters.iterations)
     }
 
@@ -43,7 +43,7 @@ impl Budget {
 
     /// Returns what the session may still cost, in millionths of a US dollar, or `None` if there is
     /// no limit.
-    pub(super) fn cost_left(&self, counters: &SessionCounters) -> Option<u64> {
+    pub(crate) fn cost_left(&self, counters: &SessionCounters) -> Option<u64> {
         let used = counters.totals.cost;
         self.cost.map(|limit| limit.saturating_sub(used))
     }
