@@ -12,7 +12,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use lucid_types::log::{LogError, RetainedWorkspace};
-use lucid_types::plural;
 use lucid_types::user::UserId;
 
 use super::ports::EnvironmentSpec;
@@ -119,48 +118,5 @@ impl SessionsShared {
         id: &SessionId,
     ) -> Result<Option<RetainedWorkspace>, LogError> {
         self.deps.log.retained(&id.to_string()).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::actor::idle;
-    use super::super::{CloseReason, actor};
-    use super::*;
-
-    /// How many bytes a WebSocket's close has room for.
-    const ROOM: usize = 123;
-
-    #[test]
-    fn whatever_the_retention_time_a_close_has_room_for_all_of_its_reason_and_the_record_says_more()
-    {
-        let days = |days: u64| Duration::from_secs(86_400 * days);
-        let odd = [1, 59, 61, 3_601, 86_399, 5_400].map(Duration::from_secs);
-        let odd = odd.into_iter().chain([days(999) - Duration::from_secs(1)]);
-        for time in odd.chain((1..=999).map(days)) {
-            for reason in [idle::ALONE.to_owned(), actor::time_limit_message(time)] {
-                let close = CloseReason::expired(&reason, Some(time));
-                assert!(close.reason.len() <= ROOM, "{}", close.reason);
-                assert!(close.reason.ends_with('.') && close.reason.starts_with(&reason));
-                let recorded = close.recorded();
-                assert!(
-                    recorded.ends_with(", while the disk has room."),
-                    "{recorded}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_time_is_spelt_in_the_largest_unit_that_fits() {
-        for (seconds, text) in [
-            (86_400, "1 day"),
-            (172_800, "2 days"),
-            (5_400, "90 minutes"),
-            (61, "61 seconds"),
-            (1, "1 second"),
-        ] {
-            assert_eq!(spelled(Duration::from_secs(seconds)), text);
-        }
     }
 }
