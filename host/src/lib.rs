@@ -5,8 +5,9 @@
 //!
 //! # Layout
 //!
-//! From the top down. A module uses what stands below it, with a few exceptions that are on their way out:
-//! `manifest` re-exports `deployment`'s loading, and `store` takes a type of `config`.
+//! The parts are crates in `host/crates`: `lucid_types`, `lucid_wasm`, `lucid_net`, `lucid_store`,
+//! `lucid_sandbox` and `lucid_session`. This one puts them together. From the top down, a module uses what stands
+//! below it:
 //!
 //! - [`cli`]: the command line. [`server`]: puts the parts together.
 //! - [`api`]: REST and WebSocket.
@@ -14,14 +15,8 @@
 //! - [`environment`]: where a session works: its workspace, its sandbox, its way to git.
 //! - [`toolsets`]: tools of components and of MCP servers. [`models`]: model providers and calls.
 //!   [`git_providers`]: accounts, repositories and pull requests.
-//! - [`manifest`] reads `lucid.toml`.
-//! - [`session`]: the session engine.
-//! - [`config`] reads the settings.
-//! - [`sandbox`]: sandboxes, workspaces, the tools that work in them, and the git gateway.
-//! - [`store`]: the log, chats, blobs.
-//! - [`wasm`]: runs components. [`auth`]: who a caller is.
-//! - [`net`]: addresses, egress for plugins, documents, registries.
-//! - [`types`]: what all of them speak of. [`builtin`]: what the build put into the binary.
+//! - [`manifest`] reads `lucid.toml`, [`config`] the settings.
+//! - [`auth`]: who a caller is. [`builtin`]: what the build put into the binary.
 
 #![forbid(unsafe_code)]
 

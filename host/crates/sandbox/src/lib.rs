@@ -11,6 +11,8 @@
 //! - Commands get an environment built from nothing.
 //! - When a sandbox is closed, none of its processes lives on.
 
+#![forbid(unsafe_code)]
+
 mod backend;
 mod bubblewrap;
 mod command_env;

@@ -20,6 +20,8 @@
 //!   [`lucid_types::log`].
 //! - `stream` is what clients see.
 
+#![forbid(unsafe_code)]
+
 mod actor;
 mod budget;
 mod create;

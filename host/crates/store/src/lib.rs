@@ -17,6 +17,8 @@
 //! from the last step that is there. FULL would cost one flush per group commit and guard against
 //! nothing else.
 
+#![forbid(unsafe_code)]
+
 mod accounts;
 pub mod blobs;
 mod chats;

@@ -2,6 +2,8 @@
 //! packages, the session log's trait and values, the disk reserve, text sanitizing, Unicode repair,
 //! digests, and counts, sizes and errors in words.
 
+#![forbid(unsafe_code)]
+
 pub mod digest;
 pub mod disk_reserve;
 pub mod exec;

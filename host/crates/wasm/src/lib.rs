@@ -18,6 +18,8 @@
 //! - No component can block or bring down the host or another session: each call has limits, and
 //!   exceeding one is an ordinary error of that call.
 
+#![forbid(unsafe_code)]
+
 mod admission;
 mod any_plugin;
 mod call_stats;
