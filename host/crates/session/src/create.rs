@@ -13,14 +13,11 @@ use tokio::sync::mpsc;
 use url::Url;
 use uuid::Uuid;
 
-use lucid_types::log::{
-    EffectRow, InboxMessage, LogError, RoundRow, SessionConfig, SessionCounters, SessionStatus,
-};
+use lucid_types::log::{LogError, RoundRow, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::repository_url::{parse_repository_url, repository_url};
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
-use lucid_types::wit::policy::Snapshot;
 
 use super::actor;
 use super::actor::resume::ResumeState;

@@ -12,12 +12,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use lucid_types::log::{LogError, RetainedWorkspace};
-use lucid_types::user::UserId;
 
 use super::ports::EnvironmentSpec;
-use super::sessions::Sessions;
 use super::shared::SessionsShared;
-use super::types::{LookupError, SessionId};
+use super::types::SessionId;
 
 /// After how long one that could not be removed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);

@@ -2,24 +2,20 @@
 //!
 //! # Invariants
 //! A session whose files are gone does not work on in an empty folder as if nothing had happened: its user
-//! reads that they are gone, its policy is told with the input [`WORKSPACE_LOST`], and its repository is
+//! reads that they are gone, its policy is told with the input [`WORKSPACE_LOST`](crate::round::inputs::WORKSPACE_LOST), and its repository is
 //! cloned again before its next command.
 
 use std::sync::Arc;
 
-use serde_json::json;
-
-use lucid_types::wit::policy::Input;
-use lucid_types::wit::types::Custom;
+use lucid_types::log::{EffectRow, InboxMessage, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::secret::Secret;
+use lucid_types::wit::policy::{Input, Snapshot};
 
 use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::ports::tools::SEPARATOR;
+use crate::ports::{Generation, SessionPolicy};
 use crate::stream::frames::EventDraft;
-
-/// The kind of the input; its body has `text`, a sentence for the model, and `repository`, whether one is
-/// cloned again.
-const WORKSPACE_LOST: &str = "lucid.workspace-lost";
 
 impl Actor {
     /// Whatever waited for this start.

@@ -5,15 +5,20 @@
 //! - A message about an effect that is not open changes only the totals: what a model call cost is
 //!   charged whether or not anybody waits for its answer.
 
+use serde_json::json;
+
 use lucid_types::log::{ChatLine, EffectKind, ModelCallRow, UsageTotals};
 use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
-use lucid_types::wit::types::{Content, Error, ErrorKind, Message, Role, ToolResult};
+use lucid_types::wit::types::{Content, Custom, Error, ErrorKind, Message, Role, ToolResult};
 
 use super::{CHANGE, RoundBuilder};
 use crate::message::{ActorMessage, Started};
 use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest};
 use crate::stream::frames::{self, EventDraft};
 
+/// The kind of the input that says that the session's files are gone; its body has `text`, a sentence for the
+/// model, and `repository`, whether one is cloned again.
+pub(crate) const WORKSPACE_LOST: &str = "lucid.workspace-lost";
 /// The type of events that say that a model is unavailable or available again. Clients that do not
 /// know the type show it in the chat because its name contains `Message`, and none of them mistakes
 /// a state for a failure.

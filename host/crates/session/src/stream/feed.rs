@@ -25,7 +25,7 @@ pub(crate) const BEHIND: usize = 128;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedHead {
     /// The number of the last published frame.
-    pub(super) seq: u64,
+    pub(crate) seq: u64,
     /// Whether the feed has ended.
     pub ended: bool,
 }

@@ -174,7 +174,7 @@ impl ClientPositions {
     }
 
     /// The last frame that each client has certainly received, for open connections and lost ones.
-    pub(super) fn acknowledged(&self) -> Vec<(Features, u64)> {
+    pub(crate) fn acknowledged(&self) -> Vec<(Features, u64)> {
         let now = Instant::now();
         let known = self.known.lock();
         let open = known.open.iter().filter_map(|position| {
@@ -187,7 +187,7 @@ impl ClientPositions {
     }
 
     /// Records a lost client, to be continued after this frame.
-    pub(super) fn record_lost(&self, features: Features, taken: u64) {
+    pub(crate) fn record_lost(&self, features: Features, taken: u64) {
         let mut known = self.known.lock();
         known.lost.push(LostClient {
             features,

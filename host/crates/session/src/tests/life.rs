@@ -464,7 +464,6 @@ async fn model_calls_of_a_task_are_counted_by_the_host() {
         world
             .diary
             .lock()
-            .unwrap()
             .iter()
             .filter(|line| line.starts_with("model"))
             .count(),

@@ -58,7 +58,7 @@ impl Fixture {
             .sessions
             .shadow("scripted", &*policy, most, bounds, &told);
         done.await.unwrap();
-        told.into_inner().unwrap()
+        told.into_inner()
     }
 }
 

@@ -174,7 +174,6 @@ impl World {
     pub(super) fn done(&self, line: &str) -> usize {
         self.diary
             .lock()
-            .unwrap()
             .iter()
             .filter(|noted| *noted == line)
             .count()
@@ -500,7 +499,6 @@ impl Environment for World {
         let tools = self
             .diary
             .lock()
-            .unwrap()
             .iter()
             .filter(|line| line.starts_with("tool"))
             .count();
