@@ -123,7 +123,7 @@ pub struct App {
     about: DeploymentInfo,
     deployment: DeploymentManager,
     /// How the last start was on another machine or in another folder; empty until this one is noted.
-    elsewhere: OnceCell<Option<String>>,
+    relocation: OnceCell<Option<String>>,
 }
 
 /// Whether workspaces outlive their sessions.
@@ -148,7 +148,7 @@ pub enum ResumeMode {
 
 /// The folders below one base.
 pub(crate) struct DataDirs {
-    own: PathBuf,
+    root: PathBuf,
     data: PathBuf,
     cache: PathBuf,
     run: PathBuf,
@@ -161,7 +161,7 @@ impl DataDirs {
             data: own.join("data"),
             cache: own.join("cache"),
             run: own.join("run"),
-            own,
+            root: own,
         }
     }
 
@@ -290,7 +290,7 @@ impl App {
             reserve,
             about,
             deployment,
-            elsewhere: OnceCell::new(),
+            relocation: OnceCell::new(),
         })
     }
 
@@ -301,7 +301,7 @@ impl App {
     pub async fn recover(&self, resume: ResumeMode) -> Result<(), StartError> {
         // Once: what it finds is not there for another attempt.
         let begin = || origin::begin(&self.store, &self.config.workspace_base_path);
-        let elsewhere = self.elsewhere.get_or_try_init(begin).await?;
+        let elsewhere = self.relocation.get_or_try_init(begin).await?;
         if resume == ResumeMode::All {
             let release = |connection: &_| lucid_store::release_sessions(connection, None);
             self.store.write(release).await?;
@@ -471,7 +471,7 @@ fn watcher(base: &Path) -> Option<Watcher> {
 
 /// The log and the chats.
 pub(crate) fn open_store(folders: &DataDirs) -> Result<Store, StartError> {
-    create_dir(&folders.own)?;
+    create_dir(&folders.root)?;
     Ok(Store::open(&folders.data)?)
 }
 
@@ -541,7 +541,7 @@ pub(crate) async fn deploy(
     blobs: Blobs,
 ) -> Result<Arc<DeploymentSnapshot>, StartError> {
     let now = start_deployment(config, folders, blobs).await?.now();
-    match now.refused {
+    match now.last_failure {
         // A server would start without it, and whoever looks is to know.
         Some((_, problems)) => Err(StartError::Deployment((*problems).clone())),
         None => Ok(now.snapshot),
@@ -549,7 +549,7 @@ pub(crate) async fn deploy(
 }
 
 fn engine(folders: &DataDirs) -> Result<Engine, StartError> {
-    create_dir(&folders.own)?;
+    create_dir(&folders.root)?;
     Ok(Engine::new(EngineOptions {
         cache: Some(folders.cache.clone()),
         ..EngineOptions::default()
@@ -561,7 +561,7 @@ pub(crate) async fn find_sandboxes(
     config: &Config,
     folders: &DataDirs,
 ) -> Result<Sandboxes, StartError> {
-    create_dir(&folders.own)?;
+    create_dir(&folders.root)?;
     let choice = match config.sandbox_backend {
         SandboxBackend::Docker => BackendChoice::Docker,
         SandboxBackend::Auto if config.sandbox_allow_local => BackendChoice::AutoOrLocal,

@@ -195,7 +195,7 @@ fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session:
         piece: Vec::with_capacity(PIECE),
         waited: Duration::ZERO,
         sent: 0,
-        broken: false,
+        disconnected: false,
     };
     let packed = workspace.archive(&mut pipe);
     if let Err(cause) = packed {
@@ -214,12 +214,12 @@ struct ChunkWriter {
     waited: Duration,
     sent: u64,
     /// Whether the client is gone, so that sending is not tried twice.
-    broken: bool,
+    disconnected: bool,
 }
 
 impl ChunkWriter {
     fn send(&mut self) -> io::Result<()> {
-        if self.broken {
+        if self.disconnected {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
@@ -232,7 +232,7 @@ impl ChunkWriter {
             .block_on(self.sender.send_timeout(Ok(piece.into()), patience));
         self.waited += begun.elapsed();
         sent.map_err(|error| {
-            self.broken = true;
+            self.disconnected = true;
             match error {
                 mpsc::error::SendTimeoutError::Timeout(_) => {
                     io::Error::new(io::ErrorKind::TimedOut, "the client took it too slowly")

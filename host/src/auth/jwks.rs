@@ -37,7 +37,7 @@ pub(super) struct FetchPacing {
     /// The delay after a failure. Each further one is twice as long, up to `refresh`.
     pub(super) retry: Duration,
     /// How long after a response no token causes another fetch.
-    pub(super) rest: Duration,
+    pub(super) cooldown: Duration,
     /// How long keys stay in use that could not be fetched again.
     pub(super) stale: Duration,
 }
@@ -48,7 +48,7 @@ impl Default for FetchPacing {
             fetch: Duration::from_secs(10),
             refresh: Duration::from_secs(600),
             retry: Duration::from_secs(1),
-            rest: Duration::from_secs(10),
+            cooldown: Duration::from_secs(10),
             stale: Duration::from_secs(86_400),
         }
     }
@@ -86,7 +86,7 @@ struct JwksCache {
     /// The number of fetches.
     tries: u64,
     /// Until when no token causes a fetch. `None` during a fetch, and before the first one.
-    rest: Option<Instant>,
+    cooldown_until: Option<Instant>,
 }
 
 /// The keys of one identity provider.
@@ -167,7 +167,7 @@ impl Jwks {
         let mut wanted = self.wanted.subscribe();
         let mut tries = 0;
         loop {
-            self.known.send_modify(|known| known.rest = None);
+            self.known.send_modify(|known| known.cooldown_until = None);
             let fetched = self.fetch().await;
             self.report(&fetched, &mut reported);
             let pause = match &fetched {
@@ -182,13 +182,13 @@ impl Jwks {
                 let now = Instant::now();
                 known.tries = tries;
                 known.failed = fetched.is_err();
-                known.rest = Some(now + self.pace.rest);
+                known.cooldown_until = Some(now + self.pace.cooldown);
                 if let Ok(keys) = fetched {
                     known.keys = Some((Arc::new(keys), now));
                 }
             });
             let asked = async {
-                sleep(self.pace.rest).await;
+                sleep(self.pace.cooldown).await;
                 let _ = wanted.wait_for(|wanted| *wanted > tries).await;
             };
             tokio::select! {
@@ -260,7 +260,9 @@ impl Jwks {
             Some(KeyLookup::Ambiguous) => return Err(AuthError::InvalidToken),
             Some(KeyLookup::Unknown) | None => {}
         }
-        let rests = known.rest.is_some_and(|until| Instant::now() < until);
+        let rests = known
+            .cooldown_until
+            .is_some_and(|until| Instant::now() < until);
         if !rests {
             let next = known.tries + 1;
             self.wanted.send_if_modified(|wanted| {

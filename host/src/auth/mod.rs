@@ -70,7 +70,7 @@ pub struct Authenticator {
     jwks: Option<Arc<Jwks>>,
     pub(crate) internal_key: Option<Secret>,
     /// Called for everybody who presents a valid token.
-    seen: Option<AuthCallback>,
+    on_authenticated: Option<AuthCallback>,
 }
 
 impl fmt::Debug for Authenticator {
@@ -92,7 +92,7 @@ impl Authenticator {
             jwks: None,
             // An empty key would match an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
-            seen: None,
+            on_authenticated: None,
         }
     }
 
@@ -113,10 +113,10 @@ impl Authenticator {
         Some(AbortOnDropHandle::new(following))
     }
 
-    /// Calls `seen` for everybody who presents a valid token.
+    /// Calls `on_authenticated` for everybody who presents a valid token.
     #[must_use]
     pub fn on_authenticated(mut self, seen: impl Fn(&Identity) + Send + Sync + 'static) -> Self {
-        self.seen = Some(Box::new(seen));
+        self.on_authenticated = Some(Box::new(seen));
         self
     }
 
@@ -133,7 +133,7 @@ impl Authenticator {
             }
             _ => Err(AuthError::InvalidToken),
         }?;
-        if let Some(seen) = &self.seen {
+        if let Some(seen) = &self.on_authenticated {
             seen(&who);
         }
         Ok(who)

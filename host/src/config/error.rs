@@ -12,12 +12,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A value is not one of the permitted ones.
-    #[error("{name} is {given}, but it must be {allowed}.")]
+    #[error("{name} is {value}, but it must be {allowed}.")]
     NotAllowed {
         /// The setting.
         name: &'static str,
         /// The given value, quoted and truncated.
-        given: String,
+        value: String,
         /// The permitted values, as the end of a sentence.
         allowed: &'static str,
     },
@@ -45,11 +45,11 @@ pub enum ConfigError {
     },
     /// Local mode with an address that other machines can reach.
     #[error(
-        "HOST is {given}, but without SUPABASE_JWT_SECRET or SUPABASE_URL the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others."
+        "HOST is {value}, but without SUPABASE_JWT_SECRET or SUPABASE_URL the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others."
     )]
     LocalModeIsLocal {
         /// The given value, quoted and truncated.
-        given: String,
+        value: String,
     },
     /// The `.env` file exists but cannot be read.
     #[error(".env cannot be read: {0}.")]

@@ -36,7 +36,7 @@ pub(super) fn jwks_url(values: &SettingValues) -> Result<Option<Url>, ConfigErro
     }
     Err(ConfigError::NotAllowed {
         name,
-        given: quoted_value(url.as_str()),
+        value: quoted_value(url.as_str()),
         allowed: "an https URL, or an http URL at an address that is not public and not a metadata service's",
     })
 }

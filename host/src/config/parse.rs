@@ -49,7 +49,7 @@ impl SettingValues {
             Some(value) => Ok(Some(value)),
             None => Err(ConfigError::NotAllowed {
                 name,
-                given: quoted_value(text),
+                value: quoted_value(text),
                 allowed,
             }),
         }
@@ -141,7 +141,7 @@ impl SettingValues {
             None if text.contains(['@', '?', '#']) => Err(ConfigError::BadSecret { name, allowed }),
             None => Err(ConfigError::NotAllowed {
                 name,
-                given: quoted_value(text),
+                value: quoted_value(text),
                 allowed,
             }),
         }

@@ -60,7 +60,7 @@ impl Config {
         )?;
         if local && !host.to_canonical().is_loopback() {
             return Err(ConfigError::LocalModeIsLocal {
-                given: quoted_value(values.text("HOST").unwrap_or_default()),
+                value: quoted_value(values.text("HOST").unwrap_or_default()),
             });
         }
 

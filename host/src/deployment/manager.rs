@@ -55,10 +55,10 @@ struct Inner {
     blobs: Blobs,
     upload_store: UploadStore,
     components: ComponentStore,
-    published: watch::Sender<Arc<Generation>>,
-    now: Mutex<DeploymentStatus>,
+    generations: watch::Sender<Arc<Generation>>,
+    status: Mutex<DeploymentStatus>,
     /// Held while a generation is loaded.
-    turn: tokio::sync::Mutex<()>,
+    load_lock: tokio::sync::Mutex<()>,
     probations: Probations,
     /// Decisions about builds on probation. Taken by the task that applies them.
     decisions: Mutex<Option<mpsc::UnboundedReceiver<ProbationDecision>>>,
@@ -75,7 +75,7 @@ pub struct DeploymentStatus {
     pub since: SystemTime,
     /// The problems of the last load and its time. `None` if the current deployment was loaded
     /// last.
-    pub refused: Option<(SystemTime, Arc<ManifestProblems>)>,
+    pub last_failure: Option<(SystemTime, Arc<ManifestProblems>)>,
 }
 
 /// A change of one plugin's build.
@@ -293,14 +293,14 @@ impl DeploymentManager {
             blobs,
             upload_store,
             components,
-            published: watch::Sender::new(generation(1, &snapshot)),
-            now: Mutex::new(DeploymentStatus {
+            generations: watch::Sender::new(generation(1, &snapshot)),
+            status: Mutex::new(DeploymentStatus {
                 number: 1,
                 snapshot,
                 since: SystemTime::now(),
-                refused,
+                last_failure: refused,
             }),
-            turn: tokio::sync::Mutex::default(),
+            load_lock: tokio::sync::Mutex::default(),
             probations,
             decisions: Mutex::new(Some(decisions)),
         })))
@@ -308,12 +308,12 @@ impl DeploymentManager {
 
     /// The deployment, for sessions.
     pub(crate) fn deployment(&self) -> Deployment {
-        self.0.published.subscribe()
+        self.0.generations.subscribe()
     }
 
     /// The current state.
     pub fn now(&self) -> DeploymentStatus {
-        self.0.now.lock().clone()
+        self.0.status.lock().clone()
     }
 
     /// Reloads the manifest, the files and the registries' tags, and returns the number of the
@@ -450,7 +450,7 @@ impl DeploymentManager {
             probations,
             ..
         } = &*self.0;
-        let turn = self.0.turn.lock().await;
+        let turn = self.0.load_lock.lock().await;
         let _work = engine.activities().begin(name, ActivityKind::Loading);
         let writer = self.writer().await?;
         let mut record = upload_store.record()?;
@@ -588,7 +588,7 @@ impl DeploymentManager {
         } else {
             tracing::info!(%kind, name, digest, by, "a plugin's build was {what}");
         }
-        let unsettled = before.refused.is_some();
+        let unsettled = before.last_failure.is_some();
         let number = self.publish(before, snapshot, None);
         if !unsettled {
             return Ok(number);
@@ -627,7 +627,7 @@ impl DeploymentManager {
         &self,
         found: Result<Arc<Manifest>, ManifestProblems>,
     ) -> Result<u64, Arc<ManifestProblems>> {
-        let _turn = self.0.turn.lock().await;
+        let _turn = self.0.load_lock.lock().await;
         self.load_serialized(found).await
     }
 
@@ -699,7 +699,10 @@ impl DeploymentManager {
         snapshot: DeploymentSnapshot,
         refused: Option<(SystemTime, Arc<ManifestProblems>)>,
     ) -> u64 {
-        let mut now = DeploymentStatus { refused, ..before };
+        let mut now = DeploymentStatus {
+            last_failure: refused,
+            ..before
+        };
         if !now.snapshot.is_same(&snapshot) {
             now.number += 1;
             now.since = SystemTime::now();
@@ -718,8 +721,8 @@ impl DeploymentManager {
         }
         let number = now.number;
         let next = generation(number, &now.snapshot);
-        *self.0.now.lock() = now;
-        self.0.published.send_if_modified(|current| {
+        *self.0.status.lock() = now;
+        self.0.generations.send_if_modified(|current| {
             let newer = current.number != number;
             if newer {
                 *current = next;
@@ -734,7 +737,7 @@ impl DeploymentManager {
         before: &DeploymentStatus,
         problems: ManifestProblems,
     ) -> Arc<ManifestProblems> {
-        let known = before.refused.as_ref();
+        let known = before.last_failure.as_ref();
         let problems = match known.filter(|(_, known)| **known == problems) {
             Some((_, known)) => known.clone(),
             None => {
@@ -747,8 +750,8 @@ impl DeploymentManager {
                 Arc::new(problems)
             }
         };
-        let mut now = self.0.now.lock();
-        now.refused = Some((SystemTime::now(), problems.clone()));
+        let mut now = self.0.status.lock();
+        now.last_failure = Some((SystemTime::now(), problems.clone()));
         problems
     }
 }

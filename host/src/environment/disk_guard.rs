@@ -78,7 +78,7 @@ pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
             if let Some(free) = free_bytes(base.clone()).await
                 && disk.needs_count(free)
             {
-                disk.unsure = !end_oversized(&OpenEnvironments(environments)).await;
+                disk.incomplete = !end_oversized(&OpenEnvironments(environments)).await;
             }
         }
     });
@@ -86,29 +86,29 @@ pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
 
 /// What is known of the disk.
 struct DiskState {
-    fall: u64,
+    threshold: u64,
     /// What was free when workspaces were last counted, or more since then.
     free: Option<u64>,
     /// Not every workspace could be counted then.
-    unsure: bool,
+    incomplete: bool,
 }
 
 impl DiskState {
     fn new(disk_limit: u64) -> Self {
         Self {
-            fall: FALL.min(disk_limit / 8),
+            threshold: FALL.min(disk_limit / 8),
             free: None,
-            unsure: false,
+            incomplete: false,
         }
     }
 
     fn needs_count(&mut self, free: u64) -> bool {
         let known = *self.free.get_or_insert(free);
-        let fell = known.saturating_sub(free) >= self.fall;
+        let fell = known.saturating_sub(free) >= self.threshold;
         if fell || free > known {
             self.free = Some(free);
         }
-        fell || self.unsure
+        fell || self.incomplete
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
         assert!(disk.needs_count(100 * gib - 2 * FALL));
         assert!(!disk.needs_count(200 * gib));
         assert!(disk.needs_count(199 * gib));
-        disk.unsure = true;
+        disk.incomplete = true;
         assert!(disk.needs_count(199 * gib));
     }
 

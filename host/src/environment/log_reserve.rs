@@ -38,7 +38,7 @@ pub(crate) fn watch(reserve: DiskReserve, store: Store, open: &OpenEnvironments)
             store,
             sizes: HashMap::new(),
             counted_at: None,
-            probed: Instant::now(),
+            last_probe: Instant::now(),
         };
         let mut pause = Duration::ZERO;
         loop {
@@ -61,15 +61,15 @@ struct LogReserve {
     sizes: SessionSizes,
     /// What was free then.
     counted_at: Option<u64>,
-    probed: Instant,
+    last_probe: Instant,
 }
 
 impl LogReserve {
     /// Looks once, does what is to be done, and says when to look again.
     async fn check(&mut self, open: &OpenEnvironments) -> Duration {
         let failure = self.store.health().failure();
-        if failure.is_some() && self.probed.elapsed() >= PROBE {
-            self.probed = Instant::now();
+        if failure.is_some() && self.last_probe.elapsed() >= PROBE {
+            self.last_probe = Instant::now();
             // What came of it is the store's to know.
             let _ = self.store.probe().await;
         }

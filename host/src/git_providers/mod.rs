@@ -63,7 +63,7 @@ pub struct GitInstance {
     provider: Arc<GitProvider>,
     endpoint: GitEndpoint,
     /// Whether a user named it.
-    own: bool,
+    named_by_user: bool,
     egress: Egress,
     slots: Arc<Semaphore>,
 }
@@ -194,7 +194,7 @@ impl GitProviders {
         GitInstance {
             provider: provider.clone(),
             endpoint,
-            own,
+            named_by_user: own,
             egress: if own { &self.open } else { &self.egress }.clone(),
             slots: if own { &self.open_slots } else { &self.slots }.clone(),
         }
@@ -214,7 +214,7 @@ impl GitInstance {
 
     /// The web address of a user's own server. `None` for the deployment's.
     pub fn own_url(&self) -> Option<&Url> {
-        self.own.then_some(&self.endpoint.web)
+        self.named_by_user.then_some(&self.endpoint.web)
     }
 
     /// The server's host name, for display.

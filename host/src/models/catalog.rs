@@ -27,7 +27,7 @@ pub(super) struct ModelCatalog {
     default: Option<String>,
     small: String,
     /// Whether the operator named the small model.
-    small_stated: bool,
+    is_small_set: bool,
     known: Vec<ModelInfo>,
     allowed: AllowedModels,
     /// The operator's prices.
@@ -51,7 +51,7 @@ pub(super) struct CatalogSources<'a> {
     pub(super) descriptor: &'a Descriptor,
     pub(super) known: &'a [ModelInfo],
     pub(super) settings: &'a ModelSettings,
-    pub(super) own: Option<&'a ProviderSettings>,
+    pub(super) provider_settings: Option<&'a ProviderSettings>,
     /// The provider's manifest entry, which takes precedence over the environment.
     pub(super) entry: Option<&'a ProviderEntry>,
     /// The names of all providers, including this one.
@@ -62,7 +62,7 @@ pub(super) struct CatalogSources<'a> {
     /// Whether it is at `LLM_BASE_URL`, so that `LLM_MODEL` refers to it too.
     pub(super) general: bool,
     /// Whether its base URL points to a server other than the adapter's own.
-    pub(super) elsewhere: bool,
+    pub(super) is_other_server: bool,
 }
 
 impl ModelCatalog {
@@ -71,14 +71,14 @@ impl ModelCatalog {
             descriptor,
             settings,
             entry,
-            elsewhere,
+            is_other_server: elsewhere,
             ..
         } = *basis;
         let small = entry.and_then(|entry| entry.small_model.clone());
         let mut catalog = Self {
             provider: basis.name.to_owned(),
             default: None,
-            small_stated: small.is_some(),
+            is_small_set: small.is_some(),
             small: small.unwrap_or_else(|| descriptor.small_model.clone()),
             known: basis.known.to_vec(),
             allowed: AllowedModels::Known,
@@ -88,7 +88,7 @@ impl ModelCatalog {
         let stated = entry.and_then(|entry| entry.model.as_ref());
         let general = basis.is_default || basis.general;
         let general = settings.model.as_ref().filter(|_| general);
-        let own = basis.own.and_then(|own| own.model.as_ref());
+        let own = basis.provider_settings.and_then(|own| own.model.as_ref());
         let wanted = typed.or(stated).or(own).or(general);
         let wanted = wanted.cloned();
         catalog.allowed = match (
@@ -143,7 +143,7 @@ impl ModelCatalog {
             return false;
         }
         self.default() == Some(model)
-            || (self.small_stated && model == self.small)
+            || (self.is_small_set && model == self.small)
             || match &self.allowed {
                 AllowedModels::Any => true,
                 AllowedModels::Known => self.info(model).is_some() || model == self.small,
@@ -187,7 +187,7 @@ impl ModelCatalog {
         // On the operator's own server it is unknown whether the adapter's cheap model is
         // available.
         let small = match self.allowed {
-            AllowedModels::Any if !self.small_stated => model,
+            AllowedModels::Any if !self.is_small_set => model,
             _ if priced && !self.is_priced(&self.small) => model,
             _ if self.allows(&self.small) => &self.small,
             _ => model,
@@ -317,12 +317,12 @@ mod tests {
             descriptor: &descriptor(),
             known: &known(),
             settings,
-            own: settings.of("anthropic"),
+            provider_settings: settings.of("anthropic"),
             entry: None,
             others: &[],
             is_default: true,
             general: false,
-            elsewhere,
+            is_other_server: elsewhere,
         })
     }
 
@@ -343,12 +343,12 @@ mod tests {
                 allowed: Some(vec!["large".into(), "of-the-environment".into()]),
                 ..ModelSettings::default()
             },
-            own: Some(&own),
+            provider_settings: Some(&own),
             entry: manifest.providers.get("anthropic"),
             others: &[],
             is_default: true,
             general: false,
-            elsewhere,
+            is_other_server: elsewhere,
         })
     }
 

@@ -84,7 +84,7 @@ pub struct FailedCall {
     /// The error of the last try.
     pub error: Error,
     /// Tokens of tries that broke off, as far as they were reported: they are billed.
-    pub wasted: Option<Box<Usage>>,
+    pub wasted_tokens: Option<Box<Usage>>,
     /// The number of requests sent to the provider.
     pub tries: u32,
 }
@@ -103,7 +103,7 @@ pub async fn complete(
         request: &sent,
         show,
         shown: false,
-        wasted: None,
+        wasted_tokens: None,
         tries: 0,
         figures: CallUsage::default(),
         retries: Retries::new(target.patience),
@@ -136,7 +136,7 @@ pub async fn complete(
             error.code = error.code.map(|code| redactor.text(&code).into_owned());
             Err(FailedCall {
                 error,
-                wasted: call.wasted.map(Box::new),
+                wasted_tokens: call.wasted_tokens.map(Box::new),
                 tries: call.tries,
             })
         }
@@ -150,7 +150,7 @@ struct Call<'a, F> {
     show: F,
     shown: bool,
     /// Tokens of tries that broke off, as far as they were reported.
-    wasted: Option<Usage>,
+    wasted_tokens: Option<Usage>,
     tries: u32,
     figures: CallUsage,
     retries: Retries,
@@ -237,11 +237,11 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
         let encoded = inline_file(encoded.result?, request, self.target.files).await?;
         loop {
             self.tries = self.tries.saturating_add(1);
-            let (began, wasted) = (Instant::now(), self.wasted);
+            let (began, wasted) = (Instant::now(), self.wasted_tokens);
             let error = match self.send_once(&encoded).await {
                 Ok(completion) => {
                     let mut cost = completion.usage;
-                    if let Some(wasted) = &self.wasted {
+                    if let Some(wasted) = &self.wasted_tokens {
                         add(&mut cost, wasted);
                     }
                     return Ok(CompletedCall {
@@ -253,7 +253,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
                 }
                 Err(error) => error,
             };
-            let begun = self.shown || self.wasted != wasted;
+            let begun = self.shown || self.wasted_tokens != wasted;
             if begun && !self.retries.may_repeat_broken_off() {
                 return Err(error);
             }
@@ -380,7 +380,7 @@ impl<F: FnMut(StreamEvent<'_>) + Send> Call<'_, F> {
                 cache_read_tokens: 0,
                 cache_write_tokens: 0,
             };
-            add(self.wasted.get_or_insert(nothing), &reported_usage);
+            add(self.wasted_tokens.get_or_insert(nothing), &reported_usage);
         }
         error
     }

@@ -56,15 +56,15 @@ pub(super) struct ProviderEndpoint {
     /// The variable that the key is from, or is missing from.
     pub(super) variable: String,
     /// Whether it is a server other than the adapter's own.
-    pub(super) elsewhere: bool,
+    pub(super) is_other_server: bool,
     /// Whether it is at `LLM_BASE_URL`.
     pub(super) general: bool,
     /// Whether only its name was set, neither an address nor, in a manifest, a variable for its
     /// key. If it has no key, `LLM_BASE_URL` then serves requests for it.
-    pub(super) replaceable: bool,
+    pub(super) may_stand_in: bool,
     /// Whether it may work without a key: it is another server, it is on this machine, or the
     /// manifest says so.
-    pub(super) keyless: bool,
+    pub(super) works_without_key: bool,
     /// Warnings for the operator.
     pub(super) warnings: Vec<String>,
 }
@@ -161,17 +161,17 @@ impl ProviderEndpoint {
             endpoint: endpoint.map_err(unusable)?.with_silence(silence),
             key,
             variable,
-            elsewhere,
+            is_other_server: elsewhere,
             general: from_general,
-            replaceable: !(has_address || named.is_some_and(|key| key.stated.is_some())),
-            keyless,
+            may_stand_in: !(has_address || named.is_some_and(|key| key.stated.is_some())),
+            works_without_key: keyless,
             warnings,
         })
     }
 
     /// Whether a session without a key of its own can call it.
     pub(super) fn is_usable(&self) -> bool {
-        self.keyless || self.key.is_some()
+        self.works_without_key || self.key.is_some()
     }
 }
 

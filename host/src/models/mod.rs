@@ -185,12 +185,12 @@ impl Providers {
         let keyless = resolved.iter().find(keyless).map(|(_, endpoint)| endpoint);
         if config.models.default_provider.is_some() && manifest.default_provider.is_none() {
             let model_provider =
-                general.is_some() && keyless.is_some_and(|endpoint| endpoint.replaceable);
+                general.is_some() && keyless.is_some_and(|endpoint| endpoint.may_stand_in);
             warnings.extend(
                 keyless.map(|endpoint| without_key(&default, &endpoint.variable, model_provider)),
             );
         }
-        let replaced = keyless.is_some_and(|endpoint| endpoint.replaceable);
+        let replaced = keyless.is_some_and(|endpoint| endpoint.may_stand_in);
         let mut all = Vec::new();
         for (provider, endpoint) in resolved {
             let name = provider.plugin.name();
@@ -303,7 +303,7 @@ impl Providers {
         has_key: bool,
     ) -> &'a Arc<ModelProvider> {
         match &self.stand_in {
-            Some(stand_in) if named.replaceable && !named.is_usable(has_key) => stand_in,
+            Some(stand_in) if named.may_stand_in && !named.is_usable(has_key) => stand_in,
             _ => named,
         }
     }
@@ -408,7 +408,7 @@ fn default_provider(
     let compatible =
         |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.0.plugin.name() == COMPATIBLE;
     let keyed = |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.1.key.is_some();
-    let keyless = |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.1.keyless;
+    let keyless = |endpoint: &&(LoadedProvider, ProviderEndpoint)| endpoint.1.works_without_key;
     let own = resolved.iter().find(compatible);
     let general = settings.base_url.is_some();
     let found = own
@@ -634,8 +634,10 @@ async fn ask(
         StreamEvent::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
         StreamEvent::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
         StreamEvent::Delta(Delta::Usage(usage)) => {
-            so_far.now = Some(*usage);
-            request.meter.report(cost(so_far.sum(), so_far.resets + 1));
+            so_far.current = Some(*usage);
+            request
+                .meter
+                .report(cost(so_far.sum(), so_far.restarts + 1));
         }
         StreamEvent::Reset => {
             so_far.again();
@@ -646,7 +648,7 @@ async fn ask(
     let done = answered.map_err(|failed| ModelFailure {
         error: failed.error,
         cost: failed
-            .wasted
+            .wasted_tokens
             .map(|usage| Box::new(cost(*usage, failed.tries))),
     })?;
     tracing::debug!(
@@ -676,21 +678,21 @@ fn refused(code: &str, message: String) -> Error {
 #[derive(Default)]
 struct PartialUsage {
     /// The usage of tries that broke off.
-    before: Vec<Usage>,
+    earlier_tries: Vec<Usage>,
     /// The usage of the current try. Each report replaces the one before.
-    now: Option<Usage>,
+    current: Option<Usage>,
     /// How often it restarted after something had been shown.
-    resets: u32,
+    restarts: u32,
 }
 
 impl PartialUsage {
     fn again(&mut self) {
-        self.before.extend(self.now.take());
-        self.resets += 1;
+        self.earlier_tries.extend(self.current.take());
+        self.restarts += 1;
     }
 
     fn sum(&self) -> Usage {
-        let all = || self.before.iter().chain(&self.now);
+        let all = || self.earlier_tries.iter().chain(&self.current);
         let sum = |part: fn(&Usage) -> u64| {
             all().fold(0_u64, |sum, usage| sum.saturating_add(part(usage)))
         };

@@ -42,9 +42,9 @@ pub(super) struct ModelProvider {
     pub(super) variable: String,
     pub(super) catalog: ModelCatalog,
     /// Whether `LLM_BASE_URL` serves requests for this provider if it has no key.
-    pub(super) replaceable: bool,
+    pub(super) may_stand_in: bool,
     /// Whether it may work without a key.
-    keyless: bool,
+    works_without_key: bool,
     /// Digests of keys the provider accepted, so that each is validated once.
     accepted_keys: Mutex<HashSet<[u8; 32]>>,
 }
@@ -82,12 +82,12 @@ impl ModelProvider {
             descriptor: provider.plugin.descriptor(),
             known: &provider.models,
             settings,
-            own: settings.of(&name),
+            provider_settings: settings.of(&name),
             entry: provider.entry.as_deref(),
             others,
             is_default,
             general,
-            elsewhere: endpoint.elsewhere,
+            is_other_server: endpoint.is_other_server,
         });
         Self {
             llm: provider.plugin,
@@ -96,8 +96,8 @@ impl ModelProvider {
             key: endpoint.key,
             variable: endpoint.variable,
             catalog,
-            replaceable: endpoint.replaceable,
-            keyless: endpoint.keyless,
+            may_stand_in: endpoint.may_stand_in,
+            works_without_key: endpoint.works_without_key,
             accepted_keys: Mutex::default(),
             name,
         }
@@ -105,7 +105,7 @@ impl ModelProvider {
 
     /// Whether it can be called, by a session with or without a key of its own.
     pub(super) fn is_usable(&self, own_key: bool) -> bool {
-        own_key || self.keyless || self.key.is_some()
+        own_key || self.works_without_key || self.key.is_some()
     }
 
     /// Its status before any session has called it.

@@ -505,7 +505,7 @@ fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {
     };
     let mut so_far = PartialUsage::default();
     for usage in [told(10, 1), told(10, 5)] {
-        so_far.now = Some(usage);
+        so_far.current = Some(usage);
     }
     assert_eq!(so_far.sum(), told(10, 5));
     so_far.again();
@@ -516,8 +516,8 @@ fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {
     );
     // A try that reported nothing.
     so_far.again();
-    so_far.now = Some(told(10, 2));
+    so_far.current = Some(told(10, 2));
     let sum = so_far.sum();
     assert_eq!((sum.input_tokens, sum.output_tokens), (20, 7));
-    assert_eq!((sum.cache_read_tokens, so_far.resets), (2, 2));
+    assert_eq!((sum.cache_read_tokens, so_far.restarts), (2, 2));
 }

@@ -25,7 +25,7 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// Notes this start, and says how the last one was elsewhere, where it was.
 pub(super) async fn begin(store: &Store, storage: &Path) -> Result<Option<String>, StartError> {
     let last = store.read(lucid_store::last_start).await?;
-    let folder = DataDirs::under(storage).own.join("starts");
+    let folder = DataDirs::under(storage).root.join("starts");
     let failed = |cause| StartError::Folder {
         path: folder.clone(),
         cause,
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(start(&storage).await, None);
         let copied = base.path().join("copied");
         copy(&storage, &copied);
-        std::fs::create_dir(DataDirs::under(&copied).own.join("starts/folder")).unwrap();
+        std::fs::create_dir(DataDirs::under(&copied).root.join("starts/folder")).unwrap();
         let found = start(&copied).await.expect("it is noticed");
         assert!(found.contains(storage.to_str().unwrap()), "{found}");
     }

@@ -64,9 +64,9 @@ struct Waiter {
 
 struct State {
     last_id: u32,
-    waiting: HashMap<u32, Waiter>,
+    waiters: HashMap<u32, Waiter>,
     /// The reason for the connection's end, once it has ended.
-    gone: watch::Sender<Option<String>>,
+    end_reason: watch::Sender<Option<String>>,
 }
 
 /// An open connection.
@@ -191,8 +191,8 @@ impl Connection {
         let (frames, queue) = mpsc::unbounded_channel();
         let state = Arc::new(Mutex::new(State {
             last_id: 0,
-            waiting: HashMap::new(),
-            gone: watch::Sender::new(None),
+            waiters: HashMap::new(),
+            end_reason: watch::Sender::new(None),
         }));
         let writing = tokio::spawn(write_frames(writer, queue));
         let shared = Arc::clone(&state);
@@ -213,12 +213,12 @@ impl Connection {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        self.state.lock().gone.borrow().is_none()
+        self.state.lock().end_reason.borrow().is_none()
     }
 
     /// Waits until the connection is over, and returns the reason.
     pub(super) fn ended(&self) -> impl Future<Output = String> + Send + 'static {
-        let mut gone = self.state.lock().gone.subscribe();
+        let mut gone = self.state.lock().end_reason.subscribe();
         async move {
             // The sender lives as long as the connection, so without it there is no reason to give.
             match gone.wait_for(Option::is_some).await {
@@ -233,7 +233,7 @@ impl Connection {
         SandboxError::Gone(
             self.state
                 .lock()
-                .gone
+                .end_reason
                 .borrow()
                 .clone()
                 .unwrap_or_else(|| "Its connection ended.".to_owned()),
@@ -252,7 +252,7 @@ impl Connection {
     pub(super) fn start(&self, start: &Start) -> Result<RunningCommand, SandboxError> {
         let (sender, events) = mpsc::unbounded_channel();
         let mut state = self.state.lock();
-        if state.gone.borrow().is_some() {
+        if state.end_reason.borrow().is_some() {
             drop(state);
             return Err(self.gone());
         }
@@ -264,7 +264,7 @@ impl Connection {
                 MAX_COMMAND >> 20
             ))
         })?;
-        state.waiting.insert(
+        state.waiters.insert(
             id,
             Waiter {
                 events: sender,
@@ -280,7 +280,7 @@ impl Connection {
             frames: self.frames.clone(),
             id,
             events,
-            over: false,
+            ended: false,
         })
     }
 }
@@ -293,12 +293,12 @@ impl Drop for Connection {
 
 fn end(state: &Mutex<State>, sentence: &str) {
     let mut state = state.lock();
-    state.gone.send_if_modified(|gone| {
+    state.end_reason.send_if_modified(|gone| {
         let first = gone.is_none();
         gone.get_or_insert_with(|| sentence.to_owned());
         first
     });
-    state.waiting.clear();
+    state.waiters.clear();
 }
 
 /// A command that was sent. It is killed if this is dropped before its end.
@@ -307,7 +307,7 @@ pub(super) struct RunningCommand {
     frames: mpsc::UnboundedSender<Vec<u8>>,
     id: u32,
     events: mpsc::UnboundedReceiver<CommandEvent>,
-    over: bool,
+    ended: bool,
 }
 
 impl RunningCommand {
@@ -319,7 +319,7 @@ impl RunningCommand {
     /// The same as a poll function.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<CommandEvent>> {
         let event = std::task::ready!(self.events.poll_recv(context));
-        self.over = matches!(
+        self.ended = matches!(
             event,
             None | Some(CommandEvent::Exit(_) | CommandEvent::Failed(_) | CommandEvent::Full(_))
         );
@@ -329,7 +329,7 @@ impl RunningCommand {
     /// Grants a command that stays open `bytes` more of output.
     pub(super) fn grant_output(&self, bytes: u32) {
         // Counted before it is sent: output in response must not look like more than was granted.
-        if let Some(waiter) = self.state.lock().waiting.get_mut(&self.id) {
+        if let Some(waiter) = self.state.lock().waiters.get_mut(&self.id) {
             waiter.head_left += bytes as usize;
         }
         let frame = Frame::new(FrameKind::More, self.id, bytes.to_be_bytes());
@@ -347,7 +347,7 @@ impl RunningCommand {
 
 impl Drop for RunningCommand {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.ended {
             let _ = self
                 .frames
                 .send(Frame::new(FrameKind::Kill, self.id, Vec::new()).encode());
@@ -419,7 +419,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
         };
         let Frame { kind, id, payload } = frame;
         let mut state = state.lock();
-        let Some(waiter) = state.waiting.get_mut(&id) else {
+        let Some(waiter) = state.waiters.get_mut(&id) else {
             return broke("Its exec server spoke of a command that was never sent.");
         };
         let (event, last) = match kind {
@@ -459,7 +459,7 @@ async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -
         // A waiter that is gone was dropped: its command is being killed.
         let _ = waiter.events.send(event);
         if last {
-            state.waiting.remove(&id);
+            state.waiters.remove(&id);
         }
     }
 }

@@ -48,7 +48,7 @@ impl ProcessTable {
         let mut files = UnlinkedFiles {
             disk,
             files: HashMap::new(),
-            left: MOST,
+            budget: MOST,
         };
         let processes = self.with_descendants(root);
         // What is open is counted exactly, whoever has it mapped.
@@ -99,7 +99,7 @@ impl ProcessStatus {
 struct UnlinkedFiles {
     disk: u64,
     files: HashMap<u64, u64>,
-    left: u32,
+    budget: u32,
 }
 
 impl UnlinkedFiles {
@@ -110,7 +110,7 @@ impl UnlinkedFiles {
             Err(error) => return ignore_vanished(&error, process),
         };
         for file in descriptors.flatten() {
-            self.left = self.left.checked_sub(1)?;
+            self.budget = self.budget.checked_sub(1)?;
             if let Ok(file) = fs::metadata(file.path()) {
                 self.add(&file);
             }
@@ -127,7 +127,7 @@ impl UnlinkedFiles {
         // Names may hold any bytes but line breaks, which are escaped. An error is the process's end.
         let lines = BufReader::new(maps).split(b'\n').map_while(Result::ok);
         for line in lines {
-            self.left = self.left.checked_sub(1)?;
+            self.budget = self.budget.checked_sub(1)?;
             if let Some(mapping) = Mapping::of_nameless(&line) {
                 self.add_mapping(process, &mapping)?;
             }
@@ -305,11 +305,11 @@ mod tests {
         let mut files = UnlinkedFiles {
             disk: 0,
             files: HashMap::new(),
-            left: 1,
+            budget: 1,
         };
         let mine = std::process::id();
         assert_eq!(files.open(mine), None);
-        files.left = 1;
+        files.budget = 1;
         assert_eq!(files.mapped(mine), None);
     }
 }

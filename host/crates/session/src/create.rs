@@ -126,7 +126,7 @@ impl Sessions {
             new.repo_url.as_deref(),
         );
         let hash = usize::try_from(self.shared.hasher.hash_one(work)).unwrap_or_default();
-        let _turn = self.shared.turns[hash % self.shared.turns.len()]
+        let _turn = self.shared.creation_locks[hash % self.shared.creation_locks.len()]
             .lock()
             .await;
         match self.find_same(work.0, work.1, work.2, work.3) {
@@ -201,7 +201,7 @@ impl Sessions {
         let first = first_round(&fixed, info, deps.log.uptime());
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
         let found = ResumeState {
-            taken_over: None,
+            previous_build: None,
             generation,
             fixed: fixed.clone(),
             policy,
@@ -211,9 +211,9 @@ impl Sessions {
             state: None,
             pushed: None,
             open: Vec::new(),
-            unread: Vec::new(),
+            inbox: Vec::new(),
             status: SessionStatus::Created,
-            held: false,
+            waits_for_user: false,
         };
         let shared = self.shared.clone();
         // Runs to completion even if the caller goes away: a session that is written must exist.

@@ -123,7 +123,8 @@ impl Sessions {
             }
         };
         let found = ResumeState {
-            taken_over: plugin.filter(|digest| state.is_some() && *digest != policy.info().digest),
+            previous_build: plugin
+                .filter(|digest| state.is_some() && *digest != policy.info().digest),
             generation,
             fixed: Arc::new(row.fixed),
             policy,
@@ -133,9 +134,9 @@ impl Sessions {
             state,
             pushed: row.pushed,
             open: effects,
-            unread,
+            inbox: unread,
             status: row.status,
-            held: row.held,
+            waits_for_user: row.held,
         };
         let session = self.shared.assemble(id, found);
         if row.held {

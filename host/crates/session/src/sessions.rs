@@ -48,13 +48,13 @@ impl Sessions {
         let shared = Arc::new(SessionsShared {
             deps,
             halt: CancellationToken::new(),
-            hurry: CancellationToken::new(),
-            left: Mutex::default(),
+            deadline_passed: CancellationToken::new(),
+            paused_sessions: Mutex::default(),
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
-            turns: [const { tokio::sync::Mutex::const_new(()) }; TURNS],
-            moves: Arc::new(Semaphore::new(
+            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; TURNS],
+            move_permits: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(1, NonZero::get),
             )),
         });
@@ -217,7 +217,7 @@ impl Sessions {
 
     /// Takes what sessions that have come to rest so far left behind.
     pub fn take_paused(&self) -> PausedSessions {
-        std::mem::take(&mut *self.shared.left.lock())
+        std::mem::take(&mut *self.shared.paused_sessions.lock())
     }
 
     /// Like [`Sessions::shutdown`], but gives running commands up to `patience` to finish.
@@ -226,13 +226,13 @@ impl Sessions {
         self.keep_positions().await;
         let shared = &self.shared;
         if patience.is_zero() {
-            shared.hurry.cancel();
+            shared.deadline_passed.cancel();
         }
         shared.halt.cancel();
         shared.actors.close();
         let rest = shared.actors.wait();
         if timeout(patience, rest).await.is_err() {
-            shared.hurry.cancel();
+            shared.deadline_passed.cancel();
             shared.actors.wait().await;
         }
         if let Err(cause) = shared.deps.log.note_uptime().await {

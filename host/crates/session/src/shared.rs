@@ -43,17 +43,17 @@ pub(crate) struct SessionsShared {
     pub(super) deps: SessionDeps,
     pub(super) halt: CancellationToken,
     /// Cancelled when the time for what still runs at a shutdown is up.
-    pub(super) hurry: CancellationToken,
+    pub(super) deadline_passed: CancellationToken,
     /// What sessions that have come to rest left behind.
-    pub(super) left: Mutex<PausedSessions>,
+    pub(super) paused_sessions: Mutex<PausedSessions>,
     pub(super) actors: TaskTracker,
     pub(super) registry: Mutex<SessionRegistry>,
     pub(super) hasher: RandomState,
     /// Held while a session is looked up and created, one lock per hash of the work.
-    pub(super) turns: [tokio::sync::Mutex<()>; TURNS],
+    pub(super) creation_locks: [tokio::sync::Mutex<()>; TURNS],
     /// Limits how many sessions move to a newer generation at a time with nothing else to do, so
     /// that those that have something to do, new ones above all, need not wait for all of them.
-    pub(super) moves: Arc<Semaphore>,
+    pub(super) move_permits: Arc<Semaphore>,
 }
 
 /// The live sessions, by what they are looked up by.
@@ -68,7 +68,7 @@ pub(super) struct SessionRegistry {
 impl SessionsShared {
     /// Records that a session came to rest and which command was interrupted for it, if any.
     pub(super) fn paused(&self, session: &SessionHandle, command: Option<String>) {
-        let mut left = self.left.lock();
+        let mut left = self.paused_sessions.lock();
         left.sessions += 1;
         left.commands
             .extend(command.map(|command| (session.info.id, command)));

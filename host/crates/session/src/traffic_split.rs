@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub struct TrafficSplit {
     /// The candidate's share, in percent.
     percent: u8,
-    turns: Mutex<SlotQueue>,
+    slots: Mutex<SlotQueue>,
 }
 
 #[derive(Debug, Default)]
@@ -27,13 +27,13 @@ impl TrafficSplit {
     pub fn new(percent: u8) -> Self {
         Self {
             percent,
-            turns: Mutex::default(),
+            slots: Mutex::default(),
         }
     }
 
     /// Assigns the next slot.
     pub fn assign(self: &Arc<Self>) -> SplitSlot {
-        let mut turns = self.turns.lock();
+        let mut turns = self.slots.lock();
         turns.all += 1;
         // The candidate gets this slot if it is owed more than it has had.
         let owed = turns.all * u64::from(self.percent) / 100;
@@ -71,7 +71,7 @@ impl SplitSlot {
 impl Drop for SplitSlot {
     fn drop(&mut self) {
         if !self.is_kept {
-            let mut turns = self.share.turns.lock();
+            let mut turns = self.share.slots.lock();
             turns.all -= 1;
             turns.candidates -= u64::from(self.is_candidates);
         }

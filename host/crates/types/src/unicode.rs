@@ -91,13 +91,13 @@ fn first_of(text: &str) -> SequenceStart {
 /// Decodes bytes that arrive in pieces.
 #[derive(Debug, Default)]
 pub struct Utf8Decoder {
-    held: Vec<u8>,
+    partial: Vec<u8>,
 }
 
 impl Utf8Decoder {
     /// Decodes what is complete after more bytes.
     pub fn push(&mut self, bytes: &[u8]) -> String {
-        let mut all = std::mem::take(&mut self.held);
+        let mut all = std::mem::take(&mut self.partial);
         all.extend_from_slice(bytes);
         let mut text = String::with_capacity(all.len());
         let mut rest = all.as_slice();
@@ -112,7 +112,7 @@ impl Utf8Decoder {
                     rest = &rest[length..];
                 }
                 SequenceStart::Cut => {
-                    self.held = rest.to_vec();
+                    self.partial = rest.to_vec();
                     break;
                 }
             }
@@ -122,7 +122,7 @@ impl Utf8Decoder {
 
     /// Decodes the remainder when there are no more bytes.
     pub fn finish(&mut self) -> String {
-        match std::mem::take(&mut self.held).as_slice() {
+        match std::mem::take(&mut self.partial).as_slice() {
             [] => String::new(),
             // Half a pair, followed by the beginning of something that is not its other half.
             [0xed, 0xa0..=0xaf, _, _, ..] => [REPLACEMENT, REPLACEMENT].iter().collect(),
@@ -135,7 +135,7 @@ impl Utf8Decoder {
 /// are not UTF-8.
 #[derive(Debug, Default)]
 pub struct JsonRepairer {
-    held: Vec<u8>,
+    partial: Vec<u8>,
     /// Keep bytes that are not UTF-8, unless they are half of a pair, so that their author gets an
     /// error.
     is_strict: bool,
@@ -144,7 +144,7 @@ pub struct JsonRepairer {
 impl JsonRepairer {
     /// Returns what is complete after more bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut all = std::mem::take(&mut self.held);
+        let mut all = std::mem::take(&mut self.partial);
         all.extend_from_slice(bytes);
         let mut json = Vec::with_capacity(all.len());
         let mut rest = all.as_slice();
@@ -171,13 +171,13 @@ impl JsonRepairer {
             json.extend_from_slice(piece);
             rest = &rest[length..];
         }
-        self.held = rest.to_vec();
+        self.partial = rest.to_vec();
         json
     }
 
     /// Returns the remainder when there are no more bytes. It cannot be JSON, so it stays as it is.
     pub fn finish(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
+        std::mem::take(&mut self.partial)
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
                 let (piece, more) = rest.split_at(cut.min(rest.len()));
                 decoded += &text.push(piece);
                 readable.extend(json.push(piece));
-                prop_assert!(text.held.len() <= 12 && json.held.len() <= 12);
+                prop_assert!(text.partial.len() <= 12 && json.partial.len() <= 12);
                 rest = more;
             }
             decoded += &text.finish();

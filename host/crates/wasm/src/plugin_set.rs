@@ -47,7 +47,7 @@ impl Plugins {
         PluginsBuilder {
             engine,
             limits: PluginLimits::default(),
-            wanted: Vec::new(),
+            requested: Vec::new(),
         }
     }
 
@@ -169,7 +169,7 @@ fn info(plugin: &impl Plugin) -> PluginInfo {
 pub struct PluginsBuilder {
     engine: Engine,
     limits: PluginLimits,
-    wanted: Vec<(PluginKind, String, Vec<u8>)>,
+    requested: Vec<(PluginKind, String, Vec<u8>)>,
 }
 
 impl PluginsBuilder {
@@ -183,7 +183,7 @@ impl PluginsBuilder {
     /// Adds a policy.
     #[must_use]
     pub fn policy(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted
+        self.requested
             .push((PluginKind::Policy, name.into(), wasm.into()));
         self
     }
@@ -191,7 +191,7 @@ impl PluginsBuilder {
     /// Adds a model adapter.
     #[must_use]
     pub fn llm(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted
+        self.requested
             .push((PluginKind::Llm, name.into(), wasm.into()));
         self
     }
@@ -199,7 +199,7 @@ impl PluginsBuilder {
     /// Adds a component with tools.
     #[must_use]
     pub fn tools(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted
+        self.requested
             .push((PluginKind::Tools, name.into(), wasm.into()));
         self
     }
@@ -207,7 +207,7 @@ impl PluginsBuilder {
     /// Adds a git provider's integration.
     #[must_use]
     pub fn git(mut self, name: impl Into<String>, wasm: impl Into<Vec<u8>>) -> Self {
-        self.wanted
+        self.requested
             .push((PluginKind::Git, name.into(), wasm.into()));
         self
     }
@@ -218,7 +218,7 @@ impl PluginsBuilder {
     /// The first [`LoadError`], if a plugin cannot be loaded.
     pub async fn build(self) -> Result<Plugins, LoadError> {
         let mut plugins = Plugins::default();
-        for (kind, name, wasm) in self.wanted {
+        for (kind, name, wasm) in self.requested {
             let (engine, limits) = (&self.engine, &self.limits);
             let loaded = AnyPlugin::load_as(engine, kind, &name, &wasm, limits).await?;
             let key = name.clone();

@@ -59,7 +59,7 @@ impl Activities {
         ActivityGuard {
             activities: self.clone(),
             number,
-            begun: Instant::now(),
+            started: Instant::now(),
         }
     }
 
@@ -74,7 +74,7 @@ impl Activities {
 pub struct ActivityGuard {
     activities: Activities,
     number: u64,
-    begun: Instant,
+    started: Instant,
 }
 
 impl ActivityGuard {
@@ -88,7 +88,7 @@ impl ActivityGuard {
 
     /// How long it has been going on, in milliseconds.
     pub(crate) fn millis(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 

@@ -146,7 +146,7 @@ fn view(name: String, shadow: &ShadowRun) -> ShadowView {
         since: format_time(shadow.begun),
         until,
         problem,
-        wanted: report.wanted,
+        wanted: report.total,
         sessions: report.sessions,
         same: report.same,
         different: report.different,

@@ -316,7 +316,7 @@ fn kept(kept: StoredUpload) -> KeptView {
 }
 
 fn last_error(now: &DeploymentStatus) -> Option<LastErrorView> {
-    let (at, problems) = now.refused.as_ref()?;
+    let (at, problems) = now.last_failure.as_ref()?;
     Some(LastErrorView {
         at: format_time(*at),
         problems: problems.iter().map(ProblemView::from).collect(),

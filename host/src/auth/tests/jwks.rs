@@ -21,12 +21,12 @@ const ONCE: FetchPacing = FetchPacing {
     fetch: Duration::from_secs(60),
     refresh: HOUR,
     retry: HOUR,
-    rest: HOUR,
+    cooldown: HOUR,
     stale: HOUR,
 };
 /// Fetches again for each token whose key is unknown.
 const EAGER: FetchPacing = FetchPacing {
-    rest: Duration::ZERO,
+    cooldown: Duration::ZERO,
     ..ONCE
 };
 

@@ -123,7 +123,7 @@ pub(super) enum ServerError {
     },
     /// The response has another form than in this version.
     #[error(
-        "the server is of another version than this program, which cannot read its answer ({0}): --json prints it as it is"
+        "the server is of another version than this program, which cannot read its answer ({0}): --json prints it is"
     )]
     OtherVersion(#[source] serde_json::Error),
     /// Another shadow run began meanwhile.
@@ -240,7 +240,7 @@ pub(super) enum NameError {
 
 /// Why a session cannot be replayed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ReplayError {
+pub(super) enum ReplayCommandError {
     /// The component cannot be run here.
     #[error(transparent)]
     Component(#[from] ComponentError),

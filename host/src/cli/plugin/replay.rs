@@ -8,7 +8,7 @@
 
 use std::process::ExitCode;
 
-use super::error::ReplayError;
+use super::error::ReplayCommandError;
 use super::{ReplayArgs, component, engine};
 use crate::cli::failed;
 use crate::cli::render::strip_controls;
@@ -32,12 +32,12 @@ pub(super) async fn replay(config: &Config, args: &ReplayArgs) -> ExitCode {
     }
 }
 
-async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, ReplayError> {
+async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, ReplayCommandError> {
     let wasm = component(&args.file)?;
     let folders = DataDirs::under(&config.workspace_base_path);
-    let log = lucid_store::open_read_only(folders.data()).map_err(ReplayError::Open)?;
+    let log = lucid_store::open_read_only(folders.data()).map_err(ReplayCommandError::Open)?;
     let row = lucid_store::find_session(&log, &args.session)?;
-    let row = row.ok_or_else(|| ReplayError::NoSession(args.session.clone()))?;
+    let row = row.ok_or_else(|| ReplayCommandError::NoSession(args.session.clone()))?;
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let engine = engine()?;
     let policy = PolicyPlugin::load(&engine, &name, &wasm, &PluginLimits::default()).await?;
@@ -75,7 +75,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, ReplayE
         }
     }
     if same + different == 0 {
-        return Err(ReplayError::NoStep(args.session.clone()));
+        return Err(ReplayCommandError::NoStep(args.session.clone()));
     }
     if different == 0 {
         let steps = plural::count(same, "step");
@@ -94,8 +94,8 @@ async fn again(
     policy: &PolicyPlugin,
     logged: &LoggedStep,
     state: Option<&Snapshot>,
-) -> Result<(String, Option<Snapshot>), ReplayError> {
-    let unread = |source| ReplayError::Step {
+) -> Result<(String, Option<Snapshot>), ReplayCommandError> {
+    let unread = |source| ReplayCommandError::Step {
         step: logged.step,
         source,
     };

@@ -219,10 +219,10 @@ impl Probations {
         before: &Arc<BuildCounts>,
     ) -> Probation {
         Probation {
-            of: of.clone(),
+            key: of.clone(),
             since,
-            new: self.counts(of),
-            before: before.clone(),
+            counts: self.counts(of),
+            previous_counts: before.clone(),
             decisions: self.decisions.clone(),
             reported: Arc::default(),
         }
@@ -248,10 +248,10 @@ fn recent<K: Eq + std::hash::Hash, T>(
 /// A build on probation.
 #[derive(Debug)]
 pub(super) struct Probation {
-    of: ProbationKey,
+    key: ProbationKey,
     since: DateTime<Utc>,
-    new: Arc<BuildCounts>,
-    before: Arc<BuildCounts>,
+    counts: Arc<BuildCounts>,
+    previous_counts: Arc<BuildCounts>,
     decisions: mpsc::UnboundedSender<ProbationDecision>,
     reported: Arc<AtomicBool>,
 }
@@ -259,7 +259,7 @@ pub(super) struct Probation {
 impl Probation {
     /// The counts of the build, and of the previous one.
     pub(super) fn stats(&self) -> (ProbationStats, ProbationStats) {
-        (self.new.stats(), self.before.stats())
+        (self.counts.stats(), self.previous_counts.stats())
     }
 
     /// Evaluates the counts, and reports a decision if there is one.
@@ -269,7 +269,7 @@ impl Probation {
         if verdict == ProbationVerdict::Undecided || self.reported.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (name, digest, _) = self.of.clone();
+        let (name, digest, _) = self.key.clone();
         // Fails if nobody listens, as when a deployment is only inspected.
         let _ = self.decisions.send(ProbationDecision {
             name,

@@ -76,7 +76,7 @@ pub enum ShadowError {
     Change(#[from] BuildChangeError),
     /// Another run is in progress.
     #[error(
-        "A build of the policy `{name}` is being shadowed ({done} of {wanted} sessions so far), and one is at a time: wait until it is done"
+        "A build of the policy `{name}` is being shadowed ({done} of {total} sessions so far), and one is at a time: wait until it is done"
     )]
     Busy {
         /// Its policy.
@@ -84,7 +84,7 @@ pub enum ShadowError {
         /// The number of sessions replayed.
         done: u64,
         /// The number of sessions to replay.
-        wanted: u64,
+        total: u64,
     },
 }
 
@@ -118,7 +118,7 @@ impl ShadowRuns {
             return Err(ShadowError::Busy {
                 name: running.name.clone(),
                 done: progress.sessions,
-                wanted: progress.wanted,
+                total: progress.total,
             });
         }
         let shadow = Arc::new(ShadowRun {

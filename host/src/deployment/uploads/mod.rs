@@ -64,11 +64,11 @@ pub enum UploadStoreError {
     },
     /// There is no room, and nothing that may be removed.
     #[error(
-        "there is no room for another build: {kept} are active or can be rolled back to, and they are all that is kept"
+        "there is no room for another build: {in_use} are active or can be rolled back to, and they are all that is kept"
     )]
     Full {
         /// The number of stored builds that must stay.
-        kept: usize,
+        in_use: usize,
     },
 }
 
@@ -394,7 +394,7 @@ impl UploadStoreLock {
         while kept.len() >= builds || total.saturating_add(size) > bytes {
             let idle = kept.iter().rposition(|one| !in_use.contains(&*one.digest));
             let Some(oldest) = idle.map(|at| kept.remove(at)) else {
-                return Err(UploadStoreError::Full { kept: kept.len() });
+                return Err(UploadStoreError::Full { in_use: kept.len() });
             };
             let path = self.store.file(&oldest.digest);
             std::fs::remove_file(&path).map_err(|cause| failed(&path, "removed", cause))?;
@@ -557,7 +557,7 @@ mod tests {
         fixture.depot.lock().unwrap().write(&record).unwrap();
         let error = fixture.keep(&[5]).unwrap_err();
         assert!(
-            matches!(error, UploadStoreError::Full { kept: 3 }),
+            matches!(error, UploadStoreError::Full { in_use: 3 }),
             "{error}"
         );
         assert!(

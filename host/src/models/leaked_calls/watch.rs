@@ -11,7 +11,7 @@ use super::markup::OPENERS;
 /// Watches the text of one answer.
 #[derive(Debug, Default)]
 pub(crate) struct LeakWatcher {
-    held: String,
+    buffer: String,
     /// How much was shown.
     shown: usize,
     /// Where the text stands behind what was shown, and behind this much of what is held back.
@@ -32,7 +32,7 @@ const WORD: usize = 4;
 impl LeakWatcher {
     /// How much of this, and of what was held back, can be shown now.
     pub(crate) fn next(&mut self, text: &str) -> String {
-        self.held.push_str(text);
+        self.buffer.push_str(text);
         if self.shown > LONGEST {
             return self.finish();
         }
@@ -42,10 +42,10 @@ impl LeakWatcher {
                 return self.release(at);
             }
             // Code is shown as it is.
-            let next = self.held[at..].chars().next().map_or(1, char::len_utf8);
+            let next = self.buffer[at..].chars().next().map_or(1, char::len_utf8);
             self.advance(at + next);
         }
-        let all = self.held.len();
+        let all = self.buffer.len();
         self.advance(all);
         self.release(all)
     }
@@ -53,15 +53,15 @@ impl LeakWatcher {
     /// What is held back when the answer is over.
     pub(crate) fn finish(&mut self) -> String {
         self.passed = 0;
-        std::mem::take(&mut self.held)
+        std::mem::take(&mut self.buffer)
     }
 
     /// Where something begins, of what is not passed yet, that is an opener or may become one.
     fn may_open(&self) -> Option<usize> {
-        let mut places = self.held[self.passed..].char_indices();
+        let mut places = self.buffer[self.passed..].char_indices();
         let found = places.find(|(at, _)| {
             let at = self.passed + at;
-            let rest = &self.held[at..];
+            let rest = &self.buffer[at..];
             let may_become = |opener: &str| {
                 let is_word = opener.starts_with(|c: char| c.is_ascii_alphabetic());
                 let is_enough = !is_word || rest.len() >= WORD || self.begins_line(at);
@@ -74,7 +74,7 @@ impl LeakWatcher {
     }
 
     fn begins_line(&self, at: usize) -> bool {
-        let before = &self.held[self.passed..at];
+        let before = &self.buffer[self.passed..at];
         match before.rsplit_once('\n') {
             Some((_, line)) => line.trim().is_empty(),
             None => self.position.begins_line() && before.trim().is_empty(),
@@ -82,14 +82,14 @@ impl LeakWatcher {
     }
 
     fn advance(&mut self, end: usize) {
-        self.position.push(&self.held[self.passed..end]);
+        self.position.push(&self.buffer[self.passed..end]);
         self.passed = end;
     }
 
     /// Shows all that was passed.
     fn release(&mut self, end: usize) -> String {
-        let rest = self.held.split_off(end);
-        let released = std::mem::replace(&mut self.held, rest);
+        let rest = self.buffer.split_off(end);
+        let released = std::mem::replace(&mut self.buffer, rest);
         self.shown += released.len();
         self.passed = 0;
         released

@@ -56,7 +56,7 @@ pub(crate) struct McpClient {
     environment: Option<Arc<dyn Environment>>,
     definitions: Vec<ToolDefinition>,
     /// The tools' own names, by the names models use.
-    own: HashMap<String, String>,
+    own_names: HashMap<String, String>,
     state: Mutex<ClientState>,
 }
 
@@ -110,7 +110,7 @@ impl McpClient {
             server,
             environment,
             definitions,
-            own,
+            own_names: own,
             state: Mutex::new(ClientState {
                 connected: Some(connected),
                 starts: VecDeque::from([Instant::now()]),
@@ -160,7 +160,7 @@ impl McpClient {
     ) -> Result<(String, bool), ToolCallError> {
         let server = || self.server.name.clone();
         let own = self
-            .own
+            .own_names
             .get(&call.name)
             .ok_or_else(|| ToolCallError::NoTool {
                 server: server(),

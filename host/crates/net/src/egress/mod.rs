@@ -168,7 +168,7 @@ pub struct Endpoint {
 struct AlternativeBase {
     base_url: Url,
     /// 0 while unknown, otherwise [`FIRST`] or [`SECOND`].
-    is: AtomicU8,
+    state: AtomicU8,
 }
 
 const FIRST: u8 = 1;
@@ -236,7 +236,10 @@ impl Endpoint {
         let other = other.filter(|other| other.origin() == self.base_url.origin());
         self.alternative = other.map(|base_url| {
             let is = AtomicU8::new(0);
-            Arc::new(AlternativeBase { base_url, is })
+            Arc::new(AlternativeBase {
+                base_url,
+                state: is,
+            })
         });
         self
     }
@@ -244,7 +247,7 @@ impl Endpoint {
     /// The base URL of requests, as far as it is known.
     fn current_base(&self) -> &Url {
         match &self.alternative {
-            Some(other) if other.is.load(Ordering::Relaxed) == SECOND => &other.base_url,
+            Some(other) if other.state.load(Ordering::Relaxed) == SECOND => &other.base_url,
             _ => &self.base_url,
         }
     }
@@ -252,7 +255,7 @@ impl Endpoint {
     /// The alternative location, while it is unknown which of the two is right.
     fn untried_alternative(&self) -> Option<&AlternativeBase> {
         let other = self.alternative.as_deref()?;
-        (other.is.load(Ordering::Relaxed) == 0).then_some(other)
+        (other.state.load(Ordering::Relaxed) == 0).then_some(other)
     }
 
     /// Sets how long the server may be silent: before a response, and between two pieces of it.
@@ -416,7 +419,7 @@ impl Egress {
         let first = self.send_checked(endpoint, key, call.clone()).await?;
         if !is_nothing(first.status()) {
             if first.status().is_success() {
-                other.is.store(FIRST, Ordering::Relaxed);
+                other.state.store(FIRST, Ordering::Relaxed);
             }
             return Ok(first);
         }
@@ -426,7 +429,7 @@ impl Egress {
             .await;
         match second {
             Ok(second) if !is_nothing(second.status()) => {
-                other.is.store(SECOND, Ordering::Relaxed);
+                other.state.store(SECOND, Ordering::Relaxed);
                 Ok(second)
             }
             // Neither has what was asked for, such as a model that does not exist.

@@ -40,7 +40,7 @@ impl Part {
 pub struct StreamRedactor {
     redactor: Redactor,
     /// Undecided ends of texts; none of them is empty.
-    held: BTreeMap<Part, String>,
+    undecided: BTreeMap<Part, String>,
 }
 
 impl StreamRedactor {
@@ -48,7 +48,7 @@ impl StreamRedactor {
     pub fn new(redactor: Redactor) -> Self {
         Self {
             redactor,
-            held: BTreeMap::new(),
+            undecided: BTreeMap::new(),
         }
     }
 
@@ -68,13 +68,13 @@ impl StreamRedactor {
             }
             Delta::Usage(usage) => return Some(Delta::Usage(usage)),
         };
-        let text = match self.held.remove(&part) {
+        let text = match self.undecided.remove(&part) {
             Some(held) => held + &text,
             None => text,
         };
         let (redacted, held) = self.redactor.split_decided(&text);
         if !held.is_empty() {
-            self.held.insert(part.clone(), held.to_owned());
+            self.undecided.insert(part.clone(), held.to_owned());
         }
         // An empty delta is passed on as it came; one that is held back whole is not passed on yet.
         (held.is_empty() || !redacted.is_empty()).then(|| part.delta(redacted))
@@ -82,7 +82,7 @@ impl StreamRedactor {
 
     /// What is still held back at the end of the response: it turned out to be no key.
     pub fn finish(&mut self) -> Vec<Delta> {
-        let held = std::mem::take(&mut self.held).into_iter();
+        let held = std::mem::take(&mut self.undecided).into_iter();
         held.map(|(part, mut text)| {
             self.redactor.redact_response(&mut text);
             part.delta(text)

@@ -46,7 +46,7 @@ pub(super) struct DockerContext {
     pub(super) python: Option<String>,
     creation_slots: Semaphore,
     /// Set when no more containers may be created.
-    ending: AtomicBool,
+    closing: AtomicBool,
     pub(super) pending_removals: PendingRemovals,
 }
 
@@ -78,7 +78,7 @@ impl DockerContext {
             template,
             python,
             creation_slots: Semaphore::new(AT_A_TIME as usize),
-            ending: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             pending_removals: PendingRemovals::default(),
         }
     }
@@ -169,7 +169,7 @@ impl DockerContext {
 
     async fn creation_permit(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
         match self.creation_slots.acquire().await {
-            Ok(turn) if !self.ending.load(Ordering::SeqCst) => Ok(turn),
+            Ok(turn) if !self.closing.load(Ordering::SeqCst) => Ok(turn),
             _ => Err(SandboxError::Start("this host is ending.".to_owned())),
         }
     }
@@ -177,7 +177,7 @@ impl DockerContext {
     /// Creates no container from now on, and waits for those being created, so that the engine
     /// knows them all.
     pub(super) async fn stop_creating(&self) {
-        self.ending.store(true, Ordering::SeqCst);
+        self.closing.store(true, Ordering::SeqCst);
         // Holding all permits means that nothing else is being created.
         let _ = self.creation_slots.acquire_many(AT_A_TIME).await;
     }

@@ -81,7 +81,7 @@ pub(super) struct DockerEngine {
     address: String,
     /// How often a busy engine is checked for still answering, and the delay before the first
     /// check.
-    pulse: Duration,
+    check_interval: Duration,
 }
 
 impl DockerEngine {
@@ -110,7 +110,7 @@ impl DockerEngine {
             Ok(Ok(docker)) => Ok(Self {
                 docker,
                 address,
-                pulse: QUICK,
+                check_interval: QUICK,
             }),
             Ok(Err(error)) => Err(down(cause_of(&error))),
             Err(_) => Err(down(format!(
@@ -156,8 +156,8 @@ impl DockerEngine {
     /// Waits until the engine, busy with a request, stops answering anything else too.
     async fn wait_until_unresponsive(&self) -> DockerError {
         let cause = loop {
-            tokio::time::sleep(self.pulse).await;
-            match tokio::time::timeout(self.pulse, self.docker.ping()).await {
+            tokio::time::sleep(self.check_interval).await;
+            match tokio::time::timeout(self.check_interval, self.docker.ping()).await {
                 Ok(Ok(_) | Err(ApiError::DockerResponseServerError { .. })) => {}
                 Ok(Err(error)) => break cause_of(&error),
                 Err(_) => break "it fell silent while it was at work".to_owned(),
@@ -366,7 +366,7 @@ mod tests {
         let engine = DockerEngine {
             docker,
             address,
-            pulse: Duration::from_millis(50),
+            check_interval: Duration::from_millis(50),
         };
         let begun = std::time::Instant::now();
         let error = engine.remove("it").await.unwrap_err();

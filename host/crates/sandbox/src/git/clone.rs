@@ -70,12 +70,12 @@ pub enum CloneError {
     #[error("{0:?} is not the name of a branch.")]
     Branch(String),
     /// The repository has branches, but not this one.
-    #[error("The repository has no branch or tag {wanted:?}. It has {there}.")]
+    #[error("The repository has no branch or tag {requested:?}. It has {existing}.")]
     NoBranch {
         /// The requested name.
-        wanted: String,
+        requested: String,
         /// Some of the existing branches.
-        there: String,
+        existing: String,
     },
     /// Git failed.
     #[error("The repository could not be cloned: {0}.")]
@@ -131,8 +131,8 @@ pub async fn clone_into(
                     CloneError::Failed(sentence(&cloned.output))
                 }
                 (names, more) => CloneError::NoBranch {
-                    wanted: branch.to_owned(),
-                    there: list(&names, more),
+                    requested: branch.to_owned(),
+                    existing: list(&names, more),
                 },
             });
         }

@@ -26,7 +26,7 @@ pub(super) struct PushCommands {
     /// The refs to create, change or delete.
     refs: Vec<String>,
     /// Those of them that are not deleted.
-    kept: Vec<String>,
+    updated: Vec<String>,
     capabilities: PushCapabilities,
 }
 
@@ -37,7 +37,7 @@ struct PushCapabilities {
     report: bool,
     /// Maximum size of a side-band packet, if the report goes through one, beside messages for
     /// people.
-    band: Option<usize>,
+    side_band: Option<usize>,
     /// Whether push options follow, which a server's own hooks read.
     options: bool,
 }
@@ -107,7 +107,7 @@ impl PushCommands {
                 PushCapabilities::read(capabilities).ok_or(PushError::Unreadable)?;
         }
         if new.bytes().any(|digit| digit != b'0') {
-            self.kept.push(name.to_owned());
+            self.updated.push(name.to_owned());
         }
         self.refs.push(name.to_owned());
         Ok(())
@@ -116,7 +116,7 @@ impl PushCommands {
     /// The branch that a server's report says it accepted, of several the last one; `None` for a
     /// deletion. The report may be incomplete.
     pub(super) fn accepted_branch(&self, report: &[u8]) -> Option<String> {
-        let lines = if self.capabilities.band.is_some() {
+        let lines = if self.capabilities.side_band.is_some() {
             let bands = packets(report).filter_map(|packet| packet.strip_prefix(b"\x01"));
             bands.collect::<Vec<_>>().concat()
         } else {
@@ -126,7 +126,7 @@ impl PushCommands {
             let name = std::str::from_utf8(line.strip_prefix(b"ok ")?).ok()?;
             let name = name.trim_end_matches('\n');
             let branch = name.strip_prefix("refs/heads/")?;
-            let own = self.kept.iter().any(|kept| kept == name);
+            let own = self.updated.iter().any(|kept| kept == name);
             own.then(|| branch.to_owned())
         });
         taken.last()
@@ -165,7 +165,7 @@ impl PushCommands {
             report.extend(packet(format!("ng {name} {why}\n").as_bytes()));
         }
         report.extend(b"0000");
-        let Some(most) = self.capabilities.band else {
+        let Some(most) = self.capabilities.side_band else {
             return Some(report);
         };
         let mut banded = Vec::with_capacity(report.len() + 64);
@@ -186,8 +186,8 @@ impl PushCapabilities {
         for word in text.split(' ') {
             match word.split('=').next().unwrap_or_default() {
                 "report-status" | "report-status-v2" => read.report = true,
-                "side-band" if read.band.is_none() => read.band = Some(SHORT_LINE),
-                "side-band-64k" => read.band = Some(MAX_LINE),
+                "side-band" if read.side_band.is_none() => read.side_band = Some(SHORT_LINE),
+                "side-band-64k" => read.side_band = Some(MAX_LINE),
                 "push-options" => read.options = true,
                 // Git sends this in a line of its own.
                 "push-cert" => return None,
@@ -333,7 +333,7 @@ mod tests {
         bytes.extend(b"PACK and so on");
         let commands = read(&bytes).unwrap();
         assert_eq!(commands.refs, ["refs/heads/lucid/a", "refs/heads/lucid/b"]);
-        assert_eq!(commands.capabilities.band, Some(MAX_LINE));
+        assert_eq!(commands.capabilities.side_band, Some(MAX_LINE));
         assert!(commands.capabilities.report && !commands.capabilities.options);
         assert_eq!(commands.refusal(&BranchPolicy::default()), None);
     }

@@ -43,7 +43,7 @@ pub(super) struct UnencodableChar(char);
 pub(super) struct TextFile {
     bytes: Vec<u8>,
     /// The length of the byte order mark, in bytes.
-    mark: usize,
+    bom_length: usize,
     encoding: Encoding,
     /// Whether the file has no LF, so that a CR ends a line.
     cr_alone: bool,
@@ -53,7 +53,7 @@ pub(super) struct TextFile {
 /// A character of the text, and the bytes that it stands for.
 #[derive(Clone, Copy)]
 struct DecodedChar<'a> {
-    seen: char,
+    character: char,
     bytes: &'a [u8],
 }
 
@@ -68,14 +68,14 @@ impl TextFile {
         };
         let mut file = Self {
             bytes,
-            mark,
+            bom_length: mark,
             encoding,
             cr_alone: false,
             text: String::new(),
         };
-        let has = |c: char| file.units().any(|unit| unit.seen == c);
+        let has = |c: char| file.units().any(|unit| unit.character == c);
         file.cr_alone = !has('\n') && has('\r');
-        let text: String = file.units().map(|unit| unit.seen).collect();
+        let text: String = file.units().map(|unit| unit.character).collect();
         if text.contains('\0') {
             return Err(file.bytes);
         }
@@ -95,7 +95,7 @@ impl TextFile {
 
     /// Whether it begins with a byte order mark.
     pub(super) fn has_mark(&self) -> bool {
-        self.mark > 0
+        self.bom_length > 0
     }
 
     /// The decoded text.
@@ -120,7 +120,7 @@ impl TextFile {
         new: &str,
     ) -> Result<Vec<u8>, UnencodableChar> {
         let edits = edits(range.start, &self.text[range], new);
-        let mut edited = self.bytes[..self.mark].to_vec();
+        let mut edited = self.bytes[..self.bom_length].to_vec();
         let mut units = self.units();
         let mut at = 0;
         let mut line_end: Option<&[u8]> = None;
@@ -128,23 +128,23 @@ impl TextFile {
             while at < range.start
                 && let Some(unit) = units.next()
             {
-                at += unit.seen.len_utf8();
-                line_end = (unit.seen == '\n').then_some(unit.bytes).or(line_end);
+                at += unit.character.len_utf8();
+                line_end = (unit.character == '\n').then_some(unit.bytes).or(line_end);
                 edited.extend_from_slice(unit.bytes);
             }
             let mut replaced = Vec::new();
             while at < range.end
                 && let Some(unit) = units.next()
             {
-                at += unit.seen.len_utf8();
-                replaced.extend((unit.seen == '\n').then_some(unit.bytes));
+                at += unit.character.len_utf8();
+                replaced.extend((unit.character == '\n').then_some(unit.bytes));
             }
             let usual = if new.contains('\n') {
                 // The ending of the line that the edit splits, if it is not too far away.
                 let next = units
                     .clone()
                     .take(LOOK_AHEAD)
-                    .find(|unit| unit.seen == '\n');
+                    .find(|unit| unit.character == '\n');
                 let near = next.map(|unit| unit.bytes).or(line_end);
                 replaced.last().copied().or(near)
             } else {
@@ -168,7 +168,7 @@ impl TextFile {
     /// The bytes of an entirely new text, with its own line endings, after this file's byte order
     /// mark.
     pub(super) fn with_text(&self, text: &str) -> Result<Vec<u8>, UnencodableChar> {
-        let mut bytes = self.bytes[..self.mark].to_vec();
+        let mut bytes = self.bytes[..self.bom_length].to_vec();
         self.encode(text, &mut bytes)?;
         Ok(bytes)
     }
@@ -200,10 +200,10 @@ impl TextFile {
             *c = decoded;
         }
         DecodedChars {
-            rest: &self.bytes[self.mark..],
+            rest: &self.bytes[self.bom_length..],
             encoding: self.encoding,
             cr_alone: self.cr_alone,
-            stray,
+            undecodable: stray,
         }
     }
 }
@@ -225,7 +225,7 @@ struct DecodedChars<'a> {
     encoding: Encoding,
     cr_alone: bool,
     /// The characters for bytes from 0x80 on that are not valid UTF-8.
-    stray: [char; 128],
+    undecodable: [char; 128],
 }
 
 impl<'a> DecodedChars<'a> {
@@ -264,7 +264,7 @@ impl<'a> DecodedChars<'a> {
         let chunk = rest[..rest.len().min(4)].utf8_chunks().next()?;
         Some(match chunk.valid().chars().next() {
             Some(c) => (c, c.len_utf8()),
-            None => (self.stray[usize::from(first & 0x7f)], 1),
+            None => (self.undecodable[usize::from(first & 0x7f)], 1),
         })
     }
 }
@@ -292,7 +292,10 @@ impl<'a> Iterator for DecodedChars<'a> {
         }
         let (bytes, rest) = self.rest.split_at(length);
         self.rest = rest;
-        Some(DecodedChar { seen, bytes })
+        Some(DecodedChar {
+            character: seen,
+            bytes,
+        })
     }
 }
 

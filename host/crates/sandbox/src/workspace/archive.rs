@@ -166,11 +166,11 @@ impl<W: Write> Archive<W> {
         header.set_size(length);
         let mut content = FixedLengthReader {
             file,
-            left: length,
-            short: None,
+            remaining: length,
+            missing: None,
         };
         self.tar.append_data(&mut header, &path, &mut content)?;
-        if let Some(missing) = content.short {
+        if let Some(missing) = content.missing {
             let why = format!(
                 "its last {missing} bytes are missing, zeros in their place: it changed while it was read."
             );
@@ -225,19 +225,19 @@ fn header(kind: EntryType, mode: u32, found: Option<&WalkEntry>) -> Header {
 /// zeros.
 struct FixedLengthReader<R> {
     file: R,
-    left: u64,
+    remaining: u64,
     /// How many bytes were missing, if any.
-    short: Option<u64>,
+    missing: Option<u64>,
 }
 
 impl<R: Read> Read for FixedLengthReader<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).map_or(into.len(), |left| left.min(into.len()));
+        let most = usize::try_from(self.remaining).map_or(into.len(), |left| left.min(into.len()));
         let into = &mut into[..most];
         if into.is_empty() {
             return Ok(0);
         }
-        let read = match self.short {
+        let read = match self.missing {
             Some(_) => 0,
             None => match self.file.read(into) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
@@ -245,13 +245,13 @@ impl<R: Read> Read for FixedLengthReader<R> {
             },
         };
         let read = if read == 0 {
-            self.short.get_or_insert(self.left);
+            self.missing.get_or_insert(self.remaining);
             into.fill(0);
             into.len()
         } else {
             read
         };
-        self.left -= read as u64;
+        self.remaining -= read as u64;
         Ok(read)
     }
 }
@@ -377,12 +377,12 @@ mod tests {
         let read = |file: Box<dyn Read>| {
             let mut content = FixedLengthReader {
                 file,
-                left: 100,
-                short: None,
+                remaining: 100,
+                missing: None,
             };
             let mut bytes = Vec::new();
             content.read_to_end(&mut bytes).unwrap();
-            (bytes, content.short)
+            (bytes, content.missing)
         };
         assert_eq!(read(Box::new(Grows)), (vec![b'g'; 100], None));
         let mut shrunk = vec![b's'; 40];

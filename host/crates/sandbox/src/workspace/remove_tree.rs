@@ -65,9 +65,9 @@ fn round(parent: &Dir, name: &OsStr) -> io::Result<()> {
     };
     let mut sweep = Sweep {
         root: &root,
-        mark: format!(".lucid-erase-{}-", uuid::Uuid::new_v4().simple()),
+        prefix: format!(".lucid-erase-{}-", uuid::Uuid::new_v4().simple()),
         moved: 0,
-        left: MOST_ENTRIES,
+        remaining: MOST_ENTRIES,
         failed: None,
     };
     sweep.empty(&root);
@@ -102,16 +102,16 @@ fn make_accessible(folder: &Dir, name: &OsStr) {
 struct Sweep<'a> {
     root: &'a Dir,
     /// Prefix of the names of moved folders, which nobody could have used before.
-    mark: String,
+    prefix: String,
     moved: u64,
-    left: u64,
+    remaining: u64,
     /// The first failure.
     failed: Option<io::Error>,
 }
 
 impl Sweep<'_> {
     fn name(&self, number: u64) -> String {
-        format!("{}{number}", self.mark)
+        format!("{}{number}", self.prefix)
     }
 
     fn note(&mut self, error: io::Error) {
@@ -127,10 +127,10 @@ impl Sweep<'_> {
             Err(error) => return self.note(error),
         };
         for entry in entries {
-            let Some(left) = self.left.checked_sub(1) else {
+            let Some(left) = self.remaining.checked_sub(1) else {
                 return;
             };
-            self.left = left;
+            self.remaining = left;
             let outcome = match entry {
                 Ok(entry) => self.remove(folder, &entry),
                 Err(error) => Err(error),
@@ -144,7 +144,7 @@ impl Sweep<'_> {
     fn remove(&mut self, folder: &Dir, entry: &DirEntry) -> io::Result<()> {
         let name = entry.file_name();
         // The root is read while folders are moved into it.
-        if name.as_encoded_bytes().starts_with(self.mark.as_bytes()) {
+        if name.as_encoded_bytes().starts_with(self.prefix.as_bytes()) {
             return Ok(());
         }
         if !entry.file_type()?.is_dir() {

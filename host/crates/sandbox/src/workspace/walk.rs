@@ -69,7 +69,7 @@ pub(super) enum WalkStep {
 /// A walk over a workspace. The order is unspecified, except that a folder precedes its contents.
 pub(super) struct Walk {
     levels: Vec<(Dir, PathBuf)>,
-    left: u64,
+    remaining: u64,
 }
 
 impl Walk {
@@ -78,7 +78,7 @@ impl Walk {
         let root = open_folder(&workspace.dir, c".")?;
         Ok(Self {
             levels: vec![(Dir::new(root)?, PathBuf::new())],
-            left: MOST_ENTRIES,
+            remaining: MOST_ENTRIES,
         })
     }
 
@@ -151,11 +151,11 @@ impl Iterator for Walk {
             if matches!(name.as_bytes(), b"." | b"..") {
                 continue;
             }
-            let Some(left) = self.left.checked_sub(1) else {
+            let Some(left) = self.remaining.checked_sub(1) else {
                 self.levels.clear();
                 return Some(WalkStep::Many);
             };
-            self.left = left;
+            self.remaining = left;
             if let Some(step) = self.look(name) {
                 return Some(step);
             }

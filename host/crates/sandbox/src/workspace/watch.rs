@@ -51,12 +51,12 @@ struct Shared {
 struct Events {
     inotify: OwnedFd,
     watches: Watches,
-    over: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.events.over.store(true, Ordering::SeqCst);
+        self.events.closed.store(true, Ordering::SeqCst);
         // Its removal is the event that the thread waits for.
         let _ = inotify::remove_watch(&self.events.inotify, self.last);
     }
@@ -95,7 +95,7 @@ impl Watcher {
         let events = Arc::new(Events {
             inotify,
             watches: Watches::default(),
-            over: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         });
         let shared = Shared {
             events: events.clone(),
@@ -116,7 +116,7 @@ impl Watcher {
             watcher: self.clone(),
             slot: Arc::default(),
             complete: AtomicBool::new(false),
-            turn: Mutex::default(),
+            lock: Mutex::default(),
         }
     }
 
@@ -170,13 +170,13 @@ fn forget(
 fn read(events: &Events) {
     let mut buffer = vec![MaybeUninit::uninit(); BUFFER];
     let mut reader = inotify::Reader::new(&events.inotify, &mut buffer);
-    while !events.over.load(Ordering::SeqCst) {
+    while !events.closed.load(Ordering::SeqCst) {
         match reader.next() {
             Ok(event) => notify(events, event.wd(), event.events()),
             Err(Errno::INTR) => {}
             Err(cause) => {
                 tracing::error!(%cause, "workspaces are not watched any more: their trees are looked at after each tool only");
-                events.over.store(true, Ordering::SeqCst);
+                events.closed.store(true, Ordering::SeqCst);
             }
         }
     }
@@ -214,7 +214,7 @@ pub struct WatchedWorkspace {
     slot: Arc<Notification>,
     complete: AtomicBool,
     /// One tree at a time: each adds watches to its folders, and removes the others.
-    turn: Mutex<()>,
+    lock: Mutex<()>,
 }
 
 impl WatchedWorkspace {
@@ -227,17 +227,17 @@ impl WatchedWorkspace {
     /// Whether every change to what the last tree shows would be noticed.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        let over = &self.watcher.0.events.over;
+        let over = &self.watcher.0.events.closed;
         self.complete.load(Ordering::Relaxed) && !over.load(Ordering::Relaxed)
     }
 
     /// Begins a tree.
     pub(super) fn round(&self) -> WatchPass<'_> {
-        let turn = self.turn.lock();
+        let turn = self.lock.lock();
         self.slot.events.store(0, Ordering::Relaxed);
         WatchPass {
             watched: self,
-            seen: HashSet::new(),
+            visited: HashSet::new(),
             complete: true,
             _turn: turn,
         }
@@ -256,7 +256,7 @@ impl Drop for WatchedWorkspace {
 /// The folders of one tree.
 pub(super) struct WatchPass<'a> {
     watched: &'a WatchedWorkspace,
-    seen: HashSet<i32>,
+    visited: HashSet<i32>,
     complete: bool,
     _turn: MutexGuard<'a, ()>,
 }
@@ -264,14 +264,14 @@ pub(super) struct WatchPass<'a> {
 impl WatchPass<'_> {
     /// Adds a folder that the tree is about to read: changes from here on are noticed.
     pub(super) fn folder(&mut self, folder: BorrowedFd<'_>) {
-        let number = if self.seen.len() < MOST_OF_ONE {
+        let number = if self.visited.len() < MOST_OF_ONE {
             self.watched.watcher.watch(folder, &self.watched.slot)
         } else {
             None
         };
         match number {
             Some(number) => {
-                self.seen.insert(number);
+                self.visited.insert(number);
             }
             None => self.complete = false,
         }
@@ -283,8 +283,8 @@ impl Drop for WatchPass<'_> {
         let (events, slot) = (&self.watched.watcher.0.events, &self.watched.slot);
         let mut watches = events.watches.lock();
         let mut numbers = slot.numbers.lock();
-        let gone: Vec<i32> = numbers.difference(&self.seen).copied().collect();
-        numbers.retain(|number| self.seen.contains(number));
+        let gone: Vec<i32> = numbers.difference(&self.visited).copied().collect();
+        numbers.retain(|number| self.visited.contains(number));
         forget(&events.inotify, &mut watches, gone);
         self.watched
             .complete

@@ -23,7 +23,7 @@ impl Actor {
     pub(super) async fn drain(&mut self) -> ActorEnd {
         self.effects.pause();
         loop {
-            if self.shared.hurry.is_cancelled() {
+            if self.shared.deadline_passed.is_cancelled() {
                 return ActorEnd::Halted;
             }
             if !self.queue.is_empty() {
@@ -37,7 +37,7 @@ impl Actor {
             }
             let message = tokio::select! {
                 biased;
-                () = self.shared.hurry.cancelled() => return ActorEnd::Halted,
+                () = self.shared.deadline_passed.cancelled() => return ActorEnd::Halted,
                 () = self.session.stop.cancelled() => return ActorEnd::Stopped,
                 message = self.messages.recv() => message,
             };

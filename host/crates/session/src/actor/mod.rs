@@ -75,16 +75,16 @@ pub(super) struct Actor {
     fixed: Arc<SessionConfig>,
     deployment: Deployment,
     /// The number of the last generation that was examined.
-    looked_at: u64,
+    examined_generation: u64,
     /// Held during a round that only moves the session to another generation.
-    turn: Option<OwnedSemaphorePermit>,
+    move_permit: Option<OwnedSemaphorePermit>,
     generation: Arc<Generation>,
     policy: Arc<dyn SessionPolicy>,
     /// The policy build that left the state, if it is a different build and this one has yet to
     /// take the state over.
-    taken_over: Option<String>,
+    previous_build: Option<String>,
     /// The number of the generation that this session cannot move to.
-    passed_over: Option<u64>,
+    skipped_generation: Option<u64>,
     available_models: Arc<AvailableModels>,
     id: Arc<str>,
     chat: Arc<str>,
@@ -100,7 +100,7 @@ pub(super) struct Actor {
     /// Effects in the log that the previous host did not begin.
     paused: Vec<String>,
     /// The session was held until its user came back.
-    starts_held: bool,
+    was_held: bool,
     messages: mpsc::Receiver<Box<ActorMessage>>,
     effects: Effects,
     clock: TaskClock,
@@ -149,12 +149,12 @@ pub(super) async fn live(
         id,
         fixed: found.fixed,
         deployment: shared.deps.deployment.clone(),
-        looked_at: found.generation.number,
-        turn: None,
+        examined_generation: found.generation.number,
+        move_permit: None,
         generation: found.generation,
         policy: found.policy,
-        taken_over: found.taken_over,
-        passed_over: None,
+        previous_build: found.previous_build,
+        skipped_generation: None,
         available_models,
         counters: found.counters,
         open,
@@ -168,7 +168,7 @@ pub(super) async fn live(
         last_message: None,
         queue: VecDeque::new(),
         paused: Vec::new(),
-        starts_held: found.held,
+        was_held: found.waits_for_user,
         messages,
         clock: TaskClock::start(),
         shared,
@@ -180,7 +180,7 @@ pub(super) async fn live(
     } else {
         actor.session.set_idle_state(IdleState::Working);
     }
-    let unread = found.unread.into_iter();
+    let unread = found.inbox.into_iter();
     actor
         .queue
         .extend(unread.map(|message| ActorMessage::Message(message.number, message.text)));
@@ -236,7 +236,7 @@ impl Actor {
                 None => {}
             }
             let round = self.round().await;
-            self.turn = None;
+            self.move_permit = None;
             if let Err(end) = round {
                 return end;
             }
@@ -336,8 +336,8 @@ impl Actor {
             }
             () = std::future::ready(()), if !self.queue.is_empty() => {}
             message = self.messages.recv() => self.queue.extend(message.map(|message| *message)),
-            turn = upgrade::next_generation(&mut self.deployment, self.looked_at, &self.shared.moves) => {
-                self.turn = turn;
+            turn = upgrade::next_generation(&mut self.deployment, self.examined_generation, &self.shared.move_permits) => {
+                self.move_permit = turn;
             }
             () = self.session.unattended.notified(), if waits => {
                 self.release_sandbox().await;

@@ -24,7 +24,7 @@ impl Actor {
             // Nothing begins for the moment that is left.
             return Ok(());
         }
-        if self.starts_held {
+        if self.was_held {
             let id = self.id.clone();
             self.persist(move |log| log.release(&id)).await?;
         }
@@ -67,7 +67,7 @@ pub(crate) struct ResumeState {
     pub(crate) policy: Arc<dyn SessionPolicy>,
     /// The build of the policy that ran the session so far and left its state, if it is a different
     /// one.
-    pub(crate) taken_over: Option<String>,
+    pub(crate) previous_build: Option<String>,
     pub(crate) api_key: Option<Secret>,
     pub(crate) git_token: Option<Secret>,
     pub(crate) counters: SessionCounters,
@@ -76,8 +76,8 @@ pub(crate) struct ResumeState {
     pub(crate) pushed: Option<String>,
     pub(crate) open: Vec<EffectRow>,
     /// Messages from the user that no round has processed.
-    pub(crate) unread: Vec<InboxMessage>,
+    pub(crate) inbox: Vec<InboxMessage>,
     pub(crate) status: SessionStatus,
     /// Whether the session resumes only when its user comes back.
-    pub(crate) held: bool,
+    pub(crate) waits_for_user: bool,
 }

@@ -109,8 +109,8 @@ impl Actor {
     pub(super) async fn next(&mut self) -> Option<PendingUpgrade> {
         let current = self.deployment.borrow_and_update().clone();
         let number = current.number;
-        self.looked_at = number;
-        let newer = number != self.generation.number && self.passed_over != Some(number);
+        self.examined_generation = number;
+        let newer = number != self.generation.number && self.skipped_generation != Some(number);
         let (generation, policy) = match newer.then(|| self.successor(&current)) {
             Some(Ok(policy)) => (current, policy),
             Some(Err(reason)) => {
@@ -120,15 +120,15 @@ impl Actor {
             None => (self.generation.clone(), self.policy.clone()),
         };
         let differs =
-            self.taken_over.is_some() || policy.info().digest != self.policy.info().digest;
+            self.previous_build.is_some() || policy.info().digest != self.policy.info().digest;
         let Some(old) = self.state.as_ref().filter(|_| differs) else {
-            if newer && self.passed_over != Some(number) {
+            if newer && self.skipped_generation != Some(number) {
                 self.adopt(generation, policy);
             }
             return None;
         };
         let state = migrated(&*policy, old).await;
-        if let (Err(reason), None) = (&state, &self.taken_over) {
+        if let (Err(reason), None) = (&state, &self.previous_build) {
             self.keep_build(number, reason);
             return None;
         }
@@ -161,7 +161,7 @@ impl Actor {
                         return Some(stepped);
                     }
                     // The build that it had is no longer active, but may still be loaded.
-                    Err(_) if self.taken_over.is_some() => {
+                    Err(_) if self.previous_build.is_some() => {
                         if builder.inputs.is_empty() {
                             return None;
                         }
@@ -297,7 +297,7 @@ impl Actor {
             return Some((older, None));
         };
         // After a restart the state may be this very build's own.
-        if self.taken_over.as_ref() == Some(&info.digest) {
+        if self.previous_build.as_ref() == Some(&info.digest) {
             let own = (state.clone(), None);
             return Some((older, Some(own)));
         }
@@ -370,12 +370,12 @@ impl Actor {
         self.available_models = offered_models(&generation, &self.fixed);
         self.effects.adopt(&generation);
         (self.generation, self.policy) = (generation, policy);
-        self.taken_over = None;
+        self.previous_build = None;
     }
 
     fn keep_build(&mut self, generation: u64, reason: &str) {
         tracing::warn!(session = %self.id, generation, reason, "a session stays with the generation it has");
-        self.passed_over = Some(generation);
+        self.skipped_generation = Some(generation);
     }
 }
 

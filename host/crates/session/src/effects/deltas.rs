@@ -23,10 +23,10 @@ pub(crate) struct DeltaStream {
 
 #[derive(Default)]
 struct DeltaState {
-    over: bool,
+    finished: bool,
     /// The number of the next delta.
     number: u64,
-    again: bool,
+    restarted: bool,
 }
 
 impl DeltaStream {
@@ -42,19 +42,19 @@ impl DeltaStream {
     /// follower must be able to see that it missed something.
     pub(crate) fn push(&self, kind: DeltaKind, text: &str) {
         let mut state = self.state.lock();
-        if state.over {
+        if state.finished {
             return;
         }
         if kind == DeltaKind::Reset {
-            (state.number, state.again) = (0, true);
+            (state.number, state.restarted) = (0, true);
             return self.send(FeedItem::Void);
         }
-        let (number, again) = (state.number, state.again);
+        let (number, again) = (state.number, state.restarted);
         state.number += 1;
         self.session.feed.send(|| FeedItem::Delta {
             effect: self.effect.clone(),
             number,
-            again,
+            restarted: again,
             frame: frames::delta(kind, &self.effect, text).into(),
         });
     }
@@ -63,13 +63,13 @@ impl DeltaStream {
     /// of the log will replace the deltas that were shown.
     pub(crate) fn finish(&self, stands: bool) -> bool {
         let mut state = self.state.lock();
-        if std::mem::replace(&mut state.over, true) {
+        if std::mem::replace(&mut state.finished, true) {
             return false;
         }
         if state.number > 0 && !stands {
             self.send(FeedItem::Void);
         }
-        if state.number > 0 || state.again {
+        if state.number > 0 || state.restarted {
             self.send(FeedItem::Done);
         }
         true

@@ -25,15 +25,15 @@ use crate::shared::SessionsShared;
 pub(super) struct EnvironmentEvents {
     pub(super) mailbox: Mailbox,
     /// The number of the last file tree.
-    pub(super) trees: Arc<AtomicU64>,
-    pub(super) over: CancellationToken,
+    pub(super) tree_counter: Arc<AtomicU64>,
+    pub(super) closed: CancellationToken,
 }
 
 impl EnvironmentEvents {
     pub(super) async fn tree(&self, environment: &dyn Environment) -> Option<Tree> {
         // Taken before the tree is read: a tree with a larger number then includes everything that
         // a smaller one does.
-        let number = self.trees.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.tree_counter.fetch_add(1, Ordering::Relaxed) + 1;
         let json = environment.tree().await?;
         Some(Tree { number, json })
     }
@@ -41,7 +41,7 @@ impl EnvironmentEvents {
     /// Listens until the end of the environment or of the session.
     pub(super) fn listen(&self, environment: Arc<dyn Environment>) {
         let (mailbox, of) = (self.mailbox.clone(), environment.clone());
-        tokio::spawn(self.over.clone().run_until_cancelled_owned(async move {
+        tokio::spawn(self.closed.clone().run_until_cancelled_owned(async move {
             while let Some(notice) = of.notice().await {
                 if mailbox
                     .send(Box::new(ActorMessage::Notice(notice)))
@@ -53,7 +53,7 @@ impl EnvironmentEvents {
             }
         }));
         let listener = self.clone();
-        let over = self.over.clone();
+        let over = self.closed.clone();
         tokio::spawn(over.run_until_cancelled_owned(async move {
             while environment.changed().await {
                 let Some(tree) = listener.tree(&*environment).await else {

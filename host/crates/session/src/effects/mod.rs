@@ -67,7 +67,7 @@ pub(super) struct Effects {
     /// The host is coming to rest: no new effect begins.
     paused: bool,
     /// Model calls that did not begin because of that.
-    held_back: Vec<String>,
+    not_begun_calls: Vec<String>,
     /// Filled once, by provisioning or by the first tool after a restart.
     environment: Arc<tokio::sync::OnceCell<Arc<dyn Environment>>>,
     /// Whether the repository must be cloned again when the environment is opened.
@@ -104,7 +104,7 @@ impl RunningEffect {
 impl Drop for Effects {
     fn drop(&mut self) {
         self.cancel_all();
-        self.listener.over.cancel();
+        self.listener.closed.cancel();
     }
 }
 
@@ -119,8 +119,8 @@ impl Effects {
     ) -> Self {
         let listener = EnvironmentEvents {
             mailbox: session.mailbox.clone(),
-            trees: Arc::default(),
-            over: CancellationToken::new(),
+            tree_counter: Arc::default(),
+            closed: CancellationToken::new(),
         };
         Self {
             listener,
@@ -137,7 +137,7 @@ impl Effects {
             tool: None,
             actions: HashMap::new(),
             paused: false,
-            held_back: Vec::new(),
+            not_begun_calls: Vec::new(),
             environment: Arc::default(),
             fetch: Arc::default(),
             change: None,
@@ -307,7 +307,7 @@ impl Effects {
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
         if self.paused {
-            return self.held_back.push(call.effect);
+            return self.not_begun_calls.push(call.effect);
         }
         let (shared, session) = (self.shared.clone(), self.fixed.clone());
         let models = self.models.clone();
@@ -412,7 +412,7 @@ impl Effects {
     /// Returns the open effects that did not begin before the pause.
     pub(super) fn not_begun(&self, open: &BTreeMap<String, EffectKind>) -> Vec<String> {
         let waiting = self.waiting.iter().map(|run| &run.effect);
-        let all = self.held_back.iter().chain(waiting);
+        let all = self.not_begun_calls.iter().chain(waiting);
         all.filter(|effect| open.contains_key(*effect))
             .cloned()
             .collect()
@@ -422,7 +422,7 @@ impl Effects {
     /// next tool, which tries again.
     pub(super) fn resume_listening(&mut self) {
         if self.shared.deps.environments.is_alive(&self.spec) {
-            let (handle, over) = (self.environment_handle(), self.listener.over.clone());
+            let (handle, over) = (self.environment_handle(), self.listener.closed.clone());
             tokio::spawn(over.run_until_cancelled_owned(async move {
                 let _ = handle.open().await;
             }));
@@ -514,7 +514,7 @@ impl Effects {
             cost = told;
         }
         self.waiting.retain(|run| run.effect != effect);
-        self.held_back.retain(|held| *held != effect);
+        self.not_begun_calls.retain(|held| *held != effect);
         let mut message = Vec::new();
         // Clients that were shown the action wait for its outcome.
         if let Some(action) = self.actions.remove(&effect) {
@@ -544,7 +544,7 @@ impl Effects {
     /// Cancels all effects, and returns what the model calls among them have cost so far.
     pub(super) fn cancel_all(&mut self) -> Vec<(String, CallCost)> {
         self.waiting.clear();
-        self.held_back.clear();
+        self.not_begun_calls.clear();
         self.tool = None;
         let given_up = self.running.drain();
         given_up
@@ -563,7 +563,7 @@ impl Effects {
 
     /// Closes the deployment's tools, and then the environment that they may live in.
     pub(super) async fn close_environment(&mut self) {
-        self.listener.over.cancel();
+        self.listener.closed.cancel();
         for tools_slot in self.old_tools.drain(..) {
             tools_slot.close().await;
         }
@@ -579,7 +579,7 @@ impl Effects {
         self.close_environment().await;
         self.environment = Arc::default();
         self.tools_slot = SessionToolsSlot::new(self.tools_slot.tools.clone());
-        self.listener.over = CancellationToken::new();
+        self.listener.closed = CancellationToken::new();
     }
 
     /// Removes what is stored for the session beside its files.

@@ -53,7 +53,7 @@ impl Default for ShadowLimits {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShadowReport {
     /// Sessions to be replayed in total.
-    pub wanted: u64,
+    pub total: u64,
     /// Sessions replayed. Each is counted in one of the next three.
     pub sessions: u64,
     /// Sessions in which all steps gave the same commands.
@@ -125,7 +125,7 @@ impl Sessions {
         let until = Instant::now() + bounds.time;
         let log = &self.shared.deps.log;
         let found = log.last_sessions(name, most).await?;
-        progress.lock().wanted = u64::try_from(found.len()).unwrap_or(u64::MAX);
+        progress.lock().total = u64::try_from(found.len()).unwrap_or(u64::MAX);
         if found.is_empty() {
             let nothing =
                 "No session of this policy has stepped yet, so there is nothing to replay.";

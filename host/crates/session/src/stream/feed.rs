@@ -42,7 +42,7 @@ pub enum FeedItem {
         /// The delta's index since the effect began or restarted.
         number: u64,
         /// Whether the effect has restarted before.
-        again: bool,
+        restarted: bool,
         /// The frame for the client.
         frame: Arc<str>,
     },

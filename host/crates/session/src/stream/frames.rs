@@ -428,8 +428,8 @@ mod tests {
             (MODEL_NOTICE, false),
             ("CmdRunAction", false),
         ] {
-            let draft = EventDraft::text(event_type, "The model answers again.");
-            assert_eq!(draft.is_message(), said, "{event_type}");
+            let builder = EventDraft::text(event_type, "The model answers again.");
+            assert_eq!(builder.is_message(), said, "{event_type}");
         }
     }
 }

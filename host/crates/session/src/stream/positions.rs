@@ -59,9 +59,9 @@ struct State {
     /// The last frame that its client has certainly received.
     acknowledged: u64,
     /// The last frame that was followed by a ping.
-    asked: u64,
+    pinged: u64,
     /// Since when a ping has been unanswered, if one is.
-    unanswered: Option<Instant>,
+    ping_sent: Option<Instant>,
     /// Whether another client has come back in place of this one.
     replaced: bool,
 }
@@ -76,7 +76,7 @@ impl State {
     }
 
     fn is_silent(&self, now: Instant) -> bool {
-        self.unanswered
+        self.ping_sent
             .is_some_and(|since| now.saturating_duration_since(since) >= UNANSWERED)
     }
 }
@@ -89,8 +89,8 @@ impl ClientPosition {
             state: Mutex::new(State {
                 sent: from,
                 acknowledged: from,
-                asked: from,
-                unanswered: None,
+                pinged: from,
+                ping_sent: None,
                 replaced: false,
             }),
         }
@@ -99,8 +99,8 @@ impl ClientPosition {
     /// The payload of a ping after this frame.
     pub fn ping(&self, seq: u64) -> [u8; 8] {
         let mut state = self.state.lock();
-        state.asked = seq;
-        state.unanswered.get_or_insert_with(Instant::now);
+        state.pinged = seq;
+        state.ping_sent.get_or_insert_with(Instant::now);
         seq.to_be_bytes()
     }
 
@@ -111,9 +111,9 @@ impl ClientPosition {
         };
         let seq = u64::from_be_bytes(payload);
         let mut state = self.state.lock();
-        if (state.acknowledged + 1..=state.asked).contains(&seq) {
+        if (state.acknowledged + 1..=state.pinged).contains(&seq) {
             state.acknowledged = seq;
-            state.unanswered = (seq < state.asked).then(Instant::now);
+            state.ping_sent = (seq < state.pinged).then(Instant::now);
         }
     }
 
@@ -140,7 +140,7 @@ struct KnownClient {
 #[derive(Debug)]
 struct LostClient {
     features: Features,
-    taken: u64,
+    acknowledged: u64,
     at: Instant,
 }
 
@@ -182,7 +182,7 @@ impl ClientPositions {
             (!state.replaced).then_some((position.features, state.acknowledged))
         });
         let lost = known.lost.iter().filter(|lost| lost.may_return(now));
-        open.chain(lost.map(|lost| (lost.features, lost.taken)))
+        open.chain(lost.map(|lost| (lost.features, lost.acknowledged)))
             .collect()
     }
 
@@ -191,7 +191,7 @@ impl ClientPositions {
         let mut known = self.known.lock();
         known.lost.push(LostClient {
             features,
-            taken,
+            acknowledged: taken,
             at: Instant::now(),
         });
         if known.lost.len() > REMEMBERED {
@@ -230,7 +230,7 @@ impl ClientPositions {
         known.lost.retain(|lost| lost.may_return(now));
         known.drop_silent(features, now);
         let alike = known.lost.iter().filter(|lost| lost.features == features);
-        let least = alike.map(|lost| lost.taken).min()?;
+        let least = alike.map(|lost| lost.acknowledged).min()?;
         known.forget_furthest(features);
         Some(least)
     }
@@ -246,7 +246,7 @@ impl KnownClient {
                 state.replaced = true;
                 self.lost.push(LostClient {
                     features,
-                    taken: state.acknowledged,
+                    acknowledged: state.acknowledged,
                     at: now,
                 });
             }
@@ -256,7 +256,7 @@ impl KnownClient {
     fn forget_furthest(&mut self, features: Features) {
         let alike = self.lost.iter().enumerate();
         let alike = alike.filter(|(_, lost)| lost.features == features);
-        if let Some((furthest, _)) = alike.max_by_key(|(_, lost)| lost.taken) {
+        if let Some((furthest, _)) = alike.max_by_key(|(_, lost)| lost.acknowledged) {
             self.lost.swap_remove(furthest);
         }
     }

@@ -49,7 +49,7 @@ pub struct Subscription {
     log: Arc<dyn SessionLog>,
     session: SessionId,
     closing: Arc<Closing>,
-    seen: u64,
+    last_seq: u64,
     source: Source,
     pauses: watch::Receiver<Option<Arc<str>>>,
     /// Whether the client was told of a pause and not yet of its end.
@@ -60,7 +60,7 @@ impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
             .field("session", &self.session)
-            .field("seen", &self.seen)
+            .field("seen", &self.last_seq)
             .finish_non_exhaustive()
     }
 }
@@ -137,7 +137,7 @@ impl Follower {
             Ok(FeedItem::Delta {
                 effect,
                 number,
-                again,
+                restarted: again,
                 frame,
             }) => self.cursor.delta(effect, number, again, frame),
             Ok(FeedItem::Void(effect)) => {
@@ -172,7 +172,7 @@ impl Subscription {
             log,
             session,
             closing,
-            seen: last_seq,
+            last_seq,
             source,
             pauses,
             paused: false,
@@ -188,7 +188,7 @@ impl Subscription {
 
     /// The number of the last frame that was returned.
     pub fn last_seq(&self) -> u64 {
-        self.seen
+        self.last_seq
     }
 
     /// Returns the next item. Cancel safe: nothing is lost if the future is dropped.
@@ -203,13 +203,13 @@ impl Subscription {
                     follower.head
                 }
             };
-            if self.seen > head.seq {
+            if self.last_seq > head.seq {
                 // The client claims more than there is: its numbers are from another log.
-                let from = self.seen;
-                self.seen = head.seq;
+                let from = self.last_seq;
+                self.last_seq = head.seq;
                 return SubscriptionItem::Gap(head.seq + 1, from);
             }
-            if self.seen < head.seq {
+            if self.last_seq < head.seq {
                 return self.catch_up(head.seq).await;
             }
             if head.ended {
@@ -245,11 +245,11 @@ impl Subscription {
     }
 
     async fn catch_up(&mut self, head: u64) -> SubscriptionItem {
-        let mut frames = match self.feed.recent(self.seen) {
+        let mut frames = match self.feed.recent(self.last_seq) {
             Some(frames) => frames,
             None => {
                 let id = self.session.to_string();
-                let read = || self.log.frames_after(&id, self.seen, CHUNK_BYTES);
+                let read = || self.log.frames_after(&id, self.last_seq, CHUNK_BYTES);
                 match when_possible(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {
@@ -264,18 +264,18 @@ impl Subscription {
         };
         // What is committed and not yet published comes with the next head.
         frames.retain(|(seq, _)| *seq <= head);
-        let expected = self.seen + 1;
+        let expected = self.last_seq + 1;
         match (frames.first(), frames.last()) {
             (Some((first, _)), Some(_)) if *first > expected => {
-                self.seen = *first - 1;
+                self.last_seq = *first - 1;
                 SubscriptionItem::Gap(expected, *first - 1)
             }
             (Some(_), Some((last, _))) => {
-                self.seen = *last;
+                self.last_seq = *last;
                 SubscriptionItem::Frames(frames)
             }
             _ => {
-                self.seen = head;
+                self.last_seq = head;
                 SubscriptionItem::Gap(expected, head)
             }
         }

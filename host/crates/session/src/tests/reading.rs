@@ -150,11 +150,11 @@ fn an_id_that_comes_twice_is_answered_in_order() {
 #[test]
 fn a_frame_is_cut_on_a_characters_boundary_and_the_record_is_not() {
     let long = "é".repeat(3000);
-    let draft = EventDraft {
+    let builder = EventDraft {
         thought: Some(long.clone()),
         ..EventDraft::text("ThinkAction", &long)
     };
-    let frame: serde_json::Value = serde_json::from_str(&draft.frame(0)).unwrap();
+    let frame: serde_json::Value = serde_json::from_str(&builder.frame(0)).unwrap();
     assert_eq!(
         frame["content"].as_str().unwrap().chars().count(),
         CONTENT_LENGTH
@@ -164,19 +164,19 @@ fn a_frame_is_cut_on_a_characters_boundary_and_the_record_is_not() {
         THOUGHT_LENGTH
     );
     assert_eq!(frame["timestamp"], "1970-01-01T00:00:00.000+00:00");
-    let line = draft.into_line().unwrap();
+    let line = builder.into_line().unwrap();
     assert_eq!(line.content, long);
     assert!(line.metadata.unwrap().contains(&long));
 }
 
 #[test]
 fn a_client_sees_only_what_it_asked_for() {
-    let draft = EventDraft {
+    let builder = EventDraft {
         diff: Some("+a".to_owned()),
         path: Some("/a".to_owned()),
         ..EventDraft::text("FileEditAction", "a")
     };
-    let stored = draft.frame(0);
+    let stored = builder.frame(0);
     let plain = render(7, &stored, Features::default())
         .unwrap()
         .into_owned();
@@ -184,7 +184,7 @@ fn a_client_sees_only_what_it_asked_for() {
         plain,
         EventDraft {
             diff: None,
-            ..draft
+            ..builder
         }
         .frame(0)
     );
@@ -215,13 +215,13 @@ fn a_client_sees_only_what_it_asked_for() {
 
 #[test]
 fn a_command_stands_on_its_action_only_unless_a_feature_is_asked_for() {
-    let draft = |event_type: &str| EventDraft {
+    let builder = |event_type: &str| EventDraft {
         command: Some("ls".to_owned()),
         exit_code: Some(0),
         ..EventDraft::text(event_type, r#"a text with "command": in it"#)
     };
-    let shown = |draft: &EventDraft, features| {
-        let stored = draft.frame(0);
+    let shown = |builder: &EventDraft, features| {
+        let stored = builder.frame(0);
         let frame = render(7, &stored, features).unwrap();
         serde_json::from_str::<serde_json::Value>(&frame).unwrap()
     };
@@ -236,15 +236,15 @@ fn a_command_stands_on_its_action_only_unless_a_feature_is_asked_for() {
         "AgentMessageAction",
         "CmdRunAction",
     ] {
-        let draft = draft(event_type);
+        let builder = builder(event_type);
         let is_action = event_type.ends_with("Action");
-        let old = shown(&draft, Features::default());
+        let old = shown(&builder, Features::default());
         assert_eq!(old.get("command").is_some(), is_action, "{event_type}");
         assert_eq!(
             (old["exitCode"].as_i64(), old["content"].as_str()),
-            (Some(0), Some(draft.content.as_str()))
+            (Some(0), Some(builder.content.as_str()))
         );
-        assert_eq!(shown(&draft, usage)["command"], "ls", "{event_type}");
+        assert_eq!(shown(&builder, usage)["command"], "ls", "{event_type}");
     }
 }
 

@@ -144,7 +144,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
+    let mut builder = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
     let spent = CallCost {
         usage: Usage {
             input_tokens: 40,
@@ -157,16 +157,16 @@ fn what_a_failed_model_call_took_counts_as_well() {
         model: "m".to_owned(),
         tries: 4,
     };
-    draft.apply(ActorMessage::Model(
+    builder.apply(ActorMessage::Model(
         "e".to_owned(),
         Err(ModelFailure {
             error: internal_error(ErrorKind::Upstream, "It broke off."),
             cost: Some(Box::new(spent)),
         }),
     ));
-    assert_eq!(draft.counters.tokens, 42);
-    assert_eq!(draft.counters.totals.cost, 7);
-    assert!(matches!(draft.inputs[..], [Input::EffectFailed(_)]));
+    assert_eq!(builder.counters.tokens, 42);
+    assert_eq!(builder.counters.totals.cost, 7);
+    assert!(matches!(builder.inputs[..], [Input::EffectFailed(_)]));
 }
 
 #[test]
@@ -202,26 +202,26 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         ActorMessage::Model(effect, Ok(answer))
     };
     let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
-    let mut draft = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
-    draft.apply(answer());
-    let [Input::ModelReplied(reply)] = &draft.inputs[..] else {
-        panic!("{:?}", draft.inputs);
+    let mut builder = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
+    builder.apply(answer());
+    let [Input::ModelReplied(reply)] = &builder.inputs[..] else {
+        panic!("{:?}", builder.inputs);
     };
     assert_eq!(
         (reply.usage.input_tokens, reply.usage.output_tokens),
         (1, 1)
     );
-    let totals = draft.counters.totals;
+    let totals = builder.counters.totals;
     assert_eq!((totals.calls, totals.tokens(), totals.cost), (1, 49, 9));
-    assert_eq!(context.budget.tokens_left(&draft.counters), Some(1));
+    assert_eq!(context.budget.tokens_left(&builder.counters), Some(1));
 
     // A response that nobody waits for any more is charged, and changes nothing else.
-    draft.apply(answer());
-    assert_eq!(draft.inputs.len(), 1);
-    assert_eq!(draft.counters.totals.tokens(), 98);
-    assert_eq!(draft.counters.next_entry, 1);
+    builder.apply(answer());
+    assert_eq!(builder.inputs.len(), 1);
+    assert_eq!(builder.counters.totals.tokens(), 98);
+    assert_eq!(builder.counters.next_entry, 1);
     assert_eq!(
-        context.budget.refusal(&draft.counters).as_deref(),
+        context.budget.refusal(&builder.counters).as_deref(),
         Some("The session used up its 50 tokens.")
     );
 }
@@ -310,7 +310,7 @@ fn the_next_message_answers_an_open_question() {
         describe: &|_| EventDraft::default(),
     };
     let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
-    let mut draft = RoundBuilder::new(
+    let mut builder = RoundBuilder::new(
         &context,
         SessionCounters {
             next_entry: 4,
@@ -320,10 +320,10 @@ fn the_next_message_answers_an_open_question() {
         open,
         0,
     );
-    draft.apply(ActorMessage::Message(1, "yes".to_owned()));
-    draft.apply(ActorMessage::Message(2, "and more".to_owned()));
+    builder.apply(ActorMessage::Message(1, "yes".to_owned()));
+    builder.apply(ActorMessage::Message(2, "and more".to_owned()));
     assert!(
-        matches!(&draft.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
+        matches!(&builder.inputs[..], [Input::Answered(answer), Input::UserMessage(message)]
         if answer.effect == "q" && answer.entry == 4 && message.entry == 5)
     );
 }

@@ -107,7 +107,7 @@ async fn a_build_that_does_the_same_differs_nowhere_and_nothing_is_written_or_do
         "something was written or done"
     );
     assert_eq!(
-        (shown.wanted, shown.sessions, shown.same),
+        (shown.total, shown.sessions, shown.same),
         (2, 2, 2),
         "{shown:?}"
     );

@@ -116,18 +116,18 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         describe: &|_| EventDraft::default(),
     };
     let shown = |start: ShownTree, trees: &[(u64, &str)]| {
-        let mut draft =
+        let mut builder =
             RoundBuilder::new(&context, SessionCounters::default(), Default::default(), 0);
-        draft.shown_tree = start;
+        builder.shown_tree = start;
         for (number, json) in trees {
             let json = (*json).to_owned();
-            draft.apply(ActorMessage::Tree(Tree {
+            builder.apply(ActorMessage::Tree(Tree {
                 number: *number,
                 json,
             }));
         }
-        assert!(draft.inputs.is_empty(), "a tree is nothing to decide on");
-        let round = draft.close_round(SessionStatus::Running, None);
+        assert!(builder.inputs.is_empty(), "a tree is nothing to decide on");
+        let round = builder.close_round(SessionStatus::Running, None);
         assert!(round.row.decision.is_none());
         let frames = round.row.frames;
         let tree = |frame: &Arc<str>| {

@@ -542,12 +542,12 @@ impl PullRequests for World {
             let NewPullRequest {
                 branch,
                 base,
-                draft,
+                draft: builder,
                 body,
                 ..
             } = request;
-            let (base, draft) = (base.unwrap(), if draft { " draft" } else { "" });
-            world.note(format!("change {branch} to {base}{draft}: {body}"));
+            let (base, builder) = (base.unwrap(), if builder { " draft" } else { "" });
+            world.note(format!("change {branch} to {base}{builder}: {body}"));
             Ok(OpenedPullRequest {
                 url: "https://git.example/changes/1".to_owned(),
                 number: 1,

@@ -73,7 +73,7 @@ struct Shared {
     signal: Arc<OutboxSignal>,
     tokens: Arc<UserTokens>,
     /// Requests to send everything now, each with a channel to answer once that was tried.
-    now: mpsc::Sender<oneshot::Sender<()>>,
+    flush_requests: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 impl fmt::Debug for Outbox {
@@ -98,7 +98,7 @@ impl Outbox {
                 store,
                 signal,
                 tokens,
-                now,
+                flush_requests: now,
             }),
         })
     }
@@ -132,7 +132,7 @@ impl Outbox {
     pub async fn flush(&self, patience: Duration) {
         let (sender, done) = oneshot::channel();
         let asked = async {
-            if self.shared.now.send(sender).await.is_ok() {
+            if self.shared.flush_requests.send(sender).await.is_ok() {
                 let _ = done.await;
             }
         };

@@ -36,7 +36,7 @@ pub(super) struct OutboxRelay {
     signal: Arc<OutboxSignal>,
     tokens: Arc<UserTokens>,
     /// The current pause of the store as a whole.
-    down: Option<Backoff>,
+    backoff: Option<Backoff>,
     /// Pauses of chats that failed while others did not.
     failing: HashMap<String, Backoff>,
 }
@@ -94,7 +94,7 @@ impl OutboxRelay {
             chats: records,
             signal,
             tokens,
-            down: None,
+            backoff: None,
             failing: HashMap::new(),
         }
     }
@@ -103,13 +103,13 @@ impl OutboxRelay {
     pub(super) async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<()>>) {
         loop {
             let next = self
-                .down
+                .backoff
                 .as_ref()
                 .map_or(Instant::now() + INTERVAL, |pause| pause.until);
             let mut waiting = Vec::new();
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.signal.wake.notified(), if self.down.is_none() => {}
+                () = self.signal.wake.notified(), if self.backoff.is_none() => {}
                 one = asked.recv() => match one {
                     Some(one) => waiting.push(one),
                     None => return,
@@ -184,14 +184,14 @@ impl OutboxRelay {
             self.record_outcome(chat, outcome).await?;
         }
         if unreached.into_inner() {
-            if self.down.is_none() {
+            if self.backoff.is_none() {
                 tracing::warn!(
                     chats = waiting,
                     "the record of chats cannot be reached; what sessions say waits in the local database"
                 );
             }
-            self.down = Some(Backoff::after(self.down.take()));
-        } else if self.down.take().is_some() {
+            self.backoff = Some(Backoff::after(self.backoff.take()));
+        } else if self.backoff.take().is_some() {
             tracing::info!("the record of chats is reached again");
         }
         Ok(())

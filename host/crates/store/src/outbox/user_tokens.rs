@@ -30,9 +30,9 @@ pub(super) struct UserTokens {
 
 #[derive(Default)]
 struct Inner {
-    held: HashMap<UserId, HeldToken>,
+    tokens: HashMap<UserId, HeldToken>,
     /// Users whose rows wait for a token.
-    missed: HashSet<UserId>,
+    waiting_users: HashSet<UserId>,
 }
 
 struct HeldToken {
@@ -75,27 +75,27 @@ impl UserTokens {
             return false;
         };
         let mut inner = self.inner.lock();
-        if inner.held.len() >= MOST && !inner.held.contains_key(&who.user) {
+        if inner.tokens.len() >= MOST && !inner.tokens.contains_key(&who.user) {
             let now = now();
-            inner.held.retain(|_, held| held.expires > now);
-            if inner.held.len() >= MOST {
-                let first = inner.held.iter().min_by_key(|(_, held)| held.expires);
+            inner.tokens.retain(|_, held| held.expires > now);
+            if inner.tokens.len() >= MOST {
+                let first = inner.tokens.iter().min_by_key(|(_, held)| held.expires);
                 if let Some(user) = first.map(|(user, _)| user.clone()) {
-                    inner.held.remove(&user);
+                    inner.tokens.remove(&user);
                 }
             }
         }
         let token = token.clone();
         inner
-            .held
+            .tokens
             .insert(who.user.clone(), HeldToken { token, expires });
-        inner.missed.remove(&who.user)
+        inner.waiting_users.remove(&who.user)
     }
 
     /// Returns a caller with the user's token, if it is valid for a while.
     pub(super) fn caller(&self, user: &UserId) -> Option<Principal> {
         let inner = self.inner.lock();
-        let held = inner.held.get(user)?;
+        let held = inner.tokens.get(user)?;
         (held.expires > now() + MARGIN).then(|| Principal::User {
             id: user.clone(),
             token: held.token.clone(),
@@ -109,15 +109,15 @@ impl UserTokens {
         };
         let mut inner = self.inner.lock();
         let same = |held: &HeldToken| held.token.expose() == token.expose();
-        if inner.held.get(id).is_some_and(same) {
-            inner.held.remove(id);
+        if inner.tokens.get(id).is_some_and(same) {
+            inner.tokens.remove(id);
         }
     }
 
     /// Records that a user's rows wait for a token.
     pub(super) fn mark_waiting(&self, user: &UserId) {
         let mut inner = self.inner.lock();
-        inner.missed.insert(user.clone());
+        inner.waiting_users.insert(user.clone());
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
         for number in 0..MOST as u64 + 10 {
             tokens.store_token(&who(&number.to_string(), now() + 100 + number));
         }
-        assert_eq!(tokens.inner.lock().held.len(), MOST);
+        assert_eq!(tokens.inner.lock().tokens.len(), MOST);
         assert!(tokens.caller(&"0".into()).is_none(), "expires first");
         let garbage = Identity {
             token: Some(Secret::new("no token")),

@@ -31,8 +31,8 @@ pub(crate) struct Readers {
 struct Shared {
     path: PathBuf,
     free: Mutex<Vec<Connection>>,
-    came_back: Condvar,
-    turns: Arc<Semaphore>,
+    released: Condvar,
+    slots: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -53,7 +53,7 @@ impl Shared {
             Err(cause) => cause,
         };
         let mut free = self.free.lock();
-        self.came_back
+        self.released
             .wait_while_for(&mut free, |free| free.is_empty(), TIMEOUT);
         free.pop().ok_or(failed)
     }
@@ -61,7 +61,7 @@ impl Shared {
     fn release(&self, connection: Connection) {
         let mut free = self.free.lock();
         free.push(connection);
-        self.came_back.notify_one();
+        self.released.notify_one();
     }
 }
 
@@ -70,8 +70,8 @@ impl Readers {
         let shared = Shared {
             path,
             free: Mutex::default(),
-            came_back: Condvar::new(),
-            turns: Arc::new(Semaphore::new(CONNECTIONS)),
+            released: Condvar::new(),
+            slots: Arc::new(Semaphore::new(CONNECTIONS)),
         };
         let first = shared.open()?;
         // SQLite opens the log's files with the first read.
@@ -91,7 +91,7 @@ impl Readers {
     {
         let shared = self.shared.clone();
         let turn = shared
-            .turns
+            .slots
             .clone()
             .acquire_owned()
             .await

@@ -20,7 +20,7 @@ use crate::{Store, StoreError};
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Uptime {
-    before: u64,
+    earlier: u64,
     since: Instant,
 }
 
@@ -35,14 +35,14 @@ impl Uptime {
             |row| row.get(0),
         )?;
         Ok(Self {
-            before: u64::try_from(before).unwrap_or(0),
+            earlier: u64::try_from(before).unwrap_or(0),
             since: Instant::now(),
         })
     }
 
     fn now(&self) -> u64 {
         let running = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.before.saturating_add(running)
+        self.earlier.saturating_add(running)
     }
 }
 

@@ -52,7 +52,7 @@ trait Write: Send {
 /// A write that was carried out and is not yet committed.
 struct UncommittedWrite {
     /// Whether its savepoint is kept.
-    good: bool,
+    succeeded: bool,
     /// SQLite's error code, if the write failed with one.
     code: Option<ffi::Error>,
     acknowledge: Acknowledge,
@@ -85,7 +85,7 @@ where
             });
         });
         UncommittedWrite {
-            good,
+            succeeded: good,
             code,
             acknowledge,
         }
@@ -371,7 +371,7 @@ fn one(
     // The closure shares nothing of ours but the connection, and that is rolled back.
     let outcome = catch_unwind(AssertUnwindSafe(|| write.run(connection)));
     let done = outcome.ok();
-    let undone = match done.as_ref().filter(|done| !done.good) {
+    let undone = match done.as_ref().filter(|done| !done.succeeded) {
         // When it lacks space, memory or a working disk, SQLite rolls back the whole transaction.
         Some(UncommittedWrite {
             code: Some(code), ..

@@ -34,7 +34,7 @@ struct State {
     /// Why the last write failed, or `None` if it succeeded.
     failing: Option<TransientFailure>,
     /// The failure that the host's log and clients were told of.
-    told: Option<TransientFailure>,
+    reported: Option<TransientFailure>,
     /// The number of tasks that wait to try again.
     waiting: usize,
 }
@@ -51,14 +51,14 @@ impl Default for LogHealth {
 impl LogHealth {
     /// Returns why the log cannot be written, or `None` if it can.
     pub fn failure(&self) -> Option<TransientFailure> {
-        self.state.lock().told
+        self.state.lock().reported
     }
 
     /// Records a failed write.
     pub fn failed(&self, reason: TransientFailure) {
         let mut state = self.state.lock();
         state.failing = Some(reason);
-        let before = state.told.replace(reason);
+        let before = state.reported.replace(reason);
         if before.is_none() {
             tracing::error!(%reason, "the log cannot be written; sessions wait until it can");
         }
@@ -85,7 +85,7 @@ impl LogHealth {
 }
 
 fn settle(state: &mut State) {
-    if state.failing.is_none() && state.waiting == 0 && state.told.take().is_some() {
+    if state.failing.is_none() && state.waiting == 0 && state.reported.take().is_some() {
         tracing::info!("the log is written again");
     }
 }

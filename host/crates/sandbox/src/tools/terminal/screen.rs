@@ -34,7 +34,7 @@ const BLANK: Cell = Cell::Char(' ');
 struct Row {
     cells: Vec<Cell>,
     /// Whether the next row continues the line.
-    goes_on: bool,
+    wraps: bool,
     /// Whether something was overwritten, so that blanks at the end are not the program's.
     redrawn: bool,
 }
@@ -62,7 +62,7 @@ impl Row {
             self.redrawn = true;
             self.cells.truncate(at);
         }
-        self.goes_on = false;
+        self.wraps = false;
     }
 
     /// Blanks these columns, as far as they exist.
@@ -175,7 +175,7 @@ impl TerminalScreen {
     /// Makes room for a character of that many columns at the cursor.
     fn make_room(&mut self, columns: usize) {
         if self.column + columns > WIDTH {
-            self.cursor_row().goes_on = true;
+            self.cursor_row().wraps = true;
             self.line_feed();
         }
         let length = self.cursor_row().cells.len();
@@ -379,7 +379,7 @@ impl TerminalScreen {
                 let end = text[begun..].trim_end_matches([' ', '\t']).len();
                 text.truncate(begun + end);
             }
-            if !row.goes_on && number + 1 < count {
+            if !row.wraps && number + 1 < count {
                 text.push('\n');
             }
         }

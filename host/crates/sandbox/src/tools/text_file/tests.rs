@@ -160,14 +160,14 @@ proptest! {
         let lengths: Vec<(usize, usize)> = file
             .units()
             .scan(0, |at, unit| {
-                *at += unit.seen.len_utf8();
+                *at += unit.character.len_utf8();
                 Some((*at, unit.bytes.len()))
             })
             .collect();
         let sum = |fits: &dyn Fn(usize) -> bool| -> usize {
             lengths.iter().filter(|(at, _)| fits(*at)).map(|(_, length)| length).sum()
         };
-        let head = file.mark + sum(&|at| at <= from);
+        let head = file.bom_length + sum(&|at| at <= from);
         let tail = sum(&|at| at > to);
         prop_assert_eq!(&edited[..head], &bytes[..head]);
         prop_assert_eq!(&edited[edited.len() - tail..], &bytes[bytes.len() - tail..]);
