@@ -12,8 +12,9 @@ use futures::future::BoxFuture;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
-use super::{ChatStoreError, Store, StoreError};
-
+use crate::chat_store::ChatStoreError;
+use crate::error::StoreError;
+use crate::sqlite::Store;
 use lucid_types::identity::Identity;
 
 /// A git account that a user connected.

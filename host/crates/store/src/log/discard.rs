@@ -10,7 +10,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::StoreError;
+use crate::error::StoreError;
 use lucid_types::log::SessionStatus;
 
 /// Tables whose rows name their session in a column `session_id`.

@@ -6,8 +6,8 @@
 
 use rusqlite::{Connection, params};
 
-use super::write::to_sql;
-use crate::StoreError;
+use crate::error::StoreError;
+use crate::sqlite::sql::to_sql;
 use lucid_types::log::PositionRow;
 
 /// Replaces the stored positions with these.

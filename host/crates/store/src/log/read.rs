@@ -9,9 +9,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
-use super::write::to_sql;
-use super::{texts, usage};
-use crate::StoreError;
+use crate::error::StoreError;
+use crate::sqlite::sql::to_sql;
+use crate::sqlite::{texts, totals};
 use lucid_types::log::{
     EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands, LoggedStep,
     SessionConfig, SessionCounters, SessionRow, SessionStatus,
@@ -82,7 +82,7 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
             uptime_ms: from_sql(row, "uptime_ms")?,
             iterations: row.get("iterations")?,
             tokens: from_sql(row, "tokens")?,
-            totals: usage::read(row)?,
+            totals: totals::read(row)?,
             steps_alone: row.get("steps_alone")?,
         },
         state: schema.zip(bytes),

@@ -7,8 +7,8 @@
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::write::to_sql;
-use crate::StoreError;
+use crate::error::StoreError;
+use crate::sqlite::sql::to_sql;
 use lucid_types::log::RetainedWorkspace;
 
 fn read(row: &Row<'_>) -> rusqlite::Result<RetainedWorkspace> {

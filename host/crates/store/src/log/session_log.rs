@@ -10,9 +10,9 @@ use futures::FutureExt;
 use rusqlite::Connection;
 
 use super::{positions, read, retained, write};
-use crate::chats::sqlite;
-use crate::sqlite::origin;
-use crate::{Store, StoreError, TIMEOUT};
+use crate::chat_store::sqlite::last_line;
+use crate::error::StoreError;
+use crate::sqlite::{Store, TIMEOUT, origin};
 use lucid_types::log::{
     FrameChunk, InboxMessage, LivingSession, LogError, LogHealth, Logged, LoggedCommands,
     LoggedStep, PositionRow, RetainedWorkspace, RoundRow, SessionConfig, SessionLog, SessionRow,
@@ -63,28 +63,29 @@ impl Store {
 impl SessionLog for Store {
     fn create(&self, session: Arc<SessionConfig>, first: RoundRow) -> Logged<()> {
         let store = self.clone();
-        let sent = store.sends_chats();
+        let signal = store.outbox_signal();
+        let sent = signal.is_some();
         let insert = move |connection: &Connection| {
             write::insert_session(connection, &session, &first, sent)
         };
-        async move {
-            store.write(insert).await?;
-            store.notify_chat_written();
-            Ok(())
-        }
-        .boxed()
+        let notify = move || {
+            if let Some(signal) = signal {
+                signal.chat();
+            }
+        };
+        async move { Ok(store.write_then(TIMEOUT, insert, notify).await?) }.boxed()
     }
 
     fn append(&self, round: Arc<RoundRow>) -> Logged<()> {
         let store = self.clone();
-        async move {
-            let lines = round.chat_lines.len();
-            let insert = move |connection: &Connection| write::insert_round(connection, &round);
-            store.write_within(ATTEMPT, insert).await?;
-            store.notify_messages_written(lines);
-            Ok(())
-        }
-        .boxed()
+        let (signal, lines) = (store.outbox_signal(), round.chat_lines.len());
+        let insert = move |connection: &Connection| write::insert_round(connection, &round);
+        let notify = move || {
+            if let Some(signal) = signal {
+                signal.lines(lines);
+            }
+        };
+        async move { Ok(store.write_then(ATTEMPT, insert, notify).await?) }.boxed()
     }
 
     fn mark_started(&self, session: &str) -> Logged<()> {
@@ -164,7 +165,7 @@ impl SessionLog for Store {
     ) -> Logged<Option<String>> {
         let (session, chat) = (session.to_owned(), chat.to_owned());
         self.logged_read(move |connection| {
-            sqlite::last_line(connection, (&session, &chat), since, is_wanted)
+            last_line(connection, (&session, &chat), since, is_wanted)
         })
     }
 

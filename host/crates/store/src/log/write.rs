@@ -4,27 +4,20 @@
 //! - A [`RoundRow`] is written as a whole or not at all; the caller's savepoint ensures that.
 //! - Frames are stored as the JSON that clients get, so a replay is byte for byte.
 
-use chrono::{DateTime, Utc};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::texts::RoundTexts;
 use super::{discard, retained, usage};
-use crate::chats::sqlite::{self, MessageInsert};
-use crate::{Chat, StoreError, TITLE_LENGTH, outbox};
+use crate::chat_store::sqlite::{MessageInsert, insert_chat, insert_message};
+use crate::chat_store::{Chat, TITLE_LENGTH};
+use crate::error::StoreError;
+use crate::outbox;
+use crate::sqlite::sql::{time, to_sql};
+use crate::sqlite::texts::RoundTexts;
 use lucid_types::log::{
     InboxMessage, PolicyDecision, RoundRow, SessionConfig, SessionStatus, UsageTotals,
 };
 use lucid_types::text::cut;
-
-/// SQLite's integers are signed; none of these numbers comes near the limit.
-pub(crate) fn to_sql(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn time(at: u64) -> DateTime<Utc> {
-    DateTime::from_timestamp_millis(to_sql(at)).unwrap_or_default()
-}
 
 /// Writes the session, its chat and its first round. `sent` says whether the chat is to be sent
 /// to another store.
@@ -83,7 +76,7 @@ pub(super) fn insert_session(
         created_at: began,
         updated_at: began,
     };
-    sqlite::insert_chat(connection, &session.user, &chat)?;
+    insert_chat(connection, &session.user, &chat)?;
     if sent {
         outbox::add(connection, &session.chat_id, &session.user)?;
     }
@@ -274,7 +267,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
         for line in &round.chat_lines {
             let metadata = line.metadata.as_deref();
             let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
-            sqlite::insert_message(
+            insert_message(
                 connection,
                 &round.chat,
                 &MessageInsert {

@@ -20,47 +20,27 @@ mod user_tokens;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 pub(super) use self::progress::{add, changed};
 use self::relay::OutboxRelay;
 use self::user_tokens::UserTokens;
-use super::{ChatStoreError, Principal, Store, StoreError, SupabaseChatStore};
+use crate::chat_store::{ChatStoreError, Principal};
+use crate::error::StoreError;
+use crate::sqlite::Store;
+use crate::sqlite::outbox_signal::OutboxSignal;
+use crate::supabase::SupabaseChatStore;
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
 
-/// Maximum number of messages sent at once, and the number that triggers sending.
-const BATCH: usize = 20;
 /// How long a message waits for others.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long a user's call waits for what is still to be sent for that user.
 const TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Signals that something was written that is to be sent.
-#[derive(Debug, Default)]
-pub(super) struct OutboxSignal {
-    lines: AtomicUsize,
-    wake: Notify,
-}
-
-impl OutboxSignal {
-    /// A step wrote this many messages of a chat.
-    pub(super) fn lines(&self, lines: usize) {
-        if self.lines.fetch_add(lines, Ordering::Relaxed) + lines >= BATCH {
-            self.wake.notify_one();
-        }
-    }
-
-    /// A chat was created, which users look for at once.
-    pub(super) fn chat(&self) {
-        self.wake.notify_one();
-    }
-}
 
 /// The outbox, with the task that sends what is in it. Cheap to clone.
 #[derive(Clone)]
@@ -106,7 +86,7 @@ impl Outbox {
     /// Remembers a user's token, to send what is waiting for that user.
     pub fn remember_token(&self, who: &Identity) {
         if self.shared.tokens.store_token(who) {
-            self.shared.signal.wake.notify_one();
+            self.shared.signal.wake();
         }
     }
 

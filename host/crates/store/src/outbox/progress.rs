@@ -8,9 +8,10 @@
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::BATCH;
-use crate::chats::sqlite::{find_chat, message};
-use crate::{Chat, ChatMessage, StoreError};
+use crate::chat_store::sqlite::{find_chat, message};
+use crate::chat_store::{Chat, ChatMessage};
+use crate::error::StoreError;
+use crate::sqlite::outbox_signal::BATCH;
 
 /// Maximum size of a batch in bytes, unless a single message is larger.
 const BATCH_BYTES: usize = 2 << 20;
@@ -252,7 +253,7 @@ pub(super) fn remove(connection: &Connection, chat: &str) -> Result<(), StoreErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Store;
+    use crate::sqlite::Store;
 
     const ANN: &str = "0198c0de-0000-7000-8000-00000000000a";
 

@@ -16,12 +16,14 @@ use futures::stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::INTERVAL;
 use super::progress::{self, OutboxBatch, OutboxEntry};
 use super::user_tokens::UserTokens;
-use super::{INTERVAL, OutboxSignal};
-use crate::{
-    ChatProgress, ChatStore, ChatStoreError, Principal, Store, StoreError, SupabaseChatStore,
-};
+use crate::chat_store::{ChatProgress, ChatStore, ChatStoreError, Principal};
+use crate::error::StoreError;
+use crate::sqlite::Store;
+use crate::sqlite::outbox_signal::OutboxSignal;
+use crate::supabase::SupabaseChatStore;
 use lucid_types::user::UserId;
 
 /// Maximum number of chats sent at once.
@@ -109,7 +111,7 @@ impl OutboxRelay {
             let mut waiting = Vec::new();
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.signal.wake.notified(), if self.backoff.is_none() => {}
+                () = self.signal.woken(), if self.backoff.is_none() => {}
                 one = asked.recv() => match one {
                     Some(one) => waiting.push(one),
                     None => return,
@@ -118,7 +120,7 @@ impl OutboxRelay {
             while let Ok(one) = asked.try_recv() {
                 waiting.push(one);
             }
-            self.signal.lines.store(0, Ordering::Relaxed);
+            self.signal.reset();
             if let Err(cause) = self.send_pending().await {
                 // The store itself reports a transient failure, once.
                 match cause.transient() {

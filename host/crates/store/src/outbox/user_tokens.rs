@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use crate::Principal;
+use crate::chat_store::Principal;
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;

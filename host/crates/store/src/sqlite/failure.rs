@@ -9,7 +9,7 @@ use std::error::Error;
 
 use rusqlite::ErrorCode;
 
-use crate::StoreError;
+use crate::error::StoreError;
 use lucid_types::log::LogError;
 use lucid_types::transient::TransientFailure;
 

@@ -1,7 +1,16 @@
 //! The SQLite database: one connection that writes, and several that read.
 
+mod connection;
+pub(crate) mod database;
 pub(crate) mod failure;
 pub(crate) mod origin;
-pub(crate) mod readers;
-pub(crate) mod uptime;
-pub(crate) mod writer;
+pub(crate) mod outbox_signal;
+mod readers;
+pub(crate) mod sql;
+pub(crate) mod texts;
+pub(crate) mod totals;
+mod uptime;
+mod writer;
+
+pub(crate) use self::connection::TIMEOUT;
+pub(crate) use self::database::Store;

@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// A start of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]

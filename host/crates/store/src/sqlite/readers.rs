@@ -16,7 +16,8 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 
-use crate::{StoreError, connect};
+use super::connection::connect;
+use crate::error::StoreError;
 
 /// Enough to keep the disk busy; each has its own page cache.
 const CONNECTIONS: usize = 4;

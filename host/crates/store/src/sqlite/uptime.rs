@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use crate::log::write::to_sql;
-use crate::{Store, StoreError};
+use super::sql::to_sql;
+use crate::error::StoreError;
 
 /// How long to wait for another process's lock.
-const TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Uptime {
     earlier: u64,
@@ -40,28 +40,18 @@ impl Uptime {
         })
     }
 
-    fn now(&self) -> u64 {
+    /// The uptime in milliseconds.
+    pub(super) fn now(&self) -> u64 {
         let running = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.earlier.saturating_add(running)
     }
 }
 
-impl Store {
-    /// The host's uptime in milliseconds. Only differences are meaningful.
-    pub fn uptime(&self) -> u64 {
-        self.inner.uptime.now()
-    }
-
-    /// Stores the uptime. Not worth a long wait: what is missing is less than what a crash loses.
-    pub async fn note_uptime(&self) -> Result<(), StoreError> {
-        let now = to_sql(self.uptime());
-        self.write_within(TIMEOUT, move |connection| {
-            connection.execute(
-                "UPDATE host_uptime SET uptime_ms = max(uptime_ms, ?1)",
-                [now],
-            )?;
-            Ok(())
-        })
-        .await
-    }
+/// Records an uptime; the stored one never goes back.
+pub(super) fn record(connection: &Connection, now: u64) -> Result<(), StoreError> {
+    connection.execute(
+        "UPDATE host_uptime SET uptime_ms = max(uptime_ms, ?1)",
+        [to_sql(now)],
+    )?;
+    Ok(())
 }

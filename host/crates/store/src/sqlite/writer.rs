@@ -22,7 +22,7 @@ use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use super::failure::of_sqlite;
-use crate::StoreError;
+use crate::error::StoreError;
 use lucid_types::log::LogHealth;
 use lucid_types::transient::TransientFailure;
 
@@ -58,19 +58,24 @@ struct UncommittedWrite {
     acknowledge: Acknowledge,
 }
 
-struct WriteJob<T, F> {
+struct WriteJob<T, F, N> {
     work: F,
+    /// Called once the write is committed.
+    then: N,
     done: oneshot::Sender<Result<T, StoreError>>,
     patient_until: Instant,
 }
 
-impl<T, F> Write for WriteJob<T, F>
+impl<T, F, N> Write for WriteJob<T, F, N>
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    N: FnOnce() + Send + 'static,
 {
     fn run(self: Box<Self>, connection: &Connection) -> UncommittedWrite {
-        let Self { work, done, .. } = *self;
+        let Self {
+            work, then, done, ..
+        } = *self;
         let result = work(connection);
         let code = match &result {
             Err(StoreError::Database(cause)) => cause.sqlite_error().copied(),
@@ -78,6 +83,9 @@ where
         };
         let good = result.is_ok();
         let acknowledge: Acknowledge = Box::new(move |failed| {
+            if good && failed.is_none() {
+                then();
+            }
             // The caller may be gone, and then nobody is waiting for the result.
             let _ = done.send(match failed {
                 Some(cause) if good => Err(StoreError::Commit(cause)),
@@ -156,15 +164,23 @@ impl WriterThread {
         })
     }
 
-    /// Runs a write. `patience` is how long to wait for another process's lock.
-    pub(crate) async fn write<T, F>(&self, patience: Duration, write: F) -> Result<T, StoreError>
+    /// Runs a write, and calls `then` in this thread once it is committed. `patience` is how long
+    /// to wait for another process's lock.
+    pub(crate) async fn write<T, F, N>(
+        &self,
+        patience: Duration,
+        write: F,
+        then: N,
+    ) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce() + Send + 'static,
     {
         let (done, outcome) = oneshot::channel();
         let job = Box::new(WriteJob {
             work: write,
+            then,
             done,
             patient_until: Instant::now() + patience,
         });

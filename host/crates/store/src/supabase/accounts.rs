@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::SupabaseChatStore;
 use super::rows::clean;
-use crate::{
-    ChatStoreError, Integration, IntegrationFuture, Integrations, NewIntegration, Principal,
-};
+use crate::accounts::{Integration, IntegrationFuture, Integrations, NewIntegration};
+use crate::chat_store::{ChatStoreError, Principal};
 use lucid_types::identity::Identity;
 
 /// PostgreSQL: a foreign key violation.

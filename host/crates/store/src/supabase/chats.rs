@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::Supabase;
 use super::client::AuthorizedClient;
 use super::rows::{ChatRow, MessageRow, ProgressRow, TitleRow, title};
-use crate::{
+use crate::chat_store::{
     Chat, ChatMessage, ChatProgress, ChatStore, ChatStoreError, ChatStoreFuture, Principal,
 };
 

@@ -19,7 +19,7 @@ use super::accounts::{IntegrationRow, NewIntegrationRow};
 use super::response::{self, no_answer};
 use super::rows::{ChatRow, MessageRow};
 use super::{Supabase, bearer};
-use crate::{ChatStoreError, Principal};
+use crate::chat_store::{ChatStoreError, Principal};
 
 const API_KEY: HeaderName = HeaderName::from_static("apikey");
 const PREFER: HeaderName = HeaderName::from_static("prefer");

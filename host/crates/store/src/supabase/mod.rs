@@ -26,7 +26,7 @@ use reqwest::header::HeaderValue;
 use url::Url;
 
 pub use self::chats::SupabaseChatStore;
-use super::ChatStoreError;
+use crate::chat_store::ChatStoreError;
 use lucid_net::client::ClientSpec;
 use lucid_net::resolver::AddressPolicy;
 use lucid_types::secret::Secret;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::client::{CHAT, INTEGRATION};
-use crate::{ChatStoreError, MissingSchema};
+use crate::chat_store::{ChatStoreError, MissingSchema};
 use lucid_types::text::cut;
 
 /// The tables that this version uses.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{Chat, ChatMessage, ChatProgress, TITLE_LENGTH};
+use crate::chat_store::{Chat, ChatMessage, ChatProgress, TITLE_LENGTH};
 use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
 

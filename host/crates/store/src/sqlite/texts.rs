@@ -15,7 +15,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// Minimum size in bytes of a text that is stored separately. A reference takes about 80.
 const LARGE: usize = 1024;
@@ -70,14 +70,14 @@ fn parts(parts: &[PackedPart<'_>]) -> Result<PackedValue<'static>, StoreError> {
 }
 
 /// The large texts of one round.
-pub(super) struct RoundTexts<'a> {
+pub(crate) struct RoundTexts<'a> {
     connection: &'a Connection,
     session: &'a str,
     texts: Vec<(Digest, String)>,
 }
 
 impl<'a> RoundTexts<'a> {
-    pub(super) fn new(connection: &'a Connection, session: &'a str) -> Self {
+    pub(crate) fn new(connection: &'a Connection, session: &'a str) -> Self {
         Self {
             connection,
             session,
@@ -86,7 +86,7 @@ impl<'a> RoundTexts<'a> {
     }
 
     /// Packs JSON, storing its large strings separately.
-    pub(super) fn pack_json<'b>(&mut self, json: &'b str) -> Result<PackedValue<'b>, StoreError> {
+    pub(crate) fn pack_json<'b>(&mut self, json: &'b str) -> Result<PackedValue<'b>, StoreError> {
         let mut pieces = Vec::new();
         let mut from = 0;
         for (begin, end) in large_strings(json) {
@@ -103,7 +103,7 @@ impl<'a> RoundTexts<'a> {
     }
 
     /// Packs a text that is not JSON; a large one is stored separately.
-    pub(super) fn pack_text<'b>(&mut self, text: &'b str) -> Result<PackedValue<'b>, StoreError> {
+    pub(crate) fn pack_text<'b>(&mut self, text: &'b str) -> Result<PackedValue<'b>, StoreError> {
         if text.len() < LARGE {
             return Ok(PackedValue::Whole(text));
         }

@@ -7,14 +7,14 @@
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::store::{
+use super::{
     Chat, ChatMessage, ChatProgress, ChatStore, ChatStoreError, ChatStoreFuture, Principal,
     TITLE_LENGTH,
 };
-use crate::log::texts::{self, PackedValue};
-use crate::log::usage;
-use crate::log::write::to_sql;
-use crate::{Store, StoreError};
+use crate::error::StoreError;
+use crate::sqlite::sql::to_sql;
+use crate::sqlite::texts::{self, PackedValue};
+use crate::sqlite::{Store, totals};
 use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
 
@@ -26,7 +26,7 @@ pub struct SqliteChatStore {
 
 const COLUMNS: &str =
     "id, agent_session_id, project_id, title, model_provider, is_active, created_at, updated_at";
-const SUMS: &str = usage::COLUMNS;
+const SUMS: &str = totals::COLUMNS;
 
 impl SqliteChatStore {
     /// The chats in a store.
@@ -109,7 +109,7 @@ impl ChatStore for SqliteChatStore {
                 .prepare_cached("UPDATE chat_sessions SET is_active = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
                 .execute(params![id, user, progress.is_active, Utc::now().timestamp_millis()])?;
             if changed > 0 {
-                usage::set_sums(connection, "chat_sessions", &id, &progress.totals)?;
+                totals::set_sums(connection, "chat_sessions", &id, &progress.totals)?;
             }
             Ok(changed > 0)
         })
@@ -215,7 +215,7 @@ pub(crate) fn insert_chat(
             chat.updated_at.timestamp_millis(),
         ])?;
     if made > 0 && chat.totals != UsageTotals::default() {
-        usage::set_sums(connection, "chat_sessions", &chat.id, &chat.totals)?;
+        totals::set_sums(connection, "chat_sessions", &chat.id, &chat.totals)?;
     }
     Ok(())
 }
@@ -301,7 +301,7 @@ fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
         title: row.get(3)?,
         model_provider: row.get(4)?,
         is_active: row.get(5)?,
-        totals: usage::read(row)?,
+        totals: totals::read(row)?,
         created_at: time(row, 6)?,
         updated_at: time(row, 7)?,
     })

@@ -5,12 +5,14 @@
 //! - Creating a chat and adding messages are idempotent, since the caller chooses the ids.
 //! - Every error is a sentence that may be shown; the database's own message is for the log.
 
+pub(crate) mod sqlite;
+
 use std::fmt;
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 
-use crate::StoreError;
+use crate::error::StoreError;
 use lucid_types::identity::Identity;
 use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;

@@ -6,14 +6,13 @@
 //!   within moments.
 //! - A chat that has not reached the store yet is not reported as absent.
 
-pub(crate) mod sqlite;
-pub(crate) mod store;
-
 use std::sync::Arc;
 
-use super::log::discard;
-use super::outbox::Outbox;
-use super::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal, SqliteChatStore, Store};
+use crate::chat_store::sqlite::SqliteChatStore;
+use crate::chat_store::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal};
+use crate::log::discard;
+use crate::outbox::Outbox;
+use crate::sqlite::Store;
 
 /// The result of deleting a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
