@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::SandboxError;
+use crate::error::SandboxError;
 
 /// A sandbox backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]

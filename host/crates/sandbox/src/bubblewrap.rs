@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 use lucid_exec::protocol::Serve;
 use tokio::process::Command;
 
-use super::command_env::environment;
-use super::runtime_dir::{RuntimeDir, SessionDir};
-use super::workspace::sandbox_user;
-use super::{Network, SandboxError, SandboxSettings, SandboxSpec, system_mounts};
+use crate::command_env::environment;
+use crate::error::SandboxError;
+use crate::runtime_dir::{RuntimeDir, SessionDir};
+use crate::settings::{Network, SandboxSettings, SandboxSpec};
+use crate::system_mounts;
+use crate::workspace::sandbox_user;
 
 /// Why there is no bubblewrap to use.
 #[derive(Debug, thiserror::Error)]

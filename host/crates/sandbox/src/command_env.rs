@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::SandboxSpec;
+use crate::settings::SandboxSpec;
 
 /// The environment of every command.
 pub(super) fn environment(

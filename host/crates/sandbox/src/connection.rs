@@ -27,7 +27,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::{SandboxError, io_error};
+use crate::error::{SandboxError, io_error};
 use lucid_types::sanitize::sanitize;
 use lucid_types::sentence::full_stop;
 

@@ -1,4 +1,5 @@
-//! Detects which sandbox backend this machine supports, at startup and while the server runs.
+//! Detection of the sandbox backends that this machine supports, at startup and while the server
+//! runs.
 //!
 //! # Invariants
 //! - A backend is used only after a sandbox of it really ran here.
@@ -9,22 +10,19 @@
 //!   otherwise sessions are refused until an acceptable backend works again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::backend::pick;
-use super::landlock::Isolation;
-use super::runtime_dir::{RuntimeDir, give_to_sandbox_user};
-use super::{
-    BackendChoice, BackendKind, BackendStatus, ExecRequest, Sandbox, SandboxError, SandboxSettings,
-    SandboxSpec, Sandboxes, SandboxesShared, bubblewrap, docker,
-};
+use crate::backend::{BackendChoice, BackendKind, BackendStatus, pick};
+use crate::bubblewrap::{BubblewrapError, InstalledBwrap};
+use crate::docker::DockerBackend;
+use crate::error::SandboxError;
+use crate::landlock::Isolation;
+use crate::launch::{FoundBackend, SandboxLauncher};
+use crate::runtime_dir::{RuntimeDir, give_to_sandbox_user};
+use crate::settings::{SandboxSettings, SandboxSpec};
+use crate::workspace::remove_tree;
+use lucid_types::exec::ExecRequest;
 use lucid_types::sentence::full_stop;
 
-/// Interval between checks for a backend better than the one in use.
-const EVERY: Duration = Duration::from_secs(5);
 /// How often an engine must fail to answer before it counts as gone: it may only be restarting.
 const FAILURES: u32 = 3;
 
@@ -33,7 +31,7 @@ const FAILURES: u32 = 3;
 enum ProbeError {
     /// Bubblewrap is missing or unfit.
     #[error(transparent)]
-    Bubblewrap(#[from] bubblewrap::BubblewrapError),
+    Bubblewrap(#[from] BubblewrapError),
     /// A sandbox of it could not be started, or ran no command.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -63,10 +61,10 @@ pub(super) struct DetectedBackends {
     /// The reason why the best backend used so far is not used any more.
     pub(super) lost: Option<String>,
     pub(super) findings: Vec<BackendStatus>,
-    pub(super) bubblewrap: Option<Arc<bubblewrap::InstalledBwrap>>,
+    bubblewrap: Option<Arc<InstalledBwrap>>,
     /// The isolation of Landlock sandboxes.
     pub(super) landlock: Option<Isolation>,
-    pub(super) docker: Option<Arc<docker::DockerBackend>>,
+    pub(super) docker: Option<Arc<DockerBackend>>,
 }
 
 impl DetectedBackends {
@@ -106,6 +104,27 @@ impl DetectedBackends {
         problems.join(" ")
     }
 
+    /// What starting a sandbox of a backend takes.
+    pub(super) fn backend(&self, kind: BackendKind) -> Result<FoundBackend, SandboxError> {
+        let missing = |why: &str| SandboxError::Start(why.to_owned());
+        match kind {
+            BackendKind::Docker => {
+                let docker = self.docker.clone().map(FoundBackend::Docker);
+                docker.ok_or_else(|| missing("there is no Docker engine here."))
+            }
+            BackendKind::Bubblewrap => {
+                let program = self.bubblewrap.clone().map(FoundBackend::Bubblewrap);
+                program.ok_or_else(|| missing("bwrap was not found."))
+            }
+            BackendKind::Landlock => {
+                let isolation = self.landlock.unwrap_or(Isolation::HostRoot);
+                Ok(FoundBackend::Landlock(isolation))
+            }
+            BackendKind::Local => Ok(FoundBackend::Local),
+            BackendKind::None => Err(missing("no sandbox backend works here.")),
+        }
+    }
+
     fn record(&mut self, kind: BackendKind, tried: Result<Option<String>, ProbeError>) {
         let (remark, problem) = match tried {
             Ok(remark) => (remark, None),
@@ -128,7 +147,7 @@ impl DetectedBackends {
     }
 
     /// Chooses among the working backends.
-    fn choose(&mut self, choice: BackendChoice) -> Result<(), SandboxError> {
+    pub(super) fn choose(&mut self, choice: BackendChoice) -> Result<(), SandboxError> {
         (self.kind, self.refusal) = pick(choice, &self.findings)?;
         let kind = self.kind;
         if kind != BackendKind::None {
@@ -158,55 +177,60 @@ impl DetectedBackends {
     }
 }
 
-impl Sandboxes {
-    /// Installs the exec server and finds the backend to use by really trying a sandbox of it.
-    ///
-    /// An automatic choice always succeeds: if nothing works, [`Sandboxes::refusal`] says why and
-    /// every start is refused.
-    ///
-    /// # Errors
-    /// If an explicit choice does not work.
-    pub async fn detect(
+/// Tries the backends of an operator's choice.
+pub(super) struct BackendDetector {
+    choice: BackendChoice,
+    launcher: SandboxLauncher,
+}
+
+impl BackendDetector {
+    pub(super) fn new(
         choice: BackendChoice,
         settings: SandboxSettings,
-        exec: &'static [u8],
-    ) -> Result<Self, SandboxError> {
-        let runtime = RuntimeDir::install(&settings.run_dir, exec)?;
-        let sandboxes = Self(Arc::new(SandboxesShared::new(choice, settings, runtime)));
+        runtime: RuntimeDir,
+    ) -> Self {
+        let launcher = SandboxLauncher { settings, runtime };
+        Self { choice, launcher }
+    }
+
+    pub(super) fn choice(&self) -> BackendChoice {
+        self.choice
+    }
+
+    pub(super) fn launcher(&self) -> &SandboxLauncher {
+        &self.launcher
+    }
+
+    /// Whether the choice leaves another backend to change to.
+    pub(super) fn has_alternatives(&self) -> bool {
+        self.choice.kinds().len() > 1
+    }
+
+    /// The backends worth trying: containers only if the deployment has settings for them.
+    fn kinds(&self) -> Vec<BackendKind> {
+        let without_docker =
+            self.choice != BackendChoice::Docker && self.launcher.settings.docker.is_none();
+        let kinds = self.choice.kinds().iter().copied();
+        kinds
+            .filter(|kind| !(without_docker && *kind == BackendKind::Docker))
+            .collect()
+    }
+
+    /// Tries all of them, and chooses one.
+    pub(super) async fn detect(&self) -> Result<DetectedBackends, SandboxError> {
         let mut found = DetectedBackends::default();
-        for kind in sandboxes.0.kinds() {
-            let tried = Box::pin(sandboxes.attempt(&mut found, kind)).await;
+        for kind in self.kinds() {
+            let tried = Box::pin(self.attempt(&mut found, kind)).await;
             found.record(kind, tried);
         }
-        found.choose(choice)?;
-        sandboxes.0.set_detected(found);
-        Ok(sandboxes)
+        found.choose(self.choice)?;
+        Ok(found)
     }
 
-    /// Starts checking periodically whether a better backend works by now, or the one in use no
-    /// longer does. An explicit choice has nothing to change to.
-    pub fn start_monitoring(&self) {
-        if self.0.choice.kinds().len() < 2 {
-            return;
-        }
-        let shared = Arc::downgrade(&self.0);
-        tokio::spawn(async move {
-            let mut failures = 0;
-            loop {
-                tokio::time::sleep(EVERY).await;
-                let Some(shared) = shared.upgrade() else {
-                    return;
-                };
-                Box::pin(Self(shared).recheck(&mut failures)).await;
-            }
-        });
-    }
-
-    async fn recheck(&self, failures: &mut u32) {
-        let _one = self.0.checking.lock().await;
-        let before = self.0.detected();
-        let mut found = DetectedBackends::clone(&before);
-        for kind in self.0.kinds() {
+    /// Tries what does not work so far, and checks the engine. `failures` counts how often in a row
+    /// the engine did not answer.
+    pub(super) async fn recheck(&self, found: &mut DetectedBackends, failures: &mut u32) {
+        for kind in self.kinds() {
             if kind == BackendKind::Docker
                 && let Some(docker) = found.docker.clone()
             {
@@ -216,7 +240,7 @@ impl Sandboxes {
                     found.record(kind, answer.map(|()| None).map_err(ProbeError::from));
                 }
             } else if !found.is_usable(kind) {
-                let tried = self.attempt(&mut found, kind).await;
+                let tried = self.attempt(found, kind).await;
                 found.record(kind, tried);
             }
             // Backends weaker than a working one are checked only when that is lost.
@@ -224,63 +248,21 @@ impl Sandboxes {
                 break;
             }
         }
-        self.apply_findings(found, &before).await;
     }
 
-    /// Retries a backend with which a sandbox could not be started. Returns what to use instead, if
-    /// it no longer works and there is an alternative.
-    pub(super) async fn recheck_failed(&self, kind: BackendKind) -> Option<Arc<DetectedBackends>> {
-        if self.0.choice.kinds().len() < 2 {
-            return None;
-        }
-        let _one = self.0.checking.lock().await;
-        let before = self.0.detected();
-        let mut found = DetectedBackends::clone(&before);
+    /// Retries a backend with which a sandbox could not be started. Returns whether it works.
+    pub(super) async fn retry(&self, found: &mut DetectedBackends, kind: BackendKind) -> bool {
         let tried = match found.docker.clone().filter(|_| kind == BackendKind::Docker) {
             Some(docker) => docker
                 .check()
                 .await
                 .map(|()| None)
                 .map_err(ProbeError::from),
-            None => Box::pin(self.attempt(&mut found, kind)).await,
+            None => Box::pin(self.attempt(found, kind)).await,
         };
         let works = tried.is_ok();
         found.record(kind, tried);
-        if !works {
-            self.apply_findings(found, &before).await;
-        }
-        let now = self.0.detected();
-        (now.kind != kind && now.refusal.is_none()).then_some(now)
-    }
-
-    /// Applies new findings, and logs what changed.
-    async fn apply_findings(&self, mut found: DetectedBackends, before: &DetectedBackends) {
-        if let Err(error) = found.choose(self.0.choice) {
-            tracing::warn!(%error, "no kind of sandbox could be chosen");
-            return;
-        }
-        if let (Some(docker), None) = (&found.docker, &before.docker)
-            && self.0.serves.load(Ordering::Relaxed)
-        {
-            // Sessions of the last run have other sandboxes by now.
-            if let Err(error) = docker.adopt(|_| false).await {
-                tracing::warn!(%error, "containers of the last run stay as they are");
-            }
-        }
-        if (found.kind, &found.refusal) != (before.kind, &before.refusal) {
-            match &found.refusal {
-                Some(reason) => {
-                    tracing::warn!("sessions that need a sandbox are refused: {reason}")
-                }
-                None => tracing::warn!(
-                    before = %before.kind,
-                    now = %found.kind,
-                    why = found.lost.as_deref().unwrap_or("it works by now, and is preferred"),
-                    "new sessions get another kind of sandbox"
-                ),
-            }
-        }
-        self.0.set_detected(found);
+        works
     }
 
     /// Tries to run a sandbox. Returns what the backend lacks here, or why it does not work.
@@ -296,7 +278,7 @@ impl Sandboxes {
                 Ok(None)
             }
             BackendKind::Bubblewrap => {
-                found.bubblewrap = Some(Arc::new(bubblewrap::InstalledBwrap::find().await?));
+                found.bubblewrap = Some(Arc::new(InstalledBwrap::find().await?));
                 self.run_one(found, kind).await.map(|()| None)
             }
             BackendKind::Landlock => {
@@ -317,12 +299,12 @@ impl Sandboxes {
         }
     }
 
-    async fn find_docker(&self) -> Result<docker::DockerBackend, SandboxError> {
-        let workspace = self.0.runtime.probe_workspace()?;
-        let exec = self.0.runtime.exec();
+    async fn find_docker(&self) -> Result<DockerBackend, SandboxError> {
+        let SandboxLauncher { settings, runtime } = &self.launcher;
+        let workspace = runtime.probe_workspace()?;
         let found = async {
             give_to_sandbox_user(&workspace)?;
-            docker::DockerBackend::find(&self.0.settings, exec, &workspace).await
+            DockerBackend::find(settings, runtime.exec(), &workspace).await
         };
         let found = Box::pin(found).await;
         let _ = std::fs::remove_dir_all(&workspace);
@@ -330,20 +312,23 @@ impl Sandboxes {
     }
 
     async fn run_one(&self, found: &DetectedBackends, kind: BackendKind) -> Result<(), ProbeError> {
-        let workspace = self.0.runtime.probe_workspace()?;
+        let workspace = self.launcher.runtime.probe_workspace()?;
         let spec = SandboxSpec {
             session: "probe",
             workspace: &workspace,
             repository: None,
         };
         let outcome = async {
-            let sandbox = Sandbox::start(&self.0, found, kind, spec, None).await?;
+            let sandbox = self
+                .launcher
+                .start(&found.backend(kind)?, spec, None)
+                .await?;
             let ran = sandbox.exec(ExecRequest::argv(["/bin/true"]), |_| {}).await;
             sandbox.close().await;
             ran
         };
         let outcome = Box::pin(outcome).await;
-        let _ = super::workspace::remove_tree(&workspace);
+        let _ = remove_tree(&workspace);
         match outcome? {
             result if result.exit_code == 0 => Ok(()),
             result => Err(ProbeError::Command {
@@ -359,32 +344,6 @@ fn reason(message: &str) -> &str {
     let message = message.split("It said: ").last().unwrap_or(message);
     let line = message.lines().next().unwrap_or_default();
     line.trim_start_matches("lucid-exec: ")
-}
-
-impl SandboxesShared {
-    fn new(choice: BackendChoice, settings: SandboxSettings, runtime: RuntimeDir) -> Self {
-        Self {
-            choice,
-            settings,
-            runtime,
-            detected: Mutex::default(),
-            checking: tokio::sync::Mutex::default(),
-            serves: AtomicBool::new(false),
-        }
-    }
-
-    /// The backends worth trying: containers only if the deployment has settings for them.
-    fn kinds(&self) -> Vec<BackendKind> {
-        let without_docker = self.choice != BackendChoice::Docker && self.settings.docker.is_none();
-        let kinds = self.choice.kinds().iter().copied();
-        kinds
-            .filter(|kind| !(without_docker && *kind == BackendKind::Docker))
-            .collect()
-    }
-
-    pub(super) fn set_detected(&self, found: DetectedBackends) {
-        *self.detected.lock() = Arc::new(found);
-    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use lucid_exec::protocol::{Exit, Start};
 
-use super::SandboxError;
-use super::connection::{CommandEvent, Connection};
+use crate::connection::{CommandEvent, Connection};
+use crate::error::SandboxError;
 use lucid_types::exec::{ExecProgram, ExecRequest, ExecResult, LimitHit};
 use lucid_types::plural;
 use lucid_types::unicode::lossy;

@@ -11,25 +11,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lucid_exec::protocol::{ResourceLimits, Serve};
 use parking_lot::Mutex;
 
-use super::command_env::git_environment;
-use super::connection::Connection;
-use super::landlock::Isolation;
-use super::runtime_dir::{self, SessionDir, give_to_sandbox_user};
-use super::workspace::{disk_usage_of, sandbox_user};
+use crate::backend::BackendKind;
+use crate::connection::Connection;
+use crate::docker::SessionContainer;
+use crate::error::SandboxError;
+use crate::runtime_dir::SessionDir;
+use crate::unlinked::ProcessTable;
+use crate::workspace::disk_usage_of;
+use crate::{exec, process};
+use lucid_types::exec::{ExecRequest, ExecResult, Process};
 
-use super::{
-    BackendKind, DetectedBackends, ExecRequest, ExecResult, Process, ProcessTable, SandboxError,
-    SandboxSpec, SandboxesShared, docker, exec, landlock, process,
-};
-
-/// What a user is told whose box ended without a host to notice.
-const LOST: &str =
-    "The sandbox was lost while the server was away, and what ran in it. The files are there.";
-/// How long a box may take to be ready.
-const START: Duration = Duration::from_secs(10);
 /// How long a box that is full of processes is given to have room for one more.
 const FULL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a box may take to end once it was told to.
@@ -40,23 +33,24 @@ const NAMESPACE_END: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Sandbox(Arc<SandboxInner>);
 
-struct SandboxInner {
-    kind: BackendKind,
-    workspace: String,
-    shell: &'static str,
+/// What the handles of a sandbox share.
+pub(super) struct SandboxInner {
+    pub(super) kind: BackendKind,
+    pub(super) workspace: String,
+    pub(super) shell: &'static str,
     /// What commands find in their environment beside what the box has.
-    environment: BTreeMap<String, String>,
+    pub(super) environment: BTreeMap<String, String>,
     /// Shared with the task that removes it.
-    dir: Arc<SessionDir>,
-    connection: Connection,
-    process: Mutex<Option<SandboxProcess>>,
-    notice: Option<String>,
+    pub(super) dir: Arc<SessionDir>,
+    pub(super) connection: Connection,
+    pub(super) process: Mutex<Option<SandboxProcess>>,
+    pub(super) notice: Option<String>,
 }
 
 /// What a box lives and dies with.
-enum SandboxProcess {
+pub(super) enum SandboxProcess {
     Process(tokio::process::Child),
-    Container(docker::SessionContainer),
+    Container(SessionContainer),
 }
 
 impl fmt::Debug for Sandbox {
@@ -69,101 +63,8 @@ impl fmt::Debug for Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a box of a kind that works here. The notice is what the user is to know of it.
-    pub(super) async fn start(
-        shared: &SandboxesShared,
-        found: &DetectedBackends,
-        kind: BackendKind,
-        spec: SandboxSpec<'_>,
-        notice: Option<String>,
-    ) -> Result<Self, SandboxError> {
-        if kind == BackendKind::Docker {
-            return Self::start_container(shared, found, spec, notice).await;
-        }
-        let isolation = match kind {
-            BackendKind::Landlock => found.landlock.unwrap_or(Isolation::HostRoot),
-            _ => Isolation::Off,
-        };
-        runtime_dir::check_reachable(spec.workspace)?;
-        give_to_sandbox_user(spec.workspace)?;
-        // Landlock keeps no owner of a file from taking rights away. A root of the session's own and
-        // bubblewrap show it read-only, and where the host is root sessions do not own it.
-        let shares = isolation != Isolation::HostRoot || sandbox_user().is_some();
-        let dir = shared.runtime.session(spec.session, shares)?;
-        let settings = &shared.settings;
-        let serve = Serve {
-            limits: ResourceLimits {
-                processes: 512,
-                // A user namespace counts for itself; elsewhere other sessions have the same user.
-                shared_user: kind != BackendKind::Bubblewrap && isolation != Isolation::PrivateRoot,
-                open_files: 4096,
-                file_bytes: 8 << 30,
-                data_bytes: Some(settings.memory_bytes),
-            },
-            confine: None,
-            patience_seconds: None,
-        };
-        let (command, workspace) = match (kind, &found.bubblewrap) {
-            (BackendKind::Bubblewrap, Some(program)) => (
-                program.command(settings, &dir, &shared.runtime, spec, &serve)?,
-                settings.workspace_mount.clone(),
-            ),
-            (BackendKind::Bubblewrap, None) => {
-                return Err(SandboxError::Start("bwrap was not found.".to_owned()));
-            }
-            (BackendKind::None | BackendKind::Docker, _) => {
-                return Err(SandboxError::Start(
-                    "no sandbox backend works here.".to_owned(),
-                ));
-            }
-            (BackendKind::Landlock | BackendKind::Local, _) => {
-                let runtime = &shared.runtime;
-                let command = landlock::command(settings, &dir, runtime, spec, isolation, serve)?;
-                (command, isolation.workspace(settings, spec))
-            }
-        };
-        let (connection, process) = Connection::open(command, START).await?;
-        let shell = if Path::new("/bin/bash").exists() {
-            "bash"
-        } else {
-            "sh"
-        };
-        Ok(Self(Arc::new(SandboxInner {
-            kind,
-            workspace,
-            shell,
-            environment: BTreeMap::new(),
-            dir: Arc::new(dir),
-            connection,
-            process: Mutex::new(Some(SandboxProcess::Process(process))),
-            notice,
-        })))
-    }
-
-    async fn start_container(
-        shared: &SandboxesShared,
-        found: &DetectedBackends,
-        spec: SandboxSpec<'_>,
-        notice: Option<String>,
-    ) -> Result<Self, SandboxError> {
-        let docker = found
-            .docker
-            .as_ref()
-            .ok_or_else(|| SandboxError::Start("there is no Docker engine here.".to_owned()))?;
-        shared.runtime.restore_shared_files()?;
-        give_to_sandbox_user(spec.workspace)?;
-        let ready = docker.start(spec).await?;
-        Ok(Self(Arc::new(SandboxInner {
-            kind: BackendKind::Docker,
-            workspace: shared.settings.workspace_mount.clone(),
-            shell: ready.shell,
-            // A container may be older than its session, and knows nothing of its repository.
-            environment: spec.repository.map(git_environment).unwrap_or_default(),
-            dir: Arc::new(SessionDir::existing(ready.dir)),
-            connection: ready.connection,
-            process: Mutex::new(Some(SandboxProcess::Container(ready.container))),
-            notice: notice.or_else(|| ready.replaced.then(|| LOST.to_owned())),
-        })))
+    pub(super) fn new(inner: SandboxInner) -> Self {
+        Self(Arc::new(inner))
     }
 
     /// The workspace's folder as commands see it.

@@ -11,10 +11,12 @@
 use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;
 
-use super::command_env::environment;
-use super::runtime_dir::{RuntimeDir, SessionDir};
-use super::workspace::sandbox_user;
-use super::{Network, SandboxError, SandboxSettings, SandboxSpec, system_mounts};
+use crate::command_env::environment;
+use crate::error::SandboxError;
+use crate::runtime_dir::{RuntimeDir, SessionDir};
+use crate::settings::{Network, SandboxSettings, SandboxSpec};
+use crate::system_mounts;
+use crate::workspace::sandbox_user;
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
 /// processes, and names of users and machines. None of it holds a password.

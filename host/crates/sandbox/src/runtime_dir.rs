@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::workspace::{remove_tree, safe_name, sandbox_user};
-use super::{SandboxError, io_error};
+use crate::error::{SandboxError, io_error};
+use crate::workspace::{remove_tree, safe_name, sandbox_user};
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 

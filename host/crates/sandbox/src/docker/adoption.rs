@@ -15,8 +15,9 @@ use futures::StreamExt;
 use super::container::Container;
 use super::container_spec::{CONTAINER_LABEL, OWNER, SHAPE};
 use super::state_dir::{ContainerDir, DirIdentity, OwnerDir};
-use super::{DockerBackend, Transport, removal};
-use crate::SandboxError;
+use super::{DockerBackend, removal};
+use crate::error::SandboxError;
+use crate::settings::Transport;
 
 /// The result of adopting a dead host's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -113,7 +114,7 @@ impl DockerBackend {
         let mut folders = owner.container_dirs();
         folders.retain(|folder| !kept.iter().any(|name| name == folder.name()));
         let removed = futures::stream::iter(folders)
-            .map(|folder| self.context.remove_container_eventually(folder))
+            .map(|folder| self.context.reaper.remove_eventually(folder))
             .buffer_unordered(removal::AT_A_TIME);
         done.removed += removed.fold(0, async |sum, one| sum + one).await;
     }

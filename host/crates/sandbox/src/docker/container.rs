@@ -19,11 +19,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::container_spec::{ContainerSpec, ContainerTemplate, INSTANCE, OWNER};
 use super::engine::{DockerEngine, DockerError};
-use super::removal::{PendingRemovals, remove};
+use super::removal::Reaper;
 use super::state_dir::{ContainerDir, ContainerRecord, DirIdentity, StateDir};
-use super::transport::{ContainerSocket, Transport, attach};
-use crate::SandboxError;
+use super::transport::{ContainerSocket, attach};
 use crate::connection::{Connection, EndReasonLookup};
+use crate::error::SandboxError;
+use crate::settings::Transport;
 use lucid_types::sanitize::sanitize;
 
 /// How long a running container may take to become ready.
@@ -47,7 +48,7 @@ pub(super) struct DockerContext {
     creation_slots: Semaphore,
     /// Set when no more containers may be created.
     closing: AtomicBool,
-    pub(super) pending_removals: PendingRemovals,
+    pub(super) reaper: Arc<Reaper>,
 }
 
 /// A container that is ready.
@@ -72,6 +73,7 @@ impl DockerContext {
         template: ContainerTemplate,
         python: Option<String>,
     ) -> Self {
+        let reaper = Reaper::new(engine.clone(), template.instance.clone());
         Self {
             engine,
             root,
@@ -79,7 +81,7 @@ impl DockerContext {
             python,
             creation_slots: Semaphore::new(AT_A_TIME as usize),
             closing: AtomicBool::new(false),
-            pending_removals: PendingRemovals::default(),
+            reaper: Arc::new(reaper),
         }
     }
 
@@ -137,7 +139,7 @@ impl DockerContext {
         let (id, listener) = match made.await {
             Ok(made) => made,
             Err(error) => {
-                self.clean_up_failed(folder, &error);
+                self.reaper.clean_up_failed(folder, &error);
                 return Err(error);
             }
         };
@@ -392,13 +394,12 @@ impl Container {
     /// Kills everything that runs in it, and removes it and its folder.
     pub(super) async fn remove(mut self) {
         self.removed = true;
-        let (context, id, folder) = (
-            Arc::clone(&self.context),
-            self.id.clone(),
-            self.folder.clone(),
-        );
         // In a task of its own: a caller that gives up must not leave it half done.
-        let _ = tokio::spawn(remove(context, id, folder)).await;
+        let _ = tokio::spawn(self.removal()).await;
+    }
+
+    fn removal(&self) -> impl Future<Output = ()> + use<> {
+        Arc::clone(&self.context.reaper).remove(self.id.clone(), self.folder.clone())
     }
 }
 
@@ -408,8 +409,7 @@ impl Drop for Container {
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let context = Arc::clone(&self.context);
-            runtime.spawn(remove(context, self.id.clone(), self.folder.clone()));
+            runtime.spawn(self.removal());
         }
     }
 }

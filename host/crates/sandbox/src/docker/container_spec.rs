@@ -15,11 +15,11 @@ use bollard::models::{
 use lucid_exec::protocol::{ResourceLimits, Serve, VERSION};
 use sha2::{Digest, Sha256};
 
-use super::DockerSettings;
 use super::image::ImageConfig;
-use super::transport::Transport;
 use crate::command_env::environment as sandbox_environment;
-use crate::{Network, SandboxError};
+use crate::error::SandboxError;
+use crate::settings::{DockerSettings, Network, SandboxSettings, SandboxSpec, Transport};
+use crate::workspace::sandbox_user;
 
 #[cfg(test)]
 mod tests;
@@ -89,7 +89,7 @@ pub(super) struct ContainerSpec<'a> {
 impl ContainerTemplate {
     /// `cpus` is the number of the engine's machine; `image` is what the image brings.
     pub(super) fn new(
-        common: &crate::SandboxSettings,
+        common: &SandboxSettings,
         own: &DockerSettings,
         instance: String,
         cpus: Option<i64>,
@@ -103,8 +103,7 @@ impl ContainerTemplate {
         let most_cpus = cpus
             .filter(|cpus| *cpus > 0)
             .map_or(f64::MAX, |cpus| cpus as f64);
-        let user =
-            crate::workspace::sandbox_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        let user = sandbox_user().unwrap_or_else(|| rustix::process::geteuid().as_raw());
         Self {
             instance,
             prefix: own.prefix.clone(),
@@ -181,7 +180,7 @@ impl ContainerTemplate {
     }
 
     fn environment(&self) -> BTreeMap<String, String> {
-        let nobodys = crate::SandboxSpec {
+        let nobodys = SandboxSpec {
             session: "",
             workspace: Path::new("/"),
             repository: None,

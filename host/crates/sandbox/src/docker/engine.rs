@@ -21,7 +21,7 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt;
 
-use crate::SandboxError;
+use crate::error::SandboxError;
 
 /// Timeout of calls that only look something up.
 const QUICK: Duration = Duration::from_secs(10);

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use super::engine::{DockerEngine, DockerError};
 use crate::connection::Connection;
-use crate::{ExecRequest, SandboxError, exec};
+use crate::error::SandboxError;
+use crate::exec;
+use lucid_types::exec::ExecRequest;
 
 /// An image's own configuration.
 pub(super) struct ImageConfig {

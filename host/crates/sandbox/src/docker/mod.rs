@@ -31,57 +31,18 @@ use parking_lot::Mutex;
 pub use self::adoption::Adopted;
 use self::container_spec::ContainerTemplate;
 use self::state_dir::{ContainerDir, DirIdentity, OwnerDir, StateDir};
-use super::connection::Connection;
-use super::{SandboxError, SandboxSpec};
+use crate::connection::Connection;
+use crate::error::SandboxError;
+pub use crate::settings::{DockerSettings, Transport};
+use crate::settings::{SandboxSettings, SandboxSpec};
 use container::{Container, DockerContext, ReadyContainer};
 use engine::DockerEngine;
 use pool::WarmPool;
-pub use transport::Transport;
 
 /// How long to wait for an engine that stopped answering: it may only be restarting.
 const RESTART: Duration = Duration::from_secs(15);
 /// The interval at which it is asked meanwhile.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Settings of containers, beside [`super::SandboxSettings`].
-#[derive(Debug, Clone)]
-pub struct DockerSettings {
-    /// Address of the engine, as in `DOCKER_HOST`; the default socket if absent.
-    pub host: Option<String>,
-    /// The image of every container. It needs a shell, and must already exist on the engine.
-    pub image: String,
-    /// Number of processors that a container may use; more than there are means all.
-    pub cpus: f64,
-    /// Maximum number of processes and threads in a container.
-    pub processes: u32,
-    /// Prefix of the session's id in a container's name.
-    pub prefix: String,
-    /// The engine's network that containers with network access join; its default if absent.
-    pub network: Option<String>,
-    /// The folder of all workspaces, as a path on this host and as a path on the engine's machine.
-    pub host_path: Option<(PathBuf, PathBuf)>,
-    /// Number of containers that wait for sessions, only after [`super::Sandboxes::adopt`].
-    pub pool: usize,
-    /// The transport to containers. Absent in every deployment: it is detected, since the fallback
-    /// is to be used only where no socket passes. Tests and the benchmark set it, to cover both.
-    pub transport: Option<Transport>,
-}
-
-impl Default for DockerSettings {
-    fn default() -> Self {
-        Self {
-            host: None,
-            image: "lucid-sandbox:bookworm".to_owned(),
-            cpus: 2.0,
-            processes: 512,
-            prefix: "lucid-".to_owned(),
-            network: None,
-            host_path: None,
-            pool: 0,
-            transport: None,
-        }
-    }
-}
 
 /// A session's container, and the connection to it.
 pub(super) struct ConnectedContainer {
@@ -135,7 +96,7 @@ impl DockerBackend {
     /// Looks for an engine and really runs a container on it. `exec` is the installed exec server,
     /// `workspace` an empty folder to try with. An error is a sentence that says what to do.
     pub(super) async fn find(
-        common: &super::SandboxSettings,
+        common: &SandboxSettings,
         exec: &Path,
         workspace: &Path,
     ) -> Result<Self, SandboxError> {

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 
 use super::container::{Container, DockerContext, ReadyContainer};
 use super::state_dir::{ContainerRecord, DirIdentity};
-use super::transport::Transport;
-use crate::{SandboxError, io_error};
+use crate::error::{SandboxError, io_error};
+use crate::settings::Transport;
 
 /// How long to leave alone an engine that created no container, or one that ended while it waited.
 const PAUSE: Duration = Duration::from_secs(10);

@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{SandboxError, io_error};
 use crate::runtime_dir::give_to_sandbox_user;
-use crate::{SandboxError, io_error};
 
 #[cfg(test)]
 mod tests;

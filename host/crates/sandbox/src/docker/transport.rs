@@ -10,7 +10,6 @@
 //! container cannot see those ids. An impostor can then answer its own session's commands as it
 //! likes, within the bounds of [`super::super::connection`], and no other session's.
 
-use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,30 +24,11 @@ use tokio_util::io::StreamReader;
 use super::container_spec::{ContainerTemplate, EXEC};
 use super::engine::DockerEngine;
 use crate::connection::{Connection, EndReasonLookup, read_hello};
+use crate::error::{SandboxError, io_error};
 use crate::runtime_dir::give_to_sandbox_user;
-use crate::{SandboxError, io_error};
 
 /// How much of an attached stream is read at a time, in bytes.
 const BUFFER: usize = 64 << 10;
-
-/// The transport that carries the frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Transport {
-    /// A Unix socket in a folder that host and container share.
-    Socket,
-    /// One attached `docker exec` for each container: for an engine on another kernel.
-    Exec,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Socket => "socket",
-            Self::Exec => "docker exec",
-        })
-    }
-}
 
 /// The host's socket for one container. Removed when dropped.
 pub(super) struct ContainerSocket {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::GitRules;
 use super::tracking::{self, CloneState};
-use crate::{ExecRequest, ExecResult, Sandbox, SandboxError};
+use crate::error::SandboxError;
+use crate::handle::Sandbox;
+use lucid_types::exec::{ExecRequest, ExecResult};
 use lucid_types::plural;
 use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 

@@ -24,7 +24,7 @@ use super::error::{HelperError, PushError, UpstreamError};
 use super::receive_pack::PushCommands;
 use super::upstream::{UpstreamRemote, next_part};
 use super::url::{permitted, plain, sibling_repository};
-use crate::read_frame;
+use crate::connection::read_frame;
 
 /// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
 const MAX_BUFFERED: usize = 16 << 20;

@@ -43,7 +43,7 @@ pub use self::tracking::CloneState;
 pub use self::upstream::GitCredentials;
 use self::upstream::{LastPush, UpstreamRemote};
 pub use self::url::gateway_prefix;
-use super::workspace::sandbox_user;
+use crate::workspace::sandbox_user;
 use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// The most helpers that a session may have at a time.

@@ -331,7 +331,7 @@ async fn what_people_run_runs_in_sandboxes_of_processes() {
 #[tokio::test]
 async fn without_namespaces_what_does_not_run_is_what_the_table_says() {
     let fixture = SandboxFixture::roomy(BackendChoice::Landlock).await;
-    let mut found = crate::DetectedBackends::clone(&fixture.sandboxes.0.detected());
+    let mut found = crate::detect::DetectedBackends::clone(&fixture.sandboxes.0.detected());
     assert_eq!(
         found.landlock,
         Some(Isolation::PrivateRoot),

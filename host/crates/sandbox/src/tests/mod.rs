@@ -7,6 +7,7 @@ pub mod commands;
 pub(crate) mod everyday;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 

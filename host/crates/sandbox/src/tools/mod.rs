@@ -29,8 +29,10 @@ pub use describe::{CallView, describe_call};
 use editor::EditorCall;
 use history::EditHistory;
 
-use super::workspace::{Quota, Workspace};
-use crate::{ExecRequest, ExecResult, LimitHit, Sandbox, SandboxError};
+use crate::error::SandboxError;
+use crate::handle::Sandbox;
+use crate::workspace::{Quota, Workspace};
+use lucid_types::exec::{ExecRequest, ExecResult, LimitHit};
 use lucid_types::plural;
 use lucid_types::unicode::lossy;
 

@@ -1,0 +1,100 @@
+//! What an operator sets for sandboxes, and what a session asks for.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The network that a sandbox can reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// Nothing outside the sandbox.
+    #[default]
+    None,
+    /// Everything the host reaches.
+    Host,
+}
+
+/// Settings common to all sandboxes.
+#[derive(Debug, Clone)]
+pub struct SandboxSettings {
+    /// The host's own folder for programs, sockets and temporary folders of sandboxes.
+    pub run_dir: PathBuf,
+    /// Memory that a command may use, in bytes, which is also the base for the sizes of temporary
+    /// file systems.
+    pub memory_bytes: u64,
+    /// The network that sandboxes can reach.
+    pub network: Network,
+    /// The workspace's path as commands see it, with backends that can mount it.
+    pub workspace_mount: String,
+    /// Settings for containers; without them no engine is looked for.
+    pub docker: Option<DockerSettings>,
+}
+
+/// Settings of containers, beside [`SandboxSettings`].
+#[derive(Debug, Clone)]
+pub struct DockerSettings {
+    /// Address of the engine, as in `DOCKER_HOST`; the default socket if absent.
+    pub host: Option<String>,
+    /// The image of every container. It needs a shell, and must already exist on the engine.
+    pub image: String,
+    /// Number of processors that a container may use; more than there are means all.
+    pub cpus: f64,
+    /// Maximum number of processes and threads in a container.
+    pub processes: u32,
+    /// Prefix of the session's id in a container's name.
+    pub prefix: String,
+    /// The engine's network that containers with network access join; its default if absent.
+    pub network: Option<String>,
+    /// The folder of all workspaces, as a path on this host and as a path on the engine's machine.
+    pub host_path: Option<(PathBuf, PathBuf)>,
+    /// Number of containers that wait for sessions, only after [`adopt`](crate::Sandboxes::adopt).
+    pub pool: usize,
+    /// The transport to containers. Absent in every deployment: it is detected, since the fallback
+    /// is to be used only where no socket passes. Tests and the benchmark set it, to cover both.
+    pub transport: Option<Transport>,
+}
+
+impl Default for DockerSettings {
+    fn default() -> Self {
+        Self {
+            host: None,
+            image: "lucid-sandbox:bookworm".to_owned(),
+            cpus: 2.0,
+            processes: 512,
+            prefix: "lucid-".to_owned(),
+            network: None,
+            host_path: None,
+            pool: 0,
+            transport: None,
+        }
+    }
+}
+
+/// The transport that carries the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// A Unix socket in a folder that host and container share.
+    Socket,
+    /// One attached `docker exec` for each container: for an engine on another kernel.
+    Exec,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Socket => "socket",
+            Self::Exec => "docker exec",
+        })
+    }
+}
+
+/// A sandbox to start.
+#[derive(Debug, Clone, Copy)]
+pub struct SandboxSpec<'a> {
+    /// The session's id; its runtime folder is named after it.
+    pub session: &'a str,
+    /// The session's workspace on the host.
+    pub workspace: &'a Path,
+    /// The repository that git in the sandbox reaches through the host's gateway.
+    pub repository: Option<&'a str>,
+}
