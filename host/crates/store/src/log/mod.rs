@@ -4,6 +4,6 @@ pub(crate) mod discard;
 mod positions;
 pub(crate) mod read;
 mod retained;
-mod session_log;
+pub(crate) mod session_log;
 mod usage;
 mod write;

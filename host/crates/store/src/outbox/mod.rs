@@ -143,6 +143,8 @@ impl Outbox {
 mod tests {
     use std::time::Duration;
 
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use crate::log::session_log::tests::{new_session, round};
     use lucid_types::log::SessionLog;

@@ -10,8 +10,8 @@ pub(crate) const BATCH: usize = 20;
 /// Signals that something was written that is to be sent.
 #[derive(Debug, Default)]
 pub(crate) struct OutboxSignal {
-    lines: AtomicUsize,
-    wake: Notify,
+    pub(crate) lines: AtomicUsize,
+    pub(crate) wake: Notify,
 }
 
 impl OutboxSignal {
