@@ -47,8 +47,7 @@ use self::secret_file::secret_file;
 pub use self::variables::Variables;
 use lucid_sandbox::git::BranchPolicy;
 use lucid_store::SupabaseSettings;
-use lucid_types::secret::Secret;
-use secrecy::zeroize::Zeroizing;
+use lucid_types::secret::{Secret, Zeroizing};
 use url::Url;
 
 /// All settings, validated.

@@ -13,10 +13,9 @@ use std::path::Path;
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use secrecy::zeroize::Zeroizing;
 
 use super::ConfigError;
-use lucid_types::secret::Secret;
+use lucid_types::secret::{Secret, Zeroizing};
 
 /// Reads the secret in a file of this machine. Creates it, from 32 random bytes, if it does not
 /// exist.

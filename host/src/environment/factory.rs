@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
-use secrecy::SecretString;
 use tokio::sync::Mutex;
 
 use lucid_sandbox::git::{self, GitCredentials, GitGateway};
@@ -121,7 +120,7 @@ impl EnvironmentFactory {
             None => None,
             Some(url) => {
                 let login = spec.git_token.as_ref().map(|token| {
-                    let usual = GitCredentials::from(SecretString::from(token.expose().to_owned()));
+                    let usual = GitCredentials::from(token.clone());
                     match (self.git_user)(url) {
                         Some(user) => GitCredentials { user, ..usual },
                         None => usual,

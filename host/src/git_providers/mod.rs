@@ -19,7 +19,6 @@ pub(crate) mod token_cipher;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -229,22 +228,18 @@ impl GitInstance {
 
     /// The account that a token belongs to.
     pub async fn account(&self, token: &Secret) -> Result<Account, Error> {
-        operation::account(self, &to_secret_string(token)).await
+        operation::account(self, token).await
     }
 
     /// All repositories that the token can access.
     pub async fn repositories(&self, token: &Secret) -> Result<Vec<Repository>, Error> {
-        operation::repositories(self, &to_secret_string(token)).await
+        operation::repositories(self, token).await
     }
 
     /// Opens a pull request, or finds the open one of the same branches.
     pub async fn open_change(&self, token: &Secret, change: NewChange) -> Result<Change, Error> {
-        operation::open_change(self, &to_secret_string(token), change).await
+        operation::open_change(self, token, change).await
     }
-}
-
-fn to_secret_string(token: &Secret) -> SecretString {
-    SecretString::from(token.expose().to_owned())
 }
 
 /// The limits of a response: a page of a hundred repositories has some hundred kilobytes.

@@ -9,12 +9,12 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use secrecy::SecretString;
 use url::Url;
 
 use super::GitInstance;
 use lucid_net::egress::{EgressError, Redactor, retry_after_ms};
 use lucid_types::sanitize::sanitize;
+use lucid_types::secret::Secret;
 use lucid_types::wit::git::{
     Account, Change, NewChange, Next, Operation, Page, Reply, Repository, RepositoryPage,
 };
@@ -40,10 +40,7 @@ const PAGE: u32 = 100;
 const MOST_PAGES: usize = 200;
 const LARGEST_PAGE: usize = 1_000;
 
-pub(super) async fn account(
-    instance: &GitInstance,
-    token: &SecretString,
-) -> Result<Account, Error> {
+pub(super) async fn account(instance: &GitInstance, token: &Secret) -> Result<Account, Error> {
     match operation(instance, token, &Operation::CurrentUser).await? {
         Reply::Account(account) => fit_account(account),
         _ => Err(other_reply(instance)),
@@ -52,7 +49,7 @@ pub(super) async fn account(
 
 pub(super) async fn repositories(
     instance: &GitInstance,
-    token: &SecretString,
+    token: &Secret,
 ) -> Result<Vec<Repository>, Error> {
     let all = async {
         let (mut all, mut seen, mut cursor) = (Vec::new(), HashSet::new(), None);
@@ -88,7 +85,7 @@ pub(super) async fn repositories(
 
 pub(super) async fn open_change(
     instance: &GitInstance,
-    token: &SecretString,
+    token: &Secret,
     change: NewChange,
 ) -> Result<Change, Error> {
     match operation(instance, token, &Operation::OpenChange(change)).await? {
@@ -99,7 +96,7 @@ pub(super) async fn open_change(
 
 async fn operation(
     instance: &GitInstance,
-    token: &SecretString,
+    token: &Secret,
     operation: &Operation,
 ) -> Result<Reply, Error> {
     let Ok(_slot) = instance.slots.acquire().await else {
@@ -120,7 +117,7 @@ async fn operation(
 
 async fn steps(
     instance: &GitInstance,
-    token: &SecretString,
+    token: &Secret,
     operation: &Operation,
 ) -> Result<Reply, Error> {
     let (plugin, settings) = (&instance.provider.plugin, &instance.provider.settings);
@@ -148,7 +145,7 @@ async fn steps(
 /// Sends a request, and repeats it if the provider asks for a short pause first.
 async fn exchange(
     instance: &GitInstance,
-    token: &SecretString,
+    token: &Secret,
     request: &HttpRequest,
     pauses_left: &mut Duration,
 ) -> Result<HttpResponse, EgressError> {

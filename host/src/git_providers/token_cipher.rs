@@ -13,10 +13,9 @@ use aes::Aes256;
 use cbc::cipher::block_padding::Pkcs7;
 use cbc::cipher::{BlockDecryptMut, BlockEncryptMut, KeyIvInit};
 use rand::Rng;
-use secrecy::zeroize::Zeroizing;
 use sha2::{Digest, Sha256};
 
-use lucid_types::secret::Secret;
+use lucid_types::secret::{Secret, Zeroizing};
 
 /// The size of an AES block, and of an IV.
 const BLOCK: usize = 16;

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use secrecy::SecretString;
 
 use super::attachments::inline_file;
 use super::image_filter::{ImageFilter, blames_request};
@@ -27,6 +26,7 @@ use lucid_net::egress::{
     Egress, EgressResponse, Endpoint, ErrorResponse, Redactor, StreamRedactor, retry_after_ms,
 };
 use lucid_store::blobs::SessionBlobs;
+use lucid_types::secret::Secret;
 use lucid_types::wit::llm::{Completion, CompletionRequest, Delta, Encoded, Frame};
 use lucid_types::wit::types::{Content, Error, ErrorKind, Usage};
 use lucid_wasm::{CallUsage, LlmPlugin, Plugin};
@@ -45,7 +45,7 @@ pub struct CallTarget<'a> {
     /// The provider's endpoint.
     pub endpoint: &'a Endpoint,
     /// The key, if there is one.
-    pub key: Option<&'a SecretString>,
+    pub key: Option<&'a Secret>,
     /// The deployment's settings for the adapter, a JSON object.
     pub settings: &'a str,
     /// The conversation's files. `None` if it cannot have any.

@@ -8,10 +8,8 @@
 //!   is never sent to an address in a manifest entry that does not name it. Everything else is as
 //!   the environment says.
 
-use secrecy::SecretString;
 use url::Url;
 
-use super::to_secret_string;
 use crate::config::{Config, ConfigError};
 use crate::manifest::LoadedProvider;
 use lucid_net::egress::{EgressError, Endpoint, KeyInjection, base_url_candidates, is_loopback};
@@ -52,7 +50,7 @@ pub(super) enum ProviderEndpointError {
 pub(super) struct ProviderEndpoint {
     pub(super) endpoint: Endpoint,
     /// The deployment's key.
-    pub(super) key: Option<SecretString>,
+    pub(super) key: Option<Secret>,
     /// The variable that the key is from, or is missing from.
     pub(super) variable: String,
     /// Whether it is a server other than the adapter's own.
@@ -154,7 +152,7 @@ impl ProviderEndpoint {
         };
         let silence = entry.and_then(|entry| entry.silence);
         let (key, variable) = match found {
-            Some((key, variable)) => (Some(to_secret_string(&key)), variable),
+            Some((key, variable)) => (Some(key), variable),
             None => (None, own_variable),
         };
         Ok(Self {

@@ -30,7 +30,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use secrecy::SecretString;
 use url::Url;
 
 use self::completion::{CallTarget, StreamEvent, complete};
@@ -600,13 +599,13 @@ async fn ask(
         model,
         label,
     } = called;
-    let own = request.api_key.as_ref().map(to_secret_string);
+    let own = request.api_key.as_ref();
     let own = own.filter(|_| model_provider.name == request.provider);
     let files = blobs.of(&request.session);
     let target = CallTarget {
         egress,
         endpoint: &model_provider.endpoint,
-        key: own.as_ref().or(model_provider.key.as_ref()),
+        key: own.or(model_provider.key.as_ref()),
         settings: &model_provider.settings,
         files: files.as_ref(),
         patience,
@@ -703,10 +702,6 @@ impl PartialUsage {
             cache_write_tokens: sum(|usage| usage.cache_write_tokens),
         }
     }
-}
-
-fn to_secret_string(secret: &Secret) -> SecretString {
-    SecretString::from(secret.expose().to_owned())
 }
 
 /// The error for a session that outlived its provider.

@@ -9,12 +9,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use super::ProviderReadiness;
 use super::catalog::{CatalogSources, ModelCatalog};
 use super::credentials::ProviderEndpoint;
-use super::{ProviderReadiness, to_secret_string};
 use crate::config::ModelSettings;
 use crate::manifest::LoadedProvider;
 use lucid_net::egress::{Egress, EgressError, EgressResponse, Endpoint};
@@ -37,7 +36,7 @@ pub(super) struct ModelProvider {
     pub(super) settings: String,
     pub(super) endpoint: Endpoint,
     /// The deployment's key.
-    pub(super) key: Option<SecretString>,
+    pub(super) key: Option<Secret>,
     /// The variable that `key` is missing from, if it is.
     pub(super) variable: String,
     pub(super) catalog: ModelCatalog,
@@ -130,11 +129,10 @@ impl ModelProvider {
         egress: &Egress,
         api_key: Option<Secret>,
     ) -> Result<(), CreateError> {
-        let own = api_key.as_ref().map(to_secret_string);
-        let Some(key) = own.as_ref().or(self.key.as_ref()) else {
+        let Some(key) = api_key.as_ref().or(self.key.as_ref()) else {
             return Ok(());
         };
-        let digest: [u8; 32] = Sha256::digest(key.expose_secret().as_bytes()).into();
+        let digest: [u8; 32] = Sha256::digest(key.expose().as_bytes()).into();
         if self.accepted_keys.lock().contains(&digest) {
             return Ok(());
         }

@@ -264,12 +264,11 @@ async fn a_default_provider_without_a_key_is_told_of_and_served_by_the_base_url(
 
 /// The key that a provider is called with.
 fn key_of(providers: &Providers, name: &str) -> Option<String> {
-    use secrecy::ExposeSecret;
     let model_provider = providers.by_name(name).unwrap();
     model_provider
         .key
         .as_ref()
-        .map(|key| key.expose_secret().to_owned())
+        .map(|key| key.expose().to_owned())
 }
 
 #[tokio::test]

@@ -13,10 +13,9 @@
 use chacha20poly1305::aead::{AeadInPlace, KeyInit};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
 use rand::Rng;
-use secrecy::zeroize::{Zeroize, Zeroizing};
 use sha2::{Digest, Sha256};
 
-use lucid_types::secret::Secret;
+use lucid_types::secret::{Secret, Zeroize, Zeroizing};
 
 /// Separates this key from every other use of the same text.
 const DOMAIN: &[u8] = b"lucid session secrets v1";

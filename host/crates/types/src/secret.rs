@@ -15,6 +15,9 @@ use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+/// For buffers that hold a secret's bytes on their way into or out of a [`Secret`].
+pub use secrecy::zeroize::{Zeroize, Zeroizing};
+
 /// A text that must not be shown.
 #[derive(Clone)]
 pub struct Secret(SecretString);

@@ -45,8 +45,8 @@ fn egress() -> Egress {
     Egress::new(limits, []).unwrap()
 }
 
-fn key() -> SecretString {
-    SecretString::from("sk-very-secret")
+fn key() -> Secret {
+    Secret::from("sk-very-secret")
 }
 
 fn sse(body: impl Into<Body>) -> Response {

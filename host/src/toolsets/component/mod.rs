@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use secrecy::SecretString;
 use url::Url;
 
 use self::call::call_tool;
@@ -27,6 +26,7 @@ use lucid_net::egress::{Egress, EgressError, EgressLimits, Endpoint, KeyInjectio
 use lucid_session::{
     Environment, EventDraft, SEPARATOR, ToolOutput, ToolResultWithEvent, ToolsSpec,
 };
+use lucid_types::secret::Secret;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 use lucid_wasm::{Plugin, ToolsPlugin};
 
@@ -51,7 +51,7 @@ pub(crate) struct ToolComponent {
     definitions: Vec<ToolDefinition>,
     /// The endpoint of its requests. `None` if it can make none.
     pub(crate) endpoint: Option<Endpoint>,
-    pub(crate) key: Option<SecretString>,
+    pub(crate) key: Option<Secret>,
     /// The variable that the key is from, or is missing from.
     pub(crate) variable: Option<String>,
     pub(crate) time: Duration,
@@ -272,7 +272,7 @@ impl OpenToolSource for OpenComponent {
 /// The endpoint of a component's requests, and its key.
 struct ToolEndpoint {
     endpoint: Option<Endpoint>,
-    key: Option<SecretString>,
+    key: Option<Secret>,
 }
 
 /// An error that makes a component's endpoint unusable.
@@ -317,7 +317,7 @@ fn site(tools: &LoadedTools, config: &Config) -> Result<ToolEndpoint, ToolEndpoi
     };
     Ok(ToolEndpoint {
         endpoint: endpoint.transpose().map_err(unusable)?,
-        key: key.map(|key| SecretString::from(key.expose().to_owned())),
+        key,
     })
 }
 

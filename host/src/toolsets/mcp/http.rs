@@ -19,13 +19,13 @@ use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::{
     SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
 };
-use secrecy::SecretString;
 use sse_stream::Sse;
 
 use lucid_net::egress::{
     Egress, EgressError, Endpoint, ErrorResponse, RawResponse, ResponseFrames,
 };
 use lucid_types::sanitize::sanitize;
+use lucid_types::secret::Secret;
 use lucid_types::unicode::{paired_text, readable_json};
 use lucid_types::wit::llm::Frame;
 use lucid_types::wit::types::Header;
@@ -46,7 +46,7 @@ pub(crate) struct McpHttp {
     /// The server's endpoint.
     pub(crate) endpoint: Endpoint,
     /// The key.
-    pub(crate) key: Option<SecretString>,
+    pub(crate) key: Option<Secret>,
 }
 
 impl McpHttp {

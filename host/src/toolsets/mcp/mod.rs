@@ -31,7 +31,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use self::server::{McpClient, McpHttp, McpServer, ServerTransport};
@@ -117,15 +116,14 @@ fn source(
             key_place,
         } => {
             let variable = key.as_ref().map(|key| key.value.as_str());
-            let value = variable.map(|variable| config.variables.key(variable));
-            let value = value.transpose()?.flatten();
-            if let (Some(variable), None) = (variable, &value) {
+            let secret = variable.map(|variable| config.variables.key(variable));
+            let secret = secret.transpose()?.flatten();
+            if let (Some(variable), None) = (variable, &secret) {
                 warnings.push(format!(
                     "{variable} is not set, so the MCP server `{name}` is asked without a key."
                 ));
             }
-            let key = value.map(|key| SecretString::from(key.expose().to_owned()));
-            let digest = key.as_ref().map(|key| Sha256::digest(key.expose_secret()));
+            let digest = secret.as_ref().map(|key| Sha256::digest(key.expose()));
             identity += &format!(" url {} {key_place:?} {digest:?}", url.value);
             let environment = key_place.clone().unwrap_or(KeyInjection::Bearer);
             let endpoint = Endpoint::new(url.value.clone(), environment).map_err(unusable)?;
@@ -139,7 +137,7 @@ fn source(
             ServerTransport::Http(Box::new(McpHttp {
                 egress,
                 endpoint,
-                key,
+                key: secret,
             }))
         }
     };

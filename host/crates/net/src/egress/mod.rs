@@ -31,11 +31,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::StatusCode;
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION};
-use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::client::{ClientSpec, error_message};
 use super::resolver::{self, AddressPolicy};
+use lucid_types::secret::Secret;
 use lucid_types::wit::llm::{Framing, KeyPlace};
 use lucid_types::wit::types::{HttpRequest, HttpResponse};
 
@@ -120,8 +120,8 @@ impl KeyInjection {
         }
     }
 
-    fn value(&self, key: &SecretString) -> Result<HeaderValue, EgressError> {
-        let key = key.expose_secret();
+    fn value(&self, key: &Secret) -> Result<HeaderValue, EgressError> {
+        let key = key.expose();
         let value = match self {
             Self::Bearer => HeaderValue::from_str(&format!("Bearer {key}")),
             Self::Header(_) => HeaderValue::from_str(key),
@@ -366,7 +366,7 @@ impl Egress {
     pub async fn send(
         &self,
         endpoint: &Endpoint,
-        key: Option<&SecretString>,
+        key: Option<&Secret>,
         request: &HttpRequest,
         framing: Framing,
     ) -> Result<EgressResponse, EgressError> {
@@ -388,7 +388,7 @@ impl Egress {
     pub async fn exchange(
         &self,
         endpoint: &Endpoint,
-        key: Option<&SecretString>,
+        key: Option<&Secret>,
         request: &HttpRequest,
     ) -> Result<HttpResponse, EgressError> {
         let redactor = Redactor::new(key);
@@ -403,7 +403,7 @@ impl Egress {
     async fn respond(
         &self,
         endpoint: &Endpoint,
-        key: Option<&SecretString>,
+        key: Option<&Secret>,
         request: &HttpRequest,
     ) -> Result<reqwest::Response, EgressError> {
         let at = |base: &Url| request::join(base, &request.path, &request.query, endpoint.slashes);
@@ -441,7 +441,7 @@ impl Egress {
     async fn send_checked(
         &self,
         endpoint: &Endpoint,
-        key: Option<&SecretString>,
+        key: Option<&Secret>,
         mut call: CheckedRequest,
     ) -> Result<reqwest::Response, EgressError> {
         if let Some(key) = key {

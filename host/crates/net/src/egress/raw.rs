@@ -5,10 +5,10 @@
 //! - As for a plugin's request, nothing that comes back contains the key.
 
 use bytes::Bytes;
-use secrecy::SecretString;
 
 use super::response::{self, ErrorResponse, ResponseFrames};
 use super::{CheckedRequest, Egress, EgressError, Endpoint, Redactor, request};
+use lucid_types::secret::Secret;
 use lucid_types::wit::llm::Framing;
 use lucid_types::wit::types::Header;
 
@@ -34,7 +34,7 @@ impl Egress {
     pub async fn stream(
         &self,
         endpoint: &Endpoint,
-        key: Option<&SecretString>,
+        key: Option<&Secret>,
         method: &str,
         headers: &[Header],
         body: Vec<u8>,

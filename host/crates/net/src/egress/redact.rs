@@ -10,8 +10,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use secrecy::zeroize::Zeroizing;
-use secrecy::{ExposeSecret, SecretString};
+use lucid_types::secret::{Secret, Zeroizing};
 use url::form_urlencoded::byte_serialize;
 
 use lucid_types::wit::llm::{Frame, Sse};
@@ -42,8 +41,8 @@ impl std::fmt::Debug for Redactor {
 
 impl Redactor {
     /// Creates a redactor for this key.
-    pub fn new(key: Option<&SecretString>) -> Self {
-        let Some(key) = key.map(ExposeSecret::expose_secret) else {
+    pub fn new(key: Option<&Secret>) -> Self {
+        let Some(key) = key.map(Secret::expose) else {
             return Self::default();
         };
         if key.is_empty() {
@@ -181,7 +180,7 @@ impl Redactor {
 }
 
 /// Redacts the key in a text.
-pub fn redact(text: &str, key: Option<&SecretString>) -> String {
+pub fn redact(text: &str, key: Option<&Secret>) -> String {
     Redactor::new(key).text(text).into_owned()
 }
 
@@ -272,13 +271,13 @@ mod tests {
 
     const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
 
-    fn key() -> SecretString {
-        SecretString::from(KEY)
+    fn key() -> Secret {
+        Secret::from(KEY)
     }
 
     #[test]
     fn a_key_is_blanked_as_it_is_and_as_it_looks_in_a_url() {
-        let key = SecretString::from("sk-a/b+c");
+        let key = Secret::from("sk-a/b+c");
         let said = redact(
             "bad key sk-a/b+c (url ?key=sk-a%2Fb%2Bc or sk-a%2fb%2bc)",
             Some(&key),
@@ -303,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_key_is_blanked_in_hexadecimal() {
-        let key = SecretString::from("sk-a/b+c");
+        let key = Secret::from("sk-a/b+c");
         let said = redact(
             "736b2d612f622b63 736B2D612F622B63 %73%6b%2d%61%2f%62%2b%63 %73%6B%2D%61%2F%62%2B%63",
             Some(&key),
@@ -330,7 +329,7 @@ mod tests {
                 |text| hexadecimal(text.as_bytes(), "%").to_ascii_uppercase(),
                 |text| json_escaped(text)[0].to_string(),
             ];
-            let secret = SecretString::from(key.as_str());
+            let secret = Secret::from(key.as_str());
             for (number, encode) in encoders.into_iter().enumerate() {
                 let (mut own, mut whole) = (encode(&key), encode(&format!("{before}{key}{after}")));
                 for _ in 0..depth {
@@ -367,7 +366,7 @@ mod tests {
 
     #[test]
     fn no_part_of_a_key_is_left_wherever_a_body_is_cut() {
-        let redactor = Redactor::new(Some(&SecretString::from("sk-12345678")));
+        let redactor = Redactor::new(Some(&Secret::from("sk-12345678")));
         let whole = b"sk-12345678 and again sk-12345678, that was it";
         for read in 0..=whole.len() {
             for most in 0..=read {
@@ -380,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_whole_body_keeps_an_end_that_looks_like_the_beginning_of_a_key() {
-        let redactor = Redactor::new(Some(&SecretString::from("sk-12345678")));
+        let redactor = Redactor::new(Some(&Secret::from("sk-12345678")));
         assert_eq!(
             redactor.redact_body(b"it begins with sk-", true, 100),
             b"it begins with sk-"
@@ -391,7 +390,7 @@ mod tests {
     fn a_placeholder_that_is_no_secret_stays_in_an_answer() {
         let said = |key: &str, text: &str| {
             let mut text = text.to_owned();
-            Redactor::new(Some(&SecretString::from(key))).redact_response(&mut text);
+            Redactor::new(Some(&Secret::from(key))).redact_response(&mut text);
             text
         };
         assert_eq!(said("ollama", "ask ollama"), "ask ollama");
@@ -400,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_placeholder_is_taken_out_of_an_error_only_as_a_word_of_its_own() {
-        let said = |key: &str, text: &str| redact(text, Some(&SecretString::from(key)));
+        let said = |key: &str, text: &str| redact(text, Some(&Secret::from(key)));
         assert_eq!(
             said("x", "maximum context; the key x, \"x\" or x is wrong"),
             "maximum context; the key [secret], \"[secret]\" or [secret] is wrong"
@@ -412,6 +411,6 @@ mod tests {
     #[test]
     fn without_a_key_nothing_is_changed() {
         assert_eq!(redact("text", None), "text");
-        assert_eq!(redact("text", Some(&SecretString::from(""))), "text");
+        assert_eq!(redact("text", Some(&Secret::from(""))), "text");
     }
 }

@@ -167,16 +167,16 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
-    use secrecy::SecretString;
     use url::form_urlencoded::byte_serialize;
 
     use super::*;
+    use lucid_types::secret::Secret;
     use lucid_types::wit::types::{BlobRef, Custom, Thinking, ToolCall, ToolResult, Usage};
 
     const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
 
     fn blanker(key: &str) -> Redactor {
-        Redactor::new(Some(&SecretString::from(key)))
+        Redactor::new(Some(&Secret::from(key)))
     }
 
     /// The text that a viewer has at the end.

@@ -20,13 +20,13 @@ use reqwest::header::{
     USER_AGENT,
 };
 use reqwest::{Body, Client, Response, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::GitRules;
 use super::error::UpstreamError;
 use super::http::check_literal;
 use lucid_net::resolver::was_refused;
+use lucid_types::secret::Secret;
 
 /// Maximum size of the response to the first request, in bytes: for a push it lists all branches.
 const MAX_ADVERTISEMENT: usize = 16 << 20;
@@ -43,12 +43,12 @@ pub struct GitCredentials {
     /// The user name, which differs between providers.
     pub user: String,
     /// The token.
-    pub token: SecretString,
+    pub token: Secret,
 }
 
-impl From<SecretString> for GitCredentials {
+impl From<Secret> for GitCredentials {
     /// With the user name that most providers accept, since they look at the token alone.
-    fn from(token: SecretString) -> Self {
+    fn from(token: Secret) -> Self {
         let user = "x-access-token".to_owned();
         Self { user, token }
     }
@@ -171,7 +171,7 @@ impl UpstreamRemote {
         // Some servers respond to git only.
         headers.insert(USER_AGENT, HeaderValue::from_static("git/2.40 (lucid)"));
         if let Some(GitCredentials { user, token }) = &self.login {
-            let pair = format!("{user}:{}", token.expose_secret());
+            let pair = format!("{user}:{}", token.expose());
             let value = format!(
                 "Basic {}",
                 base64::engine::general_purpose::STANDARD.encode(pair)

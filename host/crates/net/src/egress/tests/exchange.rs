@@ -44,7 +44,7 @@ async fn a_key_that_a_server_repeats_is_blanked_in_headers_and_body_however_shor
             response
         })
         .await;
-        let key = SecretString::from(secret);
+        let key = Secret::from(secret);
         let answer = egress().exchange(&endpoint, Some(&key), &post()).await;
         let answer = answer.unwrap();
         let body = String::from_utf8(answer.body).unwrap();

@@ -42,8 +42,8 @@ fn egress() -> Egress {
     .unwrap()
 }
 
-fn key() -> SecretString {
-    SecretString::from("sk-very-secret")
+fn key() -> Secret {
+    Secret::from("sk-very-secret")
 }
 
 fn sse(body: impl Into<Body>) -> Response {
@@ -402,7 +402,7 @@ fn a_base_url_is_http_with_a_host_and_nothing_secret() {
 #[tokio::test]
 async fn a_key_that_no_header_can_hold_is_an_error_without_the_key() {
     let (endpoint, _) = server(|_| "ok".into_response()).await;
-    let key = SecretString::from("sk-broken\n");
+    let key = Secret::from("sk-broken\n");
     let sent = egress()
         .send(&endpoint, Some(&key), &post(), Framing::WholeBody)
         .await;

@@ -17,7 +17,7 @@ use futures::StreamExt;
 use futures::stream;
 use lucid_exec::protocol::{GitOpen, GitService, VERSION};
 use lucid_tests::{GitServer, git, repository};
-use secrecy::SecretString;
+use lucid_types::secret::Secret;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -65,7 +65,7 @@ impl Session {
         let name = uuid::Uuid::new_v4().to_string();
         let reach = gateway_prefix(url, rules.allow_owner).unwrap();
         let sandbox = fixture.start(&name, Some(&reach)).await;
-        let token = token.map(|token| SecretString::from(token.to_owned()));
+        let token = token.map(|token| Secret::from(token.to_owned()));
         let client = client(rules.allow_private).unwrap();
         Self {
             _gateway: GitGateway::start(
