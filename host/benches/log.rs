@@ -10,10 +10,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::join_all;
 use lucid::config::Config;
 use lucid::server::App;
-use lucid_session::{
-    NewSession, SessionHandle, SessionId, Sessions, Subscription, SubscriptionItem,
-};
+use lucid_session::{NewSession, SessionHandle, Sessions, Subscription, SubscriptionItem};
 use lucid_store::Store;
+use lucid_types::ids::SessionId;
 use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, PolicyDecision, RoundRow, SessionConfig, SessionCounters,
     SessionLog, SessionStatus,
@@ -39,7 +38,7 @@ fn runtime() -> Runtime {
 /// what it thinks, and runs the next.
 struct Writer {
     store: Store,
-    session: Arc<str>,
+    session: SessionId,
     chat: Arc<str>,
     next: u64,
 }
@@ -48,17 +47,29 @@ impl Writer {
     async fn new(store: &Store, number: u64) -> Self {
         let mut writer = Self {
             store: store.clone(),
-            session: format!("session-{number}").into(),
+            session: SessionId::new(),
             chat: format!("chat-{number}").into(),
             next: 0,
         };
         let new = SessionConfig {
-            id: writer.session.to_string(),
-            user: "bench".to_owned(),
+            id: writer.session,
+            user: "bench".into(),
+            project_id: None,
             task: "Fix the failing test.".to_owned(),
+            repo_url: None,
+            branch: None,
+            open_change: None,
+            git_user_name: None,
+            git_user_email: None,
             policy: "coder".to_owned(),
+            provider: String::new(),
+            model: String::new(),
+            token_limit: None,
+            cost_limit: None,
             chat_id: writer.chat.to_string(),
-            ..SessionConfig::default()
+            api_key: None,
+            git_token: None,
+            created_at: 0,
         };
         let first = writer.round();
         store.create(Arc::new(new), first).await.unwrap();
@@ -84,7 +95,7 @@ impl Writer {
         let kinds = ["CmdOutputObservation", "CmdRunAction"];
         let text = |name: &str| format!(r#"{{"{name}":"{output}"}}"#);
         RoundRow {
-            session: self.session.clone(),
+            session: self.session,
             chat: self.chat.clone(),
             row,
             at: 1_800_000_000_000 + row,
@@ -177,18 +188,18 @@ fn read_again(c: &mut Criterion) {
     let runtime = runtime();
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let last = runtime.block_on(async {
+    let (session, last) = runtime.block_on(async {
         let mut writer = Writer::new(&store, 0).await;
         while writer.next < ROUNDS {
             writer.append().await;
         }
-        2 * writer.next
+        (writer.session, 2 * writer.next)
     });
     let mut group = c.benchmark_group("replay");
     group.throughput(Throughput::Elements(MISSED));
     group.bench_function("the last 100 frames of a session with 4,000", |b| {
         b.iter(|| {
-            let read = store.frames_after("session-0", last - MISSED, usize::MAX);
+            let read = store.frames_after(session, last - MISSED, usize::MAX);
             let chunk = runtime.block_on(read).unwrap();
             assert_eq!(chunk.frames.len() as u64, MISSED);
         });
@@ -255,12 +266,12 @@ fn decide_again(c: &mut Criterion) {
     let folder = tempfile::tempdir().unwrap();
     let app = runtime.block_on(app(folder.path()));
     let sessions = app.sessions();
-    let id = runtime.block_on(played(sessions, STEPS)).to_string();
+    let id = runtime.block_on(played(sessions, STEPS));
     let mut group = c.benchmark_group("replay");
     group.throughput(Throughput::Elements(STEPS));
     group.bench_function("100 logged steps through the mock", |b| {
         b.iter(|| {
-            let replay = runtime.block_on(sessions.replay(&id)).unwrap();
+            let replay = runtime.block_on(sessions.replay(id)).unwrap();
             assert_eq!((replay.same, replay.different), (STEPS, None));
         });
     });

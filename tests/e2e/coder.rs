@@ -272,7 +272,11 @@ async fn the_coder_fixes_a_real_repository_and_every_message_is_kept_uncut() {
     ];
     let config = lucid::config::Config::from_pairs(settings).unwrap();
     let app = Box::pin(lucid::server::App::start(config)).await.unwrap();
-    let replay = app.sessions().replay(&session).await.unwrap();
+    let replay = app
+        .sessions()
+        .replay(session.parse().unwrap())
+        .await
+        .unwrap();
     assert_eq!(replay.different, None);
     assert!(replay.same >= 6, "only {} steps were replayed", replay.same);
 }

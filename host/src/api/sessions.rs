@@ -16,10 +16,11 @@ use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::Workspace;
 use lucid_session::{
-    CloseReason, CreateError, LookupError, SessionDetails, SessionDetailsError, SessionId,
-    SessionSummary, WorkspaceLookupError, dollars,
+    CloseReason, CreateError, LookupError, SessionDetails, SessionDetailsError, SessionSummary,
+    WorkspaceLookupError, dollars,
 };
 use lucid_types::identity::Identity;
+use lucid_types::ids::SessionId;
 use lucid_types::log::UsageTotals;
 
 /// A list shows this much of a task, in characters.
@@ -377,7 +378,7 @@ impl Api {
             return Ok(None);
         }
         let (workspaces, user) = (self.parts.workspaces.clone(), who.user.clone());
-        let open = move || workspaces.find(user.as_str(), &parsed.to_string());
+        let open = move || workspaces.find(&user, parsed);
         let opened = tokio::task::spawn_blocking(open).await;
         let opened = opened.map_err(|cause| Problem::internal(&cause))?;
         Ok(opened.map(std::sync::Arc::new))

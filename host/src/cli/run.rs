@@ -90,7 +90,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     view.end();
     let workspace = session
         .has_workspace()
-        .then(|| app.workspaces().find(LOCAL_USER, &session.id().to_string()))
+        .then(|| app.workspaces().find(session.user(), *session.id()))
         .flatten()
         .map(|workspace| workspace.host_path().to_owned());
     // A second Ctrl-C does not wait.

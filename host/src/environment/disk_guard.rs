@@ -15,6 +15,7 @@ use super::SessionEnvironment;
 use super::factory::blocking;
 use lucid_sandbox::BackendKind;
 use lucid_sandbox::workspace::QuotaCheck;
+use lucid_types::ids::SessionId;
 
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -34,7 +35,7 @@ impl OpenEnvironments {
     }
 
     /// The kind of sandbox that a session has now.
-    pub(super) fn kind_of(&self, session: &str) -> Option<BackendKind> {
+    pub(super) fn kind_of(&self, session: SessionId) -> Option<BackendKind> {
         let environment = self
             .all()
             .into_iter()

@@ -22,6 +22,7 @@ use lucid_session::{
 };
 use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::DiskReserve;
+use lucid_types::ids::SessionId;
 use lucid_types::repository_url::repository_url;
 use lucid_types::wit::types::ToolCall;
 
@@ -72,19 +73,19 @@ impl EnvironmentFactory {
         spec: &EnvironmentSpec,
         fresh: bool,
     ) -> Result<Arc<Workspace>, EnvironmentError> {
-        let (user, session) = (spec.user.clone(), spec.session.clone());
+        let (user, session) = (spec.user.clone(), spec.session);
         let workspaces = self.workspaces.clone();
         let sandboxes = self.sandboxes.clone();
         blocking(move || {
-            let workspace = workspaces.create(&user, &session)?;
+            let workspace = workspaces.create(&user, session)?;
             if !fresh {
                 return Ok(workspace);
             }
             let path = workspace.host_path().to_owned();
             workspace.remove()?;
             // The folder of a container that waits becomes this one, and that container the session's.
-            let _is_warm = sandboxes.claim_warm(&session, &path);
-            workspaces.create(&user, &session)
+            let _is_warm = sandboxes.claim_warm(&session.to_string(), &path);
+            workspaces.create(&user, session)
         })
         .await
         .map(Arc::new)
@@ -103,8 +104,9 @@ impl EnvironmentFactory {
             .map(|url| git::gateway_prefix(url, self.git.allow_owner))
             .transpose();
         let reach = reach.map_err(|error| EnvironmentError::from_error(&error))?;
+        let session = spec.session.to_string();
         let wanted = SandboxSpec {
-            session: &spec.session,
+            session: &session,
             workspace: workspace.host_path(),
             repository: reach.as_deref(),
         };
@@ -242,24 +244,24 @@ impl EnvironmentProvider for EnvironmentFactory {
     }
 
     fn is_alive(&self, spec: &EnvironmentSpec) -> bool {
-        self.sandboxes.has_container(&spec.session)
+        self.sandboxes.has_container(&spec.session.to_string())
     }
 
-    fn sandbox_of(&self, session: &str) -> Option<String> {
+    fn sandbox_of(&self, session: SessionId) -> Option<String> {
         self.open.kind_of(session).map(|kind| kind.to_string())
     }
 
     fn has_workspace(&self, spec: &EnvironmentSpec) -> bool {
-        self.workspaces.contains(&spec.user, &spec.session)
+        self.workspaces.contains(&spec.user, spec.session)
     }
 
     fn recreate_workspace(&self, spec: &EnvironmentSpec) -> bool {
-        self.workspaces.create(&spec.user, &spec.session).is_ok()
+        self.workspaces.create(&spec.user, spec.session).is_ok()
     }
 
     fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()> {
         let sandboxes = self.sandboxes.clone();
-        async move { sandboxes.discard(&spec.session).await }.boxed()
+        async move { sandboxes.discard(&spec.session.to_string()).await }.boxed()
     }
 
     fn is_disk_short(&self) -> BoxFuture<'static, bool> {
@@ -275,20 +277,19 @@ impl EnvironmentProvider for EnvironmentFactory {
     fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
         let factory = self.clone();
         async move {
-            factory.sandboxes.discard(&spec.session).await;
+            factory.sandboxes.discard(&spec.session.to_string()).await;
             if factory.keep {
                 return Ok(());
             }
-            if let Some(files) = factory.blobs.of(&spec.session) {
-                files.remove().await.map_err(|error| error.to_string())?;
-            }
+            let files = factory.blobs.of(spec.session);
+            files.remove().await.map_err(|error| error.to_string())?;
             let wiped = blocking(move || {
-                if !factory.workspaces.contains(&spec.user, &spec.session) {
+                if !factory.workspaces.contains(&spec.user, spec.session) {
                     return Ok(());
                 }
                 factory
                     .workspaces
-                    .create(&spec.user, &spec.session)?
+                    .create(&spec.user, spec.session)?
                     .remove()
             });
             wiped.await.map_err(|error| error.to_string())

@@ -9,6 +9,7 @@
 //! - Whether the log can be written is known while nobody writes, too.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use super::disk_guard::OpenEnvironments;
 use lucid_sandbox::ProcessTable;
 use lucid_store::Store;
 use lucid_types::disk_reserve::DiskReserve;
+use lucid_types::ids::SessionId;
 use lucid_types::transient::TransientFailure;
 
 /// What must have gone for workspaces to be counted, and what a workspace must have grown by to be at
@@ -52,7 +54,7 @@ pub(crate) fn watch(reserve: DiskReserve, store: Store, open: &OpenEnvironments)
 }
 
 /// What each session takes in bytes; none where that cannot be counted.
-type SessionSizes = HashMap<String, Option<u64>>;
+type SessionSizes<S = SessionId> = HashMap<S, Option<u64>>;
 
 struct LogReserve {
     reserve: DiskReserve,
@@ -116,7 +118,7 @@ impl LogReserve {
             join_all(environments.map(|environment| count(environment, processes.clone()))).await;
         let sizes = counted
             .iter()
-            .map(|(environment, bytes)| (environment.session().to_owned(), *bytes))
+            .map(|(environment, bytes)| (environment.session(), *bytes))
             .collect();
         let before = std::mem::replace(&mut self.sizes, sizes);
         if self.reserve.shortage().is_none() {
@@ -125,8 +127,8 @@ impl LogReserve {
         let guilty = growing_sessions(&before, &self.sizes);
         for (environment, bytes) in counted {
             let session = environment.session();
-            if guilty.contains(session) {
-                tracing::warn!(session, bytes, "a sandbox filled the disk, and is ended");
+            if guilty.contains(&session) {
+                tracing::warn!(%session, bytes, "a sandbox filled the disk, and is ended");
                 environment.end_sandbox(FILLED).await;
             }
         }
@@ -135,14 +137,17 @@ impl LogReserve {
 
 /// The sessions that filled the disk between two counts: those that were seen to grow; only where there are
 /// none of them, those that cannot be counted, which are not taken for small.
-fn growing_sessions<'a>(before: &SessionSizes, now: &'a SessionSizes) -> HashSet<&'a str> {
-    let of = |is: fn(Option<u64>, Option<u64>) -> bool| -> HashSet<&'a str> {
+fn growing_sessions<S: Copy + Eq + Hash>(
+    before: &SessionSizes<S>,
+    now: &SessionSizes<S>,
+) -> HashSet<S> {
+    let of = |is: fn(Option<u64>, Option<u64>) -> bool| -> HashSet<S> {
         let known = now.iter().filter(|(session, now)| {
             before
                 .get(*session)
                 .is_some_and(|before| is(*before, **now))
         });
-        known.map(|(session, _)| session.as_str()).collect()
+        known.map(|(session, _)| *session).collect()
     };
     let grew = of(|before, now| match (before, now) {
         (Some(before), Some(now)) => now.saturating_sub(before) >= NOTICEABLE,
@@ -175,9 +180,8 @@ async fn count(
 mod tests {
     use super::*;
 
-    fn sizes(of: &[(&str, Option<u64>)]) -> SessionSizes {
-        let sizes = of.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes));
-        sizes.collect()
+    fn sizes(of: &[(&'static str, Option<u64>)]) -> SessionSizes<&'static str> {
+        of.iter().copied().collect()
     }
 
     #[test]
@@ -199,7 +203,7 @@ mod tests {
             ("new and deep", None),
         ]);
         assert_eq!(growing_sessions(&before, &now), HashSet::from(["grows"]));
-        now.insert("grows".to_owned(), Some(NOTICEABLE - 1));
+        now.insert("grows", Some(NOTICEABLE - 1));
         assert_eq!(
             growing_sessions(&before, &now),
             HashSet::from(["closed", "deep"])

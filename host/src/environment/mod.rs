@@ -33,6 +33,7 @@ use lucid_session::{
     ToolResultWithEvent,
 };
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, LimitHit, Process};
+use lucid_types::ids::SessionId;
 use lucid_types::sentence::sentence;
 use lucid_types::unicode::Utf8Decoder;
 use lucid_types::wit::types::{BlobRef, Error, ToolCall, ToolDefinition, ToolResult};
@@ -95,8 +96,8 @@ pub(super) struct SessionEnvironment {
 
 impl SessionEnvironment {
     /// The id of its session.
-    pub(super) fn session(&self) -> &str {
-        &self.spec.session
+    pub(super) fn session(&self) -> SessionId {
+        self.spec.session
     }
 
     /// The files and their quota.
@@ -118,7 +119,7 @@ impl SessionEnvironment {
     }
 
     /// Whether it belongs to this session and is open.
-    pub(super) fn belongs_to(&self, session: &str) -> bool {
+    pub(super) fn belongs_to(&self, session: SessionId) -> bool {
         self.spec.session == session && self.kind().is_some()
     }
 
@@ -249,9 +250,7 @@ impl SessionEnvironment {
         let Some(image) = outcome.image.take() else {
             return Vec::new();
         };
-        let Some(files) = self.factory.blobs.of(&self.spec.session) else {
-            return Vec::new();
-        };
+        let files = self.factory.blobs.of(self.spec.session);
         match files.put(image.media_type, image.bytes).await {
             Ok(kept) => vec![kept],
             Err(cause) => {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lucid_sandbox::workspace::{Workspace, WorkspaceError, safe_name};
+use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 
 /// The folder below which workspaces are. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,22 +26,28 @@ impl Workspaces {
     }
 
     /// Whether a session's workspace exists.
-    pub(crate) fn contains(&self, user: &str, session: &str) -> bool {
+    pub(crate) fn contains(&self, user: &UserId, session: SessionId) -> bool {
         self.folder_of(user, session).is_dir()
     }
 
     /// Opens a session's workspace; `None` if it does not exist. Blocks briefly.
-    pub(crate) fn find(&self, user: &str, session: &str) -> Option<Workspace> {
-        Workspace::find(&self.base, user, session)
+    pub(crate) fn find(&self, user: &UserId, session: SessionId) -> Option<Workspace> {
+        Workspace::find(&self.base, user.as_str(), &session.to_string())
     }
 
     /// Opens a session's workspace, and creates it if it does not exist. Blocks briefly.
-    pub(crate) fn create(&self, user: &str, session: &str) -> Result<Workspace, WorkspaceError> {
-        Workspace::create(&self.base, user, session)
+    pub(crate) fn create(
+        &self,
+        user: &UserId,
+        session: SessionId,
+    ) -> Result<Workspace, WorkspaceError> {
+        Workspace::create(&self.base, user.as_str(), &session.to_string())
     }
 
-    fn folder_of(&self, user: &str, session: &str) -> PathBuf {
-        self.base.join(safe_name(user)).join(safe_name(session))
+    fn folder_of(&self, user: &UserId, session: SessionId) -> PathBuf {
+        let session = session.to_string();
+        let user = self.base.join(safe_name(user.as_str()));
+        user.join(safe_name(&session))
     }
 }
 
@@ -51,11 +59,13 @@ mod tests {
     fn looking_for_a_workspace_creates_none() {
         let base = tempfile::tempdir().unwrap();
         let workspaces = Workspaces::new(base.path());
-        assert!(workspaces.find("u", "s").is_none() && !workspaces.contains("u", "s"));
+        let (user, other) = (UserId::from("u"), UserId::from("v"));
+        let session = SessionId::new();
+        assert!(workspaces.find(&user, session).is_none() && !workspaces.contains(&user, session));
         assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 0);
-        let made = workspaces.create("u", "s").unwrap();
-        let found = workspaces.find("u", "s").unwrap();
+        let made = workspaces.create(&user, session).unwrap();
+        let found = workspaces.find(&user, session).unwrap();
         assert_eq!(found.host_path(), made.host_path());
-        assert!(workspaces.contains("u", "s") && workspaces.find("v", "s").is_none());
+        assert!(workspaces.contains(&user, session) && workspaces.find(&other, session).is_none());
     }
 }

@@ -13,7 +13,6 @@ use super::accounts::{AccountError, Accounts, PullRequestRequest};
 use lucid_session::{NewPullRequest, OpenedPullRequest, PullRequests};
 use lucid_store::{ChatStoreError, Outbox};
 use lucid_types::identity::Identity;
-use lucid_types::user::UserId;
 
 /// Opens pull requests for sessions.
 pub(crate) struct PullRequestOpener {
@@ -30,7 +29,7 @@ impl PullRequests for PullRequestOpener {
         let (accounts, outbox) = (self.accounts.clone(), self.outbox.clone());
         async move {
             let mut who = Identity {
-                user: UserId::from(request.user),
+                user: request.user,
                 token: None,
                 project: None,
                 session: None,

@@ -19,6 +19,7 @@ use super::registries::RegistryEntry;
 use crate::builtin;
 use lucid_net::egress::KeyInjection;
 use lucid_net::oci::{FetchResults, Reference, RegistryHost};
+use lucid_types::user::UserId;
 use lucid_types::wit::llm::Prices;
 use lucid_wasm::PluginLimits;
 
@@ -260,10 +261,10 @@ impl Manifest {
 
     /// The policy assigned to a user, or else to a project: that of the first entry which names
     /// either.
-    pub fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
+    pub fn assigned(&self, user: &UserId, project: Option<&str>) -> Option<&str> {
         let given = self.assignments.iter().find(|one| {
             let of_project = |project: &str| one.projects.iter().any(|named| named == project);
-            one.users.iter().any(|named| named == user) || project.is_some_and(of_project)
+            one.users.iter().any(|named| named == user.as_str()) || project.is_some_and(of_project)
         });
         given.map(|one| one.policy.value.as_str())
     }

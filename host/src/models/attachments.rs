@@ -163,9 +163,7 @@ mod tests {
 
     async fn kept() -> (tempfile::TempDir, SessionBlobs, BlobRef) {
         let folder = tempfile::tempdir().unwrap();
-        let files = Blobs::new(folder.path())
-            .of("0198c0de-0000-7000-8000-000000000001")
-            .unwrap();
+        let files = Blobs::new(folder.path()).of(lucid_types::ids::SessionId::new());
         let blob = files.put("image/png", b"\x89PNG".to_vec()).await.unwrap();
         (folder, files, blob)
     }

@@ -225,9 +225,8 @@ mod tests {
     #[tokio::test]
     async fn what_was_taken_before_is_not_blamed_unless_there_is_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let files = lucid_store::blobs::Blobs::new(folder.path())
-            .of("0198c0de-0000-7000-8000-000000000001")
-            .unwrap();
+        let files =
+            lucid_store::blobs::Blobs::new(folder.path()).of(lucid_types::ids::SessionId::new());
         files.put("image/png", b"any".to_vec()).await.unwrap();
         let whole = request();
         let first = without(&whole, |digest| digest == "b");

@@ -601,13 +601,13 @@ async fn ask(
     } = called;
     let own = request.api_key.as_ref();
     let own = own.filter(|_| model_provider.name == request.provider);
-    let files = blobs.of(&request.session);
+    let files = blobs.of(request.session);
     let target = CallTarget {
         egress,
         endpoint: &model_provider.endpoint,
         key: own.or(model_provider.key.as_ref()),
         settings: &model_provider.settings,
-        files: files.as_ref(),
+        files: Some(&files),
         patience,
         notify: &*request.notices,
     };

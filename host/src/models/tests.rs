@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::manifest::ComponentSource;
+use lucid_types::ids::SessionId;
 use lucid_types::wit::policy::ModelCall;
 use lucid_wasm::testing::{self, engine};
 use lucid_wasm::{LlmPlugin, PluginLimits};
@@ -46,7 +47,7 @@ async fn deployed(
 
 fn asked(model: &str) -> ModelRequest {
     ModelRequest {
-        session: "s".to_owned(),
+        session: SessionId::new(),
         provider: "google".to_owned(),
         model: "m".to_owned(),
         api_key: Some(Secret::new("a-users-own-key")),

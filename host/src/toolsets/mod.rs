@@ -226,7 +226,7 @@ impl Inner {
     }
 
     fn notice(&self, source: &str, what: String) {
-        tracing::warn!(session = self.spec.session, source, "{what}");
+        tracing::warn!(session = %self.spec.session, source, "{what}");
         self.notices.lock().push(what);
     }
 
@@ -269,7 +269,7 @@ impl Inner {
             Err(reason) => {
                 let source = slot.source.name();
                 let what = not_there(source, &reason);
-                tracing::warn!(session = self.spec.session, source, "{what}");
+                tracing::warn!(session = %self.spec.session, source, "{what}");
                 return Ok(ToolResultWithEvent::failed(&call, what));
             }
         };

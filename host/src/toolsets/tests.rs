@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use lucid_types::ids::SessionId;
 use lucid_types::wit::types::{ErrorKind, ToolResult};
 
 /// A source controlled by the test.
@@ -115,8 +116,8 @@ fn toolsets(sources: &[Fake]) -> Toolsets {
 
 async fn open(toolsets: &Toolsets) -> Arc<dyn SessionTools> {
     let spec = ToolsSpec {
-        session: "s".to_owned(),
-        user: "u".to_owned(),
+        session: SessionId::new(),
+        user: "u".into(),
         policy: "coder".to_owned(),
     };
     toolsets.open(spec, None).await

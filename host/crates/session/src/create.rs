@@ -32,7 +32,8 @@ use super::round::{RoundBuilder, RoundContext};
 use super::sessions::Sessions;
 use super::shared::SessionsShared;
 use super::stream::frames::EventDraft;
-use super::types::{OpenChange, SessionId};
+use super::types::OpenChange;
+use lucid_types::ids::SessionId;
 
 /// The capacity of a session's mailbox.
 const MAILBOX: usize = 64;
@@ -100,7 +101,7 @@ fn credential(url: &str) -> Option<String> {
 }
 
 /// The seal context of a secret: binds it to its row and column.
-pub(super) fn seal_context(session: &str, what: &str) -> String {
+pub(super) fn seal_context(session: SessionId, what: &str) -> String {
     format!("session/{session}/{what}")
 }
 
@@ -147,7 +148,7 @@ impl Sessions {
         }
         let generation = deps.deployment.borrow().clone();
         let (policies, models) = (&generation.policies, &generation.models);
-        let assigned = policies.assigned(new.user.as_str(), new.project_id.as_deref());
+        let assigned = policies.assigned(&new.user, new.project_id.as_deref());
         let named = new.policy.as_deref().or(assigned);
         let mut drawn = policies.assign(named)?;
         let fits = self.select_provider(&generation, &*drawn.policy, &new);
@@ -170,18 +171,17 @@ impl Sessions {
         if info.calls_models {
             models.check(&provider.name, new.api_key.clone()).await?;
         }
-        let name = id.to_string();
         let key_for = key_for(info, &**models, &provider.name);
         let seal = |secret: &Option<Secret>, what: &str| {
             secret.as_ref().map(|secret| {
                 deps.sealer
-                    .seal(secret.expose().as_bytes(), &seal_context(&name, what))
+                    .seal(secret.expose().as_bytes(), &seal_context(id, what))
             })
         };
         let fixed = Arc::new(SessionConfig {
             api_key: seal(&new.api_key, &key_for),
             git_token: seal(&new.git_token, "git-token"),
-            user: new.user.to_string(),
+            user: new.user,
             project_id: new.project_id,
             task: new.task,
             repo_url: new.repo_url,
@@ -196,7 +196,7 @@ impl Sessions {
             cost_limit,
             chat_id: Uuid::now_v7().to_string(),
             created_at: task_clock::now(),
-            id: name,
+            id,
         });
         let first = first_round(&fixed, info, deps.log.uptime());
         let (counters, frames, first_seq) = (first.counters, first.frames.clone(), first.first_seq);
@@ -280,7 +280,7 @@ impl SessionsShared {
         let fixed = &found.fixed;
         let about = SessionInfo {
             id,
-            user: UserId::from(fixed.user.as_str()),
+            user: fixed.user.clone(),
             project_id: fixed.project_id.clone(),
             task: fixed.task.as_str().into(),
             repo_url: fixed.repo_url.clone(),
@@ -293,7 +293,7 @@ impl SessionsShared {
         let launch: ActorLauncher = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
                 let actors = shared.actors.clone();
-                let caller = PluginCaller::session(&session.id().to_string());
+                let caller = PluginCaller::session(*session.id());
                 actors.spawn(caller.scope(actor::live(shared, session, found, message)));
             }
         });
@@ -306,7 +306,7 @@ impl SessionsShared {
 
 /// The first round: the task, and the start of the session.
 fn first_round(fixed: &SessionConfig, info: &PolicyInfo, uptime_ms: u64) -> RoundRow {
-    let names = (fixed.id.as_str().into(), fixed.chat_id.as_str().into());
+    let names = (fixed.id, fixed.chat_id.as_str().into());
     let nothing = Budget::default();
     let context = RoundContext::new(&names, fixed, info, nothing, &|_| EventDraft::default());
     let counters = SessionCounters {

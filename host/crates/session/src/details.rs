@@ -9,7 +9,8 @@ use lucid_types::user::UserId;
 
 use super::sessions::Sessions;
 use super::stream::frames::timestamp;
-use super::types::{LookupError, SessionId};
+use super::types::LookupError;
+use lucid_types::ids::SessionId;
 
 /// A session, as the log has it.
 #[derive(Debug, Clone)]
@@ -78,9 +79,9 @@ impl Sessions {
         id: &SessionId,
         user: &UserId,
     ) -> Result<SessionDetails, SessionDetailsError> {
-        let row = self.shared.deps.log.find(&id.to_string()).await?;
+        let row = self.shared.deps.log.find(*id).await?;
         let row = row.ok_or(LookupError::NotFound)?;
-        if row.fixed.user != user.as_str() {
+        if row.fixed.user != *user {
             return Err(LookupError::NotYours.into());
         }
         let fixed = row.fixed;
@@ -95,7 +96,7 @@ impl Sessions {
             chat_id: fixed.chat_id,
             policy: fixed.policy,
             provider: fixed.provider,
-            sandbox: self.shared.deps.environments.sandbox_of(&id.to_string()),
+            sandbox: self.shared.deps.environments.sandbox_of(*id),
             model: fixed.model,
             totals: row.counters.totals,
             token_limit: fixed.token_limit,

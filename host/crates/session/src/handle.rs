@@ -22,7 +22,8 @@ use super::stream::feed::Feed;
 use super::stream::frames::Features;
 use super::stream::positions::{ClientPosition, ClientPositions, ConnectionLoss};
 use super::stream::subscription::Subscription;
-use super::types::{CloseReason, Closing, MessageRejected, SessionId};
+use super::types::{CloseReason, Closing, MessageRejected};
+use lucid_types::ids::SessionId;
 
 /// The state of a session, as far as it matters while nobody is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,9 +200,7 @@ impl SessionHandle {
             mpsc::error::TrySendError::Full(_) => MessageRejected::Busy,
             mpsc::error::TrySendError::Closed(_) => MessageRejected::Over,
         })?;
-        let queued = self
-            .log
-            .keep_message(&self.info.id.to_string(), text.into());
+        let queued = self.log.keep_message(self.info.id, text.into());
         // Runs to completion even if the client goes away: a message that is written is also
         // delivered.
         let queued = tokio::spawn(async move {

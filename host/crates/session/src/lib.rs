@@ -79,7 +79,7 @@ pub use self::stream::positions::{ClientPosition, ConnectionLoss};
 pub use self::stream::subscription::{Subscription, SubscriptionItem};
 pub use self::traffic_split::{SplitSlot, TrafficSplit};
 pub use self::types::{
-    CloseReason, LookupError, MessageRejected, OpenChange, PausedSessions, SessionId,
-    SessionLimits, SessionSummary,
+    CloseReason, LookupError, MessageRejected, OpenChange, PausedSessions, SessionLimits,
+    SessionSummary,
 };
 pub use self::workspaces::WorkspaceLookupError;

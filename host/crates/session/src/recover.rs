@@ -18,11 +18,11 @@ use super::handle::IdleState;
 use super::handle::SessionHandle;
 use super::retry::when_possible;
 use super::sessions::Sessions;
-use super::types::SessionId;
+use lucid_types::ids::SessionId;
 
 impl Sessions {
     /// The ids of all sessions that the log does not call ended.
-    pub async fn in_log(&self) -> Result<HashSet<String>, LogError> {
+    pub async fn in_log(&self) -> Result<HashSet<SessionId>, LogError> {
         let log = &self.shared.deps.log;
         let ids = when_possible(|| log.living_ids()).await?;
         Ok(ids.into_iter().collect())
@@ -72,15 +72,9 @@ impl Sessions {
             unread,
             plugin,
         } = living;
-        let Ok(id) = row.fixed.id.parse::<SessionId>() else {
-            tracing::error!(
-                session = row.fixed.id,
-                "the log holds a session without a proper id; it is passed over"
-            );
-            return false;
-        };
+        let id = row.fixed.id;
         let open = |sealed: &Option<Vec<u8>>, what: &str| {
-            let context = seal_context(&row.fixed.id, what);
+            let context = seal_context(id, what);
             let opened = sealed
                 .as_ref()
                 .map(|sealed| self.shared.deps.sealer.open_secret(sealed, &context));

@@ -13,7 +13,7 @@ use lucid_types::user::UserId;
 use super::error::CreateError;
 use super::handle::SessionHandle;
 use super::shared::{SessionRegistry, SessionsShared};
-use super::types::SessionId;
+use lucid_types::ids::SessionId;
 
 /// User, project, task and repository.
 pub(super) type WorkKey<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);

@@ -15,7 +15,7 @@ use lucid_types::log::{LogError, RetainedWorkspace};
 
 use super::ports::EnvironmentSpec;
 use super::shared::SessionsShared;
-use super::types::SessionId;
+use lucid_types::ids::SessionId;
 
 /// After how long one that could not be removed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -23,11 +23,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) fn spec_of(retained: RetainedWorkspace) -> EnvironmentSpec {
-    EnvironmentSpec {
-        session: retained.session,
-        user: retained.user,
-        ..EnvironmentSpec::default()
-    }
+    EnvironmentSpec::of(retained.session, retained.user)
 }
 
 /// Removes what was kept long enough, for as long as there are sessions.
@@ -70,7 +66,7 @@ impl SessionsShared {
                 break;
             };
             tracing::warn!(
-                session = oldest.session,
+                session = %oldest.session,
                 "the disk is short, so the workspace of a session that ended is removed before its time"
             );
             if !self.remove_retained(oldest).await? {
@@ -89,11 +85,11 @@ impl SessionsShared {
         &self,
         retained: RetainedWorkspace,
     ) -> Result<bool, LogError> {
-        let session = retained.session.clone();
+        let session = retained.session;
         let removed = self.deps.environments.remove(spec_of(retained)).await;
         if let Err(cause) = &removed {
             tracing::error!(
-                session,
+                %session,
                 cause,
                 "a workspace could not be removed; it is tried again later"
             );
@@ -103,10 +99,10 @@ impl SessionsShared {
         let begun = self.deps.log.uptime().saturating_add(time(RETRY_INTERVAL));
         let begun = begun.saturating_sub(time(self.deps.limits.retention));
         if gone {
-            self.deps.log.forget_retained(&session).await?;
+            self.deps.log.forget_retained(session).await?;
         } else {
             // Its time is up again in a while, whatever it was kept for.
-            self.deps.log.retain_longer(&session, begun.max(1)).await?;
+            self.deps.log.retain_longer(session, begun.max(1)).await?;
         }
         Ok(gone)
     }
@@ -115,6 +111,6 @@ impl SessionsShared {
         &self,
         id: &SessionId,
     ) -> Result<Option<RetainedWorkspace>, LogError> {
-        self.deps.log.retained(&id.to_string()).await
+        self.deps.log.retained(*id).await
     }
 }

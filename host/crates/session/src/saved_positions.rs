@@ -49,7 +49,7 @@ impl SessionsShared {
         for session in sessions {
             let known = session.positions.acknowledged().into_iter();
             rows.extend(known.map(|(features, taken)| PositionRow {
-                session: session.id().to_string(),
+                session: *session.id(),
                 features: text_of(features),
                 taken,
             }));
@@ -93,9 +93,7 @@ impl Sessions {
             Vec::new()
         });
         for row in rows {
-            let session = row.session.parse().ok();
-            let session =
-                session.and_then(|id| self.shared.registry.lock().by_id.get(&id).cloned());
+            let session = self.shared.registry.lock().by_id.get(&row.session).cloned();
             if let Some(session) = session {
                 tracing::debug!(session = %session.id(), taken = row.taken, "a client of the last run may come back");
                 let known = row.taken.min(session.feed.head().seq);

@@ -23,7 +23,8 @@ use super::registry::WorkKey;
 use super::retention;
 use super::shared::{SessionDeps, SessionsShared, TURNS};
 use super::stream::frames;
-use super::types::{CloseReason, LookupError, PausedSessions, SessionId, SessionSummary};
+use super::types::{CloseReason, LookupError, PausedSessions, SessionSummary};
+use lucid_types::ids::SessionId;
 use lucid_types::transient::TransientFailure;
 use lucid_types::user::UserId;
 
@@ -158,16 +159,11 @@ impl Sessions {
     }
 
     /// Removes any remaining files of a session that is over and no longer in the log.
-    pub async fn remove_files(&self, user: &UserId, session: String) {
-        let spec = EnvironmentSpec {
-            session,
-            user: user.to_string(),
-            ..EnvironmentSpec::default()
-        };
-        let session = spec.session.clone();
+    pub async fn remove_files(&self, user: &UserId, session: SessionId) {
+        let spec = EnvironmentSpec::of(session, user.clone());
         if let Err(cause) = self.shared.deps.environments.remove(spec).await {
             tracing::warn!(
-                session,
+                %session,
                 cause,
                 "the files of a deleted session could not be removed"
             );

@@ -12,8 +12,9 @@ use tokio_util::task::TaskTracker;
 use super::handle::SessionHandle;
 use super::ports::{Deployment, EnvironmentProvider, PullRequests};
 use super::seal::Sealer;
-use super::types::{PausedSessions, SessionId, SessionLimits};
+use super::types::{PausedSessions, SessionLimits};
 use lucid_types::disk_reserve::DiskReserve;
+use lucid_types::ids::SessionId;
 use lucid_types::log::SessionLog;
 use lucid_types::user::UserId;
 

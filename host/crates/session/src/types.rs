@@ -1,38 +1,11 @@
 //! The values of the engine's interface: ids, close reasons, limits, and what lookups return.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use uuid::Uuid;
-
+use lucid_types::ids::SessionId;
 use lucid_types::plural;
 use lucid_types::user::UserId;
-
-/// A session's identifier, stable for its whole life and across restarts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(Uuid);
-
-impl SessionId {
-    pub(crate) fn new() -> Self {
-        Self(Uuid::now_v7())
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.hyphenated().fmt(f)
-    }
-}
-
-impl FromStr for SessionId {
-    type Err = uuid::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Uuid::try_parse(text).map(Self)
-    }
-}
 
 /// The close code of a host that stops.
 const RESTARTING: u16 = 1012;

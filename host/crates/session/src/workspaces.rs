@@ -5,7 +5,8 @@ use lucid_types::user::UserId;
 
 use super::retention::spec_of;
 use super::sessions::Sessions;
-use super::types::{LookupError, SessionId};
+use super::types::LookupError;
+use lucid_types::ids::SessionId;
 
 /// Why a workspace is not given.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +37,7 @@ impl Sessions {
         }
         let retained = self.shared.retained(id).await?;
         let retained = retained.ok_or(LookupError::NotFound)?;
-        if retained.user != user.as_str() {
+        if retained.user != *user {
             return Err(LookupError::NotYours.into());
         }
         if self
@@ -60,7 +61,7 @@ impl Sessions {
         let Some(retained) = self.shared.retained(id).await? else {
             return Ok(false);
         };
-        if retained.user != user.as_str() {
+        if retained.user != *user {
             return Err(LookupError::NotYours.into());
         }
         if self.shared.remove_retained(retained).await? {

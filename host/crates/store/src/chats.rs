@@ -13,6 +13,7 @@ use crate::chat_store::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal}
 use crate::log::discard;
 use crate::outbox::Outbox;
 use crate::sqlite::Store;
+use lucid_types::ids::SessionId;
 
 /// The result of deleting a chat.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct DeletedChat {
     /// Whether the chat itself was deleted; `false` if the caller has no such chat.
     pub chat: bool,
     /// The sessions removed from the log. A live session is removed when it ends.
-    pub sessions: Vec<String>,
+    pub sessions: Vec<SessionId>,
 }
 
 /// The chats of all users; each call sees those of one user. Cheap to clone.

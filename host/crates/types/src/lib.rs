@@ -8,6 +8,7 @@ pub mod digest;
 pub mod disk_reserve;
 pub mod exec;
 pub mod identity;
+pub mod ids;
 pub mod limits;
 pub mod log;
 pub mod log_label;

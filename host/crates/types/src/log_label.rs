@@ -4,7 +4,8 @@
 //! - What is set for a task holds for that task alone; a task that it spawns sets its own.
 
 use std::future::Future;
-use std::sync::Arc;
+
+use crate::ids::SessionId;
 
 tokio::task_local! {
     static CALLER: PluginCaller;
@@ -13,7 +14,7 @@ tokio::task_local! {
 /// On whose behalf a plugin is called.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PluginCaller {
-    session: Option<Arc<str>>,
+    session: Option<SessionId>,
     step: Option<u64>,
     shadow: bool,
 }
@@ -21,7 +22,7 @@ pub struct PluginCaller {
 impl PluginCaller {
     /// A call for a session.
     #[must_use]
-    pub fn session(id: &str) -> Self {
+    pub fn session(id: SessionId) -> Self {
         Self::default().in_session(id)
     }
 
@@ -36,9 +37,9 @@ impl PluginCaller {
 
     /// The same caller in this session.
     #[must_use]
-    pub fn in_session(self, id: &str) -> Self {
+    pub fn in_session(self, id: SessionId) -> Self {
         Self {
-            session: Some(id.into()),
+            session: Some(id),
             ..self
         }
     }
@@ -62,8 +63,8 @@ impl PluginCaller {
         CALLER.try_with(Self::clone).unwrap_or_default()
     }
     /// The session's id, if the call is for one.
-    pub fn session_id(&self) -> Option<&str> {
-        self.session.as_deref()
+    pub fn session_id(&self) -> Option<SessionId> {
+        self.session
     }
 
     /// The step of the session, if the call belongs to one.

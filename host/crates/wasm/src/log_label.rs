@@ -23,15 +23,21 @@ pub(super) struct LogLabel {
 }
 
 impl LogLabel {
+    /// The session as a text field.
+    fn session(&self) -> Option<String> {
+        self.caller.session_id().map(|id| id.to_string())
+    }
+
     /// Logs a line that the plugin wrote.
     pub(super) fn line(&self, level: Level, text: &str) {
+        let session = self.session();
         macro_rules! write {
             ($level:ident) => {
                 tracing::$level!(
                     target: LOG_TARGET,
                     plugin = &*self.plugin,
                     digest = &*self.digest,
-                    session = self.caller.session_id(),
+                    session = session.as_deref(),
                     step = self.caller.step(),
                     shadow = self.caller.is_shadow().then_some(true),
                     "{text}"
@@ -48,10 +54,11 @@ impl LogLabel {
 
     /// Logs that a call trapped or hit a limit.
     pub(super) fn failed(&self, call: &'static str, error: &CallError) {
+        let session = self.session();
         tracing::warn!(
             plugin = &*self.plugin,
             digest = &*self.digest,
-            session = self.caller.session_id(),
+            session = session.as_deref(),
             step = self.caller.step(),
             shadow = self.caller.is_shadow().then_some(true),
             call,

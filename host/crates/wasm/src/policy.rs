@@ -76,9 +76,12 @@ impl PolicyPlugin {
             now_ms: ctx.now_ms,
             seed: ctx.seed,
         };
-        let caller = PluginCaller::current()
-            .in_session(&ctx.session)
-            .at_step(ctx.step);
+        let caller = PluginCaller::current().at_step(ctx.step);
+        // Only a trial's example session has another name than an id.
+        let caller = match ctx.session.parse() {
+            Ok(session) => caller.in_session(session),
+            Err(_) => caller,
+        };
         fresh!(self, "step", at clock, for caller, |plugin, store| {
             plugin.call(store, "step", (ctx, state, inputs)).await
         })

@@ -115,7 +115,7 @@ pub(crate) struct DifferenceView {
 impl From<ShadowDifference> for DifferenceView {
     fn from(difference: ShadowDifference) -> Self {
         Self {
-            session: difference.session,
+            session: difference.session.to_string(),
             step: difference.step,
             what: match difference.what {
                 DifferenceKind::Commands => "commands",

@@ -34,8 +34,9 @@ use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
 use crate::auth::AuthError;
-use lucid_session::{Features, SessionHandle, SessionId};
+use lucid_session::{Features, SessionHandle};
 use lucid_types::identity::Identity;
+use lucid_types::ids::SessionId;
 
 /// How long a client has for its first message.
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);

@@ -15,6 +15,7 @@ use crate::cli::render::strip_controls;
 use crate::config::Config;
 use crate::server::DataDirs;
 use lucid_session::{difference, readable};
+use lucid_types::ids::SessionId;
 use lucid_types::log::LoggedStep;
 use lucid_types::plural;
 use lucid_types::sentence::sentence;
@@ -36,8 +37,10 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, ReplayC
     let wasm = component(&args.file)?;
     let folders = DataDirs::under(&config.workspace_base_path);
     let log = lucid_store::open_read_only(folders.data()).map_err(ReplayCommandError::Open)?;
-    let row = lucid_store::find_session(&log, &args.session)?;
-    let row = row.ok_or_else(|| ReplayCommandError::NoSession(args.session.clone()))?;
+    let unknown = || ReplayCommandError::NoSession(args.session.clone());
+    let session: SessionId = args.session.parse().map_err(|_| unknown())?;
+    let row = lucid_store::find_session(&log, session)?;
+    let row = row.ok_or_else(unknown)?;
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     let engine = engine()?;
     let policy = PolicyPlugin::load(&engine, &name, &wasm, &PluginLimits::default()).await?;
@@ -51,7 +54,7 @@ async fn compare(config: &Config, args: &ReplayArgs) -> Result<ExitCode, ReplayC
     let mut state: Option<Snapshot> = None;
     let (mut same, mut different, mut next) = (0_u64, 0_u64, 0);
     loop {
-        let steps = lucid_store::logged_steps(&log, &args.session, next)?;
+        let steps = lucid_store::logged_steps(&log, session, next)?;
         let Some(last) = steps.last() else { break };
         next = last.step + 1;
         for logged in steps {

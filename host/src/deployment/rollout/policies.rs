@@ -23,6 +23,8 @@ use lucid_session::{
     BuildAssignment, CreateError, Policies, PolicyInfo, SessionPolicy, StepOutcome, StepVerdict,
     TrafficSplit,
 };
+use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 use lucid_wasm::{Plugin, PluginKind, PolicyPlugin};
 
@@ -288,7 +290,7 @@ impl Policies for PolicyRegistry {
         (new.info.digest == digest).then(|| before.clone() as Arc<dyn SessionPolicy>)
     }
 
-    fn record_step(&self, name: &str, digest: &str, session: &str, verdict: StepVerdict) {
+    fn record_step(&self, name: &str, digest: &str, session: SessionId, verdict: StepVerdict) {
         let Some(builds) = self.by_name.get(name) else {
             return;
         };
@@ -302,7 +304,7 @@ impl Policies for PolicyRegistry {
         }
     }
 
-    fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str> {
+    fn assigned(&self, user: &UserId, project: Option<&str>) -> Option<&str> {
         self.manifest.assigned(user, project)
     }
 }

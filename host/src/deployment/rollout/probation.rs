@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use lucid_session::{StepVerdict, TrafficSplit};
+use lucid_types::ids::SessionId;
 use lucid_types::plural;
 
 /// Fewer failed steps may be coincidence.
@@ -105,8 +106,8 @@ struct CountedSessions {
     failed: u64,
     /// Whether its sessions are distinguished: only those of a build on probation are.
     of_probation: bool,
-    sessions: HashSet<String>,
-    failed_in: HashSet<String>,
+    sessions: HashSet<SessionId>,
+    failed_in: HashSet<SessionId>,
 }
 
 impl BuildCounts {
@@ -120,7 +121,7 @@ impl BuildCounts {
         }))
     }
 
-    pub(super) fn count(&self, session: &str, verdict: StepVerdict) {
+    pub(super) fn count(&self, session: SessionId, verdict: StepVerdict) {
         let mut counted = self.0.lock();
         counted.steps += 1;
         counted.failed += u64::from(verdict == StepVerdict::Failed);
@@ -134,7 +135,7 @@ impl BuildCounts {
 
     pub(super) fn stats(&self) -> ProbationStats {
         let counted = self.0.lock();
-        let count = |set: &HashSet<String>| u64::try_from(set.len()).unwrap_or(u64::MAX);
+        let count = |set: &HashSet<SessionId>| u64::try_from(set.len()).unwrap_or(u64::MAX);
         ProbationStats {
             steps: counted.steps,
             failed: counted.failed,
@@ -144,9 +145,9 @@ impl BuildCounts {
     }
 }
 
-fn remember(set: &mut HashSet<String>, session: &str) {
-    if set.len() < MOST_SESSIONS && !set.contains(session) {
-        set.insert(session.to_owned());
+fn remember(set: &mut HashSet<SessionId>, session: SessionId) {
+    if set.len() < MOST_SESSIONS {
+        set.insert(session);
     }
 }
 
@@ -347,11 +348,12 @@ mod tests {
         let of = ("coder".to_owned(), "b".to_owned(), Some(since));
         let before = probations.counts(&("coder".to_owned(), "a".to_owned(), None));
         let probation = probations.probation(&of, since, &before);
-        before.count("s0", StepVerdict::Ok);
+        let sessions = [SessionId::new(), SessionId::new()];
+        before.count(sessions[0], StepVerdict::Ok);
         for number in 0..4 {
             probations
                 .counts(&of)
-                .count(&format!("s{}", number % 2), StepVerdict::Failed);
+                .count(sessions[number % 2], StepVerdict::Failed);
             probation.evaluate();
         }
         let decision = decisions.try_recv().unwrap();
@@ -376,7 +378,7 @@ mod tests {
         let (probations, _rulings) = Probations::new();
         let of = ("coder".to_owned(), "b".to_owned(), None);
         let (counts, share) = (probations.counts(&of), probations.traffic_split(&of, 10));
-        counts.count("s", StepVerdict::Failed);
+        counts.count(SessionId::new(), StepVerdict::Failed);
         assert!(Arc::ptr_eq(&counts, &probations.counts(&of)));
         assert!(Arc::ptr_eq(&share, &probations.traffic_split(&of, 10)));
         assert!(

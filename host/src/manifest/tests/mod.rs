@@ -484,10 +484,10 @@ fn who_is_named_first_gets_that_policy_and_others_none() {
         "[[assign]]\nusers = [\"u\"]\npolicy = \"mock\"\n[[assign]]\nusers = [\"w\"]\nprojects = [\"x\"]\npolicy = \"coder\"\n",
     )
     .unwrap();
-    assert_eq!(manifest.assigned("u", Some("x")), Some("mock"));
-    assert_eq!(manifest.assigned("v", Some("x")), Some("coder"));
-    assert_eq!(manifest.assigned("w", None), Some("coder"));
-    assert_eq!(manifest.assigned("x", Some("u")), None);
+    assert_eq!(manifest.assigned(&"u".into(), Some("x")), Some("mock"));
+    assert_eq!(manifest.assigned(&"v".into(), Some("x")), Some("coder"));
+    assert_eq!(manifest.assigned(&"w".into(), None), Some("coder"));
+    assert_eq!(manifest.assigned(&"x".into(), Some("u")), None);
 }
 
 /// Loads a manifest from a folder with a component in a file.

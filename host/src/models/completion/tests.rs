@@ -265,9 +265,7 @@ async fn what_a_try_that_broke_off_took_is_spent_and_is_not_the_answers_own_usag
 /// A session's files with one image in them.
 async fn pictured() -> (tempfile::TempDir, SessionBlobs, BlobRef) {
     let folder = tempfile::tempdir().unwrap();
-    let files = Blobs::new(folder.path())
-        .of("0198c0de-0000-7000-8000-000000000001")
-        .unwrap();
+    let files = Blobs::new(folder.path()).of(lucid_types::ids::SessionId::new());
     let blob = files.put("image/png", b"\x89PNG".to_vec()).await.unwrap();
     (folder, files, blob)
 }

@@ -70,11 +70,7 @@ fn idle_action(
 impl SessionHandle {
     /// The key of the session's files.
     fn spec(&self) -> EnvironmentSpec {
-        EnvironmentSpec {
-            session: self.info.id.to_string(),
-            user: self.info.user.to_string(),
-            ..EnvironmentSpec::default()
-        }
+        EnvironmentSpec::of(self.info.id, self.info.user.clone())
     }
 
     /// Sets the current state. A session that was already idle keeps the time at which it became

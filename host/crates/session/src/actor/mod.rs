@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
+use lucid_types::ids::SessionId;
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -86,7 +87,7 @@ pub(super) struct Actor {
     /// The number of the generation that this session cannot move to.
     skipped_generation: Option<u64>,
     available_models: Arc<AvailableModels>,
-    id: Arc<str>,
+    id: SessionId,
     chat: Arc<str>,
     counters: SessionCounters,
     open: BTreeMap<String, EffectKind>,
@@ -117,11 +118,11 @@ pub(super) async fn live(
     messages: mpsc::Receiver<Box<ActorMessage>>,
 ) {
     let _last = shutdown::ActorGuard::new(&shared, &session);
-    let id: Arc<str> = found.fixed.id.as_str().into();
+    let id = found.fixed.id;
     let available_models = offered_models(&found.generation, &found.fixed);
     let spec = EnvironmentSpec {
         images: available_models.model.images,
-        session: found.fixed.id.clone(),
+        session: id,
         user: found.fixed.user.clone(),
         repo_url: found.fixed.repo_url.clone(),
         git_token: found.git_token,
@@ -251,9 +252,9 @@ impl Actor {
         let mut opened_environment = None;
         if self.shared.deps.environments.refusal().is_none() {
             // A clone takes time, and the host may stop meanwhile.
-            let id = self.id.clone();
+            let id = self.id;
             let stop = self.session.stop.clone();
-            let noted = self.persist(move |log| log.mark_started(&id));
+            let noted = self.persist(move |log| log.mark_started(id));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Err(ActorEnd::Stopped),
@@ -421,7 +422,7 @@ impl Actor {
             let beside = tools.describe(&of, call);
             beside.unwrap_or_else(|| environments.describe(call))
         };
-        let names = (self.id.clone(), self.chat.clone());
+        let names = (self.id, self.chat.clone());
         let budget = Budget::new(&fixed, self.shared.deps.limits.iterations);
         let round_context = RoundContext::new(&names, &fixed, policy.info(), budget, &describe);
         let pushed = self.pushed.clone();
@@ -503,7 +504,7 @@ impl Actor {
     /// Reads the input that began the session from the log.
     async fn first_input(&self) -> Option<Input> {
         let log = &self.shared.deps.log;
-        let steps = when_possible(|| log.steps_from(&self.id, 0)).await.ok()?;
+        let steps = when_possible(|| log.steps_from(self.id, 0)).await.ok()?;
         let inputs: Vec<Input> = serde_json::from_str(&steps.first()?.inputs).ok()?;
         inputs
             .into_iter()

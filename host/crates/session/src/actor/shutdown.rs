@@ -221,7 +221,7 @@ impl Actor {
         close: &CloseReason,
     ) -> Result<(), ActorEnd> {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
-        let names = (self.id.clone(), self.chat.clone());
+        let names = (self.id, self.chat.clone());
         let nothing = Budget::default();
         let context = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()
@@ -264,7 +264,7 @@ impl Actor {
     /// begins those that are not begun.
     async fn record_costs(&mut self, cost: Vec<(String, CallCost)>, not_begun: Vec<String>) {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
-        let names = (self.id.clone(), self.chat.clone());
+        let names = (self.id, self.chat.clone());
         let nothing = Budget::default();
         let context = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()

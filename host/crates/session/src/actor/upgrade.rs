@@ -315,7 +315,7 @@ impl Actor {
         let (name, digest) = (&self.fixed.policy, &policy.info().digest);
         generation
             .policies
-            .record_step(name, digest, &self.id, verdict);
+            .record_step(name, digest, self.id, verdict);
     }
 
     /// Returns the policy that would continue this session.

@@ -141,7 +141,7 @@ impl EnvironmentHandle {
     ) -> Arc<dyn SessionTools> {
         let opened = self.tools_slot.opened.get_or_init(|| {
             let spec = ToolsSpec {
-                session: self.spec.session.clone(),
+                session: self.spec.session,
                 user: self.spec.user.clone(),
                 policy: self.policy.clone(),
             };

@@ -166,7 +166,7 @@ impl Effects {
             let message = ActorMessage::PullRequest(opened.unwrap_or_else(|_| fell()));
             let _ = mailbox.send(Box::new(message)).await;
         };
-        let caller = PluginCaller::session(&self.spec.session).at_step(self.step);
+        let caller = PluginCaller::session(self.spec.session).at_step(self.step);
         self.change = Some(AbortOnDropHandle::new(tokio::spawn(caller.scope(work))));
     }
 
@@ -256,7 +256,7 @@ impl Effects {
     ) {
         let mailbox = self.session.mailbox.clone();
         let running = (effect.clone(), stream.clone(), meter.clone());
-        let caller = PluginCaller::session(&self.spec.session).at_step(self.step);
+        let caller = PluginCaller::session(self.spec.session).at_step(self.step);
         let task = tokio::spawn(caller.scope(async move {
             let message = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(message) => message,
@@ -326,12 +326,12 @@ impl Effects {
             if call.model.is_empty() {
                 call.model.clone_from(&session.model);
             }
-            let answer = match prompt::resolve(&*shared.deps.log, &session.id, parts, last_entry)
+            let answer = match prompt::resolve(&*shared.deps.log, session.id, parts, last_entry)
                 .await
             {
                 Ok(messages) => {
                     let request = ModelRequest {
-                        session: session.id.clone(),
+                        session: session.id,
                         provider: session.provider.clone(),
                         model: session.model.clone(),
                         api_key,

@@ -7,17 +7,19 @@ use futures::future::BoxFuture;
 use crate::stream::delta::DeltaSink;
 use crate::stream::frames::EventDraft;
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
+use lucid_types::ids::SessionId;
 use lucid_types::secret::Secret;
 use lucid_types::transient::TransientFailure;
+use lucid_types::user::UserId;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition, ToolResult};
 
 /// The session that an environment is for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct EnvironmentSpec {
     /// The session's id.
-    pub session: String,
+    pub session: SessionId,
     /// The user that owns the session.
-    pub user: String,
+    pub user: UserId,
     /// The URL of the repository to clone.
     pub repo_url: Option<String>,
     /// The token for the repository.
@@ -30,6 +32,22 @@ pub struct EnvironmentSpec {
     pub git_user_email: Option<String>,
     /// Whether the session's model sees images.
     pub images: bool,
+}
+
+impl EnvironmentSpec {
+    /// The environment that a session has or had, for calls that look no further than whose it is.
+    pub fn of(session: SessionId, user: UserId) -> Self {
+        Self {
+            session,
+            user,
+            repo_url: None,
+            git_token: None,
+            branch: None,
+            git_user_name: None,
+            git_user_email: None,
+            images: false,
+        }
+    }
 }
 
 /// Why there is no environment.
@@ -87,7 +105,7 @@ pub trait EnvironmentProvider: Send + Sync {
     fn is_alive(&self, spec: &EnvironmentSpec) -> bool;
     /// Returns the sandbox backend that a session uses now, such as `bubblewrap`; `None` while it
     /// has no sandbox.
-    fn sandbox_of(&self, session: &str) -> Option<String>;
+    fn sandbox_of(&self, session: SessionId) -> Option<String>;
     /// Returns whether a session's workspace exists.
     fn has_workspace(&self, spec: &EnvironmentSpec) -> bool;
     /// Creates an empty workspace in place of one that is gone, and returns whether it exists.

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 
 use crate::error::CreateError;
 use crate::stream::delta::DeltaSink;
+use lucid_types::ids::SessionId;
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{ModelCall, ModelOffer};
 use lucid_types::wit::types::{Error, Message, StopReason, Usage};
@@ -51,7 +52,7 @@ impl AvailableModels {
 /// A model call with its prompt resolved.
 pub struct ModelRequest {
     /// The session's id.
-    pub session: String,
+    pub session: SessionId,
     /// The provider, unless the policy names a model of another one.
     pub provider: String,
     /// The session's model, which is always allowed.

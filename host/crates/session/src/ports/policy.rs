@@ -6,6 +6,8 @@ use futures::future::BoxFuture;
 
 use crate::error::CreateError;
 use crate::traffic_split::SplitSlot;
+use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 use lucid_types::wit::policy::{Context, Input, Snapshot, Transition};
 
 /// What the engine knows about a policy.
@@ -71,10 +73,10 @@ pub trait Policies: Send + Sync {
     /// that this one fails.
     fn fallback(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
     /// Records how a step of a session went with the build of this digest.
-    fn record_step(&self, name: &str, digest: &str, session: &str, verdict: StepVerdict);
+    fn record_step(&self, name: &str, digest: &str, session: SessionId, verdict: StepVerdict);
     /// Returns the name of the policy that this user or this project gets in place of the
     /// deployment's default.
-    fn assigned(&self, user: &str, project: Option<&str>) -> Option<&str>;
+    fn assigned(&self, user: &UserId, project: Option<&str>) -> Option<&str>;
 }
 
 /// The build for a new session.

@@ -3,12 +3,13 @@
 use futures::future::BoxFuture;
 
 use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// A pull request that is to be opened for what a session pushed.
 #[derive(Debug, Clone)]
 pub struct NewPullRequest {
     /// The user that owns the session.
-    pub user: String,
+    pub user: UserId,
     /// The repository's URL.
     pub repository: String,
     /// The session's token for the repository.

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 use super::{Environment, ToolResultWithEvent};
@@ -24,9 +26,9 @@ pub const SEPARATOR: &str = "__";
 #[derive(Debug, Clone)]
 pub struct ToolsSpec {
     /// The session's id.
-    pub session: String,
+    pub session: SessionId,
     /// The session's user.
-    pub user: String,
+    pub user: UserId,
     /// The policy's name.
     pub policy: String,
 }

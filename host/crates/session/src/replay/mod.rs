@@ -8,6 +8,7 @@
 pub(crate) mod diff;
 pub(crate) mod shadow;
 
+use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, LoggedStep, SessionLog};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -30,7 +31,7 @@ pub struct Replay {
 pub enum ReplayError {
     /// The session is not in the log.
     #[error("There is no session {0} in the log.")]
-    NotFound(String),
+    NotFound(SessionId),
     /// The session's policy is not available.
     #[error("{0}")]
     Policy(#[from] CreateError),
@@ -41,10 +42,10 @@ pub enum ReplayError {
 
 impl Sessions {
     /// Replays a session's logged inputs through its policy, as this deployment has it.
-    pub async fn replay(&self, session: &str) -> Result<Replay, ReplayError> {
+    pub async fn replay(&self, session: SessionId) -> Result<Replay, ReplayError> {
         let log = &*self.shared.deps.log;
         let row = log.find(session).await?;
-        let row = row.ok_or_else(|| ReplayError::NotFound(session.to_owned()))?;
+        let row = row.ok_or_else(|| ReplayError::NotFound(session))?;
         let policy = {
             let generation = self.shared.deps.deployment.borrow().clone();
             generation.policies.find(Some(&row.fixed.policy))?
@@ -57,7 +58,7 @@ impl Sessions {
 /// Replays a session's logged inputs through the given policy.
 pub(super) async fn replay(
     log: &dyn SessionLog,
-    session: &str,
+    session: SessionId,
     policy: &dyn SessionPolicy,
 ) -> Result<Replay, LogError> {
     let mut state: Option<Snapshot> = None;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, LoggedStep};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::plural;
@@ -86,7 +87,7 @@ pub struct ShadowReport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShadowDifference {
     /// The session's id.
-    pub session: String,
+    pub session: SessionId,
     /// The step's number; `None` if the difference is in the session's last state.
     pub step: Option<u64>,
     /// The kind of difference.
@@ -132,7 +133,7 @@ impl Sessions {
             progress.lock().cut = Some(nothing.to_owned());
         }
         for session in found {
-            let Some(row) = log.find(&session).await? else {
+            let Some(row) = log.find(session).await? else {
                 continue;
             };
             let mut one = ShadowedSession {
@@ -144,11 +145,11 @@ impl Sessions {
                 session,
                 first_differs: false,
             };
-            let caller = PluginCaller::shadow().in_session(&one.session);
+            let caller = PluginCaller::shadow().in_session(one.session);
             let steps = caller.clone().scope(one.steps(row.counters.step));
             let verdict = match steps.await {
                 Err(LogError::Content(cause)) => {
-                    tracing::warn!(session = one.session, cause, "a session cannot be replayed");
+                    tracing::warn!(session = %one.session, cause, "a session cannot be replayed");
                     progress.lock().unread += 1;
                     continue;
                 }
@@ -187,7 +188,7 @@ struct ShadowedSession<'a> {
     bounds: ShadowLimits,
     until: Instant,
     progress: &'a Mutex<ShadowReport>,
-    session: String,
+    session: SessionId,
     /// Whether an earlier step of the session differed.
     first_differs: bool,
 }
@@ -201,7 +202,7 @@ impl ShadowedSession<'_> {
         let mut next = 0;
         let end = end.min(self.bounds.session_steps);
         while next < end {
-            let piece = log.steps_from(&self.session, next).await?;
+            let piece = log.steps_from(self.session, next).await?;
             let Some(last) = piece.last() else { break };
             next = last.step + 1;
             for logged in piece.into_iter().filter(|logged| logged.step < end) {
@@ -297,7 +298,7 @@ impl ShadowedSession<'_> {
 
     fn record(&self, logged: &LoggedStep, what: DifferenceKind, text: String) {
         self.push(ShadowDifference {
-            session: self.session.clone(),
+            session: self.session,
             step: Some(logged.step),
             what,
             recorded_by: logged.plugin.clone(),
@@ -321,7 +322,7 @@ impl ShadowedSession<'_> {
         if let Err(reason) = taken {
             self.progress.lock().not_migrated += 1;
             self.push(ShadowDifference {
-                session: self.session.clone(),
+                session: self.session,
                 step: None,
                 what: DifferenceKind::NotMigrated,
                 recorded_by: String::new(),

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
+use lucid_types::ids::SessionId;
 use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, ModelCallRow, PolicyDecision, RoundRow, SessionConfig,
     SessionCounters, SessionStatus,
@@ -39,7 +40,7 @@ pub(super) const STEPS_ALONE: u32 = 10_000;
 
 /// The context of a round: what does not change while a session lives, as far as a round needs it.
 pub(super) struct RoundContext<'a> {
-    pub(super) session: &'a Arc<str>,
+    pub(super) session: SessionId,
     pub(super) chat: &'a Arc<str>,
     pub(super) task: &'a str,
     pub(super) repository: Option<&'a str>,
@@ -61,14 +62,14 @@ impl<'a> RoundContext<'a> {
     /// Creates the context of a session's round. `names` holds the ids of the session and of its
     /// chat.
     pub(super) fn new(
-        names: &'a (Arc<str>, Arc<str>),
+        names: &'a (SessionId, Arc<str>),
         fixed: &'a SessionConfig,
         policy: &'a PolicyInfo,
         budget: Budget,
         describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
     ) -> Self {
         Self {
-            session: &names.0,
+            session: names.0,
             chat: &names.1,
             task: &fixed.task,
             repository: fixed.repo_url.as_deref(),
@@ -555,7 +556,7 @@ impl<'a> RoundBuilder<'a> {
         self.opened
             .retain(|effect| self.open.contains_key(&effect.id));
         let row = RoundRow {
-            session: self.context.session.clone(),
+            session: self.context.session,
             chat: self.context.chat.clone(),
             row: self.row,
             at: self.at,

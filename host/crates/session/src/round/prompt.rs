@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use crate::retry::when_possible;
+use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, SessionLog};
 use lucid_types::wit::policy::Part;
 use lucid_types::wit::types::{Content, Message, Role, ToolResult};
@@ -19,7 +20,7 @@ const NO_RESULT: &str = "There is no result of this call: it was not run, or it 
 /// Reads the ranges of the transcript that a prompt names. `last` is the newest entry.
 pub(crate) async fn resolve(
     log: &dyn SessionLog,
-    session: &str,
+    session: SessionId,
     parts: Vec<Part>,
     last: u64,
 ) -> Result<Vec<Message>, LogError> {

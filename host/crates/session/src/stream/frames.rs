@@ -16,6 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::delta::DeltaKind;
+use lucid_types::ids::SessionId;
 use lucid_types::log::{ChatLine, ModelCallRow, SessionCounters};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::Event;
@@ -198,13 +199,13 @@ fn json(value: &impl Serialize) -> String {
 }
 
 /// A frame with the session's status.
-pub fn status(status: &str, message: &str, session: Option<&str>) -> String {
+pub fn status(status: &str, message: &str, session: Option<SessionId>) -> String {
     #[derive(Serialize)]
     struct Frame<'a> {
         r#type: &'static str,
         status: &'a str,
         #[serde(rename = "sessionId", skip_serializing_if = "Option::is_none")]
-        session: Option<&'a str>,
+        session: Option<SessionId>,
         message: &'a str,
     }
     json(&Frame {

@@ -22,7 +22,8 @@ use super::delta::DeltaKind;
 use super::feed::{Feed, FeedHead, FeedItem};
 use super::frames;
 use crate::retry::when_possible;
-use crate::types::{CloseReason, Closing, SessionId};
+use crate::types::{CloseReason, Closing};
+use lucid_types::ids::SessionId;
 use lucid_types::log::SessionLog;
 
 /// Maximum amount read from the log at once.
@@ -248,8 +249,8 @@ impl Subscription {
         let mut frames = match self.feed.recent(self.last_seq) {
             Some(frames) => frames,
             None => {
-                let id = self.session.to_string();
-                let read = || self.log.frames_after(&id, self.last_seq, CHUNK_BYTES);
+                let id = self.session;
+                let read = || self.log.frames_after(id, self.last_seq, CHUNK_BYTES);
                 match when_possible(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {

@@ -93,7 +93,7 @@ async fn a_session_shows_what_it_does_in_order_and_keeps_a_record() {
         .unwrap()
         .unwrap();
     assert!(!chat.is_active);
-    let replay = sessions.replay(&session.id().to_string()).await.unwrap();
+    let replay = sessions.replay(*session.id()).await.unwrap();
     assert_eq!((replay.same, replay.different), (6, None));
 }
 
@@ -426,7 +426,7 @@ async fn a_policy_whose_step_failed_hears_before_the_next_message_that_what_it_w
         let seen = until(&mut frames, "completed").await;
         assert_eq!(names(&seen).last().unwrap(), "completed", "{seen:?}");
         assert_eq!(world.done("model second m"), 1);
-        let replay = host.replay(&id.to_string()).await.unwrap();
+        let replay = host.replay(id).await.unwrap();
         assert_eq!(replay.different, None);
     }
 }
@@ -664,7 +664,7 @@ async fn nobody_waits_for_a_session_that_came_to_grief() {
     assert_eq!(sessions.count(), 0);
     // The log still has it was: the next host tries again.
     let alive = sessions.in_log().await.unwrap();
-    assert!(alive.contains(&session.id().to_string()));
+    assert!(alive.contains(session.id()));
 }
 
 #[tokio::test]
@@ -673,7 +673,7 @@ async fn a_message_to_a_session_that_is_over_is_not_kept() {
     let sessions = sessions(folder.path(), &World::new(greets));
     let session = sessions.create(new("u")).await.unwrap();
     let store = sessions.store.clone();
-    let keep = || store.keep_message(&session.id().to_string(), "hello".to_owned());
+    let keep = || store.keep_message(*session.id(), "hello".to_owned());
     assert!(keep().await.unwrap().is_some());
     sessions.stop(session.id()).await;
     // As if the session ended between the check that it is alive and this.

@@ -29,10 +29,10 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::watch;
 
-use super::SessionId;
 use super::*;
 use lucid_store::{Store, StoreError};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
+use lucid_types::ids::SessionId;
 use lucid_types::log::SessionLog;
 use lucid_types::secret::Secret;
 use lucid_types::transient::TransientFailure;

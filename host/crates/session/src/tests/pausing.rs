@@ -80,7 +80,7 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
     }
     eventually("the store to be well", || sessions.log_failure().is_none()).await;
     noticed(&mut deltas, "completed").await;
-    let replay = sessions.replay(&session.id().to_string()).await.unwrap();
+    let replay = sessions.replay(*session.id()).await.unwrap();
     assert_eq!(replay.different, None);
 }
 

@@ -81,7 +81,7 @@ impl Fixture {
 
     async fn plugins(&self, session: &SessionHandle) -> Vec<String> {
         let store = &self.sessions.store;
-        let steps = store.steps_from(&session.id().to_string(), 0);
+        let steps = store.steps_from(*session.id(), 0);
         let steps = steps.await.unwrap().into_iter();
         steps.map(|step| step.plugin).collect()
     }
@@ -128,8 +128,8 @@ async fn a_step_that_fails_on_probation_is_taken_by_the_build_before_and_no_user
         "each step once, and the failed one: {verdict:?}"
     );
     // What is in the log can be replayed.
-    let first = session.id().to_string();
-    let replayed = fixture.sessions.replay(&first).await.unwrap();
+    let first = *session.id();
+    let replayed = fixture.sessions.replay(first).await.unwrap();
     assert!(replayed.different.is_some(), "the build itself still fails");
 }
 
@@ -228,7 +228,7 @@ async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_
         seen.extend(until(&mut frames, "\"completed\"").await);
     }
     assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
-    let steps = second.store.steps_from(&id.to_string(), 0);
+    let steps = second.store.steps_from(id, 0);
     let last = steps.await.unwrap().pop().unwrap();
     assert_eq!(last.plugin, "c");
     let inputs: Vec<Input> = serde_json::from_str(&last.inputs).unwrap();

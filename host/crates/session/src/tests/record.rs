@@ -126,9 +126,9 @@ fn rounds() -> impl Strategy<Value = BuildAssignment> {
 
 #[test]
 fn what_a_failed_model_call_took_counts_as_well() {
-    let (session, chat) = ("s".into(), "c".into());
+    let (session, chat) = (SessionId::new(), "c".into());
     let context = RoundContext {
-        session: &session,
+        session,
         chat: &chat,
         task: "t",
         repository: None,
@@ -171,9 +171,9 @@ fn what_a_failed_model_call_took_counts_as_well() {
 
 #[test]
 fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
-    let (session, chat) = ("s".into(), "c".into());
+    let (session, chat) = (SessionId::new(), "c".into());
     let context = RoundContext {
-        session: &session,
+        session,
         chat: &chat,
         task: "t",
         repository: None,
@@ -229,10 +229,10 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
 proptest! {
     #[test]
     fn numbers_are_dense_and_a_policy_hears_once_of_each_effect_that_it_waits_for(drawn in rounds()) {
-        let (session, chat) = ("s".into(), "c".into());
+        let (session, chat) = (SessionId::new(), "c".into());
         let budget = Budget { iterations: 3, ..Budget::default() };
         let scene = RoundContext {
-            session: &session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
+            session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
             settings: "{}", policy_digest: "d", available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = SessionCounters { next_seq: 1, ..SessionCounters::default() };
@@ -292,9 +292,9 @@ proptest! {
 
 #[test]
 fn the_next_message_answers_an_open_question() {
-    let (session, chat) = ("s".into(), "c".into());
+    let (session, chat) = (SessionId::new(), "c".into());
     let context = RoundContext {
-        session: &session,
+        session,
         chat: &chat,
         task: "t",
         repository: None,

@@ -132,7 +132,7 @@ async fn where_the_disk_is_short_the_oldest_files_go_first() {
     let host = with_limits(opened(folder.path()), &world, impatient);
     let mut ids = Vec::new();
     for task in ["one", "two"] {
-        ids.push(left_alone(&host, task).await.to_string());
+        ids.push(left_alone(&host, task).await);
     }
     assert_eq!(world.done("wipe"), 0);
     world.short.store(true, Ordering::SeqCst);

@@ -9,7 +9,7 @@ struct Fixture {
     _folder: tempfile::TempDir,
     world: World,
     sessions: Host,
-    ids: Vec<String>,
+    ids: Vec<SessionId>,
 }
 
 impl Fixture {
@@ -25,7 +25,7 @@ impl Fixture {
             let mut frames = session.subscribe(0);
             sessions.start(&session);
             until(&mut frames, "completed").await;
-            ids.push(session.id().to_string());
+            ids.push(*session.id());
         }
         Self {
             _folder: folder,
@@ -139,8 +139,8 @@ async fn other_commands_are_shown_once_for_a_session_with_step_and_build() {
         panic!("{shown:?}");
     };
     assert_eq!(
-        (&newest.session, &oldest.session),
-        (&fixture.ids[1], &fixture.ids[0])
+        (newest.session, oldest.session),
+        (fixture.ids[1], fixture.ids[0])
     );
     assert_eq!(
         (newest.what, &*newest.recorded_by),

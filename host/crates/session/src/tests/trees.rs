@@ -22,8 +22,8 @@ async fn a_change_that_no_tool_made_is_written_shown_and_no_step() {
     let mut frames = session.subscribe(0);
     first.start(&session);
     let mut seen = until(&mut frames, "completed").await;
-    let id = session.id().to_string();
-    let steps = first.replay(&id).await.unwrap().same;
+    let id = *session.id();
+    let steps = first.replay(id).await.unwrap().same;
 
     world.grow(1);
     seen.extend(until(&mut frames, "file_tree").await);
@@ -36,7 +36,7 @@ async fn a_change_that_no_tool_made_is_written_shown_and_no_step() {
     assert_eq!(names(&more), ["task_start", "completed"]);
     seen.extend(more);
     assert_dense(&seen);
-    let after = first.replay(&id).await.unwrap();
+    let after = first.replay(id).await.unwrap();
     assert_eq!((after.same, after.different), (steps + 1, None));
 
     // What was shown is in the log: the next host shows the same.
@@ -44,7 +44,7 @@ async fn a_change_that_no_tool_made_is_written_shown_and_no_step() {
     drop((first, session, frames));
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id.parse().unwrap(), &"u".into()).unwrap();
+    let session = second.get(&id, &"u".into()).unwrap();
     let mut again = session.subscribe(0);
     let mut kept = Vec::new();
     while kept.len() < seen.len() {
@@ -98,9 +98,9 @@ async fn changes_while_tools_run_come_in_order_and_none_twice() {
 
 #[test]
 fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
-    let (session, chat) = ("s".into(), "c".into());
+    let (session, chat) = (SessionId::new(), "c".into());
     let context = RoundContext {
-        session: &session,
+        session,
         chat: &chat,
         task: "t",
         repository: None,

@@ -101,7 +101,7 @@ pub(super) struct World {
     /// Sandboxes survive while the host is away.
     pub(super) lives: Arc<AtomicBool>,
     /// The sessions whose files were removed, in order.
-    pub(super) wiped: Arc<Mutex<Vec<String>>>,
+    pub(super) wiped: Arc<Mutex<Vec<SessionId>>>,
     /// Workspaces are gone.
     pub(super) lost: Arc<AtomicBool>,
     /// The disk is short of space.
@@ -219,7 +219,7 @@ impl Policies for World {
         Policies::find(self, name).map(BuildAssignment::from)
     }
 
-    fn assigned(&self, _: &str, _: Option<&str>) -> Option<&str> {
+    fn assigned(&self, _: &UserId, _: Option<&str>) -> Option<&str> {
         None
     }
 
@@ -228,7 +228,7 @@ impl Policies for World {
         Some(self.policy(build, script))
     }
 
-    fn record_step(&self, _: &str, digest: &str, _: &str, verdict: StepVerdict) {
+    fn record_step(&self, _: &str, digest: &str, _: SessionId, verdict: StepVerdict) {
         self.took.lock().push((digest.to_owned(), verdict));
     }
 }
@@ -368,7 +368,7 @@ impl EnvironmentProvider for World {
         self.lives.load(Ordering::SeqCst)
     }
 
-    fn sandbox_of(&self, _: &str) -> Option<String> {
+    fn sandbox_of(&self, _: SessionId) -> Option<String> {
         None
     }
 

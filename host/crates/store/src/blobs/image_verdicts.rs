@@ -104,7 +104,7 @@ mod tests {
     async fn what_a_provider_said_is_known_for_that_model_until_the_session_goes() {
         let folder = tempfile::tempdir().unwrap();
         let blobs = Blobs::new(folder.path());
-        let files = blobs.of(SESSION).unwrap();
+        let files = blobs.of(SESSION.parse().unwrap());
         let kept = files.put("image/png", b"abc".to_vec()).await.unwrap();
         let digest = kept.digest.as_str();
         files
@@ -115,8 +115,7 @@ mod tests {
             .await;
         // As after a restart: nothing is only in memory.
         let known = Blobs::new(folder.path())
-            .of(SESSION)
-            .unwrap()
+            .of(SESSION.parse().unwrap())
             .verdicts()
             .await;
         for (verdict, model, digest, expected) in [
@@ -153,7 +152,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_remembered_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
-        let files = Blobs::new(folder.path()).of(SESSION).unwrap();
+        let files = Blobs::new(folder.path()).of(SESSION.parse().unwrap());
         files.put("image/png", b"abc".to_vec()).await.unwrap();
         let many: Vec<String> = (0..100).map(|number| number.to_string()).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();

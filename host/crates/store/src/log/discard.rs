@@ -10,7 +10,9 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::read::session_id;
 use crate::error::StoreError;
+use lucid_types::ids::SessionId;
 use lucid_types::log::SessionStatus;
 
 /// Tables whose rows name their session in a column `session_id`.
@@ -29,7 +31,7 @@ pub(crate) fn of_chat(
     connection: &Connection,
     user: &str,
     chat: &str,
-) -> Result<Vec<String>, StoreError> {
+) -> Result<Vec<SessionId>, StoreError> {
     let mut mark = connection
         .prepare_cached("UPDATE sessions SET discarded = 1 WHERE chat_id = ?1 AND user_id = ?2")?;
     if mark.execute([chat, user])? == 0 {
@@ -39,11 +41,11 @@ pub(crate) fn of_chat(
         "SELECT id FROM sessions WHERE chat_id = ?1 AND user_id = ?2 AND status = ?3",
     )?;
     let over = select.query_map(params![chat, user, SessionStatus::Ended.text()], |row| {
-        row.get(0)
+        session_id(row, "id")
     })?;
-    let over = over.collect::<Result<Vec<String>, _>>()?;
+    let over = over.collect::<Result<Vec<SessionId>, _>>()?;
     for session in &over {
-        remove(connection, session)?;
+        remove(connection, &session.to_string())?;
     }
     Ok(over)
 }

@@ -6,6 +6,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::read::session_id;
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use lucid_types::log::PositionRow;
@@ -20,7 +21,11 @@ pub(super) fn save_positions(
         "INSERT INTO client_positions (session_id, features, taken) VALUES (?1, ?2, ?3)",
     )?;
     for row in rows {
-        insert.execute(params![row.session, row.features, to_sql(row.taken)])?;
+        insert.execute(params![
+            row.session.to_string(),
+            row.features,
+            to_sql(row.taken)
+        ])?;
     }
     Ok(())
 }
@@ -32,7 +37,7 @@ pub(super) fn saved_positions(connection: &Connection) -> Result<Vec<PositionRow
     let rows = select.query_map([], |row| {
         let taken: i64 = row.get(2)?;
         Ok(PositionRow {
-            session: row.get(0)?,
+            session: session_id(row, "session_id")?,
             features: row.get(1)?,
             taken: u64::try_from(taken).unwrap_or_default(),
         })

@@ -6,16 +6,19 @@
 
 use std::sync::Arc;
 
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::{texts, totals};
+use lucid_types::ids::SessionId;
 use lucid_types::log::{
     EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands, LoggedStep,
     SessionConfig, SessionCounters, SessionRow, SessionStatus,
 };
+use lucid_types::user::UserId;
 
 /// Approximate number of bytes of steps read at once.
 const PIECE: usize = 4 << 20;
@@ -28,14 +31,45 @@ fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
 pub(super) fn living_sessions(connection: &Connection) -> Result<Vec<SessionRow>, StoreError> {
     let mut select = connection
         .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
-    let rows = select.query_map([], session_row)?;
-    rows.map(|row| row.map_err(StoreError::from)).collect()
+    let mut rows = select.query([])?;
+    let mut sessions = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: String = row.get("id")?;
+        if id.parse::<SessionId>().is_ok() {
+            sessions.push(session_row(row)?);
+        } else {
+            tracing::error!(
+                session = id,
+                "the log holds a session without a proper id; it is passed over"
+            );
+        }
+    }
+    Ok(sessions)
+}
+
+/// Reads a session's id.
+pub(super) fn session_id(row: &Row<'_>, column: &str) -> rusqlite::Result<SessionId> {
+    let text: String = row.get(column)?;
+    let index = row.as_ref().column_index(column)?;
+    text.parse().map_err(|cause| {
+        rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(cause))
+    })
+}
+
+/// Reads a user's id.
+pub(super) fn user_id(row: &Row<'_>, column: &str) -> rusqlite::Result<UserId> {
+    row.get::<_, String>(column).map(UserId::from)
 }
 
 /// Reads one session, whatever its status.
-pub fn find_session(connection: &Connection, id: &str) -> Result<Option<SessionRow>, StoreError> {
+pub fn find_session(
+    connection: &Connection,
+    session: SessionId,
+) -> Result<Option<SessionRow>, StoreError> {
     let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
-    Ok(select.query_row([id], session_row).optional()?)
+    Ok(select
+        .query_row([session.to_string()], session_row)
+        .optional()?)
 }
 
 fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
@@ -51,8 +85,8 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         held: row.get("held")?,
         pushed: row.get("pushed_branch")?,
         fixed: SessionConfig {
-            id: row.get("id")?,
-            user: row.get("user_id")?,
+            id: session_id(row, "id")?,
+            user: user_id(row, "user_id")?,
             project_id: row.get("project_id")?,
             task: row.get("task")?,
             repo_url: row.get("repo_url")?,
@@ -90,7 +124,7 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
 }
 
 /// Reads the ids of all sessions that have not ended.
-pub(super) fn living_ids(connection: &Connection) -> Result<Vec<String>, StoreError> {
+pub(super) fn living_ids(connection: &Connection) -> Result<Vec<SessionId>, StoreError> {
     let rows = living_sessions(connection)?.into_iter();
     Ok(rows.map(|row| row.fixed.id).collect())
 }
@@ -98,10 +132,11 @@ pub(super) fn living_ids(connection: &Connection) -> Result<Vec<String>, StoreEr
 /// Reads all sessions that have not ended, oldest first, with what is needed to resume them.
 pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, StoreError> {
     let with_effects = |row: SessionRow| {
+        let id = row.fixed.id.to_string();
         Ok(LivingSession {
-            effects: open_effects(connection, &row.fixed.id)?,
-            unread: unread(connection, &row.fixed.id)?,
-            plugin: last_plugin(connection, &row.fixed.id)?,
+            effects: open_effects(connection, &id)?,
+            unread: unread(connection, &id)?,
+            plugin: last_plugin(connection, &id)?,
             row,
         })
     };
@@ -249,9 +284,10 @@ pub(super) fn last_plugin(
 /// Reads policy steps from a number on: as many as fit in [`PIECE`], and at least one.
 pub fn logged_steps(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     from: u64,
 ) -> Result<Vec<LoggedStep>, StoreError> {
+    let session = &session.to_string();
     let mut select = connection.prepare_cached(
         "SELECT step, context, inputs, commands, plugin, fuel FROM steps
          WHERE session_id = ?1 AND step >= ?2 ORDER BY row LIMIT 64",
@@ -280,11 +316,11 @@ pub(super) fn last_sessions(
     connection: &Connection,
     policy: &str,
     most: u64,
-) -> Result<Vec<String>, StoreError> {
+) -> Result<Vec<SessionId>, StoreError> {
     // From the end of the table, so that the cost depends on what is found and no index is needed.
     let mut select = connection.prepare_cached(
         "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
     )?;
-    let rows = select.query_map(params![policy, to_sql(most)], |row| row.get(0))?;
+    let rows = select.query_map(params![policy, to_sql(most)], |row| session_id(row, "id"))?;
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }

@@ -13,6 +13,7 @@ use super::{positions, read, retained, write};
 use crate::chat_store::sqlite::last_line;
 use crate::error::StoreError;
 use crate::sqlite::{Store, TIMEOUT, origin};
+use lucid_types::ids::SessionId;
 use lucid_types::log::{
     FrameChunk, InboxMessage, LivingSession, LogError, LogHealth, Logged, LoggedCommands,
     LoggedStep, PositionRow, RetainedWorkspace, RoundRow, SessionConfig, SessionLog, SessionRow,
@@ -88,82 +89,80 @@ impl SessionLog for Store {
         async move { Ok(store.write_then(ATTEMPT, insert, notify).await?) }.boxed()
     }
 
-    fn mark_started(&self, session: &str) -> Logged<()> {
-        let session = session.to_owned();
+    fn mark_started(&self, session: SessionId) -> Logged<()> {
+        let session = session.to_string();
         self.logged_write(ATTEMPT, move |connection| {
             write::mark_started(connection, &session)
         })
     }
 
-    fn mark_begun(&self, session: &str) -> Logged<()> {
-        let session = session.to_owned();
+    fn mark_begun(&self, session: SessionId) -> Logged<()> {
+        let session = session.to_string();
         self.logged_write(ATTEMPT, move |connection| {
             write::mark_begun(connection, &session)
         })
     }
 
-    fn release(&self, session: &str) -> Logged<()> {
-        let session = session.to_owned();
+    fn release(&self, session: SessionId) -> Logged<()> {
+        let session = session.to_string();
         self.logged_write(ATTEMPT, move |connection| {
             origin::release_sessions(connection, Some(&session))
         })
     }
 
-    fn keep_message(&self, session: &str, text: String) -> Logged<Option<InboxMessage>> {
-        let session = session.to_owned();
+    fn keep_message(&self, session: SessionId, text: String) -> Logged<Option<InboxMessage>> {
+        let session = session.to_string();
         self.logged_write(MESSAGE, move |connection| {
             write::queue_message(connection, &session, text)
         })
     }
 
-    fn find(&self, session: &str) -> Logged<Option<SessionRow>> {
-        let session = session.to_owned();
-        self.logged_read(move |connection| read::find_session(connection, &session))
+    fn find(&self, session: SessionId) -> Logged<Option<SessionRow>> {
+        self.logged_read(move |connection| read::find_session(connection, session))
     }
 
     fn living(&self) -> Logged<Vec<LivingSession>> {
         self.logged_read(read::living)
     }
 
-    fn living_ids(&self) -> Logged<Vec<String>> {
+    fn living_ids(&self) -> Logged<Vec<SessionId>> {
         self.logged_read(read::living_ids)
     }
 
-    fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<String>> {
+    fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<SessionId>> {
         let policy = policy.to_owned();
         self.logged_read(move |connection| read::last_sessions(connection, &policy, most))
     }
 
-    fn frames_after(&self, session: &str, seq: u64, most_bytes: usize) -> Logged<FrameChunk> {
-        let session = session.to_owned();
+    fn frames_after(&self, session: SessionId, seq: u64, most_bytes: usize) -> Logged<FrameChunk> {
+        let session = session.to_string();
         self.logged_read(move |connection| {
             read::frames_after(connection, &session, seq, most_bytes)
         })
     }
 
-    fn steps_from(&self, session: &str, step: u64) -> Logged<Vec<LoggedStep>> {
-        let session = session.to_owned();
-        self.logged_read(move |connection| read::logged_steps(connection, &session, step))
+    fn steps_from(&self, session: SessionId, step: u64) -> Logged<Vec<LoggedStep>> {
+        self.logged_read(move |connection| read::logged_steps(connection, session, step))
     }
 
-    fn commands_before(&self, session: &str, row: u64) -> Logged<Vec<LoggedCommands>> {
-        let session = session.to_owned();
+    fn commands_before(&self, session: SessionId, row: u64) -> Logged<Vec<LoggedCommands>> {
+        let session = session.to_string();
         self.logged_read(move |connection| read::commands_before(connection, &session, row))
     }
 
-    fn transcript(&self, session: &str, first: u64, last: u64) -> Logged<Vec<String>> {
-        let session = session.to_owned();
+    fn transcript(&self, session: SessionId, first: u64, last: u64) -> Logged<Vec<String>> {
+        let session = session.to_string();
         self.logged_read(move |connection| read::transcript(connection, &session, first, last))
     }
 
     fn last_line(
         &self,
-        session: &str,
+        session: SessionId,
         chat: &str,
         since: u64,
         is_wanted: fn(&str) -> bool,
     ) -> Logged<Option<String>> {
-        let (session, chat) = (session.to_owned(), chat.to_owned());
+        let (session, chat) = (session.to_string(), chat.to_owned());
         self.logged_read(move |connection| {
             last_line(connection, (&session, &chat), since, is_wanted)
         })
@@ -183,20 +182,20 @@ impl SessionLog for Store {
         self.logged_read(move |connection| retained::retained_before(connection, uptime_ms))
     }
 
-    fn retained(&self, session: &str) -> Logged<Option<RetainedWorkspace>> {
-        let session = session.to_owned();
+    fn retained(&self, session: SessionId) -> Logged<Option<RetainedWorkspace>> {
+        let session = session.to_string();
         self.logged_read(move |connection| retained::retained(connection, &session))
     }
 
-    fn retain_longer(&self, session: &str, uptime_ms: u64) -> Logged<()> {
-        let session = session.to_owned();
+    fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()> {
+        let session = session.to_string();
         self.logged_write(TIMEOUT, move |connection| {
             retained::extend_retention(connection, &session, uptime_ms)
         })
     }
 
-    fn forget_retained(&self, session: &str) -> Logged<()> {
-        let session = session.to_owned();
+    fn forget_retained(&self, session: SessionId) -> Logged<()> {
+        let session = session.to_string();
         self.logged_write(TIMEOUT, move |connection| {
             retained::forget_retained(connection, &session)
         })

@@ -38,8 +38,8 @@ pub(super) fn insert_session(
                  ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25)",
         )?
         .execute(params![
-            session.id,
-            session.user,
+            session.id.to_string(),
+            session.user.as_str(),
             session.project_id,
             session.task,
             session.repo_url,
@@ -67,7 +67,7 @@ pub(super) fn insert_session(
     let began = time(session.created_at);
     let chat = Chat {
         id: session.chat_id.clone(),
-        agent_session_id: Some(session.id.clone()),
+        agent_session_id: Some(session.id.to_string()),
         project_id: session.project_id.clone(),
         title: title_of(&session.task).to_owned(),
         model_provider: Some(session.provider.clone()),
@@ -76,11 +76,11 @@ pub(super) fn insert_session(
         created_at: began,
         updated_at: began,
     };
-    insert_chat(connection, &session.user, &chat)?;
+    insert_chat(connection, session.user.as_str(), &chat)?;
     if sent {
-        outbox::add(connection, &session.chat_id, &session.user)?;
+        outbox::add(connection, &session.chat_id, session.user.as_str())?;
     }
-    insert_parts(connection, first)
+    insert_parts(connection, &session.id.to_string(), first)
 }
 
 /// The title of a session's chat: the beginning of its task.
@@ -132,6 +132,7 @@ pub(super) fn queue_message(
 
 /// Writes the round. The caller's transaction makes it atomic.
 pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
+    let session = &round.session.to_string();
     let counters = &round.counters;
     let state = round
         .decision
@@ -147,7 +148,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
              WHERE id = ?1",
         )?
         .execute(params![
-            &*round.session,
+            session,
             round.status.text(),
             round.end_reason,
             to_sql(counters.step),
@@ -182,7 +183,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
         for table in ["effects", "inbox"] {
             connection
                 .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
-                .execute(params![&*round.session])?;
+                .execute(params![session])?;
         }
         // A key is kept only as long as it can be used.
         connection
@@ -190,19 +191,23 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
                 "UPDATE sessions SET api_key_sealed = NULL, git_token_sealed = NULL WHERE id = ?1
                  AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
             )?
-            .execute(params![&*round.session])?;
+            .execute(params![session])?;
     }
     if round.retains_workspace {
-        retained::retain(connection, &round.session, counters.uptime_ms)?;
+        retained::retain(connection, session, counters.uptime_ms)?;
     }
-    insert_parts(connection, round)?;
+    insert_parts(connection, session, round)?;
     if round.status == SessionStatus::Ended {
-        discard::discard_if_deleted(connection, &round.session)?;
+        discard::discard_if_deleted(connection, session)?;
     }
     Ok(())
 }
 
-fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
+fn insert_parts(
+    connection: &Connection,
+    session: &str,
+    round: &RoundRow,
+) -> Result<(), StoreError> {
     let nothing = PolicyDecision::default();
     let decision = round.decision.as_ref();
     let d = decision.unwrap_or(&nothing);
@@ -221,7 +226,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
         frames.push_str(frame);
     }
     frames.push(']');
-    let mut texts = RoundTexts::new(connection, &round.session);
+    let mut texts = RoundTexts::new(connection, session);
     let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
     let commands = d.commands.as_deref();
     let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
@@ -237,7 +242,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         )?
         .execute(params![
-            &*round.session,
+            session,
             to_sql(round.row),
             to_sql(round.first_seq),
             to_sql(round.first_seq + round.frames.len() as u64) - 1,
@@ -259,7 +264,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
             "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
         )?;
         for (entry, message) in entries {
-            insert.execute(params![&*round.session, to_sql(entry), message])?;
+            insert.execute(params![session, to_sql(entry), message])?;
         }
     }
     if !round.chat_lines.is_empty() {
@@ -283,7 +288,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
     }
     usage::write(
         connection,
-        (&round.session, &round.chat),
+        (session, &round.chat),
         round.row,
         &round.calls,
         &round.counters.totals,
@@ -296,7 +301,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
     for effect in &round.closed {
         connection
             .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
-            .execute(params![&*round.session, effect])?;
+            .execute(params![session, effect])?;
     }
     for effect in &round.opened {
         connection
@@ -304,7 +309,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
                 "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
             .execute(params![
-                &*round.session,
+                session,
                 effect.id,
                 effect.kind.text(),
                 effect.due_at.map(to_sql),
@@ -316,7 +321,7 @@ fn insert_parts(connection: &Connection, round: &RoundRow) -> Result<(), StoreEr
             .prepare_cached(
                 "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
             )?
-            .execute(params![&*round.session, effect])?;
+            .execute(params![session, effect])?;
     }
     Ok(())
 }

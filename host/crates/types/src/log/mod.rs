@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
+use crate::ids::SessionId;
+
 pub use self::error::LogError;
 pub use self::health::{LogHealth, PausedWriter, pauses};
 pub use self::model::{
@@ -42,37 +44,37 @@ pub trait SessionLog: Send + Sync {
     fn append(&self, round: Arc<RoundRow>) -> Logged<()>;
     /// Records that a session was started, before it has stepped: after a crash it resumes by
     /// itself.
-    fn mark_started(&self, session: &str) -> Logged<()>;
+    fn mark_started(&self, session: SessionId) -> Logged<()>;
     /// Records that all open effects of a session begin, including those that an older host left.
-    fn mark_begun(&self, session: &str) -> Logged<()>;
+    fn mark_begun(&self, session: SessionId) -> Logged<()>;
     /// Lets a session that was held resume by itself from now on.
-    fn release(&self, session: &str) -> Logged<()>;
+    fn release(&self, session: SessionId) -> Logged<()>;
     /// Stores a user's message until a round processes it. Returns `None` if the session is over
     /// and no round will.
-    fn keep_message(&self, session: &str, text: String) -> Logged<Option<InboxMessage>>;
+    fn keep_message(&self, session: SessionId, text: String) -> Logged<Option<InboxMessage>>;
 
     /// Reads one session, whatever its status.
-    fn find(&self, session: &str) -> Logged<Option<SessionRow>>;
+    fn find(&self, session: SessionId) -> Logged<Option<SessionRow>>;
     /// Reads all sessions that have not ended, oldest first.
     fn living(&self) -> Logged<Vec<LivingSession>>;
     /// Reads the ids of all sessions that have not ended.
-    fn living_ids(&self) -> Logged<Vec<String>>;
+    fn living_ids(&self) -> Logged<Vec<SessionId>>;
     /// Reads the ids of a policy's most recent sessions that have stepped, newest first.
-    fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<String>>;
+    fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<SessionId>>;
     /// Reads some of the frames after a sequence number; empty if there are no more.
-    fn frames_after(&self, session: &str, seq: u64, most_bytes: usize) -> Logged<FrameChunk>;
+    fn frames_after(&self, session: SessionId, seq: u64, most_bytes: usize) -> Logged<FrameChunk>;
     /// Reads some policy steps from a number on, at least one unless there are no more.
-    fn steps_from(&self, session: &str, step: u64) -> Logged<Vec<LoggedStep>>;
+    fn steps_from(&self, session: SessionId, step: u64) -> Logged<Vec<LoggedStep>>;
     /// Reads the commands of some policy steps before a row, newest first; empty if there are no
     /// more.
-    fn commands_before(&self, session: &str, row: u64) -> Logged<Vec<LoggedCommands>>;
+    fn commands_before(&self, session: SessionId, row: u64) -> Logged<Vec<LoggedCommands>>;
     /// Reads transcript entries, as JSON, from one number to another, inclusive.
-    fn transcript(&self, session: &str, first: u64, last: u64) -> Logged<Vec<String>>;
+    fn transcript(&self, session: SessionId, first: u64, last: u64) -> Logged<Vec<String>>;
     /// Reads the text of the last message in a session's chat that is of a wanted event type and
     /// no older than `since`, in milliseconds since 1970.
     fn last_line(
         &self,
-        session: &str,
+        session: SessionId,
         chat: &str,
         since: u64,
         is_wanted: fn(&str) -> bool,
@@ -87,11 +89,11 @@ pub trait SessionLog: Send + Sync {
     /// oldest first.
     fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<RetainedWorkspace>>;
     /// Reads the entry of one session, if its workspace is kept.
-    fn retained(&self, session: &str) -> Logged<Option<RetainedWorkspace>>;
+    fn retained(&self, session: SessionId) -> Logged<Option<RetainedWorkspace>>;
     /// Postpones the removal of a workspace, as if it had been kept since this uptime of the host.
-    fn retain_longer(&self, session: &str, uptime_ms: u64) -> Logged<()>;
+    fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()>;
     /// Records that a workspace is gone.
-    fn forget_retained(&self, session: &str) -> Logged<()>;
+    fn forget_retained(&self, session: SessionId) -> Logged<()>;
 
     /// Whether the log can be written at the moment.
     fn health(&self) -> &LogHealth;

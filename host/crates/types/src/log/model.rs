@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use super::usage::{ModelCallRow, UsageTotals};
+use crate::ids::SessionId;
+use crate::user::UserId;
 
 /// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,12 +135,12 @@ pub struct SessionCounters {
 }
 
 /// The immutable configuration of a session.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SessionConfig {
     /// The session's id.
-    pub id: String,
+    pub id: SessionId,
     /// The user that owns the session.
-    pub user: String,
+    pub user: UserId,
     /// The client's name for the project that the session belongs to.
     pub project_id: Option<String>,
     /// The task.
@@ -238,7 +240,7 @@ pub struct PolicyDecision {
 #[derive(Debug, Clone)]
 pub struct RoundRow {
     /// The session's id.
-    pub session: Arc<str>,
+    pub session: SessionId,
     /// The chat's id.
     pub chat: Arc<str>,
     /// The number of this row.
@@ -337,7 +339,7 @@ pub struct LivingSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PositionRow {
     /// The client's session.
-    pub session: String,
+    pub session: SessionId,
     /// The features that it requested, as a text by which it is recognised.
     pub features: String,
     /// The last frame that it has.
@@ -348,7 +350,7 @@ pub struct PositionRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetainedWorkspace {
     /// The id of its former session.
-    pub session: String,
+    pub session: SessionId,
     /// The user that owned the session.
-    pub user: String,
+    pub user: UserId,
 }
