@@ -223,21 +223,39 @@ pub(crate) mod tests {
     use lucid_types::log::{ChatLine, PolicyDecision, SessionCounters, SessionStatus};
     use lucid_types::transient::TransientFailure;
 
+    /// The id of the tests' one session.
+    pub(crate) fn id() -> SessionId {
+        "0190163d-8694-739b-aea5-966c26f8ad91".parse().unwrap()
+    }
+
     /// A session's configuration.
     pub(crate) fn new_session() -> Arc<SessionConfig> {
         Arc::new(SessionConfig {
-            id: "s".to_owned(),
-            user: "u".to_owned(),
+            id: id(),
+            user: "u".into(),
+            project_id: None,
             task: "The first line.\nAnd the second.".to_owned(),
+            repo_url: None,
+            branch: None,
+            open_change: None,
+            git_user_name: None,
+            git_user_email: None,
+            policy: String::new(),
+            provider: String::new(),
+            model: String::new(),
+            token_limit: None,
+            cost_limit: None,
             chat_id: "c".to_owned(),
-            ..SessionConfig::default()
+            api_key: None,
+            git_token: None,
+            created_at: 0,
         })
     }
 
     /// A round of that session, with one line of its chat, and with commands if there are any.
     pub(crate) fn round(row: u64, commands: Option<String>) -> RoundRow {
         RoundRow {
-            session: "s".into(),
+            session: id(),
             chat: "c".into(),
             row,
             at: row,
@@ -284,7 +302,7 @@ pub(crate) mod tests {
         }
         let (mut found, mut before, mut pieces) = (Vec::new(), u64::MAX, 0);
         loop {
-            let piece = store.commands_before("s", before).await.unwrap();
+            let piece = store.commands_before(id(), before).await.unwrap();
             let Some(oldest) = piece.last() else { break };
             before = oldest.row;
             pieces += 1;
@@ -301,14 +319,14 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         store.create(new_session(), round(0, None)).await.unwrap();
-        let kept = store.keep_message("s", "hello".to_owned()).await.unwrap();
-        assert_eq!(store.living_ids().await.unwrap(), ["s"]);
+        let kept = store.keep_message(id(), "hello".to_owned()).await.unwrap();
+        assert_eq!(store.living_ids().await.unwrap(), [id()]);
         let mut living = store.living().await.unwrap();
         let session = living.remove(0);
         assert_eq!(session.row.counters.next_row, 1);
         assert_eq!(session.unread, kept.into_iter().collect::<Vec<_>>());
         assert!(living.is_empty() && session.effects.is_empty() && session.plugin.is_none());
-        assert!(store.find("t").await.unwrap().is_none());
+        assert!(store.find(SessionId::new()).await.unwrap().is_none());
     }
 
     #[test]
