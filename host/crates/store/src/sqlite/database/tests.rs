@@ -71,6 +71,35 @@ async fn a_write_that_fails_undoes_itself_and_no_other() {
 }
 
 #[tokio::test]
+async fn what_follows_a_write_is_done_after_its_commit_even_if_nobody_waits_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let held = tokio::spawn({
+        let store = store.clone();
+        async move { store.write(move |_| Ok(wait.recv().is_ok())).await }
+    });
+    tokio::task::yield_now().await;
+    let (told, followed) = mpsc::channel();
+    let tell = |number: i64| {
+        let told = told.clone();
+        move || told.send(number).unwrap()
+    };
+    let abandoned = store.write_then(TIMEOUT, |connection| add(connection, 1), tell(1));
+    let waited = tokio::time::timeout(Duration::from_millis(50), abandoned).await;
+    assert!(waited.is_err());
+    let fails = |connection: &Connection| {
+        add(connection, 2)?;
+        add(connection, 1)
+    };
+    let fails = store.write_then(TIMEOUT, fails, tell(2));
+    let release = async { go.send(()).unwrap() };
+    let (failed, ()) = tokio::join!(fails, release);
+    assert!(failed.is_err() && held.await.unwrap().unwrap());
+    assert_eq!(followed.try_iter().collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
 async fn what_was_acknowledged_is_there_after_the_store_is_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
