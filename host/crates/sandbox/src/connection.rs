@@ -7,39 +7,35 @@
 //! - Text from the server is sanitized and truncated.
 //! - When the connection ends, so does every command that waits on it.
 
+mod hello;
+mod reader;
+mod spawn;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::Stdio;
-use std::sync::{Arc, OnceLock, mpsc as std_mpsc};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use lucid_exec::protocol::{
-    Exit, Frame, FrameKind, HEADER, Header, Hello, MAX_COMMAND, Start, VERSION,
-};
+use lucid_exec::protocol::{Exit, Frame, FrameKind, MAX_COMMAND, Start};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
+pub(crate) use self::hello::read_hello;
+pub use self::reader::read_frame;
+use self::reader::{ReadEnd, read_frames};
+use self::spawn::{collect_stderr, spawn};
 use crate::error::{SandboxError, io_error};
-use lucid_types::sanitize::sanitize;
-use lucid_types::sentence::full_stop;
-
-#[cfg(test)]
-mod tests;
-
-/// The longest message from a sandbox, in characters: the model and the log read it.
-const SENTENCE: usize = 500;
-/// How often to retry starting a program that is still open for writing, and the pause between
-/// tries.
-const BUSY_TRIES: u32 = 100;
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// An event for a command's waiter.
 pub(super) enum CommandEvent {
@@ -79,49 +75,6 @@ pub(super) struct Connection {
     process: Option<u32>,
 }
 
-/// Why a sandbox's exec server is not used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum GreetError {
-    /// It is of another build.
-    #[error("its exec server speaks another version")]
-    Version,
-    /// It sent something else first.
-    #[error("its exec server did not say hello")]
-    NoHello,
-    /// It closed the connection.
-    #[error("it ended at once")]
-    Ended(#[source] std::io::Error),
-    /// It sent nothing in time.
-    #[error("it was not ready after {} seconds", .0.as_secs())]
-    NotReady(Duration),
-}
-
-impl From<GreetError> for SandboxError {
-    fn from(error: GreetError) -> Self {
-        Self::Start(full_stop(error))
-    }
-}
-
-/// Reads the first frame.
-pub(super) async fn read_hello(
-    reader: &mut (impl AsyncRead + Unpin),
-    patience: Duration,
-) -> Result<(), GreetError> {
-    match tokio::time::timeout(patience, read_frame(reader)).await {
-        Ok(Ok(Frame {
-            kind: FrameKind::Hello,
-            payload,
-            ..
-        })) => match serde_json::from_slice::<Hello>(&payload) {
-            Ok(hello) if hello.version == VERSION => Ok(()),
-            _ => Err(GreetError::Version),
-        },
-        Ok(Ok(_)) => Err(GreetError::NoHello),
-        Ok(Err(cause)) => Err(GreetError::Ended(cause)),
-        Err(_) => Err(GreetError::NotReady(patience)),
-    }
-}
-
 impl Connection {
     /// Starts the process of a sandbox and waits until its server is ready.
     pub(super) async fn open(
@@ -133,7 +86,7 @@ impl Connection {
                 SandboxError::Start(cause.to_string())
             }
             // The host is out of descriptors, processes or memory.
-            _ => io_error("The sandbox's process cannot be started")(cause),
+            _ => io_error("the sandbox's process cannot be started")(cause),
         };
         let (ours, theirs) = StdStream::pair().map_err(start)?;
         ours.set_nonblocking(true).map_err(start)?;
@@ -160,11 +113,10 @@ impl Connection {
                 let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
             }
             let stderr_text = complaint.lock().trim().to_owned();
-            let problem = full_stop(error);
             return Err(SandboxError::Start(if stderr_text.is_empty() {
-                problem
+                error.to_string()
             } else {
-                format!("{problem} It said: {stderr_text}")
+                format!("{error}. It said: {stderr_text}")
             }));
         }
         let connection = Self::from_streams(reader, writer, None).with_process(process.id());
@@ -378,97 +330,6 @@ impl CommandInput {
     }
 }
 
-/// Reads one frame, whose length is checked before anything is allocated for it.
-pub async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
-    let mut header = [0; HEADER];
-    reader.read_exact(&mut header).await?;
-    let Header { kind, id, length } =
-        Header::parse(header).map_err(|bad| std::io::Error::new(ErrorKind::InvalidData, bad))?;
-    let mut payload = vec![0; length];
-    reader.read_exact(&mut payload).await?;
-    Ok(Frame { kind, id, payload })
-}
-
-/// The reason why reading stopped.
-enum ReadEnd {
-    /// The other side is gone.
-    Ended,
-    /// The other side violated the protocol. A sentence.
-    Broke(String),
-}
-
-impl ReadEnd {
-    fn sentence(self) -> String {
-        match self {
-            Self::Ended => "It ended on its own: it was killed, or ran out of memory.".to_owned(),
-            Self::Broke(sentence) => sentence,
-        }
-    }
-}
-
-/// Dispatches frames to the commands that wait for them, until the connection ends.
-async fn read_frames(mut reader: impl AsyncRead + Unpin, state: &Mutex<State>) -> ReadEnd {
-    let broke = |sentence: &str| ReadEnd::Broke(sentence.to_owned());
-    loop {
-        let frame = match read_frame(&mut reader).await {
-            Ok(frame) => frame,
-            Err(error) if error.kind() == ErrorKind::InvalidData => {
-                return ReadEnd::Broke(format!("{error}."));
-            }
-            Err(_) => return ReadEnd::Ended,
-        };
-        let Frame { kind, id, payload } = frame;
-        let mut state = state.lock();
-        let Some(waiter) = state.waiters.get_mut(&id) else {
-            return broke("Its exec server spoke of a command that was never sent.");
-        };
-        let (event, last) = match kind {
-            // Empty frames use up none of the agreed bytes, so there could be any number of them.
-            FrameKind::Output | FrameKind::Tail if payload.is_empty() => {
-                return broke("Its exec server sent output without a byte in it.");
-            }
-            FrameKind::Output if payload.len() <= waiter.head_left => {
-                waiter.head_left -= payload.len();
-                (CommandEvent::Output(payload), false)
-            }
-            FrameKind::Tail if payload.len() <= waiter.tail_left => {
-                waiter.tail_left -= payload.len();
-                (CommandEvent::Tail(payload), false)
-            }
-            FrameKind::Exit => match serde_json::from_slice(&payload) {
-                Ok(exit) => (CommandEvent::Exit(exit), true),
-                Err(error) => {
-                    // The error repeats the input that it failed on.
-                    let error = sanitize(&error.to_string(), SENTENCE);
-                    return ReadEnd::Broke(format!(
-                        "Its exec server reported an end that cannot be read: {error}."
-                    ));
-                }
-            },
-            FrameKind::Failed => (CommandEvent::Failed(sentence(&payload)), true),
-            FrameKind::Full => (CommandEvent::Full(sentence(&payload)), true),
-            FrameKind::Output | FrameKind::Tail => {
-                return broke("Its exec server sent more output than it was asked for.");
-            }
-            other => {
-                return ReadEnd::Broke(format!(
-                    "Its exec server sent a {other:?} frame out of turn."
-                ));
-            }
-        };
-        // A waiter that is gone was dropped: its command is being killed.
-        let _ = waiter.events.send(event);
-        if last {
-            state.waiters.remove(&id);
-        }
-    }
-}
-
-/// A message from a sandbox, sanitized for other readers.
-fn sentence(payload: &[u8]) -> String {
-    sanitize(&String::from_utf8_lossy(payload), SENTENCE)
-}
-
 async fn write_frames(
     mut writer: impl AsyncWrite + Unpin,
     mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
@@ -478,58 +339,4 @@ async fn write_frames(
             return;
         }
     }
-}
-
-/// Keeps the beginning of the standard error of a sandbox's own processes, and drains the rest.
-async fn collect_stderr(mut stderr: tokio::process::ChildStderr, collected: Arc<Mutex<String>>) {
-    let mut buffer = vec![0; 4096];
-    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        let mut collected = collected.lock();
-        if collected.len() < 4096 {
-            collected.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Starts a process. A program written a moment ago may still be open for writing in a child of
-/// another thread that has not called exec yet.
-fn start(command: &mut Command) -> std::io::Result<Child> {
-    let busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
-    for _ in 0..BUSY_TRIES {
-        match command.spawn() {
-            Err(error) if busy(&error) => std::thread::sleep(BUSY_PAUSE),
-            started => return started,
-        }
-    }
-    command.spawn()
-}
-
-/// Starts a process from a thread that never ends. The kernel sends the signal that `bwrap
-/// --die-with-parent` asks for when the starting *thread* ends, and the runtime's threads may.
-async fn spawn(mut command: Command) -> std::io::Result<Child> {
-    static STARTER: OnceLock<Option<std_mpsc::Sender<Job>>> = OnceLock::new();
-    let starter = STARTER.get_or_init(|| {
-        let (sender, jobs) = std_mpsc::channel::<Job>();
-        let run = move || jobs.into_iter().for_each(|job| job());
-        std::thread::Builder::new()
-            .name("sandbox-starter".into())
-            .spawn(run)
-            .ok()
-            .map(|_| sender)
-    });
-    let lost = || std::io::Error::other("the thread that starts sandboxes is gone");
-    let runtime = tokio::runtime::Handle::current();
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let job: Job = Box::new(move || {
-        let _runtime = runtime.enter();
-        let _ = sender.send(start(&mut command));
-    });
-    starter
-        .as_ref()
-        .ok_or_else(lost)?
-        .send(job)
-        .map_err(|_| lost())?;
-    receiver.await.map_err(|_| lost())?
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use tokio::io::DuplexStream;
 
+use super::reader::SENTENCE;
 use super::*;
 
 fn start(head: usize, tail: usize) -> Start {
