@@ -1,9 +1,8 @@
 //! A running sandbox: commands in it, and its end.
 //!
 //! # Invariants
-//!
-//! - When the last handle is dropped, every process of the sandbox is killed and its folder removed, in that
-//!   order.
+//! - When the last handle is dropped, every process of the sandbox is killed and its folder removed,
+//!   in that order.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,31 +22,32 @@ use crate::workspace::disk_usage_of;
 use crate::{exec, process};
 use lucid_types::exec::{ExecRequest, ExecResult, Process};
 
-/// How long a box that is full of processes is given to have room for one more.
+/// How long to retry a command in a sandbox that is at its limit of processes.
 const FULL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a box may take to end once it was told to.
+/// How long a sandbox may take to end before its first process is killed.
 const END: Duration = Duration::from_secs(8);
+/// The same with a process namespace, which ends as a whole with its first process.
 const NAMESPACE_END: Duration = Duration::from_secs(2);
 
-/// A running box. Clones are handles of the same one; the last that goes takes the box along.
+/// A running sandbox. Clones are handles of the same one; dropping the last one ends it.
 #[derive(Clone)]
 pub struct Sandbox(Arc<SandboxInner>);
 
-/// What the handles of a sandbox share.
+/// State shared by the handles of a sandbox.
 pub(super) struct SandboxInner {
     pub(super) kind: BackendKind,
     pub(super) workspace: String,
     pub(super) shell: &'static str,
-    /// What commands find in their environment beside what the box has.
+    /// Variables that commands get beside those of the sandbox itself.
     pub(super) environment: BTreeMap<String, String>,
-    /// Shared with the task that removes it.
+    /// Shared with the task that removes the folder.
     pub(super) dir: Arc<SessionDir>,
     pub(super) connection: Connection,
     pub(super) process: Mutex<Option<SandboxProcess>>,
     pub(super) notice: Option<String>,
 }
 
-/// What a box lives and dies with.
+/// The process or container that a sandbox lives and ends with.
 pub(super) enum SandboxProcess {
     Process(tokio::process::Child),
     Container(SessionContainer),
@@ -67,26 +67,26 @@ impl Sandbox {
         Self(Arc::new(inner))
     }
 
-    /// The workspace's folder as commands see it.
+    /// The workspace's path as commands see it.
     #[must_use]
     pub fn workspace_path(&self) -> &str {
         &self.0.workspace
     }
 
-    /// What keeps this box's commands in.
+    /// The backend that isolates its commands.
     #[must_use]
     pub fn kind(&self) -> BackendKind {
         self.0.kind
     }
 
-    /// The folder on the host in which this session's git gateway listens.
+    /// The folder on the host in which the session's git gateway listens.
     #[must_use]
     pub fn runtime_dir(&self) -> &Path {
         self.0.dir.path()
     }
 
-    /// Whether a socket in [`Sandbox::runtime_dir`] can be reached from inside. Not where the
-    /// container is on another kernel, so that git has no way to its gateway there.
+    /// Whether a socket in [`Sandbox::runtime_dir`] can be reached from inside. With a container on
+    /// another kernel it cannot, and git then has no way to its gateway.
     #[must_use]
     pub fn reaches_sockets(&self) -> bool {
         match self.0.process.lock().as_ref() {
@@ -95,8 +95,9 @@ impl Sandbox {
         }
     }
 
-    /// What the box takes of the disk of the workspace and is not in that: its own `/tmp` and home where
-    /// they are on the disk, and files without a name; none where it cannot be counted. Blocks.
+    /// Bytes that the sandbox uses on the workspace's disk outside of the workspace: its `/tmp` and
+    /// home if they are on the disk, and unlinked files that are still open. `None` if that cannot be
+    /// counted. Blocks.
     #[must_use]
     pub fn disk_usage(&self, processes: &ProcessTable) -> Option<u64> {
         let dir = self.runtime_dir();
@@ -109,24 +110,25 @@ impl Sandbox {
         Some(tmp.saturating_add(home).saturating_add(nameless))
     }
 
-    /// Whether the box still answers.
+    /// Whether the sandbox still answers.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.0.connection.is_alive()
     }
 
-    /// Waits until the box is no more, and says why: it was closed, killed, ran out of memory.
+    /// Waits for the sandbox's end, and returns the reason as a sentence: it was closed, it was
+    /// killed, it ran out of memory.
     pub fn ended(&self) -> impl Future<Output = String> + Send + 'static {
         self.0.connection.ended()
     }
 
-    /// What the user is to know of this box: that it is another kind than this host's usual one.
+    /// What the user is to know of this sandbox, such as that it is another kind than usual.
     #[must_use]
     pub fn notice(&self) -> Option<&str> {
         self.0.notice.as_deref()
     }
 
-    /// Runs a command to its end. `on_output` sees what it writes as it comes, up to the request's
+    /// Runs a command to its end. `on_output` gets its output as it arrives, up to the request's
     /// head. Dropping the future kills the command and its process group.
     pub async fn exec(
         &self,
@@ -137,14 +139,15 @@ impl Sandbox {
         let start = exec::start_message(request, inner.shell, &inner.workspace, &inner.environment);
         let begun = Instant::now();
         let mut ran = exec::run(&inner.connection, &start, &mut on_output).await;
-        // Nothing was run. What was killed a moment ago may still be about to go, and nobody tells of
-        // the room that it leaves.
+        // Nothing was run. Processes that were killed a moment ago may still be ending, and nothing
+        // signals when they have.
         while matches!(ran, Err(SandboxError::Full(_))) && begun.elapsed() < FULL_TIMEOUT {
             tokio::time::sleep(FULL_TIMEOUT / 40).await;
             ran = exec::run(&inner.connection, &start, &mut on_output).await;
         }
         match ran {
-            // What fills a container is not below the exec server only: it is replaced as a whole.
+            // The exec server may not be the parent of what fills a container, so the container is
+            // replaced as a whole.
             Err(SandboxError::Full(_)) if inner.kind == BackendKind::Docker => {
                 inner.connection.close_with_reason(
                     "It reached its limit of processes, and was ended with all of them.",
@@ -156,9 +159,9 @@ impl Sandbox {
         }
     }
 
-    /// Starts a program that stays open: what is written to it is what it reads, and what it prints is
-    /// read from it. Of what it complains the request's tail is kept. It ends when its output is
-    /// dropped, or with the box; one that cannot be started ends at once.
+    /// Starts a program that stays open, connected to the returned streams. The request's tail of its
+    /// standard error is kept. It ends when its output is dropped, or with the sandbox; one that
+    /// cannot be started ends at once.
     pub fn spawn(&self, request: ExecRequest) -> Result<Process, SandboxError> {
         let inner = &self.0;
         let start =
@@ -166,12 +169,12 @@ impl Sandbox {
         Ok(process::open(inner.connection.start(&start)?))
     }
 
-    /// Ends the box: every process in it is killed and its folder removed. Twice is once.
+    /// Ends the sandbox: kills every process in it and removes its folder. Idempotent.
     pub async fn close(&self) {
         self.end("It was closed.").await;
     }
 
-    /// The same, for another reason, which commands that run and whoever waits for its end are told.
+    /// The same for another reason, which running commands and [`Sandbox::ended`] report.
     pub async fn end(&self, why: &str) {
         self.0.connection.close_with_reason(why);
         let sandbox_process = self.0.process.lock().take();
@@ -179,7 +182,7 @@ impl Sandbox {
             wait_or_kill(sandbox_process, self.0.kind).await;
         }
         let dir = Arc::clone(&self.0.dir);
-        // An error means that the host itself is ending, and the folder went with the closure.
+        // Fails if the runtime is shutting down, and then the closure was dropped with the folder.
         let _ = tokio::task::spawn_blocking(move || dir.remove()).await;
     }
 }
@@ -194,22 +197,22 @@ impl Drop for SandboxInner {
             let (dir, kind) = (Arc::clone(&self.dir), self.kind);
             runtime.spawn(async move {
                 wait_or_kill(sandbox_process, kind).await;
-                // The last to hold the folder removes it: not before the box's processes are gone.
+                // Dropping the last reference removes the folder, so only after the processes ended.
                 let _ = tokio::task::spawn_blocking(move || drop(dir)).await;
             });
         }
     }
 }
 
-/// Waits for a box whose connection was shut, and kills it where hostile code keeps it from ending.
-/// Waiting comes first: bwrap then reaps what is its own, and leaves no zombie to whoever is init.
+/// Waits for a sandbox whose connection was closed, and kills it if hostile code keeps it from
+/// ending. Waiting comes first, so that bwrap reaps its own children and leaves no zombies to init.
 async fn wait_or_kill(sandbox_process: SandboxProcess, kind: BackendKind) {
     let mut process = match sandbox_process {
         SandboxProcess::Process(process) => process,
         SandboxProcess::Container(container) => return container.remove().await,
     };
-    // With its first process a process namespace dies as a whole; the supervisor of the other
-    // kinds needs its time to find what is below it, and cannot be kept from it.
+    // The supervisor of the other kinds takes time to find its descendants, and nothing can keep it
+    // from that.
     let patience = if kind == BackendKind::Bubblewrap {
         NAMESPACE_END
     } else {
