@@ -46,6 +46,7 @@ use lucid_store::{
 };
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::log::LogError;
+use lucid_types::sentence::sentence;
 use lucid_types::transient::TransientFailure;
 use lucid_wasm::{Engine, EngineError, EngineOptions, PluginInfo};
 
@@ -77,13 +78,13 @@ pub enum StartError {
     #[error("The store cannot be used: {0}.")]
     Log(#[from] LogError),
     /// Supabase.
-    #[error("SUPABASE_URL cannot be used: {0}")]
+    #[error("SUPABASE_URL cannot be used: {0}.")]
     Supabase(#[from] ChatStoreError),
     /// Git's gateway.
-    #[error("{0}.")]
+    #[error("{}", sentence(.0))]
     Git(#[from] GitGatewayError),
     /// The sandbox that was asked for.
-    #[error("{0}")]
+    #[error("{}", sentence(.0))]
     Sandbox(#[from] SandboxError),
     /// The folder everything is in.
     #[error(

@@ -15,6 +15,7 @@ use super::problem::{Json, Path, Problem, Query};
 use super::sessions::UsageView;
 use crate::api::identity::Authenticated;
 use lucid_store::{Chat, ChatMessage, ChatStoreError, Principal};
+use lucid_types::sentence::sentence;
 
 /// Which chats are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -285,15 +286,15 @@ fn no_chat() -> Problem {
 
 impl From<ChatStoreError> for Problem {
     fn from(error: ChatStoreError) -> Self {
-        let sentence = error.to_string();
+        let detail = sentence(&error);
         match error {
             ChatStoreError::Unavailable { .. }
             | ChatStoreError::NoServiceKey
             | ChatStoreError::Key { .. }
-            | ChatStoreError::Schema(_) => Self::unavailable(sentence),
-            ChatStoreError::NoUser => Self::conflict(sentence),
-            ChatStoreError::Token => Self::unauthorized(sentence),
-            ChatStoreError::Refused { .. } => Self::bad_gateway(sentence),
+            | ChatStoreError::Schema(_) => Self::unavailable(detail),
+            ChatStoreError::NoUser => Self::conflict(detail),
+            ChatStoreError::Token => Self::unauthorized("Invalid token"),
+            ChatStoreError::Refused { .. } => Self::bad_gateway(detail),
             ChatStoreError::Local(error) => Self::store(&error),
         }
     }

@@ -17,6 +17,7 @@ use super::problem::{Json, Problem, Query};
 use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::{TreeNode, Workspace, WorkspaceError};
 use lucid_types::plural;
+use lucid_types::sentence::{full_stop, sentence};
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
 /// The maximum size of a displayed file, in bytes.
@@ -184,12 +185,14 @@ pub(super) async fn run_blocking<T: Send + 'static>(
 
 impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
-        let detail = error.to_string();
         match error {
-            WorkspaceError::Traversal => Self::bad_request(detail),
-            WorkspaceError::NotFound(_) => Self::not_found(detail),
-            WorkspaceError::NotAFile(_) | WorkspaceError::Forbidden(_) => Self::bad_request(detail),
-            WorkspaceError::TooLarge { .. } => Self::too_large(detail),
+            WorkspaceError::Traversal => Self::bad_request(sentence(error)),
+            WorkspaceError::NotFound(path) => no_file(&path),
+            // Their first word is a path.
+            WorkspaceError::NotAFile(_) | WorkspaceError::Forbidden(_) => {
+                Self::bad_request(full_stop(error))
+            }
+            WorkspaceError::TooLarge { .. } => Self::too_large(full_stop(error)),
             WorkspaceError::Io { .. } => Self::internal(&error),
         }
     }

@@ -19,6 +19,7 @@ use lucid_sandbox::docker::Transport;
 use lucid_sandbox::{BackendKind, Sandboxes};
 use lucid_store::blobs::Blobs;
 use lucid_store::{Store, StoreError, Supabase};
+use lucid_types::sentence::full_stop;
 
 /// The status of a finding.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -170,7 +171,7 @@ async fn chats(report: &mut DoctorReport, config: &Config) {
         Ok(()) => report.line(CheckStatus::Good, &format!("chats go to Supabase at {url}")),
         Err(error) => report.line(
             CheckStatus::Bad,
-            &format!("chats go to Supabase at {url}: {error}"),
+            &format!("chats go to Supabase at {url}: {}", full_stop(error)),
         ),
     }
     if settings.service_key.is_none() {

@@ -24,6 +24,7 @@ use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::ids::SessionId;
 use lucid_types::repository_url::repository_url;
+use lucid_types::sentence::sentence;
 use lucid_types::wit::types::ToolCall;
 
 use super::disk_guard::OpenEnvironments;
@@ -89,7 +90,7 @@ impl EnvironmentFactory {
         })
         .await
         .map(Arc::new)
-        .map_err(|error| EnvironmentError::from_error(&error))
+        .map_err(|error| environment_error(&error))
     }
 
     async fn open(
@@ -98,12 +99,12 @@ impl EnvironmentFactory {
         workspace: Arc<Workspace>,
     ) -> Result<RunningSandbox, EnvironmentError> {
         let repository = spec.repo_url.as_deref().map(repository_url).transpose();
-        let repository = repository.map_err(|error| EnvironmentError::from_error(&error))?;
+        let repository = repository.map_err(|error| environment_error(&error))?;
         let reach = repository
             .as_deref()
             .map(|url| git::gateway_prefix(url, self.git.allow_owner))
             .transpose();
-        let reach = reach.map_err(|error| EnvironmentError::from_error(&error))?;
+        let reach = reach.map_err(|error| environment_error(&error))?;
         let session = spec.session.to_string();
         let wanted = SandboxSpec {
             session: &session,
@@ -114,7 +115,7 @@ impl EnvironmentFactory {
             .sandboxes
             .start(wanted)
             .await
-            .map_err(|error| EnvironmentError::from_error(&error))?;
+            .map_err(|error| environment_error(&error))?;
         if repository.is_some() && !sandbox.reaches_sockets() {
             return Err(NO_GIT_GATEWAY.to_owned().into());
         }
@@ -135,7 +136,7 @@ impl EnvironmentFactory {
                     self.git.clone(),
                     self.client.clone(),
                 );
-                Some(opened.map_err(|error| EnvironmentError::from_error(&error))?)
+                Some(opened.map_err(|error| environment_error(&error))?)
             }
         };
         Ok(RunningSandbox {
@@ -210,6 +211,13 @@ impl EnvironmentFactory {
         environments.add(&environment);
         Ok(Arc::new(SharedEnvironment(environment)))
     }
+}
+
+/// An error as the sentence that the session's user reads.
+fn environment_error(error: &(dyn std::error::Error + 'static)) -> EnvironmentError {
+    let mut shown = EnvironmentError::from(sentence(error));
+    shown.transient = EnvironmentError::from_error(error).transient;
+    shown
 }
 
 impl EnvironmentProvider for EnvironmentFactory {

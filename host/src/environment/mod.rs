@@ -174,7 +174,7 @@ impl SessionEnvironment {
             .with_quota(self.files.quota().clone())
             .with_images(self.spec.images);
         let ran = tools::run(&tools, &call.name, &call.arguments, timeout, show).await;
-        let mut outcome = ran.map_err(|error: SandboxError| Error::internal(error.to_string()))?;
+        let mut outcome = ran.map_err(|error: SandboxError| Error::internal(sentence(error)))?;
         let blobs = self.store_image(&mut outcome).await;
         let full = self.files.after_tool(&mut outcome).await;
         let limit = outcome.limit.map(LimitHit::sentence).map(str::to_owned);
@@ -302,7 +302,7 @@ impl Environment for SharedEnvironment {
             };
             let rules = &environment.factory.git;
             let cloned = git::clone_into(tools.sandbox(), wanted, rules).await;
-            let cloned = cloned.map_err(|error| error.to_string())?;
+            let cloned = cloned.map_err(sentence)?;
             let _ = environment.clone_notice.set(cloned.describe(rules));
             Ok(())
         }

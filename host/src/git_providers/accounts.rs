@@ -13,6 +13,7 @@ use crate::git_providers::{GitInstance, GitInstanceError, GitProviders};
 use lucid_store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
+use lucid_types::sentence::sentence;
 use lucid_types::wit::git::{Change, NewChange, Repository};
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -47,6 +48,16 @@ pub enum AccountError {
     /// The rows cannot be read or written.
     #[error(transparent)]
     Store(#[from] ChatStoreError),
+}
+
+impl AccountError {
+    /// The error as a person reads it.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Store(error) => sentence(error),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// A pull request that a user wants to open.

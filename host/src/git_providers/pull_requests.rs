@@ -52,7 +52,7 @@ impl PullRequests for PullRequestOpener {
                     opened = accounts.open_for_session(&who, own, wanted).await;
                 }
             }
-            let change = opened.map_err(|error| error.to_string())?;
+            let change = opened.map_err(|error| error.sentence())?;
             Ok(OpenedPullRequest {
                 number: change.number,
                 title: change.title,

@@ -21,7 +21,7 @@ use crate::runtime_dir::{RuntimeDir, give_to_sandbox_user};
 use crate::settings::{SandboxSettings, SandboxSpec};
 use crate::workspace::remove_tree;
 use lucid_types::exec::ExecRequest;
-use lucid_types::sentence::full_stop;
+use lucid_types::sentence::{full_stop, sentence};
 
 /// How often an engine must fail to answer before it counts as gone: it may only be restarting.
 const FAILURES: u32 = 3;
@@ -43,6 +43,17 @@ enum ProbeError {
         /// What it wrote.
         output: String,
     },
+}
+
+impl ProbeError {
+    /// The error as an operator reads it.
+    fn sentence(&self) -> String {
+        match self {
+            Self::Sandbox(error) => sentence(error),
+            // Their first word is a program's, or follows the backend's name.
+            error => full_stop(error),
+        }
+    }
 }
 
 /// The backends known to work on this machine.
@@ -110,25 +121,25 @@ impl DetectedBackends {
         match kind {
             BackendKind::Docker => {
                 let docker = self.docker.clone().map(FoundBackend::Docker);
-                docker.ok_or_else(|| missing("there is no Docker engine here."))
+                docker.ok_or_else(|| missing("there is no Docker engine here"))
             }
             BackendKind::Bubblewrap => {
                 let program = self.bubblewrap.clone().map(FoundBackend::Bubblewrap);
-                program.ok_or_else(|| missing("bwrap was not found."))
+                program.ok_or_else(|| missing("bwrap was not found"))
             }
             BackendKind::Landlock => {
                 let isolation = self.landlock.unwrap_or(Isolation::HostRoot);
                 Ok(FoundBackend::Landlock(isolation))
             }
             BackendKind::Local => Ok(FoundBackend::Local),
-            BackendKind::None => Err(missing("no sandbox backend works here.")),
+            BackendKind::None => Err(missing("no sandbox backend works here")),
         }
     }
 
     fn record(&mut self, kind: BackendKind, tried: Result<Option<String>, ProbeError>) {
         let (remark, problem) = match tried {
             Ok(remark) => (remark, None),
-            Err(error) => (None, Some(full_stop(error))),
+            Err(error) => (None, Some(error.sentence())),
         };
         let finding = BackendStatus {
             kind,
@@ -359,7 +370,7 @@ mod tests {
         let mut found = before.clone();
         for kind in choice.kinds() {
             let works = working.contains(kind);
-            let why = SandboxError::Engine(format!("no {kind} here."));
+            let why = SandboxError::Engine(format!("no {kind} here"));
             let tried = works.then_some(None).ok_or(why.into());
             found.record(*kind, tried);
         }
@@ -383,7 +394,7 @@ mod tests {
             assert_eq!(first.lost, None, "nothing was lost");
             let message = first.shortcoming(choice).unwrap();
             assert!(
-                message.contains("uses bubblewrap") && message.contains("no docker here."),
+                message.contains("uses bubblewrap") && message.contains("No docker here."),
                 "{message}"
             );
 
@@ -400,7 +411,7 @@ mod tests {
                 (worse.kind, worse.refusal.as_ref()),
                 (BackendKind::Bubblewrap, None)
             );
-            assert_eq!(worse.lost.as_deref(), Some("no docker here."));
+            assert_eq!(worse.lost.as_deref(), Some("No docker here."));
             assert_eq!(found(&worse, choice, &both).lost, None);
         }
     }
@@ -419,7 +430,7 @@ mod tests {
             let lost = found(&first, choice, &weak);
             assert_eq!(lost.kind, BackendKind::None, "{choice:?}");
             assert!(
-                lost.refusal.unwrap().contains("no docker here."),
+                lost.refusal.unwrap().contains("No docker here."),
                 "{choice:?}"
             );
         }

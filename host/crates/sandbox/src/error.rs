@@ -6,13 +6,13 @@ use lucid_types::exec::ExecError;
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The machine does not support what was asked for.
-    #[error("No sandbox of the kind asked for works on this machine. {0}")]
+    #[error("no sandbox of the kind asked for works on this machine. {0}")]
     Unavailable(String),
     /// A sandbox could not be started.
-    #[error("The sandbox could not be started: {0}")]
+    #[error("the sandbox could not be started: {0}")]
     Start(String),
     /// The sandbox no longer exists: it was closed, or it died.
-    #[error("The sandbox is gone: {0}")]
+    #[error("the sandbox is gone: {0}")]
     Gone(String),
     /// The Docker engine does not answer. Another backend may still work.
     #[error("{0}")]

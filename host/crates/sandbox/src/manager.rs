@@ -19,6 +19,7 @@ use crate::error::SandboxError;
 use crate::handle::Sandbox;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{SandboxSettings, SandboxSpec, Transport};
+use lucid_types::sentence::sentence;
 
 /// Interval between checks for a backend better than the one in use.
 const EVERY: Duration = Duration::from_secs(5);
@@ -127,7 +128,7 @@ impl Sandboxes {
             },
         };
         tracing::warn!(session = spec.session, why = %error, %kind, "a session gets another kind of sandbox");
-        let notice = instead(&error.to_string(), kind);
+        let notice = instead(&sentence(&error), kind);
         self.start_with(&found, kind, spec, Some(notice)).await
     }
 

@@ -85,7 +85,7 @@ impl RuntimeDir {
             COUNTER.fetch_add(1, Ordering::Relaxed)
         ));
         fs::create_dir_all(&path)
-            .map_err(io_error("A folder to try a sandbox in cannot be made"))?;
+            .map_err(io_error("a folder to try a sandbox in cannot be made"))?;
         Ok(path)
     }
 
@@ -101,7 +101,7 @@ impl RuntimeDir {
         );
         let failed = || {
             io_error(format!(
-                "The sandbox's folder {} cannot be made",
+                "the sandbox's folder {} cannot be made",
                 dir.0.display()
             ))
         };
@@ -188,7 +188,7 @@ fn remove_leftovers(run_dir: &Path) {
 /// Creates a folder that the sandbox's user can enter and only the host's user can list.
 fn make_folder(path: &Path) -> Result<(), SandboxError> {
     fs::create_dir_all(path).map_err(io_error(format!(
-        "The folder {} cannot be made",
+        "the folder {} cannot be made",
         path.display()
     )))?;
     set_mode(path, 0o711)
@@ -196,7 +196,7 @@ fn make_folder(path: &Path) -> Result<(), SandboxError> {
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), SandboxError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error(format!(
-        "The permissions of {} cannot be set",
+        "the permissions of {} cannot be set",
         path.display()
     )))
 }
@@ -227,7 +227,7 @@ pub(super) fn give_to_sandbox_user(path: &Path) -> Result<(), SandboxError> {
 /// Reports early, by name, which folder on the way to `path` the sandbox's user cannot pass.
 pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
     let path = path.canonicalize().map_err(io_error(format!(
-        "The folder {} cannot be resolved",
+        "the folder {} cannot be resolved",
         path.display()
     )))?;
     let Some(user) = sandbox_user() else {
@@ -240,7 +240,7 @@ pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
         let open = data.mode() & 0o001 != 0 || (data.uid() == user && data.mode() & 0o100 != 0);
         if !open {
             return Err(SandboxError::Start(format!(
-                "user {user}, as whom sandboxes run, cannot enter {}. Run `chmod o+x` on it, or keep Lucid's data elsewhere.",
+                "user {user}, as whom sandboxes run, cannot enter {}. Run `chmod o+x` on it, or keep Lucid's data elsewhere",
                 folder.display()
             )));
         }

@@ -19,6 +19,7 @@ use lucid_net::egress::Endpoint;
 use lucid_sandbox::tools::truncate_middle;
 use lucid_session::{DeltaKind, Environment, EventDraft, ToolOutput};
 use lucid_types::exec::{ExecError, ExecRequest};
+use lucid_types::sentence::sentence;
 use lucid_types::unicode::{Utf8Decoder, readable_json};
 use lucid_types::wit::tools::{Command, Output, Program};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse};
@@ -75,7 +76,7 @@ impl ToolHost for SessionToolHost {
             let ran = environment.exec(request, Box::new(output)).await;
             let ran = ran.map_err(|why| match why {
                 ExecError::Refused(sentence) => Error::invalid(sentence),
-                why => Error::new(ErrorKind::Unsupported, why.to_string()),
+                why => Error::new(ErrorKind::Unsupported, sentence(why)),
             })?;
             self.show(EventDraft {
                 command: Some(line),

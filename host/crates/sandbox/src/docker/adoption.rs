@@ -40,7 +40,7 @@ impl DockerBackend {
     ) -> Result<Adopted, SandboxError> {
         let Some(lock) = self.context.root.lock()? else {
             return Err(SandboxError::Start(
-                "another process of this host looks after its containers.".to_owned(),
+                "another process of this host looks after its containers".to_owned(),
             ));
         };
         *self.lock.lock() = Some(lock);

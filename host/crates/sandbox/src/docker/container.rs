@@ -98,7 +98,7 @@ impl DockerContext {
         let opening = tokio::spawn(async move { context.create_and_connect(session, how).await });
         opening.await.unwrap_or_else(|error| {
             Err(SandboxError::Start(format!(
-                "the task that makes its container failed: {error}."
+                "the task that makes its container failed: {error}"
             )))
         })
     }
@@ -172,7 +172,7 @@ impl DockerContext {
     async fn creation_permit(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
         match self.creation_slots.acquire().await {
             Ok(turn) if !self.closing.load(Ordering::SeqCst) => Ok(turn),
-            _ => Err(SandboxError::Start("this host is ending.".to_owned())),
+            _ => Err(SandboxError::Start("this host is ending".to_owned())),
         }
     }
 
@@ -304,12 +304,12 @@ impl Container {
         if let Some(listener) = listener {
             let accepted = tokio::select! {
                 accepted = tokio::time::timeout(patience, listener.accept(patience, self.end_reason_lookup())) => accepted,
-                () = self.context.engine.stopped(&self.id) => return Err(self.complaint("it ended at once.").await),
+                () = self.context.engine.stopped(&self.id) => return Err(self.complaint("it ended at once").await),
             };
             match accepted {
                 Ok(accepted) => return Ok((accepted?, Transport::Socket)),
                 Err(_) if how.is_some() => {
-                    let problem = format!("it was not ready after {} seconds.", patience.as_secs());
+                    let problem = format!("it was not ready after {} seconds", patience.as_secs());
                     return Err(self.complaint(&problem).await);
                 }
                 Err(_) => tracing::warn!(
@@ -335,7 +335,7 @@ impl Container {
         SandboxError::Start(if log.is_empty() {
             problem.to_owned()
         } else {
-            format!("{problem} It said: {log}")
+            format!("{problem}. It said: {log}")
         })
     }
 

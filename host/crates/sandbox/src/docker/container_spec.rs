@@ -198,7 +198,7 @@ impl ContainerTemplate {
         };
         let below = path.strip_prefix(inner).map_err(|_| {
             SandboxError::Start(format!(
-                "{} is not below {}, which HOST_WORKSPACE_PATH stands for, so the Docker engine cannot find it.",
+                "{} is not below {}, which HOST_WORKSPACE_PATH stands for, so the Docker engine cannot find it",
                 path.display(),
                 inner.display()
             ))

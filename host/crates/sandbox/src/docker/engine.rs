@@ -34,7 +34,7 @@ const LOG: usize = 2048;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DockerError {
     /// Nothing answers, or something that is not an engine does.
-    #[error("The Docker engine at {address} does not answer: {cause}.")]
+    #[error("the Docker engine at {address} does not answer: {cause}")]
     Down {
         /// The engine's address.
         address: String,
@@ -42,7 +42,7 @@ pub(super) enum DockerError {
         cause: String,
     },
     /// The engine refused the request.
-    #[error("The Docker engine refused to {what}: {message}.")]
+    #[error("the Docker engine refused to {what}: {message}")]
     Refused {
         /// The operation.
         what: &'static str,

@@ -27,7 +27,7 @@ pub(super) async fn image_config(
     let image = match engine.image(name).await {
         Err(DockerError::Refused { status: 404, .. }) => {
             return Err(SandboxError::Start(format!(
-                "the Docker engine has no image {name}. Run `docker pull {name}`, build it with sandbox-image/build, or set SANDBOX_IMAGE to one it has."
+                "the Docker engine has no image {name}. Run `docker pull {name}`, build it with sandbox-image/build, or set SANDBOX_IMAGE to one it has"
             )));
         }
         other => other?,
@@ -59,7 +59,7 @@ pub(super) async fn probe_image(
     let ran = exec::run(connection, &start, |_| {}).await?;
     if ran.exit_code != 0 {
         return Err(SandboxError::Start(format!(
-            "a first command in a container cannot write the workspace: {}. An engine with user name spaces of its own (userns-remap) needs the host to run as the same user.",
+            "a first command in a container cannot write the workspace: {}. An engine with user name spaces of its own (userns-remap) needs the host to run as the same user",
             ran.output.trim()
         )));
     }

@@ -110,7 +110,7 @@ impl DockerBackend {
         ] {
             if there == Some(false) {
                 return Err(SandboxError::Start(format!(
-                    "this Docker engine cannot limit {limit}: its kernel lacks the control group for that."
+                    "this Docker engine cannot limit {limit}: its kernel lacks the control group for that"
                 )));
             }
         }

@@ -164,7 +164,7 @@ pub(super) fn claim(
         identity,
     })?;
     folder.move_workspace(workspace).map_err(io_error(format!(
-        "The workspace {} cannot be put in place",
+        "the workspace {} cannot be put in place",
         workspace.display()
     )))
 }

@@ -95,7 +95,7 @@ impl StateDir {
         let draft = path.join(format!("new-{name}"));
         create_private_dir(&draft)?;
         let lock = lock(&draft)?.ok_or_else(|| {
-            SandboxError::Start(format!("{} is locked by somebody else.", draft.display()))
+            SandboxError::Start(format!("{} is locked by somebody else", draft.display()))
         })?;
         let owner = OwnerDir {
             path: path.join(&name),
@@ -138,7 +138,7 @@ impl StateDir {
             .map_err(io_error(format!("{} cannot be read", path.display())))?;
         let id = uuid::Uuid::parse_str(text.trim()).map_err(|_| {
             SandboxError::Start(format!(
-                "{} does not hold this host's id. Remove it, and the containers labelled lucid.managed that nobody uses.",
+                "{} does not hold this host's id. Remove it, and the containers labelled lucid.managed that nobody uses",
                 path.display()
             ))
         })?;

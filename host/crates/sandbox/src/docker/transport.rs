@@ -42,7 +42,7 @@ impl ContainerSocket {
     /// Listens in the folder that the container sees.
     pub(super) fn bind(lucid: &Path) -> Result<Self, SandboxError> {
         let path = lucid.join("exec.sock");
-        let failed = || io_error(format!("The socket {} cannot be made", path.display()));
+        let failed = || io_error(format!("the socket {} cannot be made", path.display()));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(failed())?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed())?;
@@ -72,7 +72,7 @@ impl ContainerSocket {
                 .listener
                 .accept()
                 .await
-                .map_err(io_error("No connection of a container could be taken"))?;
+                .map_err(io_error("no connection of a container could be taken"))?;
             if !self.has_untrusted_peers || !is_a_commands(&stream) {
                 break stream;
             }
@@ -153,7 +153,7 @@ pub(super) async fn attach(
         .await?;
     let StartExecResults::Attached { output, input } = started else {
         return Err(SandboxError::Start(
-            "the Docker engine did not attach to its exec server.".to_owned(),
+            "the Docker engine did not attach to its exec server".to_owned(),
         ));
     };
     let bytes = output

@@ -69,10 +69,10 @@ pub enum CloneError {
     #[error(transparent)]
     Url(#[from] RepositoryUrlError),
     /// The branch's name cannot be used.
-    #[error("{0:?} is not the name of a branch.")]
+    #[error("{0:?} is not the name of a branch")]
     Branch(String),
     /// The repository has branches, but not this one.
-    #[error("The repository has no branch or tag {requested:?}. It has {existing}.")]
+    #[error("the repository has no branch or tag {requested:?}. It has {existing}")]
     NoBranch {
         /// The requested name.
         requested: String,
@@ -80,13 +80,13 @@ pub enum CloneError {
         existing: String,
     },
     /// Git failed.
-    #[error("The repository could not be cloned: {0}.")]
+    #[error("the repository could not be cloned: {0}")]
     Failed(String),
     /// The repository is larger than the operator allows.
-    #[error("The repository is too large: its files take more than {0} on the disk.")]
+    #[error("the repository is too large: its files take more than {0} on the disk")]
     TooLarge(String),
     /// The clone took longer than the operator allows, in seconds.
-    #[error("The repository could not be cloned within {}.", plural::count(.0.to_owned(), "second"))]
+    #[error("the repository could not be cloned within {}", plural::count(.0.to_owned(), "second"))]
     TooSlow(u64),
     /// The sandbox is gone, or cannot run git.
     #[error(transparent)]

@@ -56,7 +56,7 @@ pub enum GitGatewayError {
     #[error(transparent)]
     Url(#[from] RepositoryUrlError),
     /// The socket could not be created.
-    #[error("The git gateway's socket {path} cannot be made: {cause}")]
+    #[error("the git gateway's socket {path} cannot be made: {cause}")]
     Socket {
         /// The socket's path.
         path: String,
@@ -65,7 +65,7 @@ pub enum GitGatewayError {
         cause: std::io::Error,
     },
     /// The HTTP client could not be created.
-    #[error("The git gateway's HTTP client cannot be made: {0}")]
+    #[error("the git gateway's HTTP client cannot be made: {0}")]
     Client(#[source] reqwest::Error),
 }
 

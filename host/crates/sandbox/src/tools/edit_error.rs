@@ -188,6 +188,8 @@ fn told(mut error: WorkspaceError) -> String {
     match error {
         Traversal => "That path leads out of the workspace through a symbolic link.".to_owned(),
         Io { path, cause } => format!("{path}: {cause}."),
-        other => other.to_string(),
+        NotFound(path) => format!("File not found: {path}"),
+        // Their first word is a path.
+        other => full_stop(other),
     }
 }

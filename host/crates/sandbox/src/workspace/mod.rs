@@ -71,13 +71,13 @@ pub fn safe_name(text: &str) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
     /// The path, or a link on it, leads out of the workspace.
-    #[error("Path traversal not allowed.")]
+    #[error("path traversal not allowed")]
     Traversal,
     /// The file does not exist.
-    #[error("File not found: {0}")]
+    #[error("file not found: {0}")]
     NotFound(String),
     /// The file is larger than the limit for reading.
-    #[error("{path} is {}; at most {limit} can be read.", plural::count(.size.to_owned(), "byte"))]
+    #[error("{path} is {}; at most {limit} can be read", plural::count(.size.to_owned(), "byte"))]
     TooLarge {
         /// The file's path.
         path: String,
@@ -87,10 +87,10 @@ pub enum WorkspaceError {
         limit: u64,
     },
     /// The path is a folder, a pipe or a device.
-    #[error("{0} is not a regular file.")]
+    #[error("{0} is not a regular file")]
     NotAFile(String),
     /// The file's permissions keep the host out.
-    #[error("{0} cannot be opened: its permissions forbid it.")]
+    #[error("{0} cannot be opened: its permissions forbid it")]
     Forbidden(String),
     /// Any other failure.
     #[error("{path}: {cause}")]

@@ -347,7 +347,7 @@ fn a_file_that_is_too_large_is_named_with_its_size() {
     let error = read(&workspace, "huge").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "/huge is 10737418240 bytes; at most 1000 can be read."
+        "/huge is 10737418240 bytes; at most 1000 can be read"
     );
 }
 

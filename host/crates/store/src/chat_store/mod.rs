@@ -3,7 +3,7 @@
 //! # Invariants
 //! - Every call names its caller, and another user's chat does not exist for it.
 //! - Creating a chat and adding messages are idempotent, since the caller chooses the ids.
-//! - Every error is a sentence that may be shown; the database's own message is for the log.
+//! - Every error may be shown; the database's own message is for the log.
 
 pub(crate) mod sqlite;
 
@@ -115,43 +115,43 @@ pub struct ChatProgress {
 #[derive(Debug, thiserror::Error)]
 pub enum ChatStoreError {
     /// The store is unavailable at the moment.
-    #[error("The record of chats cannot be reached at the moment. Try again in a moment.")]
+    #[error("the record of chats cannot be reached at the moment. Try again in a moment")]
     Unavailable {
         /// Whether the store itself responded, in which case another request may succeed.
         answered: bool,
     },
     /// The caller's token is invalid or has expired.
-    #[error("Invalid token")]
+    #[error("the token is invalid or has expired")]
     Token,
     /// A server acts for a user, and this host has no key with which to do that.
     #[error(
-        "This server can read chats with the user's own token only: it has no SUPABASE_SERVICE_KEY."
+        "this server can read chats with the user's own token only: it has no SUPABASE_SERVICE_KEY"
     )]
     NoServiceKey,
     /// The store rejected the host's own key.
-    #[error("The record of chats does not take this server's key. The operator sets {setting}.")]
+    #[error("the record of chats does not take this server's key. The operator sets {setting}")]
     Key {
         /// The setting that holds the key.
         setting: &'static str,
     },
     /// The database's schema is not the one that this version needs.
     #[error(
-        "The Supabase project that keeps the chats lacks {0}: its migrations did not run, or not all of them. The operator runs the files of migrations/supabase there."
+        "the Supabase project that keeps the chats lacks {0}: its migrations did not run, or not all of them. The operator runs the files of migrations/supabase there"
     )]
     Schema(MissingSchema),
     /// The record belongs to a user that the database does not have.
     #[error(
-        "The database has no row in its table `users` for you, and a git account belongs to one. The operator adds it; users who sign up through the project get it by themselves."
+        "the database has no row in its table `users` for you, and a git account belongs to one. The operator adds it; users who sign up through the project get it by themselves"
     )]
     NoUser,
     /// The record is permanently refused, however often it is sent.
-    #[error("The record of chats did not take this.")]
+    #[error("the record of chats did not take this")]
     Refused {
         /// The database's error code.
         code: String,
     },
     /// An error of the local database.
-    #[error("The record of chats could not be read or written.")]
+    #[error("the record of chats could not be read or written")]
     Local(#[from] StoreError),
 }
 

@@ -18,6 +18,7 @@ use futures::stream;
 use lucid_exec::protocol::{GitOpen, GitService, VERSION};
 use lucid_tests::{GitServer, git, repository};
 use lucid_types::secret::Secret;
+use lucid_types::sentence::sentence;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -100,7 +101,7 @@ impl Session {
 
     /// The clone's error, checked to contain neither internals nor the token.
     async fn clone_failure(&self, branch: Option<&str>) -> String {
-        let sentence = self.clone(branch).await.unwrap_err().to_string();
+        let sentence = sentence(self.clone(branch).await.unwrap_err());
         for unwanted in ["git-remote-lucid", "fatal:", TOKEN, "os error", "\n"] {
             assert!(!sentence.contains(unwanted), "{sentence}");
         }
