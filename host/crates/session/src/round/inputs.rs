@@ -19,11 +19,6 @@ use crate::stream::frames::{self, EventDraft};
 /// The kind of the input that says that the session's files are gone; its body has `text`, a sentence for the
 /// model, and `repository`, whether one is cloned again.
 pub(crate) const WORKSPACE_LOST: &str = "lucid.workspace-lost";
-/// The type of events that say that a model is unavailable or available again. Clients that do not
-/// know the type show it in the chat because its name contains `Message`, and none of them mistakes
-/// a state for a failure.
-pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
-
 impl RoundBuilder<'_> {
     /// Takes one message from the mailbox.
     pub(crate) fn apply(&mut self, message: ActorMessage) {

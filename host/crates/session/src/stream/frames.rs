@@ -21,7 +21,10 @@ use lucid_types::log::{ChatLine, ModelCallRow, SessionCounters};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::Event;
 
-use crate::round::inputs::MODEL_NOTICE;
+/// The type of events that say that a model is unavailable or available again. Clients that do not
+/// know the type show it in the chat because its name contains `Message`, and none of them mistakes
+/// a state for a failure.
+pub(crate) const MODEL_NOTICE: &str = "ModelStateMessage";
 
 /// Maximum length of `content` in a frame, in characters.
 pub const CONTENT_LENGTH: usize = 2000;
