@@ -12,7 +12,7 @@ use lucid::config::Config;
 use lucid::server::App;
 use lucid_session::{NewSession, SessionHandle, Sessions, Subscription, SubscriptionItem};
 use lucid_store::Store;
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, PolicyDecision, RoundRow, SessionConfig, SessionCounters,
     SessionLog, SessionStatus,
@@ -78,7 +78,7 @@ impl Writer {
 
     /// Its next round: two frames, which are two lines of the chat, and one message.
     fn round(&mut self) -> RoundRow {
-        let (row, effect) = (self.next, |row: u64| format!("tool-{row}"));
+        let (row, effect) = (self.next, |row: u64| EffectId::from(format!("tool-{row}")));
         self.next += 1;
         let output = "test result: ok. 12 passed; 0 failed; 0 ignored. ".repeat(4);
         let frame = |kind: &str| {

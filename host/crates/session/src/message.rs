@@ -4,6 +4,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::ports::{CallCost, ModelAnswer, ModelFailure, OpenedPullRequest, ToolResultWithEvent};
 use crate::stream::frames::EventDraft;
+use lucid_types::ids::EffectId;
 use lucid_types::wit::types::{Error, ToolDefinition};
 
 /// A message to a session's actor. Effects are named by their ids.
@@ -14,19 +15,19 @@ pub(crate) enum ActorMessage {
     /// The user's message, with its number in the inbox.
     Message(u64, String),
     /// The cost of a model call whose answer nobody waits for.
-    CallCost(String, CallCost),
+    CallCost(EffectId, CallCost),
     /// A model call ended.
-    Model(String, Result<ModelAnswer, ModelFailure>),
+    Model(EffectId, Result<ModelAnswer, ModelFailure>),
     /// Something about a running model call that the user should know.
-    ModelNotice(String, String),
+    ModelNotice(EffectId, String),
     /// A tool ended, with the file tree after it.
     Tool(
-        String,
+        EffectId,
         Result<Box<ToolResultWithEvent>, Error>,
         Option<Tree>,
     ),
     /// A tool announces its next action, and waits until that is committed.
-    Announcement(String, Box<EventDraft>, oneshot::Sender<()>),
+    Announcement(EffectId, Box<EventDraft>, oneshot::Sender<()>),
     /// Something about the environment or its tools that the user should know.
     Notice(String),
     /// The session's files are gone.
@@ -38,11 +39,11 @@ pub(crate) enum ActorMessage {
     /// The file tree, after a change that no tool made.
     Tree(Tree),
     /// A timer expired.
-    Timer(String),
+    Timer(EffectId),
     /// The host stopped while this effect ran.
-    Lost(String),
+    Lost(EffectId),
     /// An effect failed before it ran: a question, or what a budget forbids.
-    Failed(String, Error),
+    Failed(EffectId, Error),
 }
 
 /// What a policy's first input needs beside the task.

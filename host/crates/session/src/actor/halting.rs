@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 
+use lucid_types::ids::EffectId;
 use lucid_types::log::LogError;
 use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
@@ -85,8 +86,8 @@ impl Actor {
     /// Looks up the commands that opened these effects.
     async fn commands_of(
         &self,
-        wanted: &[String],
-    ) -> Result<HashMap<String, StartedWork>, LogError> {
+        wanted: &[EffectId],
+    ) -> Result<HashMap<EffectId, StartedWork>, LogError> {
         let log = &self.shared.deps.log;
         let (mut found, mut before) = (HashMap::new(), u64::MAX);
         while found.len() < wanted.len() {
@@ -105,7 +106,11 @@ impl Actor {
 
 /// Adds the commands that opened wanted effects. The newest steps come first, because an effect's
 /// name may be reused once it is closed.
-fn find_begun(commands: Vec<Command>, wanted: &[String], found: &mut HashMap<String, StartedWork>) {
+fn find_begun(
+    commands: Vec<Command>,
+    wanted: &[EffectId],
+    found: &mut HashMap<EffectId, StartedWork>,
+) {
     for command in commands {
         let begin = match command {
             Command::CallModel(call) => StartedWork::Model(call),
@@ -117,8 +122,9 @@ fn find_begun(commands: Vec<Command>, wanted: &[String], found: &mut HashMap<Str
         else {
             continue;
         };
-        if wanted.contains(effect) && !found.contains_key(effect) {
-            found.insert(effect.clone(), begin);
+        let effect = EffectId::from(effect.as_str());
+        if wanted.contains(&effect) && !found.contains_key(&effect) {
+            found.insert(effect, begin);
         }
     }
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -90,7 +90,7 @@ pub(super) struct Actor {
     id: SessionId,
     chat: Arc<str>,
     counters: SessionCounters,
-    open: BTreeMap<String, EffectKind>,
+    open: BTreeMap<EffectId, EffectKind>,
     state: Option<Snapshot>,
     /// The branch that the session's task pushed.
     pushed: Option<String>,
@@ -99,7 +99,7 @@ pub(super) struct Actor {
     last_message: Option<Arc<str>>,
     queue: VecDeque<ActorMessage>,
     /// Effects in the log that the previous host did not begin.
-    paused: Vec<String>,
+    paused: Vec<EffectId>,
     /// The session was held until its user came back.
     was_held: bool,
     messages: mpsc::Receiver<Box<ActorMessage>>,
@@ -599,7 +599,7 @@ impl Actor {
 
     /// Cancels an effect, and reports it once: a second report could be taken for a later effect of
     /// the same name.
-    fn cancel(&mut self, effect: String) {
+    fn cancel(&mut self, effect: EffectId) {
         let is_failure = |message: &ActorMessage| matches!(message, ActorMessage::Failed(name, _) if *name == effect);
         if !self.queue.iter().any(is_failure) {
             self.queue.extend(self.effects.cancel(effect));

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lucid_types::ids::EffectId;
 use lucid_types::log::SessionStatus;
 use lucid_types::plural;
 
@@ -166,7 +167,7 @@ impl Actor {
     /// Ends the session, and leaves its files for the retention time.
     async fn expire(
         mut self,
-        cost: Vec<(String, CallCost)>,
+        cost: Vec<(EffectId, CallCost)>,
         final_frames: FinalFrames,
         close: CloseReason,
     ) {
@@ -215,7 +216,7 @@ impl Actor {
 
     async fn last_round(
         &mut self,
-        cost: Vec<(String, CallCost)>,
+        cost: Vec<(EffectId, CallCost)>,
         final_frames: FinalFrames,
         (status, retains_workspace): (SessionStatus, bool),
         close: &CloseReason,
@@ -244,7 +245,7 @@ impl Actor {
 
     /// Ends all effects, and returns what model calls took that no round has counted: those that are
     /// given up here, and those whose answer nobody will read.
-    fn abandon_effects(&mut self) -> Vec<(String, CallCost)> {
+    fn abandon_effects(&mut self) -> Vec<(EffectId, CallCost)> {
         let mut all = self.effects.cancel_all();
         let waiting = std::iter::from_fn(|| self.messages.try_recv().ok());
         for message in self.queue.drain(..).chain(waiting.map(|message| *message)) {
@@ -262,7 +263,7 @@ impl Actor {
 
     /// Counts what is paid for before a pause. The calls stay open: the next start calls them lost, and
     /// begins those that are not begun.
-    async fn record_costs(&mut self, cost: Vec<(String, CallCost)>, not_begun: Vec<String>) {
+    async fn record_costs(&mut self, cost: Vec<(EffectId, CallCost)>, not_begun: Vec<EffectId>) {
         let (policy, fixed) = (self.policy.clone(), self.fixed.clone());
         let names = (self.id, self.chat.clone());
         let nothing = Budget::default();

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
+use lucid_types::ids::EffectId;
 use lucid_types::log::{EffectKind, SessionCounters};
 
 use crate::shared::SessionsShared;
@@ -57,7 +58,7 @@ pub(super) fn waits_for_user(
 }
 
 /// Returns the kinds of the open effects.
-pub(super) fn kinds(open: &BTreeMap<String, EffectKind>) -> impl Iterator<Item = EffectKind> {
+pub(super) fn kinds(open: &BTreeMap<EffectId, EffectKind>) -> impl Iterator<Item = EffectKind> {
     open.values().copied()
 }
 

@@ -14,10 +14,11 @@ use crate::handle::SessionHandle;
 use crate::stream::delta::DeltaKind;
 use crate::stream::feed::FeedItem;
 use crate::stream::frames;
+use lucid_types::ids::EffectId;
 
 pub(crate) struct DeltaStream {
     session: Arc<SessionHandle>,
-    effect: Arc<str>,
+    effect: EffectId,
     state: Mutex<DeltaState>,
 }
 
@@ -30,10 +31,10 @@ struct DeltaState {
 }
 
 impl DeltaStream {
-    pub(crate) fn new(session: Arc<SessionHandle>, effect: &str) -> Arc<Self> {
+    pub(crate) fn new(session: Arc<SessionHandle>, effect: EffectId) -> Arc<Self> {
         Arc::new(Self {
             session,
-            effect: effect.into(),
+            effect,
             state: Mutex::default(),
         })
     }
@@ -75,7 +76,7 @@ impl DeltaStream {
         true
     }
 
-    fn send(&self, item: fn(Arc<str>) -> FeedItem) {
+    fn send(&self, item: fn(EffectId) -> FeedItem) {
         self.session.feed.send(|| item(self.effect.clone()));
     }
 }

@@ -19,6 +19,7 @@ use crate::message::{ActorMessage, Mailbox, Tree};
 use crate::ports::tools::{EventSink, SessionTools, ToolProvider, ToolsSpec};
 use crate::ports::{Environment, EnvironmentSpec};
 use crate::shared::SessionsShared;
+use lucid_types::ids::EffectId;
 
 /// Forwards an environment's unsolicited events to the session's mailbox.
 #[derive(Clone)]
@@ -162,8 +163,8 @@ impl EnvironmentHandle {
     }
 
     /// Returns the sink that announces an effect's next action.
-    pub(super) fn events(&self, effect: &str) -> EventSink {
-        let (mailbox, effect) = (self.listener.mailbox.clone(), effect.to_owned());
+    pub(super) fn events(&self, effect: &EffectId) -> EventSink {
+        let (mailbox, effect) = (self.listener.mailbox.clone(), effect.clone());
         Arc::new(move |event| {
             let (mailbox, effect) = (mailbox.clone(), effect.clone());
             async move {

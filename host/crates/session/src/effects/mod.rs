@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use lucid_types::ids::EffectId;
 use lucid_types::log::{EffectKind, SessionConfig};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::secret::Secret;
@@ -58,16 +59,16 @@ pub(super) struct Effects {
     models: Arc<dyn Models>,
     spec: EnvironmentSpec,
     api_key: Option<Secret>,
-    running: HashMap<String, RunningEffect>,
+    running: HashMap<EffectId, RunningEffect>,
     waiting: VecDeque<ToolRun>,
     /// The running tool's effect and description.
-    tool: Option<(String, String)>,
+    tool: Option<(EffectId, String)>,
     /// Actions shown to clients for tools that run or wait, by effect.
-    actions: HashMap<String, EventDraft>,
+    actions: HashMap<EffectId, EventDraft>,
     /// The host is coming to rest: no new effect begins.
     paused: bool,
     /// Model calls that did not begin because of that.
-    not_begun_calls: Vec<String>,
+    not_begun_calls: Vec<EffectId>,
     /// Filled once, by provisioning or by the first tool after a restart.
     environment: Arc<tokio::sync::OnceCell<Arc<dyn Environment>>>,
     /// Whether the repository must be cloned again when the environment is opened.
@@ -250,7 +251,7 @@ impl Effects {
     fn spawn(
         &mut self,
         stream: Arc<DeltaStream>,
-        effect: String,
+        effect: EffectId,
         meter: UsageMeter,
         work: impl Future<Output = ActorMessage> + Send + 'static,
     ) {
@@ -289,12 +290,12 @@ impl Effects {
         self.running.insert(effect, running);
     }
 
-    fn stream(&self, effect: &str) -> Arc<DeltaStream> {
-        DeltaStream::new(self.session.clone(), effect)
+    fn stream(&self, effect: &EffectId) -> Arc<DeltaStream> {
+        DeltaStream::new(self.session.clone(), effect.clone())
     }
 
     /// Starts a timer that expires after `old_tools`.
-    pub(super) fn timer(&mut self, effect: String, left: Duration) {
+    pub(super) fn timer(&mut self, effect: EffectId, left: Duration) {
         let name = effect.clone();
         let stream = self.stream(&effect);
         self.spawn(stream, effect, UsageMeter::default(), async move {
@@ -306,21 +307,21 @@ impl Effects {
     }
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {
+        let effect = EffectId::from(call.effect.as_str());
         if self.paused {
-            return self.not_begun_calls.push(call.effect);
+            return self.not_begun_calls.push(effect);
         }
         let (shared, session) = (self.shared.clone(), self.fixed.clone());
         let models = self.models.clone();
-        let stream = self.stream(&call.effect);
+        let stream = self.stream(&effect);
         let sink: DeltaSink = if call.aside {
             Arc::new(|_, _: &str| {})
         } else {
             sink(&stream)
         };
         let meter = UsageMeter::default();
-        let notices = self.notices(&call.effect);
+        let notices = self.notices(&effect);
         let api_key = self.api_key.clone();
-        let effect = call.effect.clone();
         self.spawn(stream, effect.clone(), meter.clone(), async move {
             let parts = std::mem::take(&mut call.prompt);
             if call.model.is_empty() {
@@ -350,8 +351,8 @@ impl Effects {
     }
 
     /// Returns a sink into the session's mailbox. Sending does nothing if the session is over.
-    fn notices(&self, effect: &str) -> NoticeSink {
-        let (mailbox, effect) = (self.session.mailbox.clone(), effect.to_owned());
+    fn notices(&self, effect: &EffectId) -> NoticeSink {
+        let (mailbox, effect) = (self.session.mailbox.clone(), effect.clone());
         Arc::new(move |text| {
             let (mailbox, effect) = (mailbox.clone(), effect.clone());
             async move {
@@ -368,12 +369,12 @@ impl Effects {
             .tools
             .describe(&self.fixed.policy, &run.call);
         let action = beside.unwrap_or_else(|| self.shared.deps.environments.describe(&run.call));
-        self.actions.insert(run.effect.clone(), action);
+        self.actions.insert(run.effect.as_str().into(), action);
         self.waiting.push_back(run);
     }
 
     /// Forgets finished effects, and begins the next tool if none runs.
-    pub(super) fn prune_finished(&mut self, open: &BTreeMap<String, EffectKind>) {
+    pub(super) fn prune_finished(&mut self, open: &BTreeMap<EffectId, EffectKind>) {
         self.running.retain(|effect, _| open.contains_key(effect));
         self.actions.retain(|effect, _| open.contains_key(effect));
         self.tool.take_if(|(effect, _)| !open.contains_key(effect));
@@ -381,7 +382,7 @@ impl Effects {
             && !self.paused
             && let Some(run) = self.waiting.pop_front()
         {
-            self.tool = Some((run.effect.clone(), summary(&run.call)));
+            self.tool = Some((run.effect.as_str().into(), summary(&run.call)));
             self.begin_tool(run);
         }
         if self.running.is_empty() {
@@ -400,7 +401,7 @@ impl Effects {
     }
 
     /// Returns whether this effect is the running tool.
-    pub(super) fn is_tool(&self, effect: &str) -> bool {
+    pub(super) fn is_tool(&self, effect: &EffectId) -> bool {
         self.tool.as_ref().is_some_and(|(tool, _)| tool == effect)
     }
 
@@ -410,12 +411,10 @@ impl Effects {
     }
 
     /// Returns the open effects that did not begin before the pause.
-    pub(super) fn not_begun(&self, open: &BTreeMap<String, EffectKind>) -> Vec<String> {
-        let waiting = self.waiting.iter().map(|run| &run.effect);
-        let all = self.not_begun_calls.iter().chain(waiting);
-        all.filter(|effect| open.contains_key(*effect))
-            .cloned()
-            .collect()
+    pub(super) fn not_begun(&self, open: &BTreeMap<EffectId, EffectKind>) -> Vec<EffectId> {
+        let waiting = self.waiting.iter().map(|run| run.effect.as_str().into());
+        let all = self.not_begun_calls.iter().cloned().chain(waiting);
+        all.filter(|effect| open.contains_key(effect)).collect()
     }
 
     /// Listens again to a sandbox that survived a restart of the host. A failure is reported by the
@@ -450,8 +449,9 @@ impl Effects {
     }
 
     fn begin_tool(&mut self, run: ToolRun) {
-        let (handle, stream) = (self.environment_handle(), self.stream(&run.effect));
-        let (effect, deltas) = (run.effect.clone(), sink(&stream));
+        let effect = EffectId::from(run.effect.as_str());
+        let (handle, stream) = (self.environment_handle(), self.stream(&effect));
+        let deltas = sink(&stream);
         let is_deployment_tool = self.is_deployment_tool(&run.call);
         let left = std::mem::take(&mut self.old_tools);
         self.spawn(stream, effect.clone(), UsageMeter::default(), async move {
@@ -505,7 +505,7 @@ impl Effects {
 
     /// Cancels an effect. The returned messages go into the mailbox in this order; there are none
     /// if the effect finished first, since its own result is then in the mailbox already.
-    pub(super) fn cancel(&mut self, effect: String) -> Vec<ActorMessage> {
+    pub(super) fn cancel(&mut self, effect: EffectId) -> Vec<ActorMessage> {
         let mut cost = None;
         if let Some(running) = self.running.get(&effect) {
             let Some(told) = running.cancel() else {
@@ -513,7 +513,7 @@ impl Effects {
             };
             cost = told;
         }
-        self.waiting.retain(|run| run.effect != effect);
+        self.waiting.retain(|run| run.effect != effect.as_str());
         self.not_begun_calls.retain(|held| *held != effect);
         let mut message = Vec::new();
         // Clients that were shown the action wait for its outcome.
@@ -529,8 +529,8 @@ impl Effects {
 
     /// Returns the closing event for the action of each tool that runs or waits, for use when the
     /// agent fails.
-    pub(super) fn closing_events(&self) -> Vec<(String, EventDraft)> {
-        let answered = |(effect, action): (&String, &EventDraft)| {
+    pub(super) fn closing_events(&self) -> Vec<(EffectId, EventDraft)> {
+        let answered = |(effect, action): (&EffectId, &EventDraft)| {
             (
                 effect.clone(),
                 closing_event(action.clone(), FAILED_WITH_AGENT),
@@ -542,7 +542,7 @@ impl Effects {
     }
 
     /// Cancels all effects, and returns what the model calls among them have cost so far.
-    pub(super) fn cancel_all(&mut self) -> Vec<(String, CallCost)> {
+    pub(super) fn cancel_all(&mut self) -> Vec<(EffectId, CallCost)> {
         self.waiting.clear();
         self.not_begun_calls.clear();
         self.tool = None;
@@ -626,7 +626,7 @@ fn sink(stream: &Arc<DeltaStream>) -> DeltaSink {
 }
 
 /// The report of an effect that has no result, with what it cost nevertheless.
-fn word_of(effect: String, error: Error, cost: Option<CallCost>) -> ActorMessage {
+fn word_of(effect: EffectId, error: Error, cost: Option<CallCost>) -> ActorMessage {
     match cost {
         None => ActorMessage::Failed(effect, error),
         Some(cost) => {

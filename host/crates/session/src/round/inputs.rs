@@ -7,6 +7,7 @@
 
 use serde_json::json;
 
+use lucid_types::ids::EffectId;
 use lucid_types::log::{ChatLine, EffectKind, ModelCallRow, UsageTotals};
 use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
 use lucid_types::wit::types::{Content, Custom, Error, ErrorKind, Message, Role, ToolResult};
@@ -14,11 +15,12 @@ use lucid_types::wit::types::{Content, Custom, Error, ErrorKind, Message, Role, 
 use super::{CHANGE, RoundBuilder};
 use crate::message::{ActorMessage, Started};
 use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest};
-use crate::stream::frames::{self, EventDraft};
+use crate::stream::frames::{self, EventDraft, MODEL_NOTICE};
 
 /// The kind of the input that says that the session's files are gone; its body has `text`, a sentence for the
 /// model, and `repository`, whether one is cloned again.
 pub(crate) const WORKSPACE_LOST: &str = "lucid.workspace-lost";
+
 impl RoundBuilder<'_> {
     /// Takes one message from the mailbox.
     pub(crate) fn apply(&mut self, message: ActorMessage) {
@@ -60,7 +62,7 @@ impl RoundBuilder<'_> {
                             }
                             let entry = self.entry(&tool_message(&done.result));
                             self.inputs.push(Input::ToolReplied(ToolReply {
-                                effect,
+                                effect: effect.into(),
                                 entry,
                                 outcome: done.result,
                             }));
@@ -78,7 +80,7 @@ impl RoundBuilder<'_> {
             ActorMessage::Tree(tree) => self.tree(&tree),
             ActorMessage::Pushed(branch) => self.pushed = Some(Some(branch)),
             ActorMessage::PullRequest(result) => {
-                if self.close_effect(CHANGE, Some(EffectKind::Change)) {
+                if self.close_effect(&CHANGE.into(), Some(EffectKind::Change)) {
                     self.event(change_event(result));
                 }
             }
@@ -92,7 +94,7 @@ impl RoundBuilder<'_> {
             }
             ActorMessage::Timer(effect) => {
                 if self.close_effect(&effect, Some(EffectKind::Timer)) {
-                    self.inputs.push(Input::TimerFired(effect));
+                    self.inputs.push(Input::TimerFired(effect.into()));
                 }
             }
             ActorMessage::Lost(effect) => {
@@ -106,7 +108,7 @@ impl RoundBuilder<'_> {
                 };
                 if self.close_effect(&effect, None) {
                     self.event(EventDraft::text("AgentErrorObservation", explanation));
-                    self.inputs.push(Input::EffectLost(effect));
+                    self.inputs.push(Input::EffectLost(effect.into()));
                 }
             }
             ActorMessage::Failed(effect, error) => {
@@ -164,7 +166,7 @@ impl RoundBuilder<'_> {
             Some(effect) => {
                 self.close_effect(&effect, None);
                 self.inputs.push(Input::Answered(Answer {
-                    effect,
+                    effect: effect.into(),
                     entry,
                     text: text.clone(),
                 }));
@@ -183,7 +185,7 @@ impl RoundBuilder<'_> {
     }
 
     /// Adds what a model call cost to the totals, and reports it.
-    pub(crate) fn add_cost(&mut self, effect: &str, cost: CallCost) {
+    pub(crate) fn add_cost(&mut self, effect: &EffectId, cost: CallCost) {
         let used = UsageTotals {
             calls: 1,
             input_tokens: cost.usage.input_tokens,
@@ -195,7 +197,7 @@ impl RoundBuilder<'_> {
         self.counters.tokens = self.counters.tokens.saturating_add(used.tokens());
         self.counters.totals.add(&used);
         let call = ModelCallRow {
-            effect: effect.to_owned(),
+            effect: effect.clone(),
             provider: cost.provider,
             model: cost.model,
             used,
@@ -206,7 +208,7 @@ impl RoundBuilder<'_> {
         self.calls.push(call);
     }
 
-    fn model(&mut self, effect: String, answer: ModelAnswer) {
+    fn model(&mut self, effect: EffectId, answer: ModelAnswer) {
         let entry = self.entry(&answer.message);
         let (mut text, mut thought) = (String::new(), String::new());
         for content in &answer.message.content {
@@ -233,7 +235,7 @@ impl RoundBuilder<'_> {
         }
         self.add_cost(&effect, answer.cost);
         self.inputs.push(Input::ModelReplied(ModelReply {
-            effect,
+            effect: effect.into(),
             entry,
             message: answer.message,
             stop: answer.stop,
@@ -241,15 +243,17 @@ impl RoundBuilder<'_> {
         }));
     }
 
-    fn failed(&mut self, effect: String, error: Error) {
+    fn failed(&mut self, effect: EffectId, error: Error) {
         if error.kind != ErrorKind::Cancelled {
             self.event(EventDraft::text(
                 "AgentErrorObservation",
                 error.message.clone(),
             ));
         }
-        self.inputs
-            .push(Input::EffectFailed(Failure { effect, error }));
+        self.inputs.push(Input::EffectFailed(Failure {
+            effect: effect.into(),
+            error,
+        }));
     }
 }
 

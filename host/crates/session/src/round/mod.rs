@@ -17,7 +17,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, ModelCallRow, PolicyDecision, RoundRow, SessionConfig,
     SessionCounters, SessionStatus,
@@ -109,11 +109,11 @@ pub(super) enum StartedWork {
     Model(ModelCall),
     Tool(ToolRun),
     /// Start a timer with this delay in milliseconds.
-    Timer(String, u64),
+    Timer(EffectId, u64),
     /// Open a pull request for this branch, with the policy's final message on its task.
     PullRequest(String, String),
     /// Cancel this effect; it ends as cancelled.
-    Cancel(String),
+    Cancel(EffectId),
     /// Cancel all effects, without reports.
     CancelAll,
     /// Allow a waiting tool to carry out the action that it announced.
@@ -154,7 +154,7 @@ pub(super) struct RoundBuilder<'a> {
     row: u64,
     first_seq: u64,
     pub(super) counters: SessionCounters,
-    pub(super) open: BTreeMap<String, EffectKind>,
+    pub(super) open: BTreeMap<EffectId, EffectKind>,
     pub(super) inputs: Vec<Input>,
     /// The digest of the component that decides.
     pub(super) plugin: String,
@@ -165,15 +165,15 @@ pub(super) struct RoundBuilder<'a> {
     entries: Vec<(u64, String)>,
     pub(super) lines: Vec<ChatLine>,
     pub(super) calls: Vec<ModelCallRow>,
-    closed: Vec<String>,
+    closed: Vec<EffectId>,
     /// The new value of the pushed branch, if it changed.
     pub(super) pushed: Option<Option<String>>,
     processed: Vec<u64>,
     opened: Vec<EffectRow>,
     /// The closing event for the action of each tool that runs or waits, in case the step fails.
-    pub(super) unanswered: Vec<(String, EventDraft)>,
+    pub(super) unanswered: Vec<(EffectId, EventDraft)>,
     /// Open effects that are left for the next start to begin.
-    pub(super) not_begun: Vec<String>,
+    pub(super) not_begun: Vec<EffectId>,
     /// Whether the session is over and its workspace is kept.
     pub(super) retains_workspace: bool,
     started: Vec<StartedWork>,
@@ -182,7 +182,7 @@ pub(super) struct RoundBuilder<'a> {
 /// A round that is ready to be written.
 pub(super) struct CommittedRound {
     pub(super) row: RoundRow,
-    pub(super) open: BTreeMap<String, EffectKind>,
+    pub(super) open: BTreeMap<EffectId, EffectKind>,
     pub(super) state: Option<Snapshot>,
     pub(super) shown_tree: ShownTree,
     pub(super) last_message: Option<Arc<str>>,
@@ -204,7 +204,7 @@ impl<'a> RoundBuilder<'a> {
     pub(super) fn new(
         context: &'a RoundContext<'a>,
         counters: SessionCounters,
-        open: BTreeMap<String, EffectKind>,
+        open: BTreeMap<EffectId, EffectKind>,
         at: u64,
     ) -> Self {
         Self {
@@ -263,7 +263,7 @@ impl<'a> RoundBuilder<'a> {
     /// Announces a tool's action. A tool that was cancelled meanwhile does not carry it out.
     pub(super) fn announce(
         &mut self,
-        effect: &str,
+        effect: &EffectId,
         event: EventDraft,
         confirm: oneshot::Sender<()>,
     ) {
@@ -325,12 +325,12 @@ impl<'a> RoundBuilder<'a> {
     }
 
     /// Closes an effect. Returns `false` if it is not open, so that its result is too late.
-    pub(super) fn close_effect(&mut self, effect: &str, kind: Option<EffectKind>) -> bool {
+    pub(super) fn close_effect(&mut self, effect: &EffectId, kind: Option<EffectKind>) -> bool {
         match self.open.get(effect) {
             Some(EffectKind::Orphan) => false,
             Some(found) if kind.is_none_or(|kind| kind == *found) => {
                 self.open.remove(effect);
-                self.closed.push(effect.to_owned());
+                self.closed.push(effect.clone());
                 true
             }
             _ => false,
@@ -350,7 +350,7 @@ impl<'a> RoundBuilder<'a> {
             .extract_if(.., |_, kind| *kind == EffectKind::Orphan);
         for (effect, _) in orphans {
             self.closed.push(effect.clone());
-            self.inputs.push(Input::EffectLost(effect));
+            self.inputs.push(Input::EffectLost(effect.into()));
         }
     }
 
@@ -443,14 +443,14 @@ impl<'a> RoundBuilder<'a> {
     }
 
     /// Opens an effect. Its name is taken while it is open.
-    fn open_effect(&mut self, effect: &str, kind: EffectKind, delay_ms: Option<u64>) -> bool {
+    fn open_effect(&mut self, effect: &EffectId, kind: EffectKind, delay_ms: Option<u64>) -> bool {
         if self.open.contains_key(effect) {
-            tracing::warn!(session = %self.context.session, effect, "the policy named two open effects alike");
+            tracing::warn!(session = %self.context.session, %effect, "the policy named two open effects alike");
             return false;
         }
-        self.open.insert(effect.to_owned(), kind);
+        self.open.insert(effect.clone(), kind);
         self.opened.push(EffectRow {
-            id: effect.to_owned(),
+            id: effect.clone(),
             kind,
             due_at: delay_ms.map(|delay| self.at.saturating_add(delay)),
             delay_ms,
@@ -462,13 +462,12 @@ impl<'a> RoundBuilder<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::CallModel(call) => {
-                if self.open_effect(&call.effect, EffectKind::Model, None) {
+                let effect = EffectId::from(call.effect.as_str());
+                if self.open_effect(&effect, EffectKind::Model, None) {
                     if let Some(reason) = self.context.budget.refusal(&self.counters) {
                         let error = internal_error(ErrorKind::Deadline, reason);
-                        self.started.push(StartedWork::Requeue(ActorMessage::Failed(
-                            call.effect,
-                            error,
-                        )));
+                        self.started
+                            .push(StartedWork::Requeue(ActorMessage::Failed(effect, error)));
                     } else {
                         self.counters.iterations += 1;
                         self.started.push(StartedWork::Model(call));
@@ -476,23 +475,24 @@ impl<'a> RoundBuilder<'a> {
                 }
             }
             Command::RunTool(run) => {
-                if self.open_effect(&run.effect, EffectKind::Tool, None) {
+                if self.open_effect(&run.effect.as_str().into(), EffectKind::Tool, None) {
                     self.event((self.context.describe)(&run.call));
                     self.started.push(StartedWork::Tool(run));
                 }
             }
             Command::Ask(question) => {
-                if self.open_effect(&question.effect, EffectKind::Ask, None) {
+                if self.open_effect(&question.effect.into(), EffectKind::Ask, None) {
                     self.event(EventDraft::text("AgentMessageAction", question.title));
                 }
             }
             Command::SetTimer(timer) => {
-                let delay = timer.delay_ms;
-                if self.open_effect(&timer.effect, EffectKind::Timer, Some(delay)) {
-                    self.started.push(StartedWork::Timer(timer.effect, delay));
+                let (effect, delay) = (EffectId::from(timer.effect), timer.delay_ms);
+                if self.open_effect(&effect, EffectKind::Timer, Some(delay)) {
+                    self.started.push(StartedWork::Timer(effect, delay));
                 }
             }
             Command::Cancel(effect) => {
+                let effect = EffectId::from(effect);
                 let open = self.open.get(&effect);
                 if open.is_some_and(|kind| *kind != EffectKind::Change) {
                     self.started.push(StartedWork::Cancel(effect));
@@ -531,7 +531,7 @@ impl<'a> RoundBuilder<'a> {
                 self.frame(frames::status("completed", words.sentence, None));
                 if self.context.opens_change
                     && let Some(branch) = self.pushed_branch().map(str::to_owned)
-                    && self.open_effect(CHANGE, EffectKind::Change, None)
+                    && self.open_effect(&CHANGE.into(), EffectKind::Change, None)
                 {
                     self.started.push(StartedWork::PullRequest(branch, text));
                 }
@@ -589,14 +589,14 @@ impl<'a> RoundBuilder<'a> {
 }
 
 /// The effect that an input reports on.
-pub(super) fn of_effect(input: Input) -> Option<String> {
+pub(super) fn of_effect(input: Input) -> Option<EffectId> {
     match input {
         Input::ModelReplied(ModelReply { effect, .. })
         | Input::ToolReplied(ToolReply { effect, .. })
         | Input::Answered(Answer { effect, .. })
         | Input::EffectFailed(Failure { effect, .. })
         | Input::TimerFired(effect)
-        | Input::EffectLost(effect) => Some(effect),
+        | Input::EffectLost(effect) => Some(effect.into()),
         _ => None,
     }
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{broadcast, watch};
 
+use lucid_types::ids::EffectId;
 /// Maximum number of frames kept in memory.
 const RING_FRAMES: usize = 32;
 /// Maximum total size of those frames, in bytes.
@@ -38,7 +39,7 @@ pub enum FeedItem {
     /// A delta of an effect.
     Delta {
         /// The effect.
-        effect: Arc<str>,
+        effect: EffectId,
         /// The delta's index since the effect began or restarted.
         number: u64,
         /// Whether the effect has restarted before.
@@ -47,9 +48,9 @@ pub enum FeedItem {
         frame: Arc<str>,
     },
     /// The effect's deltas so far are void. It may restart.
-    Void(Arc<str>),
+    Void(EffectId),
     /// The effect has no more deltas.
-    Done(Arc<str>),
+    Done(EffectId),
 }
 
 #[derive(Debug)]

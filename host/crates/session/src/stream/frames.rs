@@ -16,7 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::delta::DeltaKind;
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{ChatLine, ModelCallRow, SessionCounters};
 use lucid_types::text::cut;
 use lucid_types::wit::policy::Event;
@@ -279,7 +279,7 @@ pub fn usage(call: &ModelCallRow, counters: &SessionCounters) -> String {
     }
     json(&Frame {
         r#type: "usage",
-        effect: &call.effect,
+        effect: call.effect.as_str(),
         provider: &call.provider,
         model: &call.model,
         input_tokens: call.used.input_tokens,
@@ -294,7 +294,7 @@ pub fn usage(call: &ModelCallRow, counters: &SessionCounters) -> String {
 }
 
 /// A frame with a delta, or one that voids an effect's deltas so far. Not in the log.
-pub fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
+pub fn delta(kind: DeltaKind, effect: &EffectId, text: &str) -> String {
     #[derive(Serialize)]
     struct Frame<'a> {
         r#type: &'static str,
@@ -308,6 +308,7 @@ pub fn delta(kind: DeltaKind, effect: &str, text: &str) -> String {
         effect: &'a str,
         reset: bool,
     }
+    let effect = effect.as_str();
     let kind = match kind {
         DeltaKind::Text => "text",
         DeltaKind::Thinking => "thinking",

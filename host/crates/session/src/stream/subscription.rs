@@ -23,7 +23,7 @@ use super::feed::{Feed, FeedHead, FeedItem};
 use super::frames;
 use crate::retry::when_possible;
 use crate::types::{CloseReason, Closing};
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::SessionLog;
 
 /// Maximum amount read from the log at once.
@@ -85,12 +85,12 @@ struct Follower {
 #[derive(Default)]
 struct DeltaCursor {
     /// The index of the next delta of each effect that is shown.
-    next: HashMap<Arc<str>, u64>,
+    next: HashMap<EffectId, u64>,
     due: VecDeque<Arc<str>>,
 }
 
 impl DeltaCursor {
-    fn delta(&mut self, effect: Arc<str>, number: u64, again: bool, frame: Arc<str>) {
+    fn delta(&mut self, effect: EffectId, number: u64, again: bool, frame: Arc<str>) {
         let next = self.next.get(&effect).copied();
         if next != Some(number) {
             if number > 0 {
@@ -106,7 +106,7 @@ impl DeltaCursor {
     }
 
     /// Sent even if nothing is shown: the client may have deltas from an earlier connection.
-    fn void(&mut self, effect: &Arc<str>) {
+    fn void(&mut self, effect: &EffectId) {
         let frame = frames::delta(DeltaKind::Reset, effect, "");
         self.due.push_back(frame.into());
     }

@@ -130,7 +130,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
     let mut reader = session.subscribe(0).with_deltas();
     let mut client = Client::default();
     let run = |effect: usize, number| Run {
-        stream: DeltaStream::new(session.clone(), &format!("e{effect}")),
+        stream: DeltaStream::new(session.clone(), format!("e{effect}").into()),
         number,
         tries: 0,
         pieces: 0,
@@ -243,7 +243,7 @@ async fn who_fell_behind_is_told_to_forget_and_sees_the_next_try_from_its_beginn
     let folder = tempfile::tempdir().unwrap();
     let session = session(&Store::open(folder.path()).unwrap());
     let mut reader = session.subscribe(0).with_deltas();
-    let stream = DeltaStream::new(session, "e");
+    let stream = DeltaStream::new(session, "e".into());
     let mut next = || text(reader.next().now_or_never());
     stream.push(DeltaKind::Text, "one");
     assert_eq!(next(), "one");

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use super::*;
 use lucid_store::{Store, StoreError};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::SessionLog;
 use lucid_types::secret::Secret;
 use lucid_types::transient::TransientFailure;

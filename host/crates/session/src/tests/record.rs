@@ -18,7 +18,7 @@ fn tree(number: u64, json: &str) -> Tree {
 }
 
 fn told(which: u8, effect: &str) -> ActorMessage {
-    let effect = effect.to_owned();
+    let effect = EffectId::from(effect);
     let error = || Error {
         kind: ErrorKind::Upstream,
         code: None,
@@ -143,7 +143,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
         budget: Budget::default(),
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
     };
-    let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
+    let open = BTreeMap::from([("e".into(), EffectKind::Model)]);
     let mut builder = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
     let spent = CallCost {
         usage: Usage {
@@ -158,7 +158,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
         tries: 4,
     };
     builder.apply(ActorMessage::Model(
-        "e".to_owned(),
+        "e".into(),
         Err(ModelFailure {
             error: internal_error(ErrorKind::Upstream, "It broke off."),
             cost: Some(Box::new(spent)),
@@ -201,7 +201,7 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         (answer.cost.cost, answer.cost.tries) = (Some(9), 2);
         ActorMessage::Model(effect, Ok(answer))
     };
-    let open = BTreeMap::from([("e".to_owned(), EffectKind::Model)]);
+    let open = BTreeMap::from([("e".into(), EffectKind::Model)]);
     let mut builder = RoundBuilder::new(&context, SessionCounters::default(), open, 10);
     builder.apply(answer());
     let [Input::ModelReplied(reply)] = &builder.inputs[..] else {
@@ -236,9 +236,9 @@ proptest! {
             settings: "{}", policy_digest: "d", available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = SessionCounters { next_seq: 1, ..SessionCounters::default() };
-        let mut open = BTreeMap::<String, EffectKind>::new();
-        let mut rows = BTreeMap::<String, EffectKind>::new();
-        let mut waiting = BTreeSet::<String>::new();
+        let mut open = BTreeMap::<EffectId, EffectKind>::new();
+        let mut rows = BTreeMap::<EffectId, EffectKind>::new();
+        let mut waiting = BTreeSet::<EffectId>::new();
         let context = Context {
             session: "s".to_owned(), step: 0, now_ms: 0, seed: 0, iterations_left: 0, tokens_left: None, cost_left: None, millis_left: None,
         };
@@ -282,7 +282,7 @@ proptest! {
             prop_assert!(waiting.iter().eq(round.open.keys()), "waits for {waiting:?}, open are {:?}", round.open);
             for begin in &round.started {
                 if let StartedWork::Tool(run) = begin {
-                    prop_assert!(round.open.contains_key(&run.effect));
+                    prop_assert!(round.open.contains_key(run.effect.as_str()));
                 }
             }
             (counters, open) = (row.counters, round.open);
@@ -309,7 +309,7 @@ fn the_next_message_answers_an_open_question() {
         budget: Budget::default(),
         describe: &|_| EventDraft::default(),
     };
-    let open = BTreeMap::from([("q".to_owned(), EffectKind::Ask)]);
+    let open = BTreeMap::from([("q".into(), EffectKind::Ask)]);
     let mut builder = RoundBuilder::new(
         &context,
         SessionCounters {

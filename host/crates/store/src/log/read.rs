@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::{texts, totals};
-use lucid_types::ids::SessionId;
+use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands, LoggedStep,
     SessionConfig, SessionCounters, SessionRow, SessionStatus,
@@ -165,7 +165,7 @@ pub(super) fn open_effects(
     while let Some(row) = rows.next()? {
         let kind: String = row.get(1)?;
         effects.push(EffectRow {
-            id: row.get(0)?,
+            id: EffectId::from(row.get::<_, String>(0)?),
             kind: EffectKind::parse(&kind).ok_or_else(|| unknown_kind(&kind))?,
             due_at: number(row, 2)?,
             begun: row.get(3)?,

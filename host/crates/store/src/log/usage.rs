@@ -32,7 +32,7 @@ pub(super) fn write(
         insert.execute(params![
             session,
             to_sql(row),
-            call.effect,
+            call.effect.as_str(),
             call.provider,
             call.model,
             to_sql(used.input_tokens),

@@ -301,7 +301,7 @@ fn insert_parts(
     for effect in &round.closed {
         connection
             .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
-            .execute(params![session, effect])?;
+            .execute(params![session, effect.as_str()])?;
     }
     for effect in &round.opened {
         connection
@@ -310,7 +310,7 @@ fn insert_parts(
             )?
             .execute(params![
                 session,
-                effect.id,
+                effect.id.as_str(),
                 effect.kind.text(),
                 effect.due_at.map(to_sql),
                 effect.delay_ms.map(to_sql),
@@ -321,7 +321,7 @@ fn insert_parts(
             .prepare_cached(
                 "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
             )?
-            .execute(params![session, effect])?;
+            .execute(params![session, effect.as_str()])?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::usage::{ModelCallRow, UsageTotals};
-use crate::ids::SessionId;
+use crate::ids::{EffectId, SessionId};
 use crate::user::UserId;
 
 /// The status of a session.
@@ -92,8 +92,8 @@ impl EffectKind {
 /// An effect that has no result yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EffectRow {
-    /// The effect's name, unique in its session.
-    pub id: String,
+    /// The effect's id.
+    pub id: EffectId,
     /// The effect's kind.
     pub kind: EffectKind,
     /// Expiry of a timer, in milliseconds since 1970.
@@ -262,9 +262,9 @@ pub struct RoundRow {
     /// Effects that begin after the commit.
     pub opened: Vec<EffectRow>,
     /// Open effects, of this round or older, that this host will not begin.
-    pub not_begun: Vec<String>,
+    pub not_begun: Vec<EffectId>,
     /// Effects that have their result.
-    pub closed: Vec<String>,
+    pub closed: Vec<EffectId>,
     /// Messages from the user that have been processed, by their numbers in the inbox.
     pub processed: Vec<u64>,
     /// The new value of the pushed branch, if it changed.

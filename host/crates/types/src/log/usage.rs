@@ -3,6 +3,8 @@
 //! # Invariants
 //! - Amounts of money are in millionths of a US dollar.
 
+use crate::ids::EffectId;
+
 /// Usage totals of a session's model calls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UsageTotals {
@@ -21,10 +23,10 @@ pub struct UsageTotals {
 }
 
 /// A model call that was answered.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelCallRow {
     /// The call's effect.
-    pub effect: String,
+    pub effect: EffectId,
     /// The provider's name.
     pub provider: String,
     /// The model's name.
