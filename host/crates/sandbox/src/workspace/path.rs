@@ -20,7 +20,7 @@ pub struct WorkspacePath(PathBuf);
 impl WorkspacePath {
     /// Parses what a client or a model wrote: relative to the workspace's root, with or without a
     /// leading slash or one of the prefixes in `known_at`. Names that are not UTF-8 are written as
-    /// by [`encode_name`].
+    /// by `encode_name`.
     pub fn parse(text: &str, known_at: &[&str]) -> Result<Self, WorkspaceError> {
         if text.contains('\0') {
             return Err(WorkspaceError::Traversal);

@@ -281,7 +281,7 @@ pub(super) fn last_plugin(
     Ok(found)
 }
 
-/// Reads policy steps from a number on: as many as fit in [`PIECE`], and at least one.
+/// Reads policy steps from a number on: as many as fit in 4 MiB, and at least one.
 pub fn logged_steps(
     connection: &Connection,
     session: SessionId,
