@@ -12,6 +12,7 @@ use lucid::config::Config;
 use lucid::server::App;
 use lucid_session::{NewSession, SessionHandle, Sessions, Subscription, SubscriptionItem};
 use lucid_store::Store;
+use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, PolicyDecision, RoundRow, SessionConfig, SessionCounters,
@@ -106,11 +107,11 @@ impl Writer {
                 commands: Some(text("commands")),
                 state: Some((1, Arc::new(vec![7; 400]))),
                 state_digest: Some([7; 32]),
-                plugin: "f".repeat(64),
+                plugin: Digest::of("coder"),
                 fuel: 100_000,
                 memory: 1 << 20,
                 micros: 60,
-                ..PolicyDecision::default()
+                error: None,
             }),
             first_seq: 2 * row + 1,
             frames: kinds.map(|kind| frame(kind).into()).to_vec(),

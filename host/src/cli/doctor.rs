@@ -296,12 +296,12 @@ async fn plugins(report: &mut DoctorReport, config: &Config, folders: &DataDirs)
         report.line(CheckStatus::Good, &format!("as {} says", path.display()));
     }
     for plugin in deployed.plugins.list() {
-        let digest = plugin.digest.get(..12).unwrap_or(&plugin.digest);
         let line = format!(
-            "{:<7} {:<16} {:<8} sha256 {digest}…",
+            "{:<7} {:<16} {:<8} sha256 {:.12}…",
             plugin.kind.to_string(),
             plugin.name,
             plugin.version,
+            plugin.digest,
         );
         report.line(CheckStatus::Good, &line);
     }

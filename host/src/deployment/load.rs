@@ -30,7 +30,7 @@ use crate::manifest::problem::{ManifestProblem, ManifestProblems, SourcePosition
 use crate::manifest::settings_schema::SettingsSchema;
 use lucid_net::oci::{FetchResults, Reference};
 use lucid_session::SEPARATOR;
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 use lucid_wasm::{Engine, EngineOptions, Plugin, PluginKind, Plugins, TypedPlugin, World};
 
 /// How many components are compiled at once. A single one uses all processors only part of the
@@ -391,8 +391,8 @@ impl ProblemSite<'_> {
     ) -> Result<Cow<'static, [u8]>, Vec<ManifestProblem>> {
         if let Some(upload) = self.upload {
             let wasm = self.file_at(&upload.file).await?;
-            let found = sha256_hex(&wasm);
-            if found != upload.digest.hex {
+            let found = Digest::of(&wasm);
+            if found != upload.digest {
                 return Err(self.component_is(format!(
                     "it is not what was uploaded: the file has sha256:{found}"
                 )));
@@ -409,8 +409,8 @@ impl ProblemSite<'_> {
             ComponentSource::Registry(reference) => self.registry_component(reference).await?,
         };
         if let Some(stated) = &self.entry.digest {
-            let found = sha256_hex(&wasm);
-            if found != stated.value.hex {
+            let found = Digest::of(&wasm);
+            if found != stated.value {
                 let name = self.name;
                 return Err(vec![ManifestProblem::at(
                     self.file,
@@ -443,8 +443,8 @@ impl ProblemSite<'_> {
             }
         };
         let wasm = self.file_at(&fetched.file).await?;
-        let found = sha256_hex(&wasm);
-        if found != fetched.digest {
+        let found = Digest::of(&wasm);
+        if found.to_string() != fetched.digest {
             return Err(self.component_is(format!(
                 "the component {reference} is not what came from its registry: {} has sha256:{found}. `lucid plugin reload` fetches it again",
                 fetched.file.display()

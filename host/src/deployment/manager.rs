@@ -40,6 +40,7 @@ use crate::manifest::{
 use lucid_net::oci::{ComponentStore, TagResolution};
 use lucid_session::{Deployment, Generation};
 use lucid_store::blobs::Blobs;
+use lucid_types::digest::Digest;
 use lucid_wasm::{
     ActivityKind, AnyPlugin, AnyPluginError, Engine, Plugin, PluginKind, PluginLimits, Plugins,
     PolicyPlugin,
@@ -83,8 +84,8 @@ pub struct DeploymentStatus {
 pub enum BuildChange {
     /// Activate this build, which was uploaded before.
     Activate {
-        /// Its digest, in lower-case hex.
-        digest: String,
+        /// Its digest.
+        digest: Digest,
         /// Who requested it.
         by: String,
         /// A percentage of new sessions, 1 to 99. `None` for all.
@@ -101,8 +102,8 @@ pub enum BuildChange {
     /// Roll back a build on probation that is worse than the previous one. Does nothing if it is
     /// gone.
     AutoRollBack {
-        /// Its digest, in lower-case hex.
-        digest: String,
+        /// Its digest.
+        digest: Digest,
         /// When it was activated.
         since: DateTime<Utc>,
         /// A sentence with the counts.
@@ -110,8 +111,8 @@ pub enum BuildChange {
     },
     /// Confirm a build whose probation is over. Does nothing if it is on none any more.
     Confirm {
-        /// Its digest, in lower-case hex.
-        digest: String,
+        /// Its digest.
+        digest: Digest,
         /// When it was activated.
         since: DateTime<Utc>,
         /// A sentence with the counts.
@@ -179,7 +180,7 @@ pub enum BuildChangeError {
     IsActive(String),
     /// The upload store does not have it.
     #[error("No build sha256:{0} was uploaded, or it made room for later ones. Upload it again")]
-    NotUploaded(String),
+    NotUploaded(Digest),
     /// There is no uploaded build to roll back from.
     #[error(
         "The {kind} plugin `{name}` has no uploaded build to go back from: it is the manifest's"
@@ -364,7 +365,7 @@ impl DeploymentManager {
     }
 
     async fn apply_decision(&self, decision: ProbationDecision) {
-        let (digest, since) = (decision.digest.clone(), decision.since);
+        let (digest, since) = (decision.digest, decision.since);
         let why = decision.why.clone();
         let change = match decision.verdict {
             ProbationVerdict::Undecided => return,
@@ -377,7 +378,7 @@ impl DeploymentManager {
         {
             tracing::error!(
                 name = decision.name,
-                digest = decision.digest,
+                digest = %decision.digest,
                 why = decision.why,
                 "what a build's probation showed has no consequence yet: {error}"
             );
@@ -416,7 +417,7 @@ impl DeploymentManager {
             tokio::task::spawn_blocking(move || upload_store.lock()?.store(wasm.as_ref(), &label))
                 .await;
         kept.map_err(|_| UploadError::Interrupted)??;
-        tracing::info!(by, kind = %plugin.kind(), name = plugin.own_name(), digest = plugin.digest(), "a plugin was uploaded");
+        tracing::info!(by, kind = %plugin.kind(), name = plugin.own_name(), digest = %plugin.digest(), "a plugin was uploaded");
         Ok(plugin)
     }
 
@@ -482,7 +483,7 @@ impl DeploymentManager {
                         available: there,
                     });
                 }
-                if !upload_store.has(&digest) {
+                if !upload_store.has(digest) {
                     return Err(BuildChangeError::NotUploaded(digest));
                 }
                 let active = before.snapshot.plugins.policy(name);
@@ -499,7 +500,7 @@ impl DeploymentManager {
                         (false, "activated".to_owned(), by)
                     }
                     Some(share) => {
-                        let share = shareable(kind, name, share, active, &build.digest)?;
+                        let share = shareable(kind, name, share, active, build.digest)?;
                         record.set_candidate(name, Candidate { build, share });
                         (
                             false,
@@ -535,7 +536,7 @@ impl DeploymentManager {
                 (true, what, String::new())
             }
             BuildChange::Confirm { digest, since, why } => {
-                if !record.confirm(name, &digest, since) {
+                if !record.confirm(name, digest, since) {
                     return Ok(before.number);
                 }
                 (false, format!("settled: {why}"), String::new())
@@ -545,7 +546,7 @@ impl DeploymentManager {
         let (snapshot, digest) = loop {
             let active = record.builds(kind, name).last();
             let candidate = record.candidate(kind, name).map(|one| &one.build);
-            let digest = candidate.or(active).map(|build| build.digest.clone());
+            let digest = candidate.or(active).map(|build| build.digest.to_string());
             let mut uploads = manifest.uploads.clone();
             upload_store.apply_active(&record, kind, name, &mut uploads);
             let (next, known) = (Arc::new(manifest.with(uploads)), Some(&*before.snapshot));
@@ -762,7 +763,7 @@ fn shareable(
     name: &str,
     share: u8,
     active: Option<&PolicyPlugin>,
-    digest: &str,
+    digest: Digest,
 ) -> Result<u8, BuildChangeError> {
     if kind != PluginKind::Policy {
         return Err(BuildChangeError::NoShare);
@@ -801,13 +802,7 @@ async fn load_fallback(
         Box::pin(made).await.ok()
     };
     let sound = async |kind, build: &Activation| {
-        is_loadable(
-            engine,
-            kind,
-            &upload_store.file(&build.digest),
-            &build.digest,
-        )
-        .await
+        is_loadable(engine, kind, &upload_store.file(build.digest), build.digest).await
     };
     // As configured, without the builds that are themselves broken.
     let mut whole = UploadOverrides::default();
@@ -852,7 +847,7 @@ async fn load_fallback(
 }
 
 /// Whether an uploaded build is unmodified, and still a plugin of that kind.
-async fn is_loadable(engine: &Engine, kind: PluginKind, file: &Path, digest: &str) -> bool {
+async fn is_loadable(engine: &Engine, kind: PluginKind, file: &Path, digest: Digest) -> bool {
     let file = file.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     let Ok(Ok(wasm)) = read else {

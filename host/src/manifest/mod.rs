@@ -42,8 +42,8 @@ pub use self::loaded::{
 };
 pub use self::mcp::{AllowedTools, McpEntry, McpTransport};
 pub use self::model::{
-    ComponentDigest, ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, Manifest,
-    ModelPrices, PluginEntry, PluginSettings, PolicyAssignment, ProviderEntry, ToolsEntry,
+    ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, Manifest, ModelPrices,
+    PluginEntry, PluginSettings, PolicyAssignment, ProviderEntry, ToolsEntry,
 };
 pub use self::overrides::{SecondBuild, SecondBuildRole, UploadOverride, UploadOverrides};
 pub(crate) use self::problem::suggest;

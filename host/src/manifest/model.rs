@@ -19,6 +19,7 @@ use super::registries::RegistryEntry;
 use crate::builtin;
 use lucid_net::egress::KeyInjection;
 use lucid_net::oci::{FetchResults, Reference, RegistryHost};
+use lucid_types::digest::Digest;
 use lucid_types::user::UserId;
 use lucid_types::wit::llm::Prices;
 use lucid_wasm::PluginLimits;
@@ -69,7 +70,7 @@ pub struct PluginEntry {
     /// `component`.
     pub component: Located<ComponentSource>,
     /// `digest`.
-    pub digest: Option<Located<ComponentDigest>>,
+    pub digest: Option<Located<Digest>>,
     /// `settings`.
     pub settings: PluginSettings,
     /// `limits`.
@@ -85,13 +86,6 @@ pub enum ComponentSource {
     File(PathBuf),
     /// `oci://…`: an artifact in a registry.
     Registry(Reference),
-}
-
-/// The SHA-256 of a component.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ComponentDigest {
-    /// Lower-case hex.
-    pub hex: String,
 }
 
 /// A plugin's settings.

@@ -16,8 +16,9 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
-use super::model::{ComponentDigest, ComponentSource, Manifest, PluginEntry};
+use super::model::{ComponentSource, Manifest, PluginEntry};
 use crate::builtin;
+use lucid_types::digest::Digest;
 use lucid_wasm::{PluginKind, PluginLimits};
 
 /// The uploads of a deployment, by the name of the plugin that they replace.
@@ -36,7 +37,7 @@ pub struct UploadOverride {
     /// The path of the file.
     pub file: PathBuf,
     /// The expected digest.
-    pub digest: ComponentDigest,
+    pub digest: Digest,
     /// Whether it exists even if the manifest has no such name. Only policies can.
     pub added: bool,
     /// The start of its probation. `None` if it is on none. Only policies can be.

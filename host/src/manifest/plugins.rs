@@ -12,8 +12,8 @@ use url::Url;
 
 use super::fields::{ManifestReader, SpannedKey, SpannedValue, field};
 use super::model::{
-    ComponentDigest, ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, ModelPrices,
-    PluginEntry, ProviderEntry, ToolsEntry,
+    ComponentSource, GitEntry, KeyVariable, LimitOverrides, Located, ModelPrices, PluginEntry,
+    ProviderEntry, ToolsEntry,
 };
 use super::problem::suggest;
 use super::read::reject_unknown;
@@ -21,6 +21,7 @@ use crate::builtin;
 use crate::config::{is_host_secret, is_model, is_variable, size};
 use lucid_net::egress::{BaseUrlError, Endpoint, KeyInjection, parse_base_url, without_query};
 use lucid_net::oci::{Reference, ReferenceError, SCHEME};
+use lucid_types::digest::Digest;
 use lucid_types::wit::llm::{KeyPlace, Prices};
 
 pub(super) const PLUGIN: &[&str] = &["component", "digest", "settings", "limits"];
@@ -181,12 +182,9 @@ fn source(
     Ok(ComponentSource::File(folder.join(PathBuf::from(text))))
 }
 
-fn digest(text: &str) -> Option<ComponentDigest> {
+fn digest(text: &str) -> Option<Digest> {
     let hex = text.strip_prefix("sha256:")?;
-    let fits = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    fits.then(|| ComponentDigest {
-        hex: hex.to_ascii_lowercase(),
-    })
+    hex.to_ascii_lowercase().parse().ok()
 }
 
 fn limits(

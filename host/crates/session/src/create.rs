@@ -24,7 +24,7 @@ use super::actor::resume::ResumeState;
 use super::actor::task_clock;
 use super::budget::{Budget, lower};
 use super::error::CreateError;
-use super::handle::{ActorLauncher, SessionHandle, SessionInfo};
+use super::handle::{ActorLauncher, SessionHandle, SessionInfo, SessionPlugins};
 use super::ports::{
     BuildAssignment, Generation, ModelSelection, Models, PolicyInfo, SessionPolicy,
 };
@@ -156,8 +156,8 @@ impl Sessions {
             // A candidate may need what the active build does not, and no user should run into
             // that.
             (Err(reason), Some(turn)) if turn.is_candidates() => {
-                let digest = &drawn.policy.info().digest;
-                tracing::warn!(digest, %reason, "a session that was a candidate's turn begins with the active build");
+                let digest = drawn.policy.info().digest;
+                tracing::warn!(%digest, %reason, "a session that was a candidate's turn begins with the active build");
                 drawn = policies.find(named)?.into();
                 self.select_provider(&generation, &*drawn.policy, &new)?
             }
@@ -288,7 +288,7 @@ impl SessionsShared {
             created_at: fixed.created_at,
         };
         let last_seq = found.counters.next_seq.saturating_sub(1);
-        let (policy, provider) = (found.policy.clone(), fixed.provider.clone());
+        let plugins = SessionPlugins::of(found.policy.info(), &fixed.provider);
         let shared = Arc::downgrade(self);
         let launch: ActorLauncher = Box::new(move |session| {
             if let Some(shared) = shared.upgrade() {
@@ -297,8 +297,8 @@ impl SessionsShared {
                 actors.spawn(caller.scope(actor::live(shared, session, found, message)));
             }
         });
-        let session = SessionHandle::new(about, last_seq, self.deps.log.clone(), mailbox, launch);
-        session.set_plugins(policy.info(), &provider);
+        let log = self.deps.log.clone();
+        let session = SessionHandle::new(about, last_seq, log, mailbox, launch, plugins);
         self.register(&session);
         session
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use lucid_types::digest::Digest;
 use lucid_types::log::{LogError, SessionLog};
 use lucid_types::user::UserId;
 
@@ -64,14 +65,29 @@ pub struct SessionHandle {
 }
 
 /// The plugins that a session works with.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SessionPlugins {
     /// The policy's name.
     pub policy: String,
-    /// The SHA-256 of the policy's component, in lower-case hex.
-    pub digest: String,
+    /// The digest of the policy's component.
+    pub digest: Digest,
     /// The model provider's name; empty if the policy makes no model calls.
     pub provider: String,
+}
+
+impl SessionPlugins {
+    /// The plugins of a session with this policy and provider.
+    pub(super) fn of(policy: &PolicyInfo, provider: &str) -> Self {
+        Self {
+            policy: policy.name.clone(),
+            digest: policy.digest,
+            provider: if policy.calls_models {
+                provider.to_owned()
+            } else {
+                String::new()
+            },
+        }
+    }
 }
 
 /// Starts the actor; called at most once.
@@ -109,6 +125,7 @@ impl SessionHandle {
         log: Arc<dyn SessionLog>,
         mailbox: Mailbox,
         launch: ActorLauncher,
+        plugins: SessionPlugins,
     ) -> Arc<Self> {
         Arc::new(Self {
             info: about,
@@ -127,7 +144,7 @@ impl SessionHandle {
                 since: Instant::now(),
             }),
             positions: ClientPositions::default(),
-            plugins: Mutex::default(),
+            plugins: Mutex::new(plugins),
         })
     }
 
@@ -164,15 +181,7 @@ impl SessionHandle {
 
     /// Sets the plugins that the session works with from here on.
     pub(super) fn set_plugins(&self, policy: &PolicyInfo, provider: &str) {
-        *self.plugins.lock() = SessionPlugins {
-            policy: policy.name.clone(),
-            digest: policy.digest.clone(),
-            provider: if policy.calls_models {
-                provider.to_owned()
-            } else {
-                String::new()
-            },
-        };
+        *self.plugins.lock() = SessionPlugins::of(policy, provider);
     }
 
     /// Returns whether the session has a workspace whose files can be read.

@@ -84,8 +84,8 @@ impl Sessions {
         let state = row.state.take();
         let state = state.map(|(schema, bytes)| Snapshot { schema, bytes });
         let parts = || -> Result<_, String> {
-            let (name, digest) = (&row.fixed.policy, plugin.as_deref().unwrap_or_default());
-            let policy = match generation.policies.successor(name, digest) {
+            let name = &row.fixed.policy;
+            let policy = match generation.policies.successor(name, plugin) {
                 Some(policy) => policy,
                 // In the words of the provider that offers them.
                 None => generation
@@ -96,8 +96,8 @@ impl Sessions {
             let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
                 // The previous build may still be loaded while the active one is on probation.
                 Some(Err(reason)) => {
-                    let older = generation.policies.fallback(name, &policy.info().digest);
-                    let own = older.filter(|older| older.info().digest == digest);
+                    let older = generation.policies.fallback(name, policy.info().digest);
+                    let own = older.filter(|older| Some(older.info().digest) == plugin);
                     own.ok_or(reason)?
                 }
                 _ => policy,

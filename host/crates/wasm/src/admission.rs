@@ -17,7 +17,7 @@ use super::exports::{self, ComponentExports};
 use super::kind::PluginKind;
 use super::limits::CallError;
 use super::wasi;
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 use lucid_types::sanitize::sanitize;
 
 /// The interfaces that a plugin may import, besides the parts of WASI 0.2 that lead nowhere.
@@ -138,7 +138,7 @@ pub enum DescriptorError {
 /// A component that passed admission.
 pub(super) struct AdmittedComponent {
     pub(super) exports: ComponentExports,
-    pub(super) digest: String,
+    pub(super) digest: Digest,
 }
 
 /// Compiles a component and checks its type. CPU-bound for a while, so not for an executor thread.
@@ -174,7 +174,7 @@ pub(super) fn admit(
         .linker()
         .instantiate_pre(&component)
         .map_err(|error| other_types(plugin, kind, &error))?;
-    let digest = sha256_hex(wasm);
+    let digest = Digest::of(wasm);
     let exports = ComponentExports::new(pre, functions);
     Ok(AdmittedComponent { exports, digest })
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use wasmtime::component::Component;
 
+use lucid_types::digest::Digest;
+
 use super::call_stats::CallStats;
 use super::engine::Engine;
 use super::extensions::Extensions;
@@ -16,7 +18,7 @@ pub struct PluginCore {
     pub(super) engine: Engine,
     pub(super) kind: PluginKind,
     pub(super) name: Arc<str>,
-    pub(super) digest: Arc<str>,
+    pub(super) digest: Digest,
     pub(super) limits: PluginLimits,
     pub(super) stats: CallStats,
     pub(super) component: Component,

@@ -57,7 +57,7 @@ impl PluginCore {
         };
         let label = Arc::new(LogLabel {
             plugin: self.name.clone(),
-            digest: self.digest.clone(),
+            digest: self.digest,
             caller,
         });
         let guest = HostState::new(label, self.limits.memory_bytes, clock);

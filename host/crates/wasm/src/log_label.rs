@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::limits::CallError;
+use lucid_types::digest::Digest;
 pub(crate) use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::log::Level;
 
@@ -18,7 +19,7 @@ pub const LOG_TARGET: &str = "plugin";
 #[derive(Debug)]
 pub(super) struct LogLabel {
     pub(super) plugin: Arc<str>,
-    pub(super) digest: Arc<str>,
+    pub(super) digest: Digest,
     pub(super) caller: PluginCaller,
 }
 
@@ -30,13 +31,13 @@ impl LogLabel {
 
     /// Logs a line that the plugin wrote.
     pub(super) fn line(&self, level: Level, text: &str) {
-        let session = self.session();
+        let (session, digest) = (self.session(), self.digest.to_string());
         macro_rules! write {
             ($level:ident) => {
                 tracing::$level!(
                     target: LOG_TARGET,
                     plugin = &*self.plugin,
-                    digest = &*self.digest,
+                    digest,
                     session = session.as_deref(),
                     step = self.caller.step(),
                     shadow = self.caller.is_shadow().then_some(true),
@@ -54,10 +55,10 @@ impl LogLabel {
 
     /// Logs that a call trapped or hit a limit.
     pub(super) fn failed(&self, call: &'static str, error: &CallError) {
-        let session = self.session();
+        let (session, digest) = (self.session(), self.digest.to_string());
         tracing::warn!(
             plugin = &*self.plugin,
-            digest = &*self.digest,
+            digest,
             session = session.as_deref(),
             step = self.caller.step(),
             shadow = self.caller.is_shadow().then_some(true),
@@ -71,7 +72,7 @@ impl LogLabel {
 pub(super) fn label() -> Arc<LogLabel> {
     Arc::new(LogLabel {
         plugin: "test".into(),
-        digest: "00".into(),
+        digest: Digest::of("test"),
         caller: PluginCaller::default(),
     })
 }

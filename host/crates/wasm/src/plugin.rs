@@ -12,6 +12,8 @@ use std::sync::Arc;
 use wasmtime::Store;
 use wasmtime::component::Lift;
 
+use lucid_types::digest::Digest;
+
 use super::admission::{self, AdmittedComponent, DescriptorError, LoadError, other_types};
 use super::call_stats::{CallFigures, CallStats};
 use super::core::{PluginCore, PluginMetadata};
@@ -58,14 +60,14 @@ pub trait Plugin {
         self.core().about.settings_schema.as_deref()
     }
 
-    /// The component's SHA-256, in lower-case hex.
-    fn digest(&self) -> &str {
-        &self.core().digest
+    /// The component's digest.
+    fn digest(&self) -> Digest {
+        self.core().digest
     }
 
     /// Whether loading this component with these limits would give the same plugin.
     fn is(&self, wasm: &[u8], limits: &PluginLimits) -> bool {
-        self.limits() == limits && lucid_types::digest::sha256_hex(wasm) == self.digest()
+        self.limits() == limits && Digest::of(wasm) == self.digest()
     }
 
     /// The names of everything that the component imports.
@@ -163,7 +165,7 @@ impl<W: World> TypedPlugin<W> {
             engine: engine.clone(),
             kind: W::KIND,
             name: name.into(),
-            digest: digest.into(),
+            digest,
             limits: limits.clone(),
             stats: CallStats::default(),
             component,

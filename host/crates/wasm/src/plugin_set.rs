@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use lucid_types::digest::Digest;
+
 use super::admission::LoadError;
 use super::any_plugin::AnyPlugin;
 use super::engine::Engine;
@@ -37,8 +39,8 @@ pub struct PluginInfo {
     pub name: String,
     /// The version in its own descriptor.
     pub version: String,
-    /// The component's SHA-256, in lower-case hex.
-    pub digest: String,
+    /// The component's digest.
+    pub digest: Digest,
 }
 
 impl Plugins {
@@ -90,9 +92,9 @@ impl Plugins {
 
     /// Whether both sets have the same components under the same names.
     pub fn is_same(&self, other: &Self) -> bool {
-        let second_builds = |plugins: &Self| -> Vec<(String, String)> {
+        let second_builds = |plugins: &Self| -> Vec<(String, Digest)> {
             let all = plugins.second_builds.iter();
-            all.map(|(name, plugin)| (name.clone(), plugin.digest().to_owned()))
+            all.map(|(name, plugin)| (name.clone(), plugin.digest()))
                 .collect()
         };
         self.list() == other.list() && second_builds(self) == second_builds(other)
@@ -160,7 +162,7 @@ fn info(plugin: &impl Plugin) -> PluginInfo {
         kind: plugin.kind(),
         name: plugin.name().to_owned(),
         version: plugin.version().to_owned(),
-        digest: plugin.digest().to_owned(),
+        digest: plugin.digest(),
     }
 }
 

@@ -24,8 +24,8 @@ use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem};
 use crate::auth::Admin;
 use crate::deployment::manager::{BuildChange, BuildChangeError, UploadError};
-use crate::deployment::uploads::is_digest;
 use crate::manifest;
+use lucid_types::digest::Digest;
 use lucid_wasm::{AnyPlugin, CallFigures, EngineOptions, Plugin, PluginKind, PluginLimits};
 
 /// How long an upload's body may take to arrive.
@@ -445,7 +445,7 @@ impl From<&AnyPlugin> for UploadedView {
             own_name: plugin.own_name().to_owned(),
             version: plugin.version().to_owned(),
             description: plugin.description().to_owned(),
-            digest: plugin.digest().to_owned(),
+            digest: plugin.digest().to_string(),
             imports: plugin.imports(),
             calls: figures_of(plugin),
         }
@@ -666,7 +666,7 @@ async fn changed(
         generation,
         kind: kind.to_string(),
         name,
-        digest: now.as_ref().map(|(plugin, _)| plugin.digest().to_owned()),
+        digest: now.as_ref().map(|(plugin, _)| plugin.digest().to_string()),
         version: now.as_ref().map(|(plugin, _)| plugin.version().to_owned()),
         source: now.map(|(_, source)| source.to_owned()),
         share: candidate.as_ref().map(|(_, share)| *share),
@@ -720,15 +720,14 @@ pub(super) async fn reload(
     }
 }
 
-pub(super) fn digest_of(text: &str) -> Result<String, Problem> {
+pub(super) fn digest_of(text: &str) -> Result<Digest, Problem> {
     let given = text.trim().to_ascii_lowercase();
     let digest = given.strip_prefix("sha256:").unwrap_or(&given);
-    if is_digest(digest) {
-        return Ok(digest.to_owned());
-    }
-    Err(Problem::unprocessable(
-        "`digest` must be the 64 hexadecimal digits that the upload was answered with.",
-    ))
+    digest.parse().map_err(|_| {
+        Problem::unprocessable(
+            "`digest` must be the 64 hexadecimal digits that the upload was answered with.",
+        )
+    })
 }
 
 pub(super) fn kind_of(text: &str) -> Result<PluginKind, Problem> {

@@ -124,7 +124,7 @@ impl From<ShadowDifference> for DifferenceView {
                 DifferenceKind::NotMigrated => "not-migrated",
             }
             .to_owned(),
-            recorded_by: Some(difference.recorded_by).filter(|digest| !digest.is_empty()),
+            recorded_by: difference.recorded_by.map(|digest| digest.to_string()),
             text: difference.text,
         }
     }
@@ -140,8 +140,8 @@ fn view(name: String, shadow: &ShadowRun) -> ShadowView {
     };
     ShadowView {
         name,
-        digest: shadow.digest.clone(),
-        beside: shadow.compared_with.clone(),
+        digest: shadow.digest.to_string(),
+        beside: shadow.compared_with.to_string(),
         by: shadow.by.clone(),
         since: format_time(shadow.begun),
         until,
@@ -204,7 +204,7 @@ pub(crate) async fn begin(
     let with = (&parts.deployment, &parts.sessions);
     let begun = parts
         .shadows
-        .begin(with, &name, &digest, request.sessions, who.as_str())?;
+        .begin(with, &name, digest, request.sessions, who.as_str())?;
     Ok((StatusCode::ACCEPTED, Json(view(name, &begun))))
 }
 

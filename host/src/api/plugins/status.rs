@@ -20,6 +20,7 @@ use crate::deployment::uploads::{Activation, Activations, StoredUpload};
 use crate::manifest::{ComponentSource, Manifest, SecondBuildRole, UploadOverride};
 use lucid_net::egress::KeyInjection;
 use lucid_session::{SessionPlugins, Sessions};
+use lucid_types::digest::Digest;
 use lucid_wasm::{Activity, AnyPlugin, Plugin, PluginKind};
 
 impl DeploymentManager {
@@ -68,7 +69,7 @@ impl DeploymentManager {
         let snapshot = self.now().snapshot;
         let found = (kind == PluginKind::Policy).then(|| candidate(&snapshot.manifest, name));
         let (upload, share) = found.flatten()?;
-        Some((upload.digest.hex.clone(), share))
+        Some((upload.digest.to_string(), share))
     }
 
     /// The problems of the last load, if it failed.
@@ -116,7 +117,7 @@ fn loaded(
         own_name: plugin.own_name().to_owned(),
         version: plugin.version().to_owned(),
         description: plugin.description().to_owned(),
-        digest: plugin.digest().to_owned(),
+        digest: plugin.digest().to_string(),
         source: source.to_owned(),
         component,
         imports: plugin.imports(),
@@ -137,14 +138,14 @@ fn loaded(
         }),
         taken_back: taken_back
             .map(|taken| TakenBackView {
-                digest: taken.digest.clone(),
+                digest: taken.digest.to_string(),
                 at: format_time(taken.at.into()),
                 why: taken.why.clone(),
             })
             .collect(),
         rolled_back: rolled_back
             .map(|rolled| RolledBackView {
-                digest: rolled.digest.clone(),
+                digest: rolled.digest.to_string(),
                 by: rolled.by.clone(),
                 at: format_time(rolled.at.into()),
             })
@@ -170,14 +171,16 @@ fn candidate_view(
     let (_, share) = candidate(&now.snapshot.manifest, name)?;
     let plugin = now.snapshot.plugins.second_build(name)?;
     let digest = plugin.digest();
-    let at = others.iter().position(|other| other.digest == digest);
+    let at = others
+        .iter()
+        .position(|other| other.digest == digest.to_string());
     let sessions = at.map_or(0, |at| others.remove(at).sessions);
     let written = record
         .candidate(PluginKind::Policy, name)
         .map(|one| &one.build);
     let written = written.filter(|build| build.digest == digest);
     Some(CandidateView {
-        digest: digest.to_owned(),
+        digest: digest.to_string(),
         version: plugin.descriptor().version.clone(),
         share,
         sessions,
@@ -225,15 +228,15 @@ fn sessions(
             return count(&|runs| tools.is_some_and(|tools| tools.is_for(&runs.policy)));
         }
     };
-    let mut builds: HashMap<&str, usize> = HashMap::new();
+    let mut builds: HashMap<Digest, usize> = HashMap::new();
     for (runs, count) in runs.iter().filter(|(runs, _)| runs.policy == policy.name()) {
-        *builds.entry(&runs.digest).or_default() += count;
+        *builds.entry(runs.digest).or_default() += count;
     }
-    let own = builds.remove(policy.digest()).unwrap_or_default();
+    let own = builds.remove(&policy.digest()).unwrap_or_default();
     let mut others: Vec<BuildView> = builds
         .into_iter()
         .map(|(digest, sessions)| BuildView {
-            digest: digest.to_owned(),
+            digest: digest.to_string(),
             sessions,
         })
         .collect();
@@ -296,7 +299,7 @@ fn place(of_key: &KeyInjection) -> String {
 
 fn activation(build: &Activation) -> ActivationView {
     ActivationView {
-        digest: build.digest.clone(),
+        digest: build.digest.to_string(),
         by: build.by.clone(),
         at: format_time(build.at.into()),
     }
@@ -305,7 +308,7 @@ fn activation(build: &Activation) -> ActivationView {
 fn kept(kept: StoredUpload) -> KeptView {
     let label = kept.label;
     KeptView {
-        digest: kept.digest,
+        digest: kept.digest.to_string(),
         size: kept.size,
         kind: label.as_ref().map(|label| label.kind.clone()),
         own_name: label.as_ref().map(|label| label.name.clone()),

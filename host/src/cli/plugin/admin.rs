@@ -205,7 +205,7 @@ fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, ServerError
         };
         writer.write(&record)?;
         let before = record.builds(kind, name).last();
-        let before = before.map(|build| build.digest.clone());
+        let before = before.map(|build| build.digest);
         Ok::<_, UploadStoreError>(Some((off, before)))
     };
     match roll_back()? {

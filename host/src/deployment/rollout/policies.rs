@@ -23,6 +23,7 @@ use lucid_session::{
     BuildAssignment, CreateError, Policies, PolicyInfo, SessionPolicy, StepOutcome, StepVerdict,
     TrafficSplit,
 };
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 use lucid_types::user::UserId;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -90,7 +91,7 @@ impl PolicyRegistry {
             let settings = &policy.settings;
             let active = component(policy.plugin, settings, policy.builtin);
             let name = active.info.name.clone();
-            let of = |build: &PolicyBuild, since| (name.clone(), build.info.digest.clone(), since);
+            let of = |build: &PolicyBuild, since| (name.clone(), build.info.digest, since);
             let probation = manifest
                 .upload(PluginKind::Policy, &name)
                 .and_then(|one| one.probation);
@@ -266,16 +267,16 @@ impl Policies for PolicyRegistry {
         })
     }
 
-    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
+    fn successor(&self, name: &str, digest: Option<Digest>) -> Option<Arc<dyn SessionPolicy>> {
         let PolicyBuilds { active, second, .. } = self.by_name.get(name)?;
         let candidate = second.as_ref().filter(|one| one.share.is_some());
-        match candidate.filter(|one| one.build.info.digest == digest) {
+        match candidate.filter(|one| Some(one.build.info.digest) == digest) {
             Some(candidate) => Some(candidate.build.clone()),
             None => Some(active.clone()),
         }
     }
 
-    fn fallback(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
+    fn fallback(&self, name: &str, digest: Digest) -> Option<Arc<dyn SessionPolicy>> {
         let PolicyBuilds {
             active,
             second,
@@ -290,7 +291,7 @@ impl Policies for PolicyRegistry {
         (new.info.digest == digest).then(|| before.clone() as Arc<dyn SessionPolicy>)
     }
 
-    fn record_step(&self, name: &str, digest: &str, session: SessionId, verdict: StepVerdict) {
+    fn record_step(&self, name: &str, digest: Digest, session: SessionId, verdict: StepVerdict) {
         let Some(builds) = self.by_name.get(name) else {
             return;
         };
@@ -319,7 +320,7 @@ fn info(plugin: &PolicyPlugin, settings: String, mock: bool) -> PolicyInfo {
     let descriptor = plugin.descriptor();
     PolicyInfo {
         name: plugin.name().to_owned(),
-        digest: plugin.digest().to_owned(),
+        digest: plugin.digest(),
         calls_models: descriptor.calls_models,
         needs_sandbox: descriptor.needs_sandbox,
         mock,

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use lucid_session::{StepVerdict, TrafficSplit};
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 use lucid_types::plural;
 
@@ -153,7 +154,7 @@ fn remember(set: &mut HashSet<SessionId>, session: SessionId) {
 
 /// The key under which a policy's build is counted: its name, its digest, and the start of its
 /// probation, if it is on probation.
-pub(super) type ProbationKey = (String, String, Option<DateTime<Utc>>);
+pub(super) type ProbationKey = (String, Digest, Option<DateTime<Utc>>);
 
 /// All counts, across the generations of the deployment.
 #[derive(Debug)]
@@ -169,7 +170,7 @@ pub(crate) struct ProbationDecision {
     /// The policy.
     pub(crate) name: String,
     /// The build.
-    pub(crate) digest: String,
+    pub(crate) digest: Digest,
     /// The start of its probation.
     pub(crate) since: DateTime<Utc>,
     /// Confirmed or rolled back.
@@ -345,8 +346,8 @@ mod tests {
     fn a_verdict_is_told_once_and_again_only_where_nothing_came_of_it() {
         let (probations, mut decisions) = Probations::new();
         let since = DateTime::UNIX_EPOCH;
-        let of = ("coder".to_owned(), "b".to_owned(), Some(since));
-        let before = probations.counts(&("coder".to_owned(), "a".to_owned(), None));
+        let of = ("coder".to_owned(), Digest::of("b"), Some(since));
+        let before = probations.counts(&("coder".to_owned(), Digest::of("a"), None));
         let probation = probations.probation(&of, since, &before);
         let sessions = [SessionId::new(), SessionId::new()];
         before.count(sessions[0], StepVerdict::Ok);
@@ -369,14 +370,14 @@ mod tests {
         // Another activation of the same build starts afresh.
         drop(probation);
         let later = DateTime::from_timestamp(1, 0).unwrap();
-        let again = ("coder".to_owned(), "b".to_owned(), Some(later));
+        let again = ("coder".to_owned(), Digest::of("b"), Some(later));
         assert_eq!(probations.counts(&again).stats(), ProbationStats::default());
     }
 
     #[test]
     fn counts_and_turns_go_on_for_as_long_as_anybody_has_them() {
         let (probations, _rulings) = Probations::new();
-        let of = ("coder".to_owned(), "b".to_owned(), None);
+        let of = ("coder".to_owned(), Digest::of("b"), None);
         let (counts, share) = (probations.counts(&of), probations.traffic_split(&of, 10));
         counts.count(SessionId::new(), StepVerdict::Failed);
         assert!(Arc::ptr_eq(&counts, &probations.counts(&of)));

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::policies;
 use crate::deployment::manager::{BuildChangeError, DeploymentManager};
 use lucid_session::{Sessions, ShadowBounds, ShadowReport};
+use lucid_types::digest::Digest;
 use lucid_types::log::LogError;
 use lucid_types::log_label::PluginCaller;
 use lucid_types::sentence::sentence;
@@ -42,10 +43,10 @@ struct StartedShadow {
 
 /// One shadow run.
 pub(crate) struct ShadowRun {
-    /// The digest of the shadowed build, in lower-case hex.
-    pub(crate) digest: String,
+    /// The digest of the shadowed build.
+    pub(crate) digest: Digest,
     /// The build that new sessions had when it began.
-    pub(crate) compared_with: String,
+    pub(crate) compared_with: Digest,
     /// Who requested it.
     pub(crate) by: String,
     /// When it began.
@@ -99,7 +100,7 @@ impl ShadowRuns {
         &self,
         (deployment, sessions): (&DeploymentManager, &Sessions),
         name: &str,
-        digest: &str,
+        digest: Digest,
         most: u64,
         by: &str,
     ) -> Result<Arc<ShadowRun>, ShadowError> {
@@ -109,7 +110,7 @@ impl ShadowRuns {
             return Err(BuildChangeError::unknown_plugin(plugins, PluginKind::Policy, name).into());
         };
         if !deployment.upload_store().has(digest) {
-            return Err(BuildChangeError::NotUploaded(digest.to_owned()).into());
+            return Err(BuildChangeError::NotUploaded(digest).into());
         }
         let mut inner = self.0.lock();
         let runs = |one: &&StartedShadow| one.shadow.end().is_none() && !one.task.is_finished();
@@ -122,8 +123,8 @@ impl ShadowRuns {
             });
         }
         let shadow = Arc::new(ShadowRun {
-            digest: digest.to_owned(),
-            compared_with: beside.digest().to_owned(),
+            digest,
+            compared_with: beside.digest(),
             by: by.to_owned(),
             begun: SystemTime::now(),
             progress: Mutex::default(),
@@ -142,7 +143,7 @@ impl ShadowRuns {
             shadow: shadow.clone(),
             task: AbortOnDropHandle::new(tokio::spawn(task)),
         });
-        tracing::info!(name, digest, by, "a build is shadowed");
+        tracing::info!(name, %digest, by, "a build is shadowed");
         Ok(shadow)
     }
 }
@@ -157,7 +158,7 @@ enum ShadowRunError {
     #[error("the uploaded build cannot be used: {0}")]
     Load(#[from] LoadError),
     #[error("it is not what was uploaded: the file has sha256:{0}. Upload it again")]
-    NotUploaded(String),
+    NotUploaded(Digest),
     #[error("the log cannot be read: {0}")]
     Log(#[source] LogError),
 }
@@ -171,7 +172,7 @@ async fn run(
 ) {
     let ending = ShadowRunGuard(shadow.clone());
     let ended = async {
-        let build = load(&deployment, &name, &shadow.digest).await?;
+        let build = load(&deployment, &name, shadow.digest).await?;
         let build = policies::build(build);
         let bounds = ShadowBounds::default();
         let replayed = sessions.shadow(&name, &*build, most, bounds, &shadow.progress);
@@ -182,7 +183,7 @@ async fn run(
     let progress = shadow.report();
     tracing::info!(
         name,
-        digest = shadow.digest,
+        digest = %shadow.digest,
         sessions = progress.sessions,
         different = progress.different,
         failed = progress.failed,
@@ -214,7 +215,7 @@ impl Drop for ShadowRunGuard {
 async fn load(
     deployment: &DeploymentManager,
     name: &str,
-    digest: &str,
+    digest: Digest,
 ) -> Result<PolicyPlugin, ShadowRunError> {
     let file = deployment.upload_store().file(digest);
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
@@ -229,7 +230,7 @@ async fn load(
     let loaded = PolicyPlugin::load(deployment.engine(), name, &wasm, &limits);
     let plugin = Box::pin(loaded).await?;
     if plugin.digest() != digest {
-        return Err(ShadowRunError::NotUploaded(plugin.digest().to_owned()));
+        return Err(ShadowRunError::NotUploaded(plugin.digest()));
     }
     Ok(plugin)
 }

@@ -14,8 +14,8 @@ use std::io;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::is_digest;
 use crate::manifest::is_name;
+use lucid_types::digest::Digest;
 use lucid_wasm::PluginKind;
 
 /// The format version of the record. A host that does not know it must not guess.
@@ -65,8 +65,8 @@ struct PluginActivations {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Activation {
-    /// Its digest, in lower-case hex.
-    pub(crate) digest: String,
+    /// Its digest.
+    pub(crate) digest: Digest,
     /// Who activated it.
     pub(crate) by: String,
     /// When it was activated.
@@ -91,8 +91,8 @@ pub(crate) struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AutoRollback {
-    /// Its digest, in lower-case hex.
-    pub(crate) digest: String,
+    /// Its digest.
+    pub(crate) digest: Digest,
     /// When it was rolled back.
     pub(crate) at: DateTime<Utc>,
     /// A sentence with the counts.
@@ -103,8 +103,8 @@ pub(crate) struct AutoRollback {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RolledBack {
-    /// Its digest, in lower-case hex.
-    pub(crate) digest: String,
+    /// Its digest.
+    pub(crate) digest: Digest,
     /// Who rolled it back.
     pub(crate) by: String,
     /// When it was rolled back.
@@ -130,7 +130,7 @@ impl DeactivatedBuild {
 }
 
 impl Activation {
-    fn matches(&self, digest: &str, at: DateTime<Utc>) -> bool {
+    fn matches(&self, digest: Digest, at: DateTime<Utc>) -> bool {
         self.digest == digest && self.at == at
     }
 }
@@ -242,7 +242,7 @@ impl Activations {
             None => DeactivatedBuild::Active(one.builds.pop()?),
         };
         one.rolled_back.push(RolledBack {
-            digest: taken.build().digest.clone(),
+            digest: taken.build().digest,
             by: by.to_owned(),
             at,
         });
@@ -263,7 +263,7 @@ impl Activations {
             return false;
         };
         let on_probation =
-            |build: &Activation| build.probation && build.matches(&taken.digest, since);
+            |build: &Activation| build.probation && build.matches(taken.digest, since);
         if one
             .candidate
             .as_ref()
@@ -283,7 +283,7 @@ impl Activations {
     }
 
     /// Ends a build's probation. Returns false if it is on none.
-    pub(crate) fn confirm(&mut self, name: &str, digest: &str, since: DateTime<Utc>) -> bool {
+    pub(crate) fn confirm(&mut self, name: &str, digest: Digest, since: DateTime<Utc>) -> bool {
         let Some(one) = self.policies.get_mut(name) else {
             return false;
         };
@@ -302,7 +302,7 @@ impl Activations {
         })
     }
 
-    pub(super) fn digests(&self) -> BTreeSet<&str> {
+    pub(super) fn digests(&self) -> BTreeSet<Digest> {
         let all = PluginKind::ALL
             .iter()
             .flat_map(|kind| self.of(*kind).values());
@@ -310,7 +310,7 @@ impl Activations {
             let candidate = one.candidate.iter().map(|candidate| &candidate.build);
             one.builds.iter().chain(candidate)
         })
-        .map(|build| build.digest.as_str())
+        .map(|build| build.digest)
         .collect()
     }
 
@@ -339,9 +339,6 @@ impl Activations {
         if others.any(has_candidate) {
             return Err(ActivationsError::Candidate);
         }
-        if !self.digests().into_iter().all(is_digest) {
-            return Err(ActivationsError::Digest);
-        }
         Ok(())
     }
 }
@@ -367,9 +364,6 @@ pub enum ActivationsError {
     /// A plugin that is no policy has a candidate.
     #[error("it has a candidate that is no policy, and only policies have any")]
     Candidate,
-    /// A digest in it is none.
-    #[error("a digest in it is not 64 hexadecimal digits")]
-    Digest,
 }
 
 #[cfg(test)]
@@ -378,16 +372,16 @@ mod tests {
 
     use super::*;
 
-    fn activation(digest: &str) -> Activation {
+    fn activation(digest: Digest) -> Activation {
         Activation {
-            digest: digest.to_owned(),
+            digest,
             by: "alice".to_owned(),
             at: DateTime::UNIX_EPOCH,
             probation: false,
         }
     }
 
-    fn on_probation(digest: &str, seconds: i64) -> Activation {
+    fn on_probation(digest: Digest, seconds: i64) -> Activation {
         Activation {
             at: DateTime::from_timestamp(seconds, 0).unwrap(),
             probation: true,
@@ -395,9 +389,9 @@ mod tests {
         }
     }
 
-    fn taken(digest: &str) -> AutoRollback {
+    fn taken(digest: Digest) -> AutoRollback {
         AutoRollback {
-            digest: digest.to_owned(),
+            digest,
             at: DateTime::UNIX_EPOCH,
             why: "It failed 3 of 9 steps.".to_owned(),
         }
@@ -405,12 +399,12 @@ mod tests {
 
     #[test]
     fn a_candidate_goes_first_and_a_build_is_taken_back_only_while_it_is_on_probation() {
-        let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let (a, b, c) = (Digest::of("a"), Digest::of("b"), Digest::of("c"));
         let since = |seconds| DateTime::from_timestamp(seconds, 0).unwrap();
         let mut record = Activations::default();
-        record.push(PluginKind::Policy, "coder", false, on_probation(&a, 1));
+        record.push(PluginKind::Policy, "coder", false, on_probation(a, 1));
         let candidate = |share| Candidate {
-            build: on_probation(&b, 2),
+            build: on_probation(b, 2),
             share,
         };
         record.set_candidate("coder", candidate(10));
@@ -418,9 +412,9 @@ mod tests {
             !record.builds(PluginKind::Policy, "coder")[0].probation,
             "what a candidate is set beside is settled"
         );
-        assert!(record.digests().contains(&*b), "a candidate makes no room");
+        assert!(record.digests().contains(&b), "a candidate makes no room");
         let more = Candidate {
-            build: on_probation(&b, 9),
+            build: on_probation(b, 9),
             share: 50,
         };
         record.set_candidate("coder", more);
@@ -432,28 +426,25 @@ mod tests {
 
         // Counts of another build, or of an earlier time, roll nothing back.
         let untouched = record.clone();
-        assert!(!record.auto_roll_back("coder", since(1), taken(&b)));
-        assert!(!record.auto_roll_back("coder", since(2), taken(&a)));
-        assert!(!record.auto_roll_back("other", since(2), taken(&b)));
+        assert!(!record.auto_roll_back("coder", since(1), taken(b)));
+        assert!(!record.auto_roll_back("coder", since(2), taken(a)));
+        assert!(!record.auto_roll_back("other", since(2), taken(b)));
         assert!(
-            !record.confirm("coder", &a, since(1)),
+            !record.confirm("coder", a, since(1)),
             "it is settled already"
         );
         assert_eq!(record, untouched);
 
         let mut back = record.clone();
-        assert!(back.auto_roll_back("coder", since(2), taken(&b)));
+        assert!(back.auto_roll_back("coder", since(2), taken(b)));
         assert_eq!(back.candidate(PluginKind::Policy, "coder"), None);
         assert_eq!(back.builds(PluginKind::Policy, "coder").len(), 1);
-        assert_eq!(
-            back.auto_rollbacks(PluginKind::Policy, "coder"),
-            [taken(&b)]
-        );
+        assert_eq!(back.auto_rollbacks(PluginKind::Policy, "coder"), [taken(b)]);
 
         let mut settled = record.clone();
-        assert!(settled.confirm("coder", &b, since(2)));
+        assert!(settled.confirm("coder", b, since(2)));
         assert!(
-            !settled.auto_roll_back("coder", since(2), taken(&b)),
+            !settled.auto_roll_back("coder", since(2), taken(b)),
             "it is settled"
         );
         assert_eq!(
@@ -466,18 +457,18 @@ mod tests {
 
         assert_eq!(
             record.roll_back(PluginKind::Policy, "coder", "ann", since(4)),
-            Some(DeactivatedBuild::Candidate(on_probation(&b, 2)))
+            Some(DeactivatedBuild::Candidate(on_probation(b, 2)))
         );
         record.set_candidate("coder", candidate(10));
-        record.push(PluginKind::Policy, "coder", false, on_probation(&c, 3));
+        record.push(PluginKind::Policy, "coder", false, on_probation(c, 3));
         assert_eq!(
             record.candidate(PluginKind::Policy, "coder"),
             None,
             "another has all"
         );
         for number in 0..9 {
-            record.push(PluginKind::Policy, "coder", false, on_probation(&c, number));
-            assert!(record.auto_roll_back("coder", since(number), taken(&c)));
+            record.push(PluginKind::Policy, "coder", false, on_probation(c, number));
+            assert!(record.auto_roll_back("coder", since(number), taken(c)));
         }
         assert_eq!(
             record.auto_rollbacks(PluginKind::Policy, "coder").len(),
@@ -490,10 +481,8 @@ mod tests {
             None
         );
         let who = record.rollbacks(PluginKind::Policy, "coder").iter();
-        let who: Vec<_> = who
-            .map(|one| (one.digest.as_str(), one.by.as_str()))
-            .collect();
-        assert_eq!(who, [(&*b, "ann"), (&*a, "bob")]);
+        let who: Vec<_> = who.map(|one| (one.digest, one.by.as_str())).collect();
+        assert_eq!(who, [(b, "ann"), (a, "bob")]);
         assert_eq!(
             record.auto_rollbacks(PluginKind::Policy, "coder").len(),
             REMEMBERED,
@@ -509,12 +498,12 @@ mod tests {
             steps in proptest::collection::vec((0..3_u8, 0..4_u8, any::<bool>()), 0..60)
         ) {
             let mut record = Activations::default();
-            let mut model: BTreeMap<u8, Vec<String>> = BTreeMap::new();
+            let mut model: BTreeMap<u8, Vec<Digest>> = BTreeMap::new();
             for (name, digest, push) in steps {
-                let (list, digest) = (model.entry(name).or_default(), format!("{digest}").repeat(64));
+                let (list, digest) = (model.entry(name).or_default(), Digest::of([digest]));
                 let name = format!("p{name}");
                 if push {
-                    record.push(PluginKind::Policy, &name, false, activation(&digest));
+                    record.push(PluginKind::Policy, &name, false, activation(digest));
                     if list.last() != Some(&digest) {
                         list.push(digest);
                     }
@@ -523,11 +512,11 @@ mod tests {
                     }
                 } else {
                     let popped = record.roll_back(PluginKind::Policy, &name, "alice", DateTime::UNIX_EPOCH);
-                    let meant = list.pop().map(|digest| DeactivatedBuild::Active(activation(&digest)));
+                    let meant = list.pop().map(|digest| DeactivatedBuild::Active(activation(digest)));
                     prop_assert_eq!(popped, meant);
                 }
-                let found: Vec<&str> =
-                    record.builds(PluginKind::Policy, &name).iter().map(|build| &*build.digest).collect();
+                let found: Vec<Digest> =
+                    record.builds(PluginKind::Policy, &name).iter().map(|build| build.digest).collect();
                 prop_assert_eq!(&found, list);
                 prop_assert!(record.check().is_ok());
                 let text = serde_json::to_string(&record).unwrap();

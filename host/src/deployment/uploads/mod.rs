@@ -25,9 +25,9 @@ pub(crate) use self::activations::{
     Activation, Activations, AutoRollback, Candidate, DeactivatedBuild,
 };
 use crate::manifest::{
-    ComponentDigest, ManifestProblem, SecondBuild, SecondBuildRole, UploadOverride, UploadOverrides,
+    ManifestProblem, SecondBuild, SecondBuildRole, UploadOverride, UploadOverrides,
 };
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 use lucid_wasm::PluginKind;
 
 /// The file with the record of active builds.
@@ -117,19 +117,13 @@ pub(crate) struct UploadMetadata {
 /// A stored build.
 #[derive(Debug)]
 pub(crate) struct StoredUpload {
-    /// Its digest, in lower-case hex.
-    pub(crate) digest: String,
+    /// Its digest.
+    pub(crate) digest: Digest,
     /// Its size in bytes.
     pub(crate) size: u64,
     /// `None` if its label was lost.
     pub(crate) label: Option<UploadMetadata>,
     written: SystemTime,
-}
-
-/// Whether a text is a SHA-256 in lower-case hex, and so a file's name here.
-pub(crate) fn is_digest(text: &str) -> bool {
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    text.len() == 64 && text.bytes().all(hex)
 }
 
 impl UploadStore {
@@ -150,17 +144,17 @@ impl UploadStore {
     }
 
     /// The path of a build, whether it exists or not.
-    pub(crate) fn file(&self, digest: &str) -> PathBuf {
+    pub(crate) fn file(&self, digest: Digest) -> PathBuf {
         self.folder.join(format!("{digest}.wasm"))
     }
 
-    fn label_file(&self, digest: &str) -> PathBuf {
+    fn label_file(&self, digest: Digest) -> PathBuf {
         self.folder.join(format!("{digest}.json"))
     }
 
     /// Whether a build is stored.
-    pub(crate) fn has(&self, digest: &str) -> bool {
-        is_digest(digest) && self.file(digest).is_file()
+    pub(crate) fn has(&self, digest: Digest) -> bool {
+        self.file(digest).is_file()
     }
 
     /// The record of active builds. Empty if none was ever activated.
@@ -249,10 +243,8 @@ impl UploadStore {
         build: &Activation,
     ) -> UploadOverride {
         UploadOverride {
-            file: self.file(&build.digest),
-            digest: ComponentDigest {
-                hex: build.digest.clone(),
-            },
+            file: self.file(build.digest),
+            digest: build.digest,
             added: record.is_added(kind, name),
             probation: build.probation.then_some(build.at),
         }
@@ -265,11 +257,11 @@ impl UploadStore {
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let name = entry.file_name().into_string().ok()?;
-                let digest = name.strip_suffix(".wasm").filter(|name| is_digest(name))?;
+                let digest: Digest = name.strip_suffix(".wasm")?.parse().ok()?;
                 let found = entry.metadata().ok()?;
                 let label = std::fs::read(self.label_file(digest)).ok();
                 Some(StoredUpload {
-                    digest: digest.to_owned(),
+                    digest,
                     size: found.len(),
                     label: label.and_then(|label| serde_json::from_slice(&label).ok()),
                     written: found.modified().ok()?,
@@ -324,17 +316,17 @@ impl UploadStoreLock {
         &self,
         wasm: &[u8],
         label: &UploadMetadata,
-    ) -> Result<String, UploadStoreError> {
-        let digest = sha256_hex(wasm);
+    ) -> Result<Digest, UploadStoreError> {
+        let digest = Digest::of(wasm);
         self.sweep();
-        self.make_room(&digest, wasm.len() as u64)?;
+        self.make_room(digest, wasm.len() as u64)?;
         // The label first: a build exists when its component does.
         let text = serde_json::to_vec(label).unwrap_or_default();
-        self.write_file(&self.store.label_file(&digest), &text)?;
-        let path = self.store.file(&digest);
+        self.write_file(&self.store.label_file(digest), &text)?;
+        let path = self.store.file(digest);
         if let Err(error) = self.write_file(&path, wasm) {
             if !path.is_file() {
-                let _ = std::fs::remove_file(self.store.label_file(&digest));
+                let _ = std::fs::remove_file(self.store.label_file(digest));
             }
             return Err(error);
         }
@@ -384,7 +376,7 @@ impl UploadStoreLock {
         }
     }
 
-    fn make_room(&self, digest: &str, size: u64) -> Result<(), UploadStoreError> {
+    fn make_room(&self, digest: Digest, size: u64) -> Result<(), UploadStoreError> {
         let StorageLimits { builds, bytes } = self.store.limits;
         let record = self.store.record()?;
         let in_use = record.digests();
@@ -392,13 +384,13 @@ impl UploadStoreLock {
         kept.retain(|one| one.digest != digest);
         let mut total: u64 = kept.iter().map(|one| one.size).sum();
         while kept.len() >= builds || total.saturating_add(size) > bytes {
-            let idle = kept.iter().rposition(|one| !in_use.contains(&*one.digest));
+            let idle = kept.iter().rposition(|one| !in_use.contains(&one.digest));
             let Some(oldest) = idle.map(|at| kept.remove(at)) else {
                 return Err(UploadStoreError::Full { in_use: kept.len() });
             };
-            let path = self.store.file(&oldest.digest);
+            let path = self.store.file(oldest.digest);
             std::fs::remove_file(&path).map_err(|cause| failed(&path, "removed", cause))?;
-            let _ = std::fs::remove_file(self.store.label_file(&oldest.digest));
+            let _ = std::fs::remove_file(self.store.label_file(oldest.digest));
             total = total.saturating_sub(oldest.size);
         }
         Ok(())
@@ -435,14 +427,14 @@ mod tests {
             }
         }
 
-        fn keep(&self, wasm: &[u8]) -> Result<String, UploadStoreError> {
+        fn keep(&self, wasm: &[u8]) -> Result<Digest, UploadStoreError> {
             self.depot.lock()?.store(wasm, &label())
         }
 
         /// Stores a build with an explicit time, since a file system's clock may be coarse.
-        fn keep_at(&self, wasm: &[u8], seconds: u64) -> String {
+        fn keep_at(&self, wasm: &[u8], seconds: u64) -> Digest {
             let digest = self.keep(wasm).unwrap();
-            let file = File::options().write(true).open(self.depot.file(&digest));
+            let file = File::options().write(true).open(self.depot.file(digest));
             let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
             file.unwrap().set_modified(at).unwrap();
             digest
@@ -465,9 +457,9 @@ mod tests {
         }
     }
 
-    fn activation(digest: &str) -> Activation {
+    fn activation(digest: Digest) -> Activation {
         Activation {
-            digest: digest.to_owned(),
+            digest,
             by: "alice".to_owned(),
             at: DateTime::UNIX_EPOCH,
             probation: false,
@@ -480,8 +472,8 @@ mod tests {
         let fixture = Fixture::new(4, 1_000);
         assert!(fixture.depot.list().is_empty(), "nothing was made yet");
         let digest = fixture.keep(b"a component").unwrap();
-        assert!(fixture.depot.has(&digest));
-        let path = fixture.depot.file(&digest);
+        assert!(fixture.depot.has(digest));
+        let path = fixture.depot.file(digest);
         assert_eq!(std::fs::read(&path).unwrap(), b"a component");
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(&fixture.depot.folder)), (0o600, 0o700));
@@ -510,13 +502,13 @@ mod tests {
         let fixture = Fixture::new(4, 1_000);
         let digest = fixture.keep(b"one").unwrap();
         let mut record = Activations::default();
-        record.push(PluginKind::Policy, "coder", false, activation(&digest));
+        record.push(PluginKind::Policy, "coder", false, activation(digest));
         let writer = fixture.depot.lock().unwrap();
         writer.write(&record).unwrap();
         drop(writer);
         // A folder in the file's place makes the last step fail, on any disk and for any user.
-        let other = sha256_hex(b"two");
-        std::fs::create_dir(fixture.depot.file(&other)).unwrap();
+        let other = Digest::of(b"two");
+        std::fs::create_dir(fixture.depot.file(other)).unwrap();
         let error = fixture.keep(b"two").unwrap_err().to_string();
         assert!(error.contains("cannot be written"), "{error}");
         assert_eq!(fixture.depot.record().unwrap(), record);
@@ -528,7 +520,7 @@ mod tests {
         let full = failed(Path::new("x"), "written", io::ErrorKind::StorageFull.into());
         assert!(full.is_disk_full());
         assert!(
-            !fixture.depot.label_file(&other).exists(),
+            !fixture.depot.label_file(other).exists(),
             "its label is left"
         );
     }
@@ -536,24 +528,24 @@ mod tests {
     #[test]
     fn the_oldest_that_nobody_needs_goes_first() {
         let fixture = Fixture::new(3, 1_000);
-        let digests: Vec<String> = (1..=3)
+        let digests: Vec<Digest> = (1..=3)
             .map(|number| fixture.keep_at(&[number], u64::from(number)))
             .collect();
         let mut record = Activations::default();
-        record.push(PluginKind::Llm, "openai", false, activation(&digests[0]));
-        record.push(PluginKind::Llm, "openai", false, activation(&digests[2]));
+        record.push(PluginKind::Llm, "openai", false, activation(digests[0]));
+        record.push(PluginKind::Llm, "openai", false, activation(digests[2]));
         fixture.depot.lock().unwrap().write(&record).unwrap();
         let fourth = fixture.keep_at(&[4], 4);
         let there: Vec<bool> = digests
             .iter()
-            .map(|digest| fixture.depot.has(digest))
+            .map(|digest| fixture.depot.has(*digest))
             .collect();
         assert_eq!(
             there,
             [true, false, true],
             "the second was the oldest idle one"
         );
-        record.push(PluginKind::Policy, "coder", false, activation(&fourth));
+        record.push(PluginKind::Policy, "coder", false, activation(fourth));
         fixture.depot.lock().unwrap().write(&record).unwrap();
         let error = fixture.keep(&[5]).unwrap_err();
         assert!(
@@ -582,7 +574,7 @@ mod tests {
         assert_eq!(fixture.depot.record().unwrap(), Activations::default());
         let digest = fixture.keep(b"one").unwrap();
         let mut record = Activations::default();
-        record.push(PluginKind::Policy, "coder", true, activation(&digest));
+        record.push(PluginKind::Policy, "coder", true, activation(digest));
         fixture.depot.lock().unwrap().write(&record).unwrap();
         let path = fixture.depot.record_file();
         let good = std::fs::read_to_string(&path).unwrap();
@@ -595,7 +587,7 @@ mod tests {
             );
         }
         for (from, to) in [
-            (digest.as_str(), "../../../etc/passwd"),
+            (digest.to_string().as_str(), "../../../etc/passwd"),
             ("coder", "../coder"),
             ("\"version\": 1", "\"version\": 2"),
             // From a later host, which gave it a meaning.
@@ -617,7 +609,7 @@ mod tests {
         assert_eq!(fixture.depot.record().unwrap(), record);
     }
 
-    fn on_probation(digest: &str, seconds: i64) -> Activation {
+    fn on_probation(digest: Digest, seconds: i64) -> Activation {
         Activation {
             at: DateTime::from_timestamp(seconds, 0).unwrap(),
             probation: true,
@@ -645,7 +637,7 @@ mod tests {
             PluginKind::Policy,
             "coder",
             false,
-            activation(&"b".repeat(64)),
+            activation(Digest::of("b")),
         );
         let text = serde_json::to_string(&record).unwrap();
         for word in ["probation", "candidate", "taken_back"] {
@@ -658,7 +650,7 @@ mod tests {
         let fixture = Fixture::new(4, 1_000);
         let digest = fixture.keep(b"one").unwrap();
         let mut record = Activations::default();
-        let build = on_probation(&digest, 1);
+        let build = on_probation(digest, 1);
         record.set_candidate("coder", Candidate { build, share: 42 });
         fixture.depot.lock().unwrap().write(&record).unwrap();
         assert_eq!(fixture.depot.record().unwrap(), record);
@@ -680,23 +672,6 @@ mod tests {
     }
 
     #[test]
-    fn only_a_digest_names_a_file() {
-        let upload_store = UploadStore::new(PathBuf::from("/"));
-        for text in [
-            "",
-            "..",
-            "../x",
-            "A",
-            &"A".repeat(64),
-            &"a".repeat(65),
-            &format!("{}/", "a".repeat(63)),
-        ] {
-            assert!(!is_digest(text) && !upload_store.has(text), "{text}");
-        }
-        assert!(is_digest(&"0af9".repeat(16)));
-    }
-
-    #[test]
     fn two_that_write_at_once_take_turns() {
         let fixture = Fixture::new(64, 1 << 20);
         std::thread::scope(|scope| {
@@ -707,7 +682,7 @@ mod tests {
                     let digest = writer.store(&[number], &label()).unwrap();
                     let mut record = upload_store.record().unwrap();
                     let name = format!("p{number}");
-                    record.push(PluginKind::Policy, &name, true, activation(&digest));
+                    record.push(PluginKind::Policy, &name, true, activation(digest));
                     writer.write(&record).unwrap();
                 });
             }

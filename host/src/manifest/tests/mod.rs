@@ -18,7 +18,7 @@ use crate::builtin;
 use crate::config::size;
 use crate::deployment::load::load;
 use lucid_net::egress::KeyInjection;
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::{Digest, sha256_hex};
 use lucid_wasm::testing::engine;
 use lucid_wasm::{Plugin, PluginKind, PluginLimits, Plugins};
 
@@ -539,13 +539,13 @@ async fn an_upload_in_the_place_of_a_built_in_adapter_is_not_built_in() {
     let folder = tempfile::tempdir().unwrap();
     let (file, adapter) = (folder.path().join("own.wasm"), builtin::PROVIDERS[0].1);
     std::fs::write(&file, adapter).unwrap();
-    let hex = sha256_hex(adapter);
+    let digest = Digest::of(adapter);
     let text = "[providers.google]\ncomponent = \"builtin:google\"\n";
     let manifest = Manifest::parse(Path::new("lucid.toml"), text).unwrap();
     let mut uploads = UploadOverrides::default();
     let upload = UploadOverride {
         file,
-        digest: super::ComponentDigest { hex },
+        digest,
         added: false,
         probation: None,
     };
@@ -716,10 +716,7 @@ fn as_document(manifest: &Manifest) -> Value {
         };
         all.insert("component".into(), component.into());
         if let Some(digest) = &entry.digest {
-            all.insert(
-                "digest".into(),
-                format!("sha256:{}", digest.value.hex).into(),
-            );
+            all.insert("digest".into(), digest.value.with_algorithm().into());
         }
         if entry.settings != PluginSettings::default() {
             all.insert(

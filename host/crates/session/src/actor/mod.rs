@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
+use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::text::cut;
@@ -83,7 +84,7 @@ pub(super) struct Actor {
     policy: Arc<dyn SessionPolicy>,
     /// The policy build that left the state, if it is a different build and this one has yet to
     /// take the state over.
-    previous_build: Option<String>,
+    previous_build: Option<Digest>,
     /// The number of the generation that this session cannot move to.
     skipped_generation: Option<u64>,
     available_models: Arc<AvailableModels>,

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use lucid_types::digest::Digest;
 use lucid_types::log::{EffectRow, InboxMessage, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{Input, Snapshot};
@@ -67,7 +68,7 @@ pub(crate) struct ResumeState {
     pub(crate) policy: Arc<dyn SessionPolicy>,
     /// The build of the policy that ran the session so far and left its state, if it is a different
     /// one.
-    pub(crate) previous_build: Option<String>,
+    pub(crate) previous_build: Option<Digest>,
     pub(crate) api_key: Option<Secret>,
     pub(crate) git_token: Option<Secret>,
     pub(crate) counters: SessionCounters,

@@ -156,7 +156,7 @@ impl Actor {
                     Ok(_) => {
                         self.record_step(&next.generation, &*next.policy, StepVerdict::Ok);
                         builder.inputs.insert(0, Input::Upgraded(next.from));
-                        builder.plugin.clone_from(&next.policy.info().digest);
+                        builder.plugin = next.policy.info().digest;
                         self.adopt(next.generation, next.policy);
                         return Some(stepped);
                     }
@@ -243,7 +243,7 @@ impl Actor {
         let info = policy.info();
         let older = generation
             .policies
-            .fallback(&self.fixed.policy, &info.digest);
+            .fallback(&self.fixed.policy, info.digest);
         let Some((older, state)) = self.fallback_build(older, info).await else {
             if asked {
                 self.record_step(&generation, &*policy, StepVerdict::Failed);
@@ -264,8 +264,8 @@ impl Actor {
         }
         tracing::warn!(
             session = %self.id,
-            failed = info.digest,
-            older = older.info().digest,
+            failed = %info.digest,
+            older = %older.info().digest,
             reason = failed.result.err(),
             "a step failed with a build on probation, and the build before took it"
         );
@@ -274,7 +274,7 @@ impl Actor {
         }
         self.record_step(&generation, &*older, StepVerdict::Ok);
         builder.inputs = inputs;
-        builder.plugin.clone_from(&older.info().digest);
+        builder.plugin = older.info().digest;
         self.adopt(generation, older);
         stepped
     }
@@ -297,7 +297,7 @@ impl Actor {
             return Some((older, None));
         };
         // After a restart the state may be this very build's own.
-        if self.previous_build.as_ref() == Some(&info.digest) {
+        if self.previous_build == Some(info.digest) {
             let own = (state.clone(), None);
             return Some((older, Some(own)));
         }
@@ -312,7 +312,7 @@ impl Actor {
         policy: &dyn SessionPolicy,
         verdict: StepVerdict,
     ) {
-        let (name, digest) = (&self.fixed.policy, &policy.info().digest);
+        let (name, digest) = (&self.fixed.policy, policy.info().digest);
         generation
             .policies
             .record_step(name, digest, self.id, verdict);
@@ -321,7 +321,7 @@ impl Actor {
     /// Returns the policy that would continue this session.
     fn successor(&self, current: &Generation) -> Result<Arc<dyn SessionPolicy>, String> {
         let (fixed, info) = (&self.fixed, self.policy.info());
-        let policy = current.policies.successor(&fixed.policy, &info.digest);
+        let policy = current.policies.successor(&fixed.policy, Some(info.digest));
         let policy = policy.ok_or("the deployment no longer has the policy")?;
         let next = policy.info();
         if next.digest != info.digest {
@@ -362,7 +362,7 @@ impl Actor {
         tracing::debug!(
             session = %self.id,
             generation = generation.number,
-            plugin = policy.info().digest,
+            plugin = %policy.info().digest,
             "a session moved on"
         );
         self.session

@@ -6,17 +6,18 @@ use futures::future::BoxFuture;
 
 use crate::error::CreateError;
 use crate::traffic_split::SplitSlot;
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 use lucid_types::user::UserId;
 use lucid_types::wit::policy::{Context, Input, Snapshot, Transition};
 
 /// What the engine knows about a policy.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PolicyInfo {
     /// The policy's name, in lower case, such as `coder`.
     pub name: String,
     /// The digest of the component that decides, for the log.
-    pub digest: String,
+    pub digest: Digest,
     /// Whether a session needs a model provider and a key.
     pub calls_models: bool,
     /// Whether a session is refused if no sandbox is available.
@@ -65,15 +66,15 @@ pub trait Policies: Send + Sync {
     fn find(&self, name: Option<&str>) -> Result<Arc<dyn SessionPolicy>, CreateError>;
     /// Returns the build that continues a session of this policy, which the component of this
     /// digest ran so far: that very component if it is still loaded, otherwise its successor.
-    fn successor(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
+    fn successor(&self, name: &str, digest: Option<Digest>) -> Option<Arc<dyn SessionPolicy>>;
     /// Returns the build that a new session begins with: if the policy has a candidate, the one
     /// whose turn it is.
     fn assign(&self, name: Option<&str>) -> Result<BuildAssignment, CreateError>;
     /// Returns the build before the one of this digest while that is on probation: it takes a step
     /// that this one fails.
-    fn fallback(&self, name: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>>;
+    fn fallback(&self, name: &str, digest: Digest) -> Option<Arc<dyn SessionPolicy>>;
     /// Records how a step of a session went with the build of this digest.
-    fn record_step(&self, name: &str, digest: &str, session: SessionId, verdict: StepVerdict);
+    fn record_step(&self, name: &str, digest: Digest, session: SessionId, verdict: StepVerdict);
     /// Returns the name of the policy that this user or this project gets in place of the
     /// deployment's default.
     fn assigned(&self, user: &UserId, project: Option<&str>) -> Option<&str>;

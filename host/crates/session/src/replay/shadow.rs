@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, LoggedStep};
 use lucid_types::log_label::PluginCaller;
@@ -92,9 +93,8 @@ pub struct ShadowDifference {
     pub step: Option<u64>,
     /// The kind of difference.
     pub what: DifferenceKind,
-    /// The SHA-256 in lower-case hex of the component that the log names; empty if there is no
-    /// step.
-    pub recorded_by: String,
+    /// The digest of the component that the log names; `None` if there is no step.
+    pub recorded_by: Option<Digest>,
     /// The lines that differ, or the build's own reason. Truncated.
     pub text: String,
 }
@@ -301,7 +301,7 @@ impl ShadowedSession<'_> {
             session: self.session,
             step: Some(logged.step),
             what,
-            recorded_by: logged.plugin.clone(),
+            recorded_by: Some(logged.plugin),
             text,
         });
     }
@@ -325,7 +325,7 @@ impl ShadowedSession<'_> {
                 session: self.session,
                 step: None,
                 what: DifferenceKind::NotMigrated,
-                recorded_by: String::new(),
+                recorded_by: None,
                 text: reason,
             });
         }

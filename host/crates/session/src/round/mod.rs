@@ -14,9 +14,10 @@ pub(crate) mod prompt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
+use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, ModelCallRow, PolicyDecision, RoundRow, SessionConfig,
@@ -52,7 +53,7 @@ pub(super) struct RoundContext<'a> {
     pub(super) model: &'a str,
     pub(super) mock: bool,
     pub(super) settings: &'a str,
-    pub(super) policy_digest: &'a str,
+    pub(super) policy_digest: Digest,
     pub(super) available_models: Option<&'a AvailableModels>,
     pub(super) budget: Budget,
     pub(super) describe: &'a (dyn Fn(&ToolCall) -> EventDraft + Sync),
@@ -79,7 +80,7 @@ impl<'a> RoundContext<'a> {
             model: &fixed.model,
             mock: policy.mock,
             settings: &policy.settings,
-            policy_digest: &policy.digest,
+            policy_digest: policy.digest,
             available_models: None,
             budget,
             describe,
@@ -157,7 +158,7 @@ pub(super) struct RoundBuilder<'a> {
     pub(super) open: BTreeMap<EffectId, EffectKind>,
     pub(super) inputs: Vec<Input>,
     /// The digest of the component that decides.
-    pub(super) plugin: String,
+    pub(super) plugin: Digest,
     pub(super) shown_tree: ShownTree,
     /// The agent's last message in the open task, as clients were shown it.
     pub(super) last_message: Option<Arc<str>>,
@@ -215,7 +216,7 @@ impl<'a> RoundBuilder<'a> {
             counters,
             open,
             inputs: Vec::new(),
-            plugin: context.policy_digest.to_owned(),
+            plugin: context.policy_digest,
             shown_tree: ShownTree::unknown(),
             last_message: None,
             frames: Vec::new(),
@@ -374,11 +375,14 @@ impl<'a> RoundBuilder<'a> {
             step: self.counters.step,
             context: serde_json::to_string(context).unwrap_or_default(),
             inputs: serde_json::to_string(&self.inputs).unwrap_or_default(),
-            plugin: std::mem::take(&mut self.plugin),
+            plugin: self.plugin,
             fuel: stepped.fuel,
             memory: stepped.memory,
             micros: stepped.micros,
-            ..PolicyDecision::default()
+            commands: None,
+            error: None,
+            state: None,
+            state_digest: None,
         };
         self.counters.step += 1;
         self.counters.steps_alone = self.counters.steps_alone.saturating_add(1);

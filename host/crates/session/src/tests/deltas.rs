@@ -113,7 +113,19 @@ fn session(store: &Store) -> Arc<SessionHandle> {
         mock: false,
         created_at: 0,
     };
-    SessionHandle::new(about, 0, Arc::new(store.clone()), mailbox, Box::new(|_| {}))
+    let plugins = SessionPlugins {
+        policy: "scripted".to_owned(),
+        digest: Digest::of("d"),
+        provider: String::new(),
+    };
+    SessionHandle::new(
+        about,
+        0,
+        Arc::new(store.clone()),
+        mailbox,
+        Box::new(|_| {}),
+        plugins,
+    )
 }
 
 /// The number of completed runs of each effect, by the rows up to a number.

@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use super::*;
 use lucid_store::{Store, StoreError};
+use lucid_types::digest::Digest;
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::SessionLog;

@@ -52,7 +52,7 @@ impl Fixture {
     }
 
     /// The component, the inputs and the resulting state of each step.
-    async fn steps(&self, session: &SessionHandle) -> Vec<(String, Vec<Input>)> {
+    async fn steps(&self, session: &SessionHandle) -> Vec<(Digest, Vec<Input>)> {
         let store = &self.sessions.store;
         let steps = store.steps_from(*session.id(), 0);
         let steps = steps.await.unwrap().into_iter();
@@ -65,10 +65,13 @@ impl Fixture {
     }
 
     /// Waits until that component has taken the session's last step.
-    async fn until_on(&self, session: &SessionHandle, digest: &str) -> Vec<(String, Vec<Input>)> {
+    async fn until_on(&self, session: &SessionHandle, digest: &str) -> Vec<(Digest, Vec<Input>)> {
         for _ in 0..2_000 {
             let steps = self.steps(session).await;
-            if steps.last().is_some_and(|(plugin, _)| plugin == digest) {
+            if steps
+                .last()
+                .is_some_and(|(plugin, _)| *plugin == Digest::of(digest))
+            {
                 return steps;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -122,10 +125,19 @@ async fn a_session_moves_in_the_middle_of_its_task_and_its_log_says_where() {
     );
 
     let steps = fixture.steps(&session).await;
-    let moved = steps.iter().position(|(plugin, _)| plugin == "e").unwrap();
+    let moved = steps
+        .iter()
+        .position(|(plugin, _)| *plugin == Digest::of("e"))
+        .unwrap();
     let (before, after) = steps.split_at(moved);
-    assert!(before.iter().all(|(plugin, _)| plugin == "d"), "{steps:?}");
-    assert!(after.iter().all(|(plugin, _)| plugin == "e"), "{steps:?}");
+    assert!(
+        before.iter().all(|(plugin, _)| *plugin == Digest::of("d")),
+        "{steps:?}"
+    );
+    assert!(
+        after.iter().all(|(plugin, _)| *plugin == Digest::of("e")),
+        "{steps:?}"
+    );
     let upgrades = steps.iter().flat_map(|(_, inputs)| inputs);
     let upgrades = upgrades.filter(|input| is_upgrade(Some(input))).count();
     assert_eq!(upgrades, 1, "{steps:?}");
@@ -186,7 +198,7 @@ async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
         let after = fixture.steps(&session).await;
         assert!(after.len() > before.len(), "{what}: {after:?}");
         assert!(
-            after.iter().all(|(plugin, _)| plugin == "d"),
+            after.iter().all(|(plugin, _)| *plugin == Digest::of("d")),
             "{what}: {after:?}"
         );
 
@@ -211,7 +223,10 @@ async fn a_users_own_key_goes_to_no_server_that_it_did_not_come_for() {
     session.message("more").await.unwrap();
     until(&mut frames, "completed").await;
     let steps = fixture.steps(&session).await;
-    assert!(steps.iter().all(|(plugin, _)| plugin == "d"), "{steps:?}");
+    assert!(
+        steps.iter().all(|(plugin, _)| *plugin == Digest::of("d")),
+        "{steps:?}"
+    );
 
     // A session without one moves.
     let without = NewSession {
@@ -237,7 +252,10 @@ async fn new_sessions_begin_with_the_newest_build() {
     let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "completed").await;
     let steps = fixture.steps(&session).await;
-    assert!(steps.iter().all(|(plugin, _)| plugin == "e"), "{steps:?}");
+    assert!(
+        steps.iter().all(|(plugin, _)| *plugin == Digest::of("e")),
+        "{steps:?}"
+    );
     assert!(!is_upgrade(steps[0].1.first()), "{steps:?}");
 }
 

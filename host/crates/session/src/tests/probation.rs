@@ -11,12 +11,12 @@ const OLDER: Build = Build {
     refuses: false,
 };
 
-fn told_well(digest: &str) -> (String, StepVerdict) {
-    (digest.to_owned(), StepVerdict::Ok)
+fn told_well(digest: &str) -> (Digest, StepVerdict) {
+    (Digest::of(digest), StepVerdict::Ok)
 }
 
-fn told_badly(digest: &str) -> (String, StepVerdict) {
-    (digest.to_owned(), StepVerdict::Failed)
+fn told_badly(digest: &str) -> (Digest, StepVerdict) {
+    (Digest::of(digest), StepVerdict::Failed)
 }
 
 /// Fails when tools reply.
@@ -79,14 +79,14 @@ impl Fixture {
         (session, frames)
     }
 
-    async fn plugins(&self, session: &SessionHandle) -> Vec<String> {
+    async fn plugins(&self, session: &SessionHandle) -> Vec<Digest> {
         let store = &self.sessions.store;
         let steps = store.steps_from(*session.id(), 0);
         let steps = steps.await.unwrap().into_iter();
         steps.map(|step| step.plugin).collect()
     }
 
-    fn took(&self) -> Vec<(String, StepVerdict)> {
+    fn took(&self) -> Vec<(Digest, StepVerdict)> {
         self.world.took.lock().clone()
     }
 }
@@ -107,14 +107,22 @@ async fn a_step_that_fails_on_probation_is_taken_by_the_build_before_and_no_user
     );
     // The log says which build took which step, and the session stays where it is.
     let plugins = fixture.plugins(&session).await;
-    let moved = plugins.iter().position(|plugin| plugin == "c").unwrap();
+    let moved = plugins
+        .iter()
+        .position(|plugin| *plugin == Digest::of("c"))
+        .unwrap();
     assert!(moved > 0, "{plugins:?}");
     assert!(
-        plugins[moved..].iter().all(|plugin| plugin == "c"),
+        plugins[moved..]
+            .iter()
+            .all(|plugin| *plugin == Digest::of("c")),
         "{plugins:?}"
     );
     let runs = fixture.sessions.count_by_plugins();
-    assert!(runs.keys().all(|runs| runs.digest == "c"), "{runs:?}");
+    assert!(
+        runs.keys().all(|runs| runs.digest == Digest::of("c")),
+        "{runs:?}"
+    );
     let verdict = fixture.took();
     let bad: Vec<_> = verdict
         .iter()
@@ -144,7 +152,10 @@ async fn the_first_step_of_a_session_falls_back_as_well() {
         "there was no state to take over: {seen:?}"
     );
     let plugins = fixture.plugins(&session).await;
-    assert!(plugins.iter().all(|plugin| plugin == "c"), "{plugins:?}");
+    assert!(
+        plugins.iter().all(|plugin| *plugin == Digest::of("c")),
+        "{plugins:?}"
+    );
     assert_eq!(fixture.took()[..2], [told_badly("d"), told_well("c")]);
 }
 
@@ -154,7 +165,10 @@ async fn inputs_that_both_builds_fail_say_nothing_of_either() {
     let (session, mut frames) = fixture.begin().await;
     until(&mut frames, "It broke down.").await;
     let plugins = fixture.plugins(&session).await;
-    assert!(plugins.iter().all(|plugin| plugin == "d"), "{plugins:?}");
+    assert!(
+        plugins.iter().all(|plugin| *plugin == Digest::of("d")),
+        "{plugins:?}"
+    );
     let verdict = fixture.took();
     assert!(
         verdict.iter().all(|verdict| *verdict == told_well("d")),
@@ -182,7 +196,10 @@ async fn a_build_that_cannot_take_the_state_back_is_not_asked() {
         let (session, mut frames) = fixture.begin().await;
         until(&mut frames, "It broke down.").await;
         let plugins = fixture.plugins(&session).await;
-        assert!(plugins.iter().all(|plugin| plugin == "d"), "{plugins:?}");
+        assert!(
+            plugins.iter().all(|plugin| *plugin == Digest::of("d")),
+            "{plugins:?}"
+        );
         assert_eq!(
             fixture.took().last(),
             Some(&told_badly("d")),
@@ -230,7 +247,7 @@ async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_
     assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
     let steps = second.store.steps_from(id, 0);
     let last = steps.await.unwrap().pop().unwrap();
-    assert_eq!(last.plugin, "c");
+    assert_eq!(last.plugin, Digest::of("c"));
     let inputs: Vec<Input> = serde_json::from_str(&last.inputs).unwrap();
     assert!(
         !matches!(inputs.first(), Some(Input::Upgraded(_))),
@@ -268,7 +285,10 @@ async fn after_a_restart_a_state_that_only_the_build_before_can_have_stays_with_
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1, "nobody went on with it");
     let runs = second.count_by_plugins();
-    assert!(runs.keys().all(|runs| runs.digest == "c"), "{runs:?}");
+    assert!(
+        runs.keys().all(|runs| runs.digest == Digest::of("c")),
+        "{runs:?}"
+    );
     let session = second.get(&id, &UserId::from("u")).unwrap();
     let mut frames = session.subscribe(0);
     until(&mut frames, "\"completed\"").await;

@@ -138,7 +138,7 @@ fn what_a_failed_model_call_took_counts_as_well() {
         model: "m",
         mock: false,
         settings: "{}",
-        policy_digest: "d",
+        policy_digest: Digest::of("d"),
         available_models: None,
         budget: Budget::default(),
         describe: &|_| EventDraft::text("CmdRunAction", "x"),
@@ -183,7 +183,7 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
         model: "m",
         mock: false,
         settings: "{}",
-        policy_digest: "d",
+        policy_digest: Digest::of("d"),
         available_models: None,
         budget: Budget {
             iterations: 9,
@@ -233,7 +233,7 @@ proptest! {
         let budget = Budget { iterations: 3, ..Budget::default() };
         let scene = RoundContext {
             session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
-            settings: "{}", policy_digest: "d", available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
+            settings: "{}", policy_digest: Digest::of("d"), available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = SessionCounters { next_seq: 1, ..SessionCounters::default() };
         let mut open = BTreeMap::<EffectId, EffectKind>::new();
@@ -304,7 +304,7 @@ fn the_next_message_answers_an_open_question() {
         model: "m",
         mock: false,
         settings: "{}",
-        policy_digest: "d",
+        policy_digest: Digest::of("d"),
         available_models: None,
         budget: Budget::default(),
         describe: &|_| EventDraft::default(),

@@ -143,8 +143,8 @@ async fn other_commands_are_shown_once_for_a_session_with_step_and_build() {
         (fixture.ids[1], fixture.ids[0])
     );
     assert_eq!(
-        (newest.what, &*newest.recorded_by),
-        (DifferenceKind::Commands, "d")
+        (newest.what, newest.recorded_by),
+        (DifferenceKind::Commands, Some(Digest::of("d")))
     );
     assert!(newest.step.is_some_and(|step| step > 0), "{newest:?}");
     assert!(

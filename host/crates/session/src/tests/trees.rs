@@ -110,7 +110,7 @@ fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
         model: "m",
         mock: false,
         settings: "{}",
-        policy_digest: "d",
+        policy_digest: Digest::of("d"),
         available_models: None,
         budget: Budget::default(),
         describe: &|_| EventDraft::default(),

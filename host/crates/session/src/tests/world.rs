@@ -60,6 +60,7 @@ impl SessionPolicy for Scripted {
 /// A build of the scripted policy.
 #[derive(Clone, Copy)]
 pub(super) struct Build {
+    /// Its digest is this text's.
     pub(super) digest: &'static str,
     pub(super) schema: u32,
     pub(super) oldest_schema: u32,
@@ -83,7 +84,7 @@ pub(super) struct World {
     /// The previous build, while `build` is on probation.
     pub(super) older: Option<(Build, Script)>,
     /// The reported steps: which build took each, and its outcome.
-    pub(super) took: Arc<Mutex<Vec<(String, StepVerdict)>>>,
+    pub(super) took: Arc<Mutex<Vec<(Digest, StepVerdict)>>>,
     pub(super) server: &'static str,
     pub(super) mock: bool,
     pub(super) models: bool,
@@ -184,13 +185,13 @@ impl World {
     fn policy(&self, build: Build, script: Script) -> Arc<dyn SessionPolicy> {
         let info = PolicyInfo {
             name: "scripted".to_owned(),
-            digest: build.digest.to_owned(),
+            digest: Digest::of(build.digest),
             schema: build.schema,
             oldest_schema: build.oldest_schema,
             calls_models: self.models,
             mock: self.mock,
             settings: "{}".to_owned(),
-            ..PolicyInfo::default()
+            needs_sandbox: false,
         };
         Arc::new(Scripted {
             info,
@@ -211,7 +212,7 @@ impl Policies for World {
         }
     }
 
-    fn successor(&self, name: &str, _: &str) -> Option<Arc<dyn SessionPolicy>> {
+    fn successor(&self, name: &str, _: Option<Digest>) -> Option<Arc<dyn SessionPolicy>> {
         Policies::find(self, Some(name)).ok()
     }
 
@@ -223,13 +224,15 @@ impl Policies for World {
         None
     }
 
-    fn fallback(&self, _: &str, digest: &str) -> Option<Arc<dyn SessionPolicy>> {
-        let (build, script) = self.older.filter(|_| digest == self.build.digest)?;
+    fn fallback(&self, _: &str, digest: Digest) -> Option<Arc<dyn SessionPolicy>> {
+        let (build, script) = self
+            .older
+            .filter(|_| digest == Digest::of(self.build.digest))?;
         Some(self.policy(build, script))
     }
 
-    fn record_step(&self, _: &str, digest: &str, _: SessionId, verdict: StepVerdict) {
-        self.took.lock().push((digest.to_owned(), verdict));
+    fn record_step(&self, _: &str, digest: Digest, _: SessionId, verdict: StepVerdict) {
+        self.took.lock().push((digest, verdict));
     }
 }
 

@@ -10,7 +10,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::read::session_id;
+use super::read::parsed;
 use crate::error::StoreError;
 use lucid_types::ids::SessionId;
 use lucid_types::log::SessionStatus;
@@ -41,7 +41,7 @@ pub(crate) fn of_chat(
         "SELECT id FROM sessions WHERE chat_id = ?1 AND user_id = ?2 AND status = ?3",
     )?;
     let over = select.query_map(params![chat, user, SessionStatus::Ended.text()], |row| {
-        session_id(row, "id")
+        parsed(row, "id")
     })?;
     let over = over.collect::<Result<Vec<SessionId>, _>>()?;
     for session in &over {

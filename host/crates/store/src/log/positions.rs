@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::read::session_id;
+use super::read::parsed;
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use lucid_types::log::PositionRow;
@@ -37,7 +37,7 @@ pub(super) fn saved_positions(connection: &Connection) -> Result<Vec<PositionRow
     let rows = select.query_map([], |row| {
         let taken: i64 = row.get(2)?;
         Ok(PositionRow {
-            session: session_id(row, "session_id")?,
+            session: parsed(row, "session_id")?,
             features: row.get(1)?,
             taken: u64::try_from(taken).unwrap_or_default(),
         })

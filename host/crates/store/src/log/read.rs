@@ -4,6 +4,7 @@
 //! - Only committed data is read.
 //! - Long data is read in pieces.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use rusqlite::types::Type;
@@ -13,6 +14,7 @@ use serde_json::value::RawValue;
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::{texts, totals};
+use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands, LoggedStep,
@@ -47,8 +49,11 @@ pub(super) fn living_sessions(connection: &Connection) -> Result<Vec<SessionRow>
     Ok(sessions)
 }
 
-/// Reads a session's id.
-pub(super) fn session_id(row: &Row<'_>, column: &str) -> rusqlite::Result<SessionId> {
+/// Reads a text that is an id.
+pub(super) fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
     let text: String = row.get(column)?;
     let index = row.as_ref().column_index(column)?;
     text.parse().map_err(|cause| {
@@ -85,7 +90,7 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
         held: row.get("held")?,
         pushed: row.get("pushed_branch")?,
         fixed: SessionConfig {
-            id: session_id(row, "id")?,
+            id: parsed(row, "id")?,
             user: user_id(row, "user_id")?,
             project_id: row.get("project_id")?,
             task: row.get("task")?,
@@ -272,13 +277,14 @@ pub(super) fn frames_after(
 pub(super) fn last_plugin(
     connection: &Connection,
     session: &str,
-) -> Result<Option<String>, StoreError> {
+) -> Result<Option<Digest>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT plugin FROM steps WHERE session_id = ?1 AND state_digest IS NOT NULL
          ORDER BY row DESC LIMIT 1",
     )?;
-    let found = select.query_row([session], |row| row.get(0)).optional()?;
-    Ok(found)
+    let found: Option<String> = select.query_row([session], |row| row.get(0)).optional()?;
+    // No component has any other text.
+    Ok(found.and_then(|text| text.parse().ok()))
 }
 
 /// Reads policy steps from a number on: as many as fit in 4 MiB, and at least one.
@@ -302,7 +308,7 @@ pub fn logged_steps(
             context: row.get(1)?,
             inputs: texts::unpack_column(connection, session, row, 2)?,
             commands: texts::optional(connection, session, row, 3)?,
-            plugin: row.get(4)?,
+            plugin: parsed(row, "plugin")?,
             fuel: from_sql(row, "fuel")?,
         };
         bytes += step.inputs.len() + step.commands.as_ref().map_or(0, String::len);
@@ -321,6 +327,6 @@ pub(super) fn last_sessions(
     let mut select = connection.prepare_cached(
         "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
     )?;
-    let rows = select.query_map(params![policy, to_sql(most)], |row| session_id(row, "id"))?;
+    let rows = select.query_map(params![policy, to_sql(most)], |row| parsed(row, "id"))?;
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }

@@ -7,14 +7,14 @@
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::read::{session_id, user_id};
+use super::read::{parsed, user_id};
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use lucid_types::log::RetainedWorkspace;
 
 fn read(row: &Row<'_>) -> rusqlite::Result<RetainedWorkspace> {
     Ok(RetainedWorkspace {
-        session: session_id(row, "session_id")?,
+        session: parsed(row, "session_id")?,
         user: user_id(row, "user_id")?,
     })
 }

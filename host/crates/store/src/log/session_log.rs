@@ -220,6 +220,7 @@ pub(crate) mod tests {
     use std::io;
 
     use super::*;
+    use lucid_types::digest::Digest;
     use lucid_types::log::{ChatLine, PolicyDecision, SessionCounters, SessionStatus};
     use lucid_types::transient::TransientFailure;
 
@@ -261,8 +262,16 @@ pub(crate) mod tests {
             at: row,
             decision: Some(PolicyDecision {
                 step: row,
+                context: String::new(),
+                inputs: String::new(),
                 commands,
-                ..PolicyDecision::default()
+                error: None,
+                state: None,
+                state_digest: None,
+                plugin: Digest::of(b"a build"),
+                fuel: 0,
+                memory: 0,
+                micros: 0,
             }),
             first_seq: row + 1,
             frames: vec!["{}".into()],

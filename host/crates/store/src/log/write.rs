@@ -14,9 +14,7 @@ use crate::error::StoreError;
 use crate::outbox;
 use crate::sqlite::sql::{time, to_sql};
 use crate::sqlite::texts::RoundTexts;
-use lucid_types::log::{
-    InboxMessage, PolicyDecision, RoundRow, SessionConfig, SessionStatus, UsageTotals,
-};
+use lucid_types::log::{InboxMessage, RoundRow, SessionConfig, SessionStatus, UsageTotals};
 use lucid_types::text::cut;
 
 /// Writes the session, its chat and its first round. `sent` says whether the chat is to be sent
@@ -208,9 +206,7 @@ fn insert_parts(
     session: &str,
     round: &RoundRow,
 ) -> Result<(), StoreError> {
-    let nothing = PolicyDecision::default();
     let decision = round.decision.as_ref();
-    let d = decision.unwrap_or(&nothing);
     let length = round
         .frames
         .iter()
@@ -228,7 +224,7 @@ fn insert_parts(
     frames.push(']');
     let mut texts = RoundTexts::new(connection, session);
     let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
-    let commands = d.commands.as_deref();
+    let commands = decision.and_then(|d| d.commands.as_deref());
     let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
     let entries = round.entries.iter();
     let entries = entries.map(|(entry, json)| Ok((*entry, texts.pack_json(json)?)));
@@ -248,12 +244,12 @@ fn insert_parts(
             to_sql(round.first_seq + round.frames.len() as u64) - 1,
             to_sql(round.at),
             decision.map(|d| to_sql(d.step)),
-            decision.map(|d| &d.plugin),
-            d.state_digest.as_ref().map(|digest| &digest[..]),
+            decision.map(|d| d.plugin.to_string()),
+            decision.and_then(|d| d.state_digest.as_ref()),
             decision.map(|d| to_sql(d.fuel)),
             decision.map(|d| to_sql(d.memory)),
             decision.map(|d| to_sql(d.micros)),
-            d.error,
+            decision.and_then(|d| d.error.as_ref()),
             decision.map(|d| &d.context),
             inputs,
             commands,

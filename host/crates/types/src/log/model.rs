@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::usage::{ModelCallRow, UsageTotals};
+use crate::digest::Digest;
 use crate::ids::{EffectId, SessionId};
 use crate::user::UserId;
 
@@ -210,7 +211,7 @@ pub struct ChatLine {
 }
 
 /// The policy's part of a round.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PolicyDecision {
     /// The number of the step in its session.
     pub step: u64,
@@ -227,7 +228,7 @@ pub struct PolicyDecision {
     /// SHA-256 of the new state's bytes.
     pub state_digest: Option<[u8; 32]>,
     /// The digest of the component that decided.
-    pub plugin: String,
+    pub plugin: Digest,
     /// Fuel used by the step.
     pub fuel: u64,
     /// Memory used, in bytes.
@@ -298,7 +299,7 @@ pub struct LoggedStep {
     /// The commands, as JSON; `None` if the step failed.
     pub commands: Option<String>,
     /// The digest of the component that decided.
-    pub plugin: String,
+    pub plugin: Digest,
     /// Fuel used by that component; 0 if the step failed before it was called.
     pub fuel: u64,
 }
@@ -332,7 +333,7 @@ pub struct LivingSession {
     pub unread: Vec<InboxMessage>,
     /// The digest of the component whose state the session has: the one that took the last
     /// successful step.
-    pub plugin: Option<String>,
+    pub plugin: Option<Digest>,
 }
 
 /// The position of one client.
