@@ -21,7 +21,7 @@ use super::report::CheckReport;
 use super::{CheckArgs, component, engine, refused};
 use crate::cli::failed;
 use crate::manifest::settings_fit;
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 use lucid_types::sentence::sentence;
 use lucid_wasm::{AnyPlugin, AnyPluginError, Plugin, PluginLimits};
 
@@ -40,7 +40,7 @@ pub(super) async fn main(args: &CheckArgs) -> ExitCode {
         Err(why) => return failed(&sentence(why)),
     };
     let mut report = CheckReport::new();
-    let digest = sha256_hex(&wasm);
+    let digest = Digest::of(&wasm);
     report.title(&format!(
         "{}, {} KB, sha256:{digest}",
         args.file.display(),

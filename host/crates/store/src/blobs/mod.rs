@@ -14,7 +14,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 use lucid_types::limits::LARGEST_BLOB;
 use lucid_types::wit::types::BlobRef;
@@ -23,8 +23,6 @@ pub use self::image_verdicts::{ImageVerdict, ImageVerdicts};
 
 /// Maximum total size of a session's files, in bytes.
 const MOST: u64 = 64 << 20;
-/// The prefix of the digest in a reference.
-const ALGORITHM: &str = "sha256:";
 
 /// Why a file is not stored or not found. Each message is a sentence.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +84,8 @@ impl SessionBlobs {
             if size > LARGEST_BLOB {
                 return Err(BlobError::TooLarge { size });
             }
-            let name = sha256_hex(&bytes);
-            let path = folder.join(&name);
+            let digest = Digest::of(&bytes);
+            let path = folder.join(digest.to_string());
             if !path.is_file() {
                 std::fs::DirBuilder::new()
                     .recursive(true)
@@ -102,7 +100,7 @@ impl SessionBlobs {
                 file.persist(&path).map_err(|error| error.error)?;
             }
             Ok(BlobRef {
-                digest: format!("{ALGORITHM}{name}"),
+                digest: digest.with_algorithm(),
                 media_type,
                 size,
             })
@@ -116,10 +114,8 @@ impl SessionBlobs {
             digest: digest.chars().take(80).collect(),
         };
         // Only a digest becomes a path.
-        let name = digest.strip_prefix(ALGORITHM).filter(|name| {
-            name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        let path = self.folder.join(name.ok_or_else(missing)?);
+        let name = Digest::parse_with_algorithm(digest).map_err(|_| missing())?;
+        let path = self.folder.join(name.to_string());
         match blocking(move || Ok(std::fs::read(path)?)).await {
             Err(BlobError::Io(cause)) if cause.kind() == io::ErrorKind::NotFound => Err(missing()),
             other => other,
