@@ -61,7 +61,7 @@ pub(super) struct DownloadQuery {
 
 /// Download a file
 ///
-/// Its bytes as they are. One range can be asked for; with `If-ByteRange`, of the file it was.
+/// Its bytes as they are. One range can be asked for; with `If-Range`, of the file it was.
 #[utoipa::path(
     get, path = "/api/v1/files/download", tag = "files", params(DownloadQuery),
     responses(

@@ -3,7 +3,7 @@
 //! # Invariants
 //! - No client follows a redirect: it would take keys along to wherever it leads. A caller that follows one checks
 //!   each target itself.
-//! - No client repeats a request on its own. Callers decide what may be sent twice.
+//! - No client repeats a request that a server may have processed. Callers decide what may be sent twice.
 //! - A name is connected to at an address that the [`AddressPolicy`] allows, at the very one that was checked. A proxy
 //!   resolves names itself and applies its own checks; a client for private addresses only therefore uses none.
 //! - A connection attempt has a timeout.
@@ -40,6 +40,7 @@ pub struct ClientSpec {
     timeout: Option<Duration>,
     proxy: bool,
     keep_alive: bool,
+    repeat_refused: bool,
 }
 
 impl ClientSpec {
@@ -53,6 +54,7 @@ impl ClientSpec {
             timeout: None,
             proxy: true,
             keep_alive: true,
+            repeat_refused: false,
         }
     }
 
@@ -84,6 +86,14 @@ impl ClientSpec {
         self
     }
 
+    /// Repeats a request that an HTTP/2 server refused before it processed any of it, as a server does that is
+    /// about to close a connection.
+    #[must_use]
+    pub fn repeat_refused(mut self) -> Self {
+        self.repeat_refused = true;
+        self
+    }
+
     /// Creates the client.
     ///
     /// # Errors
@@ -97,9 +107,11 @@ impl ClientSpec {
         let mut client = Client::builder()
             .user_agent(USER_AGENT)
             .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(self.connect_timeout);
+        if !self.repeat_refused {
+            client = client.retry(reqwest::retry::never());
+        }
         if let Some(timeout) = self.read_timeout {
             client = client.read_timeout(timeout);
         }

@@ -70,6 +70,8 @@ pub enum AddressPolicy {
     PublicAndPrivate,
     /// Private and loopback addresses only.
     PrivateOnly,
+    /// Any address: the operator named the server, and nobody else has a say in what is sent there.
+    Any,
 }
 
 impl AddressPolicy {
@@ -105,6 +107,7 @@ impl AddressPolicy {
             }
             Self::PublicAndPrivate => address_allowed(address, true),
             Self::PrivateOnly => address_allowed(address, true) && !address_allowed(address, false),
+            Self::Any => true,
         }
     }
 

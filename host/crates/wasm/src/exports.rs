@@ -22,14 +22,26 @@ pub(super) type Functions = Vec<(&'static str, ComponentExportIndex)>;
 /// Finds the functions of a kind. An error is the first export that is missing.
 pub(super) fn find(component: &Component, kind: PluginKind) -> Result<Functions, String> {
     let (interface, names) = kind.exports();
+    // Looking an export up would also find another, compatible version of the interface.
+    let shape = component.component_type();
+    let is_there = shape.get_export(component.engine(), interface).is_some();
     let instance = component.get_export_index(None, interface);
+    let instance = instance.filter(|_| is_there);
     let instance = instance.ok_or_else(|| interface.to_owned())?;
-    let functions = names.iter().map(|name| {
-        let function = component.get_export_index(Some(&instance), *name);
-        let function = function.ok_or_else(|| format!("{interface}#{name}"))?;
-        Ok((*name, function))
-    });
-    functions.collect()
+    let function = |name: &'static str| {
+        let function = component.get_export_index(Some(&instance), name);
+        function.map(|function| (name, function))
+    };
+    let mut functions = Functions::new();
+    for name in names {
+        functions.push(function(name).ok_or_else(|| format!("{interface}#{name}"))?);
+    }
+    functions.extend(
+        kind.later_exports()
+            .iter()
+            .filter_map(|name| function(name)),
+    );
+    Ok(functions)
 }
 
 impl ComponentExports {

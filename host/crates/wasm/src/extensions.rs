@@ -9,7 +9,9 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Values by their type.
 #[derive(Default)]
@@ -24,7 +26,7 @@ impl std::fmt::Debug for Extensions {
 impl Extensions {
     /// The value of this type, created if there is none yet.
     pub(super) fn get<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let value = all
             .entry(TypeId::of::<T>())
             .or_insert_with(|| Arc::new(T::default()));
@@ -40,8 +42,8 @@ mod tests {
     #[test]
     fn there_is_one_value_of_each_type() {
         let extensions = Extensions::default();
-        extensions.get::<Mutex<u8>>().lock().unwrap().clone_from(&7);
-        assert_eq!(*extensions.get::<Mutex<u8>>().lock().unwrap(), 7);
-        assert_eq!(*extensions.get::<Mutex<u16>>().lock().unwrap(), 0);
+        extensions.get::<Mutex<u8>>().lock().clone_from(&7);
+        assert_eq!(*extensions.get::<Mutex<u8>>().lock(), 7);
+        assert_eq!(*extensions.get::<Mutex<u16>>().lock(), 0);
     }
 }

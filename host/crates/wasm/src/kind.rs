@@ -42,7 +42,6 @@ impl PluginKind {
                 &[
                     "describe",
                     "models",
-                    "probe",
                     "encode",
                     "classify",
                     "[constructor]decoder",
@@ -55,6 +54,15 @@ impl PluginKind {
                 &["describe", "definitions", "step"],
             ),
             Self::Git => ("lucid:git/provider@0.1.0", &["describe", "step"]),
+        }
+    }
+
+    /// Functions that came to that interface later: a component without one was built against an older version
+    /// of it, and is refused as such.
+    pub(super) fn later_exports(self) -> &'static [&'static str] {
+        match self {
+            Self::Llm => &["probe"],
+            Self::Policy | Self::Tools | Self::Git => &[],
         }
     }
 }

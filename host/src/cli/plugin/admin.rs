@@ -232,7 +232,9 @@ fn roll_back_offline(kind: PluginKind, name: &str) -> Result<String, ServerError
 
 /// The server may be anywhere: whoever runs the command named it.
 fn client_spec() -> ClientSpec {
-    ClientSpec::new(AddressPolicy::PublicAndPrivate, CONNECT).timeout(LONGEST)
+    ClientSpec::new(AddressPolicy::Any, CONNECT)
+        .repeat_refused()
+        .timeout(LONGEST)
 }
 
 /// A running server, and the credentials for it.

@@ -123,7 +123,7 @@ pub(super) enum ServerError {
     },
     /// The response has another form than in this version.
     #[error(
-        "the server is of another version than this program, which cannot read its answer ({0}): --json prints it is"
+        "the server is of another version than this program, which cannot read its answer ({0}): --json prints it as it is"
     )]
     OtherVersion(#[source] serde_json::Error),
     /// Another shadow run began meanwhile.

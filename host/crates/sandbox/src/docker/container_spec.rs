@@ -154,7 +154,9 @@ impl ContainerTemplate {
 
     /// A digest of the parameters, equal for all containers that are interchangeable.
     pub(super) fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(format!("{VERSION} {self:?}"));
+        // In the words of the labels that running containers already have.
+        let parameters = format!("{self:?}").replacen("ContainerTemplate", "Plan", 1);
+        let digest = Sha256::digest(format!("{VERSION} {parameters}"));
         hex::encode(&digest[..8])
     }
 

@@ -26,6 +26,7 @@ const CONNECT: Duration = Duration::from_secs(15);
 pub fn client(allow_private: bool) -> Result<Client, GitGatewayError> {
     ClientSpec::new(AddressPolicy::public_or_private(allow_private), CONNECT)
         .without_proxy()
+        .repeat_refused()
         .build()
         .map_err(GitGatewayError::Client)
 }

@@ -10,7 +10,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::read::parsed;
+use super::read::session_id;
 use crate::error::StoreError;
 use lucid_types::ids::SessionId;
 use lucid_types::log::SessionStatus;
@@ -41,13 +41,13 @@ pub(crate) fn of_chat(
         "SELECT id FROM sessions WHERE chat_id = ?1 AND user_id = ?2 AND status = ?3",
     )?;
     let over = select.query_map(params![chat, user, SessionStatus::Ended.text()], |row| {
-        parsed(row, "id")
+        Ok((row.get("id")?, session_id(row, "id")?))
     })?;
-    let over = over.collect::<Result<Vec<SessionId>, _>>()?;
-    for session in &over {
-        remove(connection, &session.to_string())?;
+    let over = over.collect::<Result<Vec<(String, Option<SessionId>)>, _>>()?;
+    for (row, _) in &over {
+        remove(connection, row)?;
     }
-    Ok(over)
+    Ok(over.into_iter().filter_map(|(_, id)| id).collect())
 }
 
 /// At a session's end, deletes its log if its chat has been deleted.

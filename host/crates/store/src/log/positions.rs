@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::read::parsed;
+use super::read::session_id;
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use lucid_types::log::PositionRow;
@@ -35,12 +35,16 @@ pub(super) fn saved_positions(connection: &Connection) -> Result<Vec<PositionRow
     let mut select =
         connection.prepare("SELECT session_id, features, taken FROM client_positions")?;
     let rows = select.query_map([], |row| {
+        let Some(session) = session_id(row, "session_id")? else {
+            return Ok(None);
+        };
         let taken: i64 = row.get(2)?;
-        Ok(PositionRow {
-            session: parsed(row, "session_id")?,
+        Ok(Some(PositionRow {
+            session,
             features: row.get(1)?,
             taken: u64::try_from(taken).unwrap_or_default(),
-        })
+        }))
     })?;
+    let rows = rows.filter_map(|row| row.transpose());
     Ok(rows.collect::<Result<_, _>>()?)
 }

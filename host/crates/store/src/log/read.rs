@@ -36,14 +36,8 @@ pub(super) fn living_sessions(connection: &Connection) -> Result<Vec<SessionRow>
     let mut rows = select.query([])?;
     let mut sessions = Vec::new();
     while let Some(row) = rows.next()? {
-        let id: String = row.get("id")?;
-        if id.parse::<SessionId>().is_ok() {
+        if session_id(row, "id")?.is_some() {
             sessions.push(session_row(row)?);
-        } else {
-            tracing::error!(
-                session = id,
-                "the log holds a session without a proper id; it is passed over"
-            );
         }
     }
     Ok(sessions)
@@ -59,6 +53,21 @@ where
     text.parse().map_err(|cause| {
         rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(cause))
     })
+}
+
+/// Reads the id of a session that is one of many: a row with another text is passed over, so that it stands in
+/// the way of none. Only the text that this host writes for an id is one, since rows are found by it.
+pub(super) fn session_id(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<SessionId>> {
+    let text: String = row.get(column)?;
+    let id = text.parse().ok();
+    let id = id.filter(|id: &SessionId| id.to_string() == text);
+    if id.is_none() {
+        tracing::error!(
+            session = text,
+            "the log holds a session without a proper id; it is passed over"
+        );
+    }
+    Ok(id)
 }
 
 /// Reads a user's id.
@@ -327,6 +336,7 @@ pub(super) fn last_sessions(
     let mut select = connection.prepare_cached(
         "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
     )?;
-    let rows = select.query_map(params![policy, to_sql(most)], |row| parsed(row, "id"))?;
+    let rows = select.query_map(params![policy, to_sql(most)], |row| session_id(row, "id"))?;
+    let rows = rows.filter_map(|row| row.transpose());
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }

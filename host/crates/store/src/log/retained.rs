@@ -7,7 +7,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::read::{parsed, user_id};
+use super::read::{parsed, session_id, user_id};
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use lucid_types::log::RetainedWorkspace;
@@ -44,7 +44,14 @@ pub(super) fn retained_before(
         "SELECT session_id, user_id FROM retained_workspaces WHERE uptime_ms <= ?1
          ORDER BY uptime_ms LIMIT 64",
     )?;
-    let rows = select.query_map([to_sql(uptime_ms)], read)?;
+    let rows = select.query_map([to_sql(uptime_ms)], |row| {
+        let Some(session) = session_id(row, "session_id")? else {
+            return Ok(None);
+        };
+        let user = user_id(row, "user_id")?;
+        Ok(Some(RetainedWorkspace { session, user }))
+    })?;
+    let rows = rows.filter_map(|row| row.transpose());
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 

@@ -338,6 +338,40 @@ pub(crate) mod tests {
         assert!(store.find(SessionId::new()).await.unwrap().is_none());
     }
 
+    #[tokio::test]
+    async fn a_row_whose_session_has_no_proper_id_stands_in_the_way_of_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let upper = id().to_string().to_uppercase();
+        let bad = ["no id".to_owned(), upper].map(|bad| {
+            format!(
+                "CREATE TEMP TABLE other AS SELECT * FROM sessions WHERE id = '{}';
+                 UPDATE other SET id = '{bad}';
+                 INSERT INTO sessions SELECT * FROM other;
+                 DROP TABLE other;
+                 INSERT INTO retained_workspaces (session_id, user_id, uptime_ms) VALUES ('{bad}', 'u', 0);
+                 INSERT INTO client_positions (session_id, features, taken) VALUES ('{bad}', '', 1);",
+                id()
+            )
+        });
+        let good = format!(
+            "INSERT INTO retained_workspaces (session_id, user_id, uptime_ms) VALUES ('{id}', 'u', 1);
+             INSERT INTO client_positions (session_id, features, taken) VALUES ('{id}', '', 2);",
+            id = id()
+        );
+        let rows = bad.concat() + &good;
+        let insert = move |connection: &Connection| Ok(connection.execute_batch(&rows)?);
+        store.write(insert).await.unwrap();
+        assert_eq!(store.living_ids().await.unwrap(), [id()]);
+        let retained = store.retained_before(5).await.unwrap();
+        assert_eq!(retained.len(), 1);
+        assert_eq!(retained[0].session, id());
+        let positions = store.kept_positions().await.unwrap();
+        assert_eq!(positions.len(), 1);
+        assert_eq!(positions[0].session, id());
+    }
+
     #[test]
     fn an_error_of_the_log_says_what_the_stores_says_and_whether_it_passes() {
         let io = |kind: io::ErrorKind| StoreError::Folder {

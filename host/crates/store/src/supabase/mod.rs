@@ -78,7 +78,8 @@ impl Supabase {
             None => None,
         };
         // The operator named the project, which may be in the operator's own network.
-        let client = ClientSpec::new(AddressPolicy::PublicAndPrivate, CONNECT)
+        let client = ClientSpec::new(AddressPolicy::Any, CONNECT)
+            .repeat_refused()
             .timeout(REQUEST_TIMEOUT)
             .build()
             .map_err(|_| ChatStoreError::Unavailable { answered: false })?;

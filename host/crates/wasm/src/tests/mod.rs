@@ -69,6 +69,19 @@ async fn another_version_of_the_log_is_refused_as_well() {
 }
 
 #[tokio::test]
+async fn a_component_of_another_compatible_version_of_its_interface_is_not_taken_for_one_of_this() {
+    let error = refused(
+        r#"(component (instance $empty) (export "lucid:policy/policy@0.1.1" (instance $empty)))"#,
+    )
+    .await;
+    assert!(
+        matches!(&error, LoadError::MissingExport { missing, .. }
+            if missing == "lucid:policy/policy@0.1.0"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_component_that_exports_nothing_is_told_what_it_lacks() {
     let error = refused("(component)").await;
     assert!(matches!(&error, LoadError::MissingExport { missing, .. }

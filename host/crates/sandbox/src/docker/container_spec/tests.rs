@@ -209,3 +209,24 @@ fn a_change_of_the_settings_changes_the_shape() {
 fn a_containers_name_is_one_that_an_engine_takes() {
     assert_eq!(plan(|_, _| {}).container_name("a/b c"), "lucid-a-b-c");
 }
+
+#[test]
+fn a_container_of_a_build_that_had_other_names_for_things_is_still_adopted() {
+    let template = ContainerTemplate {
+        instance: "i".to_owned(),
+        prefix: "lucid".to_owned(),
+        workspace_mount: "/workspace".to_owned(),
+        image: "img".to_owned(),
+        path: "/bin".to_owned(),
+        volumes: vec!["/v".to_owned()],
+        shell: "/bin/sh".to_owned(),
+        user: "1:2".to_owned(),
+        memory: 3,
+        nano_cpus: 4,
+        processes: 5,
+        network: "none".to_owned(),
+        host_path: None,
+    };
+    // What version 4 of the protocol with the exec server has written so far. It changes with that version.
+    assert_eq!(template.fingerprint(), "7efd5af8ee3f3111");
+}
