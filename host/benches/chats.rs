@@ -6,6 +6,9 @@
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
+use rusqlite::Connection;
+use uuid::Uuid;
+
 use lucid_store::{
     Chat, ChatMessage, ChatStore, Principal, SqliteChatStore, Store, Supabase as Project,
     SupabaseChatStore, SupabaseSettings,
@@ -13,8 +16,6 @@ use lucid_store::{
 use lucid_tests::{TestSupabase, anon_key, service_key, token};
 use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;
-use rusqlite::Connection;
-use uuid::Uuid;
 
 const CHATS: u32 = 10_000;
 const MESSAGES_OF_A_CHAT: u32 = 100;

@@ -14,11 +14,12 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use client::Client;
 use futures::future::join_all;
+use tokio::runtime::{Builder, Runtime};
+
+use client::Client;
 use lucid::builtin;
 use server::Server;
-use tokio::runtime::{Builder, Runtime};
 
 /// Clients that connect at a time.
 const CLIENTS: usize = 16;

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+use tokio::runtime::{Builder, Runtime};
+
 use lucid::builtin;
 use lucid_session::AvailableModels;
 use lucid_types::wit::policy::{Context, Input, Start};
 use lucid_wasm::{Engine, EngineOptions, PluginLimits, PolicyPlugin};
-use sha2::{Digest as _, Sha256};
-use tokio::runtime::{Builder, Runtime};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);

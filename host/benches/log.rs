@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::join_all;
+use tokio::runtime::{Builder, Runtime};
+
 use lucid::config::Config;
 use lucid::server::App;
 use lucid_session::{NewSession, SessionHandle, Sessions, Subscription, SubscriptionItem};
@@ -18,7 +20,6 @@ use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, PolicyDecision, RoundRow, SessionConfig, SessionCounters,
     SessionLog, SessionStatus,
 };
-use tokio::runtime::{Builder, Runtime};
 
 /// Sessions that write at once.
 const WRITERS: u64 = 64;

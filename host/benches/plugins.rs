@@ -4,13 +4,14 @@
 //! values into the guest and out of it, and the end of the instance.
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use tokio::runtime::{Builder, Runtime};
+
 use lucid::builtin;
 use lucid_session::AvailableModels;
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Context, Input, Start};
 use lucid_types::wit::types::{Content, Message, Role, ToolDefinition};
 use lucid_wasm::{Engine, EngineOptions, LlmPlugin, PluginLimits, PolicyPlugin};
-use tokio::runtime::{Builder, Runtime};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().enable_all().build().unwrap()

@@ -9,15 +9,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use tokio::process::Command;
+use tokio::runtime::Builder;
+use uuid::Uuid;
+
 use lucid::builtin;
 use lucid_sandbox::docker::{self, Transport};
 use lucid_sandbox::workspace::Workspace;
 use lucid_sandbox::{
     BackendChoice, ExecRequest, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes,
 };
-use tokio::process::Command;
-use tokio::runtime::Builder;
-use uuid::Uuid;
 
 /// How much is done.
 struct Plan {

@@ -15,13 +15,14 @@ mod server;
 
 use std::time::Instant;
 
-use client::Client;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::SinkExt;
 use futures::future::join_all;
-use server::Server;
 use tokio::runtime::Builder;
 use tokio_tungstenite::tungstenite::Message as Frame;
+
+use client::Client;
+use server::Server;
 
 /// How many clients are connected at once in the throughput figure.
 const CLIENTS: u64 = 16;

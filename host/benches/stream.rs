@@ -25,13 +25,14 @@ use axum::body::{Body, Bytes};
 use axum::http::Response;
 use axum::serve::ListenerExt as _;
 use futures::{SinkExt, StreamExt, stream};
-use server::Server;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::Barrier;
 use tokio_tungstenite::connect_async_with_config;
 use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+use server::Server;
 
 /// How often each is measured.
 const TIMES: usize = 200;

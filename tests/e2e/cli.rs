@@ -3,11 +3,12 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::json;
+use tempfile::TempDir;
+
 use lucid_tests::{
     Host, Model, ModelTurn, binary, call, command, eventually, find, text_of, with_compiled_plugins,
 };
-use serde_json::json;
-use tempfile::TempDir;
 
 /// Secrets that must never be printed. Each is long enough that nothing else looks like it.
 const SECRETS: [(&str, &str); 4] = [

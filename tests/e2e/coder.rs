@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     GitServer, Host, Model, ModelTurn, Socket, call, calls, event, kinds, repository, seq,
 };
-use serde_json::{Value, json};
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
 /// It is for OpenAI itself, and must not be sent anywhere else.

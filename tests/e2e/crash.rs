@@ -1,11 +1,12 @@
 //! SIGKILL at bad moments: what was written is there afterwards, what was in doubt is said to be lost,
 //! and nothing happens twice.
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, Model, ModelTurn, Socket, call, eventually, is_completed, kinds, process_with, seq,
     stop_within_a_guest,
 };
-use serde_json::{Value, json};
 
 /// Frames that a client got before and after a crash, put together.
 fn check_dense(before: &[Value], after: &[Value]) {

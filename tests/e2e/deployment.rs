@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use lucid_tests::registry::{TestRegistry, answer};
 use lucid_tests::{
     Host, HostBuilder, Model, ModelTurn, Socket, claims_token, command, counting, eventually,
     text_of,
 };
-use serde_json::json;
 
 const KEY: &str = "the-key-of-the-tests-0123456789";
 const OTHER: &str = "sk-for-somebody-else-987654321";

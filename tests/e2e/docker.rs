@@ -1,9 +1,10 @@
 //! Sessions in containers of a real Docker engine, over the running host.
 
 use futures::future::join_all;
+use serde_json::{Value, json};
+
 use lucid_tests::docker::{self, ContainerNames};
 use lucid_tests::{Host, Model, ModelTurn, Socket, call, event, eventually, kinds};
-use serde_json::{Value, json};
 
 /// A session of the mock, played to its end, whose command really ran.
 async fn played(host: &Host, user: &str, task: &str) -> (Socket, String) {

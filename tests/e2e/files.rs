@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use reqwest::header::{HeaderMap, HeaderName};
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, Model, ModelTurn, Socket, call, event, eventually, find, is_completed, seq, token, within,
 };
-use reqwest::header::{HeaderMap, HeaderName};
-use serde_json::{Value, json};
 
 /// A session of the mock that has played its script: its id, and its workspace's folder.
 async fn played(host: &Host, user: &str) -> (String, PathBuf) {

@@ -1,7 +1,8 @@
 //! What a frontend relies on that names no features, and sends text as JavaScript has it.
 
-use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, event, kinds, seq, token};
 use serde_json::{Value, json};
+
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, event, kinds, seq, token};
 
 /// A host whose mock waits long between its steps, so that a test comes before the next one.
 fn with_pauses(seconds: &str) -> Host {

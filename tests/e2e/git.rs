@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
 use lucid_tests::docker::{self, ContainerNames, Containers};
 use lucid_tests::{
     GitServer, Host, HostBuilder, Model, ModelTurn, Socket, call, calls, eventually, repository,
 };
-use serde_json::{Value, json};
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
 /// With what a URL encodes, and what a shell reads in no other way.
@@ -31,7 +32,7 @@ fn forms() -> Vec<String> {
     ]
 }
 
-/// Looks for texts in all that a command in a box can read: its environment, the command lines and
+/// Looks for texts in all that a command in a sandbox can read: its environment, the command lines and
 /// environments of all processes, git's settings and remotes, and files. The texts do not stand in
 /// it, nor do they when it runs, so that it does not find itself.
 fn search(texts: &[String]) -> String {
@@ -169,7 +170,7 @@ async fn pushed_and_searched(start: impl AsyncFnOnce(&Model) -> (Host, Option<Co
     }
     assert!(
         found.iter().all(|line| line.ends_with(canary)),
-        "the token is in the box: {}",
+        "the token is in the sandbox: {}",
         said[4]
     );
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde_json::json;
+
 use lucid::builtin::{MOCK, OPENAI};
 use lucid_session::AvailableModels;
 use lucid_tests::{HOSTILE, Host, Model, ModelTurn, Socket, guest_memories, within};
@@ -14,7 +16,6 @@ use lucid_types::wit::types::{Content, Message, Role};
 use lucid_wasm::{
     CallError, CallOutcome, Engine, EngineOptions, LlmPlugin, LoadError, PluginLimits, PolicyPlugin,
 };
-use serde_json::json;
 
 fn limits() -> PluginLimits {
     PluginLimits {

@@ -1,11 +1,12 @@
 //! Users of an identity provider that signs with keys of its own: over REST and the WebSocket, with the
 //! provider there and not there, and what the command line says of it.
 
+use serde_json::json;
+
 use lucid_tests::{
     Host, IdentityProvider, SigningKey, Socket, command, eventually, find, hs256_token, now,
     text_of,
 };
-use serde_json::json;
 
 const SESSIONS: &str = "/api/v1/sessions";
 

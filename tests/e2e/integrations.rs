@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use lucid_tests::{GitApi, GitServer, Host, HostBuilder, Model, Socket, call, kinds, repository};
 use serde_json::{Value, json};
+
+use lucid_tests::{GitApi, GitServer, Host, HostBuilder, Model, Socket, call, kinds, repository};
 
 const TOKEN: &str = "ghp_e2e0123456789abcdefghijklmnop";
 const KEY: &str = "sk-the-tests-own-key-0123456789";

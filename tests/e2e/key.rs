@@ -6,11 +6,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use axum::Router;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, Model, ModelTurn, Socket, call, command, eventually, guest_memories, text_of,
 };
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
-use serde_json::{Value, json};
 
 /// As a key of a user's own, with characters that every encoding changes.
 fn key() -> String {

@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, mpsc};
 
-use lucid_tests::{
-    DEADLINE, HOSTILE, Host, Model, ModelTurn, Socket, TOOLING, Template, binary, call, command,
-    counting, event, text_of,
-};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
+
+use lucid_tests::{
+    DEADLINE, HOSTILE, Host, Model, ModelTurn, Socket, TOOLING, Template, binary, call, command,
+    counting, event, text_of,
+};
 
 const GUIDE: &str = include_str!("../../plugins/README.md");
 

@@ -8,11 +8,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::{Value, json};
+
 use lucid_session::AvailableModels;
 use lucid_tests::{Host, Socket, Template, event, kinds};
 use lucid_types::wit::policy::{Context, Input, Start, Transition};
 use lucid_wasm::{CallOutcome, Engine, EngineOptions, PluginLimits, PolicyPlugin};
-use serde_json::{Value, json};
 
 /// Leaves these tests out, where npm and PyPI cannot be reached.
 const CHOICE: &str = "LUCID_LANGUAGES";

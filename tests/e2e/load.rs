@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use lucid_tests::{Host, Socket, event, eventually, is_completed, kinds, own_memory, seq, token};
 use serde_json::{Value, json};
+
+use lucid_tests::{Host, Socket, event, eventually, is_completed, kinds, own_memory, seq, token};
 
 const SESSIONS: usize = 200;
 

@@ -4,10 +4,11 @@ use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, HostBuilder, Model, ModelRequestSeen, ModelTurn, Socket, call, calls, eventually, within,
 };
-use serde_json::{Value, json};
 
 const SERVER: &str = include_str!("mcp/server.py");
 const KEY: &str = "sk-the-wikis-own-key-0123456789";

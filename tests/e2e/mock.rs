@@ -1,9 +1,10 @@
 //! The mock agent over WebSocket: exactly the contract's frames, played for real.
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, Socket, claims_token, event, expired_token, find, foreign_token, kinds, token,
 };
-use serde_json::{Value, json};
 
 /// The contract's script, without `file_tree`, which may come at any time.
 const SCRIPT: [&str; 10] = [

@@ -1,8 +1,9 @@
 //! Model servers as they are, and not as the API's documentation has them: what they want back, which roles
 //! they take, errors that come with a success, and calls that come as text.
 
-use lucid_tests::{Host, Model, ModelRequestSeen, ModelTurn, Socket, call};
 use serde_json::{Value, json};
+
+use lucid_tests::{Host, Model, ModelRequestSeen, ModelTurn, Socket, call};
 
 const EVENTS: &str = "text/event-stream";
 

@@ -1,8 +1,9 @@
 //! Model providers and models over the running host: which is asked with which key, what it costs, what
 //! a budget ends, and what becomes of an answer that breaks off.
 
-use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, eventually};
 use serde_json::{Value, json};
+
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, eventually};
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
 const OPENAI: &str = "sk-for-openai-alone-9876543210";

@@ -1,8 +1,9 @@
 //! The API against its own description: whatever can be asked by the document is answered as the document
 //! says, for a user and for an administrator.
 
-use lucid_tests::{GitApi, Host, Socket, claims_token, schemathesis, token};
 use serde_json::json;
+
+use lucid_tests::{GitApi, Host, Socket, claims_token, schemathesis, token};
 
 /// For each of both roles; they run side by side.
 const SECONDS: u32 = 55;

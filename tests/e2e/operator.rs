@@ -3,9 +3,10 @@
 
 use std::process::{Command, Output, Stdio};
 
-use lucid_tests::{Host, Model, ModelTurn, command, eventually, text_of, with_compiled_plugins};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use lucid_tests::{Host, Model, ModelTurn, command, eventually, text_of, with_compiled_plugins};
 
 fn folder() -> TempDir {
     let folder = tempfile::Builder::new()

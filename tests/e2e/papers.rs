@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+
 use lucid::cli::Cli;
 use lucid::config::SETTINGS;
 use lucid::manifest::Manifest;

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use futures::future::join_all;
-use lucid_tests::{
-    DEADLINE, HOSTILE, Host, HostBuilder, HttpAnswer, JWT_SECRET, Socket, binary, claims_token,
-    command, counting, eventually, expired_token, text_of, token, with_compiled_plugins,
-};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
+
+use lucid_tests::{
+    DEADLINE, HOSTILE, Host, HostBuilder, HttpAnswer, JWT_SECRET, Socket, binary, claims_token,
+    command, counting, eventually, expired_token, text_of, token, with_compiled_plugins,
+};
 
 const INTERNAL: &str = "the-internal-key-of-the-tests";
 const PLUGINS: &str = "/api/v1/plugins";

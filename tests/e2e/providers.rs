@@ -1,10 +1,11 @@
 //! The adapters against somebody else's implementation of their providers' APIs: litellm's proxy, each
 //! of its routes with a scripted model behind it.
 
+use serde_json::json;
+
 use lucid_tests::{
     GitServer, Host, LiteLlm, Model, ModelTurn, Socket, call, calls, event, kinds, repository,
 };
-use serde_json::json;
 
 /// For the proxy: only who puts it where the provider wants it is let in.
 const KEY: &str = "sk-for-litellm-alone-0123456789";

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     DEADLINE, Host, HostBuilder, Socket, counting, eventually, is_completed, own_memory, seq,
 };
-use serde_json::{Value, json};
 
 const MANIFEST: &str = r#"
 [policies.counting]

@@ -1,11 +1,12 @@
 //! The REST table of the wire contract, row by row: each success, each refusal, and two users who
 //! never see each other's things.
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, Model, ModelTurn, Socket, claims_token, eventually, expired_token, find, foreign_token,
     token,
 };
-use serde_json::{Value, json};
 
 const NOBODY: &str = "0198c0de-0000-7000-8000-000000000000";
 

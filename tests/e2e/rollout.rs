@@ -2,12 +2,13 @@
 //! then for all, and back by itself where it fails.
 
 use futures::future::join_all;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
 use lucid_tests::{
     HOSTILE, Host, HttpAnswer, JWT_SECRET, Socket, claims_token, command, counting, eventually,
     is_completed, text_of, token,
 };
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 const PLUGINS: &str = "/api/v1/plugins";
 const GUIDE: &str = include_str!("../../host/docs/plugins-at-run-time.md");

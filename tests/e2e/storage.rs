@@ -1,7 +1,8 @@
 //! What the database keeps of sessions and chats, and what goes from it.
 
-use lucid_tests::{Host, Model, ModelTurn, Socket, call, event, eventually};
 use serde_json::json;
+
+use lucid_tests::{Host, Model, ModelTurn, Socket, call, event, eventually};
 
 fn database(host: &Host) -> rusqlite::Connection {
     let database = host.folder().join("storage/.lucid/data/lucid.db");

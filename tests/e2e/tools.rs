@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
 use lucid_tests::{
     Host, HostBuilder, Model, ModelTurn, Socket, TOOLING, call, calls, claims_token, command,
     counting, event, eventually, guest_memories, text_of, tooling,
 };
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 const KEY: &str = "tk-7f3a/91bc+5d02=e64f8a7b3c";
 const MODEL_KEY: &str = "sk-of-the-model-0123456789";

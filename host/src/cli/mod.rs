@@ -57,14 +57,13 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use self::report::{Severity, print_message};
+use self::signals::interrupted;
 use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::manifest::{self, ManifestProblems};
 use crate::server::ResumeMode;
 use lucid_types::user::UserId;
 use lucid_wasm::LOG_TARGET;
-
-use self::signals::interrupted;
 
 /// A server that runs AI coding agents for many users.
 #[derive(Debug, Parser)]

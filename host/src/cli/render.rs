@@ -6,9 +6,10 @@
 //!   title: control characters are removed.
 //! - Colours are used only on a terminal that did not decline them.
 
-use lucid_types::plural;
 use owo_colors::{OwoColorize, Style};
 use serde_json::Value;
+
+use lucid_types::plural;
 
 /// The maximum number of lines shown of a command's output or a diff.
 const LINES: usize = 24;

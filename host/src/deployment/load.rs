@@ -170,10 +170,10 @@ async fn policy(
     name: &str,
     entry: &PluginEntry,
 ) -> Result<LoadedPolicy, Vec<ManifestProblem>> {
-    let blame = from.site(PluginKind::Policy, name, entry);
+    let site = from.site(PluginKind::Policy, name, entry);
     let plugin = build(
         from,
-        &blame,
+        &site,
         builtin::POLICIES,
         from.known.policy(name),
         from.known.builds(name),
@@ -198,7 +198,7 @@ async fn policy(
     Ok(LoadedPolicy {
         plugin,
         settings: entry.settings.values.clone(),
-        builtin: blame.builtin(),
+        builtin: site.builtin(),
         second,
         warning,
     })
@@ -213,18 +213,18 @@ async fn beside(
     let Some(second) = from.manifest.second_build(name) else {
         return Ok(None);
     };
-    let blame = ProblemSite {
+    let site = ProblemSite {
         upload: second.upload.as_ref(),
         ..from.site(PluginKind::Policy, name, entry)
     };
     let there = from.known.second_build(name);
     let builds = from.known.builds(name);
-    let plugin = build(from, &blame, builtin::POLICIES, there, builds).await;
+    let plugin = build(from, &site, builtin::POLICIES, there, builds).await;
     Ok(Some(LoadedSecondBuild {
         plugin: plugin.map_err(|problems| (second.role, problems))?,
         role: second.role,
         probation: second.upload.as_ref().and_then(|upload| upload.probation),
-        builtin: blame.builtin(),
+        builtin: site.builtin(),
     }))
 }
 
@@ -232,27 +232,27 @@ async fn beside(
 /// among the `known` ones is not loaded again.
 async fn build<'a, W: World>(
     from: LoadContext<'_>,
-    blame: &ProblemSite<'_>,
+    site: &ProblemSite<'_>,
     builtin: &'static [(&'static str, &'static [u8])],
     there: Option<&'a TypedPlugin<W>>,
     mut known: impl Iterator<Item = &'a TypedPlugin<W>>,
 ) -> Result<TypedPlugin<W>, Vec<ManifestProblem>> {
-    let (name, limits) = (blame.name, blame.entry.limits.limits());
+    let (name, limits) = (site.name, site.entry.limits.limits());
     let stays = there.filter(|there| from.reuses(W::KIND, name) && there.limits() == &limits);
     let plugin = match stays {
         Some(there) => there.clone(),
         None => {
-            let wasm = blame.component(builtin).await?;
+            let wasm = site.component(builtin).await?;
             match known.find(|plugin| plugin.is(&wasm, &limits)) {
                 Some(plugin) => plugin.clone(),
                 None => TypedPlugin::load(from.engine, name, &wasm, &limits)
                     .await
-                    .map_err(|why| blame.component_is(why.to_string()))?,
+                    .map_err(|why| site.component_is(why.to_string()))?,
             }
         }
     };
     let schema = plugin.settings_schema().map(str::to_owned);
-    blame.check_settings(schema).await?;
+    site.check_settings(schema).await?;
     Ok(plugin)
 }
 
@@ -262,22 +262,22 @@ async fn provider(
     plugin: &PluginEntry,
     entry: Option<Arc<ProviderEntry>>,
 ) -> Result<LoadedProvider, Vec<ManifestProblem>> {
-    let blame = from.site(PluginKind::Llm, name, plugin);
+    let site = from.site(PluginKind::Llm, name, plugin);
     let known = from.known.llm(name);
-    let loaded = build(from, &blame, builtin::PROVIDERS, known, known.into_iter()).await?;
+    let loaded = build(from, &site, builtin::PROVIDERS, known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
     let models = if plugin.settings.values.is_empty() {
         loaded.known_models().to_vec()
     } else {
         let called = loaded.models(&settings).await.result;
-        called.map_err(|why| blame.settings_are(plugin.settings.at, why.to_string()))?
+        called.map_err(|why| site.settings_are(plugin.settings.at, why.to_string()))?
     };
     Ok(LoadedProvider {
         plugin: loaded,
         settings,
         models,
         entry,
-        builtin: blame.builtin().is_some(),
+        builtin: site.builtin().is_some(),
     })
 }
 
@@ -287,9 +287,9 @@ async fn tools(
     entry: &ToolsEntry,
 ) -> Result<LoadedTools, Vec<ManifestProblem>> {
     let ToolsEntry { plugin, .. } = entry;
-    let blame = from.site(PluginKind::Tools, name, plugin);
+    let site = from.site(PluginKind::Tools, name, plugin);
     let known = from.known.tools(name);
-    let loaded = build(from, &blame, &[], known, known.into_iter()).await?;
+    let loaded = build(from, &site, &[], known, known.into_iter()).await?;
     let settings = serde_json::Value::Object(plugin.settings.values.clone()).to_string();
     let definitions = loaded.definitions(&settings).await.result;
     let at = if plugin.settings.values.is_empty() {
@@ -297,12 +297,12 @@ async fn tools(
     } else {
         plugin.settings.at
     };
-    let definitions = definitions.map_err(|why| blame.settings_are(at, why.to_string()))?;
+    let definitions = definitions.map_err(|why| site.settings_are(at, why.to_string()))?;
     for tool in &definitions {
         let whole = format!("{name}{SEPARATOR}{}", tool.name);
         if whole.len() > LONGEST_TOOL_NAME {
             let size = whole.len();
-            return Err(blame.settings_are(
+            return Err(site.settings_are(
                 plugin.at,
                 format!("the tool `{whole}` has a name of {size} characters, and models take {LONGEST_TOOL_NAME}: give the component a shorter name here"),
             ));
@@ -322,16 +322,16 @@ async fn git(
     entry: &GitEntry,
 ) -> Result<LoadedGit, Vec<ManifestProblem>> {
     let GitEntry { plugin, .. } = entry;
-    let blame = from.site(PluginKind::Git, name, plugin);
+    let site = from.site(PluginKind::Git, name, plugin);
     let known = from.known.git(name);
-    let loaded = build(from, &blame, builtin::GIT, known, known.into_iter()).await?;
+    let loaded = build(from, &site, builtin::GIT, known, known.into_iter()).await?;
     let url = |url: &Option<Located<Url>>| url.as_ref().map(|url| url.value.clone());
     Ok(LoadedGit {
         plugin: loaded,
         settings: serde_json::Value::Object(plugin.settings.values.clone()).to_string(),
         base_url: url(&entry.base_url),
         web_url: url(&entry.web_url),
-        builtin: blame.builtin().is_some(),
+        builtin: site.builtin().is_some(),
     })
 }
 

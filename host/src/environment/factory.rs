@@ -13,6 +13,10 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
 use tokio::sync::Mutex;
 
+use super::disk_guard::OpenEnvironments;
+use super::tree_watch::TreeTracker;
+use super::workspaces::Workspaces;
+use super::{NoticeSender, RunningSandbox, SessionEnvironment, SharedEnvironment};
 use lucid_sandbox::git::{self, GitCredentials, GitGateway};
 use lucid_sandbox::tools::{SandboxTools, describe_call};
 use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError};
@@ -26,11 +30,6 @@ use lucid_types::ids::SessionId;
 use lucid_types::repository_url::repository_url;
 use lucid_types::sentence::sentence;
 use lucid_types::wit::types::ToolCall;
-
-use super::disk_guard::OpenEnvironments;
-use super::tree_watch::TreeTracker;
-use super::workspaces::Workspaces;
-use super::{NoticeSender, RunningSandbox, SessionEnvironment, SharedEnvironment};
 
 /// Said of containers that commands reach by `docker exec` only.
 const NO_GIT_GATEWAY: &str = "The containers of this deployment's Docker engine cannot reach this server's git gateway, so no repository can be cloned. It needs an engine on the same machine; `lucid doctor` says more.";
@@ -145,7 +144,7 @@ impl EnvironmentFactory {
         })
     }
 
-    /// A box, and word of it where a person should know something of it.
+    /// Starts a sandbox, and tells what a person should know of it.
     pub(super) async fn open_and_watch(
         &self,
         spec: &EnvironmentSpec,

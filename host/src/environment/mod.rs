@@ -21,9 +21,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc};
 
-use self::tree_watch::TreeTracker;
-
 use self::factory::{EnvironmentFactory, blocking};
+use self::tree_watch::TreeTracker;
 use lucid_sandbox::git::{self, GitGateway};
 use lucid_sandbox::tools::{self, SandboxTools, ToolOutcome, describe_call};
 use lucid_sandbox::workspace::{Quota, Workspace};

@@ -14,10 +14,9 @@ use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
+use super::{DataDirs, StartError};
 use lucid_store::{HostOrigin, Store};
 use lucid_types::digest::sha256_hex;
-
-use super::{DataDirs, StartError};
 
 /// What names a machine.
 const MACHINE_ID: &str = "/etc/machine-id";

@@ -87,7 +87,7 @@ pub enum ComponentCacheError {
 #[derive(Debug)]
 pub enum CacheOutcome {
     /// It was in the cache.
-    Shelf,
+    Cached,
     /// It was compiled, and is in the cache now.
     Compiled,
     /// It was compiled, and could not be stored in the cache: the next start compiles it again.
@@ -152,7 +152,7 @@ impl ComponentCacheDir {
                 last_modification: NOW,
             };
             let _ = rustix::fs::utimensat(&self.folder, &name, &now, AtFlags::SYMLINK_NOFOLLOW);
-            return Ok((component, CacheOutcome::Shelf));
+            return Ok((component, CacheOutcome::Cached));
         }
         compiles();
         let component = Component::from_binary(engine, wasm)?;
@@ -330,7 +330,7 @@ mod tests {
         let (_, second) = shelf.component(&engine, EMPTY).unwrap();
         assert!(matches!(
             (first, second),
-            (CacheOutcome::Compiled, CacheOutcome::Shelf)
+            (CacheOutcome::Compiled, CacheOutcome::Cached)
         ));
         let mode = only_file(&folder).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
@@ -415,7 +415,7 @@ mod tests {
                 .unwrap();
             file.set_modified(long_ago).unwrap();
         }
-        assert!(matches!(origin(&shelf, 0), CacheOutcome::Shelf));
+        assert!(matches!(origin(&shelf, 0), CacheOutcome::Cached));
         let draft = path.join(".1-1.draft");
         std::fs::write(&draft, "of a process that is dead").unwrap();
         File::options()
@@ -429,13 +429,13 @@ mod tests {
         let small = ComponentCacheDir::open(&path, one * 2 + 100).unwrap();
         assert!(matches!(origin(&small, 2), CacheOutcome::Compiled));
         assert!(!draft.exists(), "a draft of a dead process stays");
-        assert!(matches!(origin(&small, 0), CacheOutcome::Shelf));
-        assert!(matches!(origin(&small, 2), CacheOutcome::Shelf));
+        assert!(matches!(origin(&small, 0), CacheOutcome::Cached));
+        assert!(matches!(origin(&small, 2), CacheOutcome::Cached));
         assert!(matches!(origin(&small, 1), CacheOutcome::Compiled));
 
         let none = ComponentCacheDir::open(&path, 0).unwrap();
         assert!(matches!(origin(&none, 3), CacheOutcome::Compiled));
-        assert!(matches!(origin(&none, 3), CacheOutcome::Shelf));
+        assert!(matches!(origin(&none, 3), CacheOutcome::Cached));
         only_file(&folder);
     }
 

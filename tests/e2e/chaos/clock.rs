@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lucid_tests::{Host, Model, ModelTurn, Socket, call, eventually, kinds};
 use serde_json::json;
+
+use lucid_tests::{Host, Model, ModelTurn, Socket, call, eventually, kinds};
 
 /// The library that moves a process's clock.
 fn library() -> PathBuf {

@@ -1,10 +1,10 @@
 //! No file descriptor is left.
 
-use lucid_tests::{Host, Socket, eventually, within};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
 use super::{begun, check_dense, is_said};
+use lucid_tests::{Host, Socket, eventually, within};
 
 fn limit(host: &Host, descriptors: u64) -> Rlimit {
     let pid = Pid::from_raw(i32::try_from(host.pid()).unwrap());

@@ -1,12 +1,12 @@
 //! The disk is full.
 
+use serde_json::{Value, json};
+
+use super::{begun, check_dense, is_said, is_status};
 use lucid_tests::{
     Host, HostBuilder, Model, ModelTurn, SmallDisk, Socket, call, event, eventually,
     hosts_of_each_kind, is_completed, within,
 };
-use serde_json::{Value, json};
-
-use super::{begun, check_dense, is_said, is_status};
 
 const SESSIONS: usize = 10;
 

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, HostBuilder, Model, ModelTurn, Socket, call, eventually, hosts_of_each_kind, seq,
 };
-use rustix::process::Signal;
-use serde_json::{Value, json};
 
 /// Asks for a command that goes on until a file is there, and then for one more.
 async fn waiting_model(command: &'static str) -> Model {

@@ -1,9 +1,10 @@
 //! What becomes of the work of a session that nobody looks at.
 
+use serde_json::json;
+
 use lucid_tests::{
     Host, HostBuilder, Model, ModelTurn, Socket, call, eventually, hosts_of_each_kind,
 };
-use serde_json::json;
 
 async fn sessions_of(host: &Host, user: &str) -> usize {
     let listed = host.get(user, "/api/v1/sessions").await.ok();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lucid_tests::Host;
 use rusqlite::Connection;
 
 use super::{begun, check_dense, is_said, is_status};
+use lucid_tests::Host;
 
 /// Longer than any write waits for a lock by itself.
 const HELD: Duration = Duration::from_secs(12);

@@ -11,8 +11,9 @@ mod moved;
 mod outage;
 mod starting;
 
-use lucid_tests::{Host, Socket, eventually, seq};
 use serde_json::{Value, json};
+
+use lucid_tests::{Host, Socket, eventually, seq};
 
 /// Sessions of the mock for as many users, each of which has shown its first step.
 async fn begun(host: &Host, count: usize) -> Vec<Socket> {

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
-use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, hosts_of_each_kind, kinds};
 use serde_json::json;
+
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket, call, hosts_of_each_kind, kinds};
 
 /// Makes a file, is asked a second time for ever, and then is done.
 async fn model() -> Model {

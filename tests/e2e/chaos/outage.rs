@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+
+use lucid_tests::{Host, HostBuilder, Model, ModelTurn, Socket};
 
 fn host(url: &str) -> HostBuilder {
     Host::with_defaults()

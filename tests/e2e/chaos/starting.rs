@@ -6,12 +6,12 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lucid_tests::{Host, SmallDisk, command, eventually, with_compiled_plugins};
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::begun;
+use lucid_tests::{Host, SmallDisk, command, eventually, with_compiled_plugins};
 
 /// Longer than any write waits for a lock by itself.
 const HELD: Duration = Duration::from_secs(12);

@@ -3,10 +3,10 @@
 //! What always holds: a script makes the mistakes that models make, and nothing in it knows how the
 //! agent deals with them.
 
-use lucid_tests::{ModelTurn, call, calls};
 use serde_json::json;
 
 use super::script::{Step, decline, edit, finish, odd, run, say, test, told, too_long, undo, view};
+use lucid_tests::{ModelTurn, call, calls};
 
 /// One repository, and what has to come out.
 pub(crate) struct Case {

@@ -10,10 +10,10 @@ mod script;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lucid_tests::{GitServer, Host, Model, Socket, repository};
 use serde_json::{Value, json};
 
 use cases::Case;
+use lucid_tests::{GitServer, Host, Model, Socket, repository};
 
 const KEY: &str = "sk-the-tests-own-key-0123456789";
 

@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use lucid_tests::{ModelRequestSeen, ModelTurn, call};
 use serde_json::{Value, json};
+
+use lucid_tests::{ModelRequestSeen, ModelTurn, call};
 
 /// What the model does next.
 pub(crate) enum Step {

@@ -1,13 +1,14 @@
 //! The running host with Supabase behind it: what two users and a server see of chats, and what the
 //! frontend's own database then holds.
 
+use serde_json::{Value, json};
+use uuid::Uuid;
+
 use lucid_tests::{
     GitApi, GitServer, Host, JWT_SECRET, Model, Socket, TestSupabase, anon_key, call, command,
     eventually, expired_token, repository, service_key, text_of, token, token_for,
     with_compiled_plugins,
 };
-use serde_json::{Value, json};
-use uuid::Uuid;
 
 const INTERNAL: &str = "internal-key-of-the-tests";
 

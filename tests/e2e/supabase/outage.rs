@@ -1,8 +1,9 @@
 //! The store goes away under sessions that run: nothing is lost, doubled or out of order.
 
 use futures::future::join_all;
-use lucid_tests::{Host, Socket, TestSupabase, eventually};
 use serde_json::{Value, json};
+
+use lucid_tests::{Host, Socket, TestSupabase, eventually};
 
 const SESSIONS: usize = 20;
 

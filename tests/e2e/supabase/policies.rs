@@ -1,9 +1,10 @@
 //! Two users, somebody who did not sign in, and the service key, over every table and every verb, by
 //! PostgREST directly: no host is there to be careful.
 
-use lucid_tests::{TestSupabase, claims_token, expired_token, foreign_token, token};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+use lucid_tests::{TestSupabase, claims_token, expired_token, foreign_token, token};
 
 /// A user with a row in every table.
 struct Owner {

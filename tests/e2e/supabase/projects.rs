@@ -2,11 +2,12 @@
 //! forms, and by an earlier version of the migrations. Rows stay, the host works over them afterwards, and
 //! before that it says what is missing.
 
+use serde_json::{Value, json};
+
 use lucid_tests::{
     Host, JWT_SECRET, Socket, TestSupabase, anon_key, command, eventually, text_of, token,
     with_compiled_plugins,
 };
-use serde_json::{Value, json};
 
 const UUIDS: &str = include_str!("projects/uuids.sql");
 const TEXTS: &str = include_str!("projects/texts.sql");

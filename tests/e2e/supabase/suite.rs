@@ -2,6 +2,8 @@
 //! and by the service key.
 
 use chrono::{DateTime, Duration, Utc};
+use uuid::Uuid;
+
 use lucid_store::{
     Chat, ChatMessage, ChatProgress, ChatStore, Integrations, NewIntegration, Principal,
     SqliteChatStore, Store, Supabase as Project, SupabaseChatStore, SupabaseSettings,
@@ -10,7 +12,6 @@ use lucid_tests::{TestSupabase, anon_key, service_key, token};
 use lucid_types::identity::Identity;
 use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;
-use uuid::Uuid;
 
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_771_410_600, 0).unwrap() + Duration::seconds(seconds)

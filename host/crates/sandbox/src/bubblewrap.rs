@@ -9,7 +9,6 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use lucid_exec::protocol::Serve;
 use tokio::process::Command;
 
 use crate::command_env::environment;
@@ -18,6 +17,7 @@ use crate::runtime_dir::{RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
 use crate::workspace::sandbox_user;
+use lucid_exec::protocol::Serve;
 
 /// Why there is no bubblewrap to use.
 #[derive(Debug, thiserror::Error)]

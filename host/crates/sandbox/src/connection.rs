@@ -23,13 +23,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use lucid_exec::protocol::{Exit, Frame, FrameKind, MAX_COMMAND, Start};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+
+use lucid_exec::protocol::{Exit, Frame, FrameKind, MAX_COMMAND, Start};
 
 pub(crate) use self::hello::read_hello;
 pub use self::reader::read_frame;

@@ -8,10 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lucid_exec::protocol::{Exit, Start};
-
 use crate::connection::{CommandEvent, Connection};
 use crate::error::SandboxError;
+use lucid_exec::protocol::{Exit, Start};
 use lucid_types::exec::{ExecProgram, ExecRequest, ExecResult, LimitHit};
 use lucid_types::plural;
 use lucid_types::unicode::lossy;

@@ -8,7 +8,6 @@
 //!   lets its users create namespaces, nothing else exists; elsewhere access to anything else is
 //!   refused.
 
-use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 use tokio::process::Command;
 
 use crate::command_env::environment;
@@ -17,6 +16,7 @@ use crate::runtime_dir::{RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
 use crate::workspace::sandbox_user;
+use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
 /// processes, and names of users and machines. None of it holds a password.

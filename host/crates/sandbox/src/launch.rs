@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_exec::protocol::{ResourceLimits, Serve};
 use parking_lot::Mutex;
 use tokio::process::Command;
 
@@ -24,6 +23,7 @@ use crate::landlock::{self, Isolation};
 use crate::runtime_dir::{self, RuntimeDir, SessionDir, give_to_sandbox_user};
 use crate::settings::{SandboxSettings, SandboxSpec};
 use crate::workspace::sandbox_user;
+use lucid_exec::protocol::{ResourceLimits, Serve};
 
 /// The notice to a user whose sandbox ended while there was no host to notice.
 const LOST: &str =

@@ -5,6 +5,15 @@
 //! ordinary processes, and with `None` nothing is run at all. When the host dies, its sandboxes die
 //! with it, except containers: the next host adopts or removes them.
 //!
+//! # Layout
+//! - `manager` has the sandboxes of this machine: `detect` finds which backends work, `launch` starts one, `handle` is one
+//!   that runs. `settings`, `error`: their types.
+//! - `backend` picks among `docker`, `bubblewrap` and `landlock`; `command_env`, `system_mounts` and `runtime_dir` are what
+//!   commands find.
+//! - `connection` speaks to the exec server; `exec` is one command, `process` one that stays open. `unlinked` finds files
+//!   that are removed and still open.
+//! - `workspace`: a session's files. `tools`: what models do with them. `git`: the only way to a git server.
+//!
 //! # Invariants
 //! - A backend is used only after a sandbox of it really ran here.
 //! - A sandbox sees one session's workspace and no other.
@@ -31,7 +40,7 @@ mod runtime_dir;
 mod settings;
 mod system_mounts;
 #[cfg(test)]
-pub mod tests;
+mod tests;
 pub mod tools;
 mod unlinked;
 pub mod workspace;

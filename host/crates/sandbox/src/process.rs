@@ -9,10 +9,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use lucid_exec::protocol::Exit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::{CommandEvent, CommandInput, RunningCommand};
+use lucid_exec::protocol::Exit;
 use lucid_types::exec::{Process, ProcessEnd, ProcessInput, ProcessOutput};
 use lucid_types::sanitize::sanitize;
 

@@ -13,12 +13,6 @@ use tokio::sync::mpsc;
 use url::Url;
 use uuid::Uuid;
 
-use lucid_types::log::{LogError, RoundRow, SessionConfig, SessionCounters, SessionStatus};
-use lucid_types::log_label::PluginCaller;
-use lucid_types::repository_url::{parse_repository_url, repository_url};
-use lucid_types::secret::Secret;
-use lucid_types::user::UserId;
-
 use super::actor;
 use super::actor::resume::ResumeState;
 use super::actor::task_clock;
@@ -34,6 +28,11 @@ use super::shared::SessionsShared;
 use super::stream::frames::EventDraft;
 use super::types::OpenChange;
 use lucid_types::ids::SessionId;
+use lucid_types::log::{LogError, RoundRow, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::log_label::PluginCaller;
+use lucid_types::repository_url::{parse_repository_url, repository_url};
+use lucid_types::secret::Secret;
+use lucid_types::user::UserId;
 
 /// The capacity of a session's mailbox.
 const MAILBOX: usize = 64;

@@ -4,13 +4,12 @@
 //! - A session is looked up together with its user.
 //! - No secret is included.
 
-use lucid_types::log::{LogError, SessionStatus, UsageTotals};
-use lucid_types::user::UserId;
-
 use super::sessions::Sessions;
 use super::stream::frames::timestamp;
 use super::types::LookupError;
 use lucid_types::ids::SessionId;
+use lucid_types::log::{LogError, SessionStatus, UsageTotals};
+use lucid_types::user::UserId;
 
 /// A session, as the log has it.
 #[derive(Debug, Clone)]

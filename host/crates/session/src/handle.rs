@@ -5,17 +5,13 @@
 //! - A user's message is acknowledged only once it is written.
 //! - The first reason to end is the one that counts, as far as it could be written.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-
-use lucid_types::digest::Digest;
-use lucid_types::log::{LogError, SessionLog};
-use lucid_types::user::UserId;
 
 use super::message::{ActorMessage, Mailbox};
 use super::ports::PolicyInfo;
@@ -24,7 +20,10 @@ use super::stream::frames::Features;
 use super::stream::positions::{ClientPosition, ClientPositions, ConnectionLoss};
 use super::stream::subscription::Subscription;
 use super::types::{CloseReason, Closing, MessageRejected};
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
+use lucid_types::log::{LogError, SessionLog};
+use lucid_types::user::UserId;
 
 /// The state of a session, as far as it matters while nobody is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

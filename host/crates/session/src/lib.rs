@@ -11,13 +11,17 @@
 //! From the top down:
 //!
 //! - `recover` resumes the sessions of the last run, `create` makes new ones, and `sessions` finds,
-//!   lists and ends them. `shared` and `registry` are what they have in common.
+//!   lists and ends them; `details` and `workspaces` are what can be asked of one. `retention` and
+//!   `saved_positions` look after what outlives one. `shared` and `registry` are what they have in
+//!   common.
 //! - `replay` puts logged sessions through a policy again.
 //! - `actor` runs one session: each round takes messages, steps the policy, commits, publishes and
-//!   starts effects. `handle` is what the rest of the host holds of it.
+//!   starts effects. `message` is what reaches it, `budget` its limits, and `handle` what the rest of
+//!   the host holds of it.
 //! - `effects` carries out what a policy commands, and `round` computes what a round writes.
 //! - `ports` are the traits through which the engine reaches everything else; the log's is in
-//!   [`lucid_types::log`].
+//!   [`lucid_types::log`]. `traffic_split` shares sessions between two builds, `seal` keeps secrets,
+//!   and `retry` repeats reads of a log that is away for a moment.
 //! - `stream` is what clients see.
 
 #![forbid(unsafe_code)]

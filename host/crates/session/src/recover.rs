@@ -8,9 +8,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use lucid_types::log::{LivingSession, LogError, SessionStatus};
-use lucid_types::wit::policy::Snapshot;
-
 use super::actor::resume::ResumeState;
 use super::actor::takes_over;
 use super::create::{key_for, seal_context};
@@ -19,6 +16,8 @@ use super::handle::SessionHandle;
 use super::retry::when_possible;
 use super::sessions::Sessions;
 use lucid_types::ids::SessionId;
+use lucid_types::log::{LivingSession, LogError, SessionStatus};
+use lucid_types::wit::policy::Snapshot;
 
 impl Sessions {
     /// The ids of all sessions that the log does not call ended.

@@ -8,12 +8,11 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use lucid_types::user::UserId;
-
 use super::error::CreateError;
 use super::handle::SessionHandle;
 use super::shared::{SessionRegistry, SessionsShared};
 use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 
 /// User, project, task and repository.
 pub(super) type WorkKey<'a> = (&'a UserId, Option<&'a str>, &'a str, Option<&'a str>);

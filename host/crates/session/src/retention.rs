@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_types::log::{LogError, RetainedWorkspace};
-
 use super::ports::EnvironmentSpec;
 use super::shared::SessionsShared;
 use lucid_types::ids::SessionId;
+use lucid_types::log::{LogError, RetainedWorkspace};
 
 /// After how long one that could not be removed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);

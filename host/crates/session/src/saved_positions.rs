@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use lucid_types::log::PositionRow;
-
 use crate::handle::SessionHandle;
 use crate::retry::when_possible;
 use crate::sessions::Sessions;
 use crate::shared::SessionsShared;
 use crate::stream::frames::Features;
+use lucid_types::log::PositionRow;
 
 /// The interval between two checks for changes.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -3,7 +3,6 @@
 //! # Invariants
 //! - A session is only handed out to its own user.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -11,6 +10,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::handle::{SessionHandle, SessionPlugins};
 use super::ports::EnvironmentSpec;
 use super::registry::WorkKey;
 use super::retention;
-use super::shared::{SessionDeps, SessionsShared, TURNS};
+use super::shared::{CREATION_LOCKS, SessionDeps, SessionsShared};
 use super::stream::frames;
 use super::types::{CloseReason, LookupError, PausedSessions, SessionSummary};
 use lucid_types::ids::SessionId;
@@ -54,7 +54,7 @@ impl Sessions {
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
-            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; TURNS],
+            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; CREATION_LOCKS],
             move_permits: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(1, NonZero::get),
             )),

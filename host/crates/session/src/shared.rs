@@ -1,10 +1,10 @@
 //! What all sessions have in common.
 
-use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,7 +37,7 @@ pub struct SessionDeps {
 }
 
 /// The number of locks for concurrent lookups and creations.
-pub(super) const TURNS: usize = 64;
+pub(super) const CREATION_LOCKS: usize = 64;
 
 /// What all sessions have in common.
 pub(crate) struct SessionsShared {
@@ -51,7 +51,7 @@ pub(crate) struct SessionsShared {
     pub(super) registry: Mutex<SessionRegistry>,
     pub(super) hasher: RandomState,
     /// Held while a session is looked up and created, one lock per hash of the work.
-    pub(super) creation_locks: [tokio::sync::Mutex<()>; TURNS],
+    pub(super) creation_locks: [tokio::sync::Mutex<()>; CREATION_LOCKS],
     /// Limits how many sessions move to a newer generation at a time with nothing else to do, so
     /// that those that have something to do, new ones above all, need not wait for all of them.
     pub(super) move_permits: Arc<Semaphore>,

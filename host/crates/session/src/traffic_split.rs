@@ -5,8 +5,9 @@
 //!   exact share of each hundred, evenly spread and without randomness.
 //! - A session that was refused does not use up a slot.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// The traffic split of one candidate.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! The values of the engine's interface: ids, close reasons, limits, and what lookups return.
+//! The values of the engine's interface: close reasons, limits, and what lookups return.
 
 use std::sync::OnceLock;
 use std::time::Duration;

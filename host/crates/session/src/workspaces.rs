@@ -1,12 +1,11 @@
 //! The workspaces of sessions: which a user has, and removing what is kept of one that ended.
 
-use lucid_types::log::LogError;
-use lucid_types::user::UserId;
-
 use super::retention::spec_of;
 use super::sessions::Sessions;
 use super::types::LookupError;
 use lucid_types::ids::SessionId;
+use lucid_types::log::LogError;
+use lucid_types::user::UserId;
 
 /// Why a workspace is not given.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,12 @@
 //! - Reads have connections of their own and never wait for the writer.
 //! - Only the owner can access the folder (0700) and the file (0600).
 //!
+//! # Layout
+//! - `sqlite`: the file, its writer and its readers. `log`: the session log in it.
+//! - `chat_store`: where chats are kept, as a trait, and in this file; `supabase` is the other place. `outbox` sends them
+//!   there, and `chats` is what the API sees of both.
+//! - `accounts`: users' git accounts. `blobs`: images and other large content, in files.
+//!
 //! # Durability
 //! The database uses `synchronous=NORMAL` with a write-ahead log: whatever was acknowledged
 //! survives a crash or a kill of this process, since the operating system has the pages. A power

@@ -1,6 +1,12 @@
-//! Types and helpers shared by every part of the host: users, secrets, the types of the WIT
-//! packages, the session log's trait and values, the disk reserve, text sanitizing, Unicode repair,
-//! digests, and counts, sizes and errors in words.
+//! What every part of the host speaks of.
+//!
+//! # Layout
+//! - `ids`, `user`, `identity`, `digest`, `secret`: who and what something is.
+//! - `wit`: the types of the WIT packages, written by the build. `log`: the session log, as a trait of values, with
+//!   `transient` for failures that pass. `exec`: commands for a sandbox. `repository_url`: how people name repositories.
+//! - `disk_reserve`, `limits`: disk that is kept for the log, and what several crates limit alike.
+//! - `text`, `unicode`, `sanitize`: text of others. `plural`, `sentence`: text for people. `log_label`: whom a plugin's
+//!   log line belongs to.
 
 #![forbid(unsafe_code)]
 

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use wasmtime::component::Component;
 
-use lucid_types::digest::Digest;
-
 use super::call_stats::CallStats;
 use super::engine::Engine;
 use super::extensions::Extensions;
 use super::kind::PluginKind;
 use super::limits::PluginLimits;
+use lucid_types::digest::Digest;
 
 /// The state common to admitted plugins of every kind.
 #[derive(Debug)]

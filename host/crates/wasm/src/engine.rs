@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_precompiled::{CacheOutcome, ComponentCacheDir, ComponentCacheError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
@@ -21,6 +20,7 @@ use super::host_state::{self, HostState};
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::progress::{Activities, ActivityKind};
 use super::wasi;
+use lucid_precompiled::{CacheOutcome, ComponentCacheDir, ComponentCacheError};
 
 /// How long a guest computes before it yields to other tasks of its executor thread.
 const TICK: Duration = Duration::from_millis(10);
@@ -85,7 +85,7 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     engine: wasmtime::Engine,
     linker: Linker<HostState>,
-    shelf: Option<ComponentCacheDir>,
+    cache: Option<ComponentCacheDir>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     options: EngineOptions,
@@ -114,7 +114,7 @@ impl Engine {
         Ok(Self(Arc::new(Inner {
             engine,
             linker,
-            shelf: cache,
+            cache,
             calls: Arc::new(Semaphore::new(options.calls as usize)),
             streams: Arc::new(Semaphore::new(options.streams as usize)),
             options,
@@ -146,7 +146,7 @@ impl Engine {
             work.set_kind(ActivityKind::Compiling);
             tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
         };
-        let (component, origin) = match &self.0.shelf {
+        let (component, origin) = match &self.0.cache {
             Some(cache) => cache.component_noting(&self.0.engine, wasm, compiles)?,
             None => {
                 compiles();
@@ -155,7 +155,7 @@ impl Engine {
             }
         };
         match origin {
-            CacheOutcome::Shelf => {
+            CacheOutcome::Cached => {
                 tracing::debug!(plugin, "a component was taken from the cache");
                 return Ok(component);
             }
@@ -170,8 +170,8 @@ impl Engine {
     }
 
     /// Waits for a free slot. `None` only if the engine is being torn down.
-    pub(super) async fn slot(&self, lane: PoolClass) -> Option<OwnedSemaphorePermit> {
-        let semaphore = match lane {
+    pub(super) async fn slot(&self, class: PoolClass) -> Option<OwnedSemaphorePermit> {
+        let semaphore = match class {
             PoolClass::Call => &self.0.calls,
             PoolClass::Stream => &self.0.streams,
         };

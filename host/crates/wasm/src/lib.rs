@@ -5,9 +5,9 @@
 //!
 //! # Layout
 //! - `engine`: the engine, its pool and its epoch clock. `progress`: what is being compiled.
-//! - `admission`: the checks before a component runs. `exports`: its functions.
+//! - `kind`: the kinds of plugins. `admission`: the checks before a component runs. `exports`: its functions.
 //! - `plugin`: what plugins of all kinds have in common. `policy`, `llm`, `tools` and `git`: what each kind can be
-//!   asked for. `any_plugin`: a plugin of unknown kind. `plugin_set`: all that are loaded.
+//!   asked for. `any_plugin`: a plugin of unknown kind. `plugin_set`: all that are loaded. `core`: the state that all kinds have.
 //! - `instance`, `limits`: one call. `call_stats`: statistics of calls. `log_label`: the label of log lines.
 //! - `host_state`: the host's data for one instance. `wasi`, `stdio`: what a guest of another toolchain finds.
 //! - `tool_schema`: the rules for a plugin's tools. `extensions`: what callers keep beside a plugin.

@@ -12,8 +12,6 @@ use std::sync::Arc;
 use wasmtime::Store;
 use wasmtime::component::Lift;
 
-use lucid_types::digest::Digest;
-
 use super::admission::{self, AdmittedComponent, DescriptorError, LoadError, other_types};
 use super::call_stats::{CallFigures, CallStats};
 use super::core::{PluginCore, PluginMetadata};
@@ -24,6 +22,7 @@ use super::host_state::HostState;
 use super::instance::{boxed, call};
 use super::kind::PluginKind;
 use super::limits::PluginLimits;
+use lucid_types::digest::Digest;
 
 /// What every loaded plugin has, whatever its kind.
 pub trait Plugin {

@@ -5,8 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use lucid_types::digest::Digest;
-
 use super::admission::LoadError;
 use super::any_plugin::AnyPlugin;
 use super::engine::Engine;
@@ -17,6 +15,7 @@ use super::llm::LlmPlugin;
 use super::plugin::Plugin;
 use super::policy::PolicyPlugin;
 use super::tools::ToolsPlugin;
+use lucid_types::digest::Digest;
 
 /// The loaded plugins, by kind and name. Immutable once built.
 #[derive(Debug, Clone, Default)]

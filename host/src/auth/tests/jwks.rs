@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use base64::engine::general_purpose::STANDARD;
 use futures::future::join_all;
-use lucid_tests::{
-    IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey, eventually, hs256_token,
-    hs256_token_with, within,
-};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::auth::jwks::FetchPacing;
 use crate::auth::keys::KeySet;
+use lucid_tests::{
+    IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey, eventually, hs256_token,
+    hs256_token_with, within,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -12,12 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, SystemTime};
 
-use lucid_guest_build::Project;
-
 use super::cache;
 use super::error::BuildError;
 use crate::cli::failed;
 use crate::cli::report::{Severity, print_message};
+use lucid_guest_build::Project;
 
 /// Builds, and prints the component's path.
 pub(super) fn main(folder: &Path) -> ExitCode {

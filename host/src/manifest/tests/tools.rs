@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use lucid_tests::{TOOLING, tooling};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -10,6 +9,7 @@ use super::as_json;
 use crate::deployment::load::load;
 use crate::manifest::*;
 use lucid_net::egress::KeyInjection;
+use lucid_tests::{TOOLING, tooling};
 use lucid_wasm::testing::engine;
 use lucid_wasm::{Plugin, Plugins};
 

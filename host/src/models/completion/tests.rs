@@ -7,12 +7,12 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::{FutureExt, stream};
-use lucid_net::egress::{Egress, EgressLimits, Endpoint, KeyInjection};
-use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use url::Url;
 
 use super::*;
+use lucid_net::egress::{Egress, EgressLimits, Endpoint, KeyInjection};
 use lucid_store::blobs::{Blobs, SessionBlobs};
+use lucid_tests::{RecordedRequest, RecordedRequests, record_requests};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind, Message, Role, Usage};
 use lucid_wasm::testing::{self, engine};

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lucid_tests::TOOLING;
 
 use super::call::{ToolHost, call_tool};
+use lucid_tests::TOOLING;
 use lucid_types::wit::tools::{Command, Output, Reply};
 use lucid_types::wit::types::{Error, ErrorKind, HttpRequest, HttpResponse, ToolCall};
 use lucid_wasm::testing::engine;

@@ -10,9 +10,9 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use lucid_types::secret::{Secret, Zeroizing};
 use url::form_urlencoded::byte_serialize;
 
+use lucid_types::secret::{Secret, Zeroizing};
 use lucid_types::wit::llm::{Frame, Sse};
 
 /// The replacement for a key.

@@ -175,7 +175,7 @@ mod tests {
 
     const KEY: &str = "sk-a/b+c\"d?e>f~0123456789";
 
-    fn blanker(key: &str) -> Redactor {
+    fn redactor(key: &str) -> Redactor {
         Redactor::new(Some(&Secret::from(key)))
     }
 
@@ -246,7 +246,7 @@ mod tests {
             let ways = written(&key);
             let (written, never) = way.get(&ways);
             let text = format!("{before} {written} {between} {written}{after}");
-            let seen = shown(&mut StreamRedactor::new(blanker(&key)), cut(&text, &places));
+            let seen = shown(&mut StreamRedactor::new(redactor(&key)), cut(&text, &places));
             prop_assert!(!seen.contains(never), "{text:?} was shown as {seen:?}");
             prop_assert!(seen.contains(REDACTED), "{text:?} was shown as {seen:?}");
         }
@@ -263,7 +263,7 @@ mod tests {
             let text = words.join(" ");
             prop_assume!(!text.contains(KEY));
             let pieces = cut(&text, &places);
-            let mut showing = StreamRedactor::new(blanker(KEY));
+            let mut showing = StreamRedactor::new(redactor(KEY));
             let (mut came, mut seen) = (String::new(), String::new());
             for piece in pieces {
                 came.push_str(&piece);
@@ -273,7 +273,7 @@ mod tests {
                 let held = held.expect("what is shown is not the text's beginning");
                 let begins = |form: &str| form.len() > held.len() && form.starts_with(held);
                 prop_assert!(
-                    held.is_empty() || blanker(KEY).forms().any(begins),
+                    held.is_empty() || redactor(KEY).forms().any(begins),
                     "{held:?} was held back for nothing"
                 );
             }
@@ -287,8 +287,8 @@ mod tests {
             places in vec(any::<Index>(), 0..40),
         ) {
             let mut whole = words.concat();
-            let seen = shown(&mut StreamRedactor::new(blanker(KEY)), cut(&whole, &places));
-            blanker(KEY).redact_response(&mut whole);
+            let seen = shown(&mut StreamRedactor::new(redactor(KEY)), cut(&whole, &places));
+            redactor(KEY).redact_response(&mut whole);
             prop_assert_eq!(seen, whole);
         }
     }
@@ -308,7 +308,7 @@ mod tests {
             cache_read_tokens: 0,
             cache_write_tokens: 0,
         });
-        let mut showing = StreamRedactor::new(blanker(KEY));
+        let mut showing = StreamRedactor::new(redactor(KEY));
         for held in [
             Delta::Text(first.to_owned()),
             Delta::Thinking(first.to_owned()),
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_call_that_is_named_after_the_key_is_not_shown_so() {
-        let mut showing = StreamRedactor::new(blanker(KEY));
+        let mut showing = StreamRedactor::new(redactor(KEY));
         let started = Delta::ToolCallStarted(ToolCallStart {
             id: format!("call-{KEY}"),
             name: KEY.to_owned(),
@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_placeholder_that_is_no_secret_is_shown_at_once() {
-        let mut showing = StreamRedactor::new(blanker("ollama"));
+        let mut showing = StreamRedactor::new(redactor("ollama"));
         let said = || Delta::Text("ask oll".to_owned());
         assert_eq!(showing.next(said()), Some(said()));
     }
@@ -393,7 +393,7 @@ mod tests {
             }),
         ];
         for mut content in all {
-            blanker(KEY).content(&mut content);
+            redactor(KEY).content(&mut content);
             let text = format!("{content:?}");
             assert!(!text.contains("0123456789"), "{text}");
             assert!(text.contains(REDACTED), "{text}");

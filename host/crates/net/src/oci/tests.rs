@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Body;
-use lucid_tests::registry::{TestRegistry as Fake, answer, digest_of};
 use serde_json::json;
 use url::Url;
 
 use super::client::{RegistryClient, RegistryLimits};
 use super::*;
+use lucid_tests::registry::{TestRegistry as Fake, answer, digest_of};
 use lucid_types::secret::Secret;
 
 const WASM: &[u8] = b"what the registry has to give";

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use lucid_exec::protocol::{Frame, FrameKind, Hello, VERSION};
 use tokio::io::AsyncRead;
 
 use super::reader::read_frame;
 use crate::error::SandboxError;
+use lucid_exec::protocol::{Frame, FrameKind, Hello, VERSION};
 
 /// Why a sandbox's exec server is not used.
 #[derive(Debug, thiserror::Error)]

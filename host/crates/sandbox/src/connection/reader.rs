@@ -2,11 +2,11 @@
 
 use std::io::ErrorKind;
 
-use lucid_exec::protocol::{Frame, FrameKind, HEADER, Header};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{CommandEvent, State};
+use lucid_exec::protocol::{Frame, FrameKind, HEADER, Header};
 use lucid_types::sanitize::sanitize;
 
 /// The longest message from a sandbox, in characters: the model and the log read it.

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountTmpfsOptions, MountType,
 };
-use lucid_exec::protocol::{ResourceLimits, Serve, VERSION};
 use sha2::{Digest, Sha256};
 
 use super::image::ImageConfig;
@@ -20,6 +19,7 @@ use crate::command_env::environment as sandbox_environment;
 use crate::error::SandboxError;
 use crate::settings::{DockerSettings, Network, SandboxSettings, SandboxSpec, Transport};
 use crate::workspace::sandbox_user;
+use lucid_exec::protocol::{ResourceLimits, Serve, VERSION};
 
 #[cfg(test)]
 mod tests;

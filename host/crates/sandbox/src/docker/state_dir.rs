@@ -6,9 +6,9 @@
 //!                  lock        held by the one process that adopts containers and keeps a pool
 //!                  <owner>/    of one process of this host
 //!                    lock              held by it for as long as it lives
-//!                    <box>/record.json the session the container belongs to
-//!                    <box>/lucid/      what the container sees, read-only, as /run/lucid
-//!                    <box>/workspace/  of a waiting container: the workspace it will hand over
+//!                    <container>/record.json the session the container belongs to
+//!                    <container>/lucid/      what the container sees, read-only, as /run/lucid
+//!                    <container>/workspace/  of a waiting container: the workspace it will hand over
 //! ```
 //!
 //! # Invariants

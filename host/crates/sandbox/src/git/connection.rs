@@ -12,7 +12,6 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lucid_exec::protocol::{Frame, FrameKind, GitOpen, GitService, VERSION};
 use reqwest::{Body, Response};
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,6 +24,7 @@ use super::receive_pack::PushCommands;
 use super::upstream::{UpstreamRemote, next_part};
 use super::url::{permitted, plain, sibling_repository};
 use crate::connection::read_frame;
+use lucid_exec::protocol::{Frame, FrameKind, GitOpen, GitService, VERSION};
 
 /// How much of a request is buffered before it is sent, in bytes; only a push may be larger.
 const MAX_BUFFERED: usize = 16 << 20;

@@ -5,9 +5,8 @@
 
 use std::time::Duration;
 
-use lucid_exec::protocol::GitService;
-
 use super::branch_policy::BranchPolicy;
+use lucid_exec::protocol::GitService;
 use lucid_types::plural;
 
 /// An error in serving one helper.

@@ -29,11 +29,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_exec::protocol::{Frame, FrameKind};
 use reqwest::Client;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+
+use lucid_exec::protocol::{Frame, FrameKind};
 
 pub use self::branch_policy::BranchPolicy;
 pub use self::clone::{Checkout, CloneError, clone_into};

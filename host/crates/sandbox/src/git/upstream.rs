@@ -13,7 +13,6 @@ use std::time::Duration;
 use base64::Engine;
 use bytes::Bytes;
 use futures::StreamExt;
-use lucid_exec::protocol::GitService;
 use parking_lot::Mutex;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
@@ -25,6 +24,7 @@ use url::Url;
 use super::GitRules;
 use super::error::UpstreamError;
 use super::http::check_literal;
+use lucid_exec::protocol::GitService;
 use lucid_net::resolver::was_refused;
 use lucid_types::secret::Secret;
 

@@ -1,9 +1,7 @@
 //! Tests with real sandboxes of every backend, and attacks by hostile code in them. Bubblewrap and
 //! Landlock must be available: a test that cannot run fails and says why.
 
-#[cfg(test)]
-pub mod commands;
-#[cfg(test)]
+pub(crate) mod commands;
 pub(crate) mod everyday;
 
 use std::os::unix::fs::PermissionsExt;
@@ -11,14 +9,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lucid_tests::EXEC;
-
 use super::backend::pick;
 use super::*;
+use lucid_tests::EXEC;
 
 /// Held exclusively by the test that fills the process table of a user that all Landlock sandboxes
 /// share.
-static ROOM: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+static PROCESS_TABLE_LOCK: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 
 /// A machine with sandboxes of one backend and two sessions' workspaces.
 pub struct SandboxFixture {
@@ -33,7 +30,7 @@ impl SandboxFixture {
     }
 
     async fn with_network(choice: BackendChoice, network: Network) -> Self {
-        let room = ROOM.read().await;
+        let room = PROCESS_TABLE_LOCK.read().await;
         Self {
             _room: Some(room),
             ..Self::alone(choice, network).await
@@ -42,7 +39,7 @@ impl SandboxFixture {
 
     /// With the memory and the network that everyday programs need.
     pub(crate) async fn roomy(choice: BackendChoice) -> Self {
-        let room = ROOM.read().await;
+        let room = PROCESS_TABLE_LOCK.read().await;
         Self {
             _room: Some(room),
             ..Self::with_memory(choice, Network::None, 4 << 30).await
@@ -425,7 +422,7 @@ async fn a_hundred_megabytes_of_output_are_capped_and_counted() {
 
 #[tokio::test]
 async fn a_fork_bomb_stays_within_its_box_and_ends_with_it() {
-    let _room = ROOM.write().await;
+    let _room = PROCESS_TABLE_LOCK.write().await;
     for choice in BOTH {
         let fixture = SandboxFixture::alone(choice, Network::None).await;
         let sandbox = fixture.start("one", None).await;
@@ -714,7 +711,7 @@ async fn without_a_kind_of_box_nothing_is_run() {
         .await;
     assert!(
         matches!(&refused, Err(SandboxError::Unavailable(_))),
-        "a box was started although the operator chose none: {refused:?}"
+        "a sandbox was started although the operator chose none: {refused:?}"
     );
 }
 

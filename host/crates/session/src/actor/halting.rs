@@ -10,14 +10,13 @@
 
 use std::collections::HashMap;
 
-use lucid_types::ids::EffectId;
-use lucid_types::log::LogError;
-use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
-
 use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::retry::when_possible;
 use crate::round::StartedWork;
+use lucid_types::ids::EffectId;
+use lucid_types::log::LogError;
+use lucid_types::wit::policy::{Command, ModelCall, ToolRun};
 
 impl Actor {
     /// Waits for the running command and records its outcome.

@@ -22,12 +22,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
-use lucid_types::digest::Digest;
-use lucid_types::ids::{EffectId, SessionId};
-use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
-use lucid_types::text::cut;
-use lucid_types::wit::policy::{Context, Input, Snapshot};
-
 use self::idle::SANDBOX_RELEASED;
 use self::resume::ResumeState;
 use self::task_clock::{TaskClock, now};
@@ -47,6 +41,11 @@ use super::types::OpenChange;
 use crate::budget::Budget;
 use crate::handle::IdleState;
 use crate::message::{ActorMessage, Started};
+use lucid_types::digest::Digest;
+use lucid_types::ids::{EffectId, SessionId};
+use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::text::cut;
+use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 /// The maximum number of messages taken into one round.
 const ROUND: usize = 64;

@@ -10,12 +10,11 @@
 //! - A session that is stopped during a wait does no more work; the stop is written as soon as
 //!   possible. A host that is shutting down makes one more attempt.
 
-use lucid_types::log::{Logged, PausedWriter, SessionLog};
-use lucid_types::transient::TransientFailure;
-
 use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::stream::frames;
+use lucid_types::log::{Logged, PausedWriter, SessionLog};
+use lucid_types::transient::TransientFailure;
 
 /// An ongoing wait for the log.
 struct LogWait {

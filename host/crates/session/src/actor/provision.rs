@@ -9,12 +9,11 @@
 
 use std::sync::Arc;
 
-use lucid_types::log::pauses;
-use lucid_types::transient::TransientFailure;
-
 use super::{Actor, ActorEnd};
 use crate::ports::Environment;
 use crate::stream::frames;
+use lucid_types::log::pauses;
+use lucid_types::transient::TransientFailure;
 
 impl Actor {
     /// A new place, as soon as there can be one. From here on the end of the session closes it.

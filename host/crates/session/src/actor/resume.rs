@@ -7,16 +7,15 @@
 
 use std::sync::Arc;
 
-use lucid_types::digest::Digest;
-use lucid_types::log::{EffectRow, InboxMessage, SessionConfig, SessionCounters, SessionStatus};
-use lucid_types::secret::Secret;
-use lucid_types::wit::policy::{Input, Snapshot};
-
 use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::ports::tools::SEPARATOR;
 use crate::ports::{Generation, SessionPolicy};
 use crate::stream::frames::EventDraft;
+use lucid_types::digest::Digest;
+use lucid_types::log::{EffectRow, InboxMessage, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::secret::Secret;
+use lucid_types::wit::policy::{Input, Snapshot};
 
 impl Actor {
     /// Whatever waited for this start.

@@ -11,10 +11,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lucid_types::ids::EffectId;
-use lucid_types::log::SessionStatus;
-use lucid_types::plural;
-
 use super::task_clock::now;
 use super::{Actor, ActorEnd};
 use crate::budget::Budget;
@@ -26,6 +22,9 @@ use crate::round::{CHANGE, RoundBuilder, RoundContext};
 use crate::shared::SessionsShared;
 use crate::stream::frames::{self, EventDraft};
 use crate::types::CloseReason;
+use lucid_types::ids::EffectId;
+use lucid_types::log::SessionStatus;
+use lucid_types::plural;
 
 /// How long a session that is stopped waits for a change that is being opened.
 const LAST_CHANGE: Duration = Duration::from_secs(20);

@@ -12,17 +12,16 @@
 //! - The wall clock only dates what is shown and written. A jump of it is reported in the host's
 //!   log.
 
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::shared::SessionsShared;
 use lucid_types::ids::EffectId;
 use lucid_types::log::{EffectKind, SessionCounters};
-
-use crate::shared::SessionsShared;
 
 /// Interval at which the wall clock is compared with the monotonic one.
 const LOOK: Duration = Duration::from_secs(2);

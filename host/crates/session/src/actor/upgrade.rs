@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::Actor;
 use crate::ports::{
     AvailableModels, Deployment, Generation, Models, PolicyInfo, SessionPolicy, StepOutcome,
     StepVerdict,
@@ -23,8 +24,6 @@ use crate::ports::{
 use crate::round::RoundBuilder;
 use lucid_types::log::SessionConfig;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
-
-use super::Actor;
 
 /// A newer build, and its version of the session's state.
 pub(super) struct PendingUpgrade {
@@ -65,7 +64,7 @@ struct FailedStep {
 pub(super) async fn next_generation(
     deployment: &mut Deployment,
     looked_at: u64,
-    turns: &Arc<Semaphore>,
+    move_permits: &Arc<Semaphore>,
 ) -> Option<OwnedSemaphorePermit> {
     while deployment.borrow_and_update().number == looked_at {
         if deployment.changed().await.is_err() {
@@ -73,7 +72,7 @@ pub(super) async fn next_generation(
             return std::future::pending().await;
         }
     }
-    turns.clone().acquire_owned().await.ok()
+    move_permits.clone().acquire_owned().await.ok()
 }
 
 /// Returns the models that a generation offers to a session.

@@ -7,8 +7,9 @@
 //! - Nothing of an effect is shown after it is closed. If no frame of the log will replace the
 //!   deltas that were shown, they are voided first.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::handle::SessionHandle;
 use crate::stream::delta::DeltaKind;

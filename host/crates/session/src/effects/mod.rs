@@ -22,14 +22,6 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use lucid_types::ids::EffectId;
-use lucid_types::log::{EffectKind, SessionConfig};
-use lucid_types::log_label::PluginCaller;
-use lucid_types::secret::Secret;
-use lucid_types::text::cut;
-use lucid_types::wit::policy::{ModelCall, ToolRun};
-use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
-
 use self::deltas::DeltaStream;
 use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};
 use super::handle::SessionHandle;
@@ -43,6 +35,13 @@ use super::round::{internal_error, prompt};
 use super::shared::SessionsShared;
 use super::stream::delta::DeltaSink;
 use super::stream::frames::EventDraft;
+use lucid_types::ids::EffectId;
+use lucid_types::log::{EffectKind, SessionConfig};
+use lucid_types::log_label::PluginCaller;
+use lucid_types::secret::Secret;
+use lucid_types::text::cut;
+use lucid_types::wit::policy::{ModelCall, ToolRun};
+use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
 
 /// Maximum length of a call in the host's log, in characters.
 const LOGGED_CALL: usize = 120;

@@ -1,9 +1,9 @@
 //! The engine's port for model providers.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 use crate::error::CreateError;
 use crate::stream::delta::DeltaSink;

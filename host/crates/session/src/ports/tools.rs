@@ -11,13 +11,12 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use lucid_types::ids::SessionId;
-use lucid_types::user::UserId;
-use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
-
 use super::{Environment, ToolResultWithEvent};
 use crate::stream::delta::DeltaSink;
 use crate::stream::frames::EventDraft;
+use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
+use lucid_types::wit::types::{Error, ToolCall, ToolDefinition};
 
 /// Separates the name of a tool's source from the tool's own name.
 pub const SEPARATOR: &str = "__";

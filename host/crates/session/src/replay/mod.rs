@@ -8,14 +8,13 @@
 pub(crate) mod diff;
 pub(crate) mod shadow;
 
+use super::error::CreateError;
+use super::ports::SessionPolicy;
+use super::sessions::Sessions;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, LoggedStep, SessionLog};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
-
-use super::error::CreateError;
-use super::ports::SessionPolicy;
-use super::sessions::Sessions;
 
 /// The result of a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,23 +8,22 @@
 //! - The amount replayed, its duration and the number of differences kept are limited. One step
 //!   runs at a time, so that sessions have the rest of the machine.
 
-use parking_lot::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
-
-use lucid_types::digest::Digest;
-use lucid_types::ids::SessionId;
-use lucid_types::log::{LogError, LoggedStep};
-use lucid_types::log_label::PluginCaller;
-use lucid_types::plural;
-use lucid_types::wit::policy::Snapshot;
 
 use super::again;
 use super::diff::{difference, readable};
 use crate::actor::takes_over;
 use crate::ports::SessionPolicy;
 use crate::sessions::Sessions;
+use lucid_types::digest::Digest;
+use lucid_types::ids::SessionId;
+use lucid_types::log::{LogError, LoggedStep};
+use lucid_types::log_label::PluginCaller;
+use lucid_types::plural;
+use lucid_types::wit::policy::Snapshot;
 
 /// The limits of a shadow run.
 #[derive(Debug, Clone, Copy)]

@@ -7,15 +7,14 @@
 
 use serde_json::json;
 
-use lucid_types::ids::EffectId;
-use lucid_types::log::{ChatLine, EffectKind, ModelCallRow, UsageTotals};
-use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
-use lucid_types::wit::types::{Content, Custom, Error, ErrorKind, Message, Role, ToolResult};
-
 use super::{CHANGE, RoundBuilder};
 use crate::message::{ActorMessage, Started};
 use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest};
 use crate::stream::frames::{self, EventDraft, MODEL_NOTICE};
+use lucid_types::ids::EffectId;
+use lucid_types::log::{ChatLine, EffectKind, ModelCallRow, UsageTotals};
+use lucid_types::wit::policy::{Answer, Failure, Input, ModelReply, Start, ToolReply, UserMessage};
+use lucid_types::wit::types::{Content, Custom, Error, ErrorKind, Message, Role, ToolResult};
 
 /// The kind of the input that says that the session's files are gone; its body has `text`, a sentence for the
 /// model, and `repository`, whether one is cloned again.

@@ -17,6 +17,12 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
+use self::final_message::final_message;
+use self::inputs::user_message;
+use super::budget::Budget;
+use super::message::{ActorMessage, Tree};
+use super::ports::{AvailableModels, PolicyInfo, StepOutcome};
+use super::stream::frames::{self, EventDraft};
 use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
@@ -28,13 +34,6 @@ use lucid_types::wit::policy::{
     ToolRun,
 };
 use lucid_types::wit::types::{Error, ErrorKind, Message, ToolCall};
-
-use self::final_message::final_message;
-use self::inputs::user_message;
-use super::budget::Budget;
-use super::message::{ActorMessage, Tree};
-use super::ports::{AvailableModels, PolicyInfo, StepOutcome};
-use super::stream::frames::{self, EventDraft};
 
 /// Steps without a message from the user after which a policy is considered to be looping.
 pub(super) const STEPS_ALONE: u32 = 10_000;

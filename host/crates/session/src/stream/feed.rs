@@ -8,10 +8,10 @@
 //! - The most recent frames are kept in memory, at most 32 and 16 KB, however long the session
 //!   lives; everything older is in the log. Deltas are not kept.
 
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
 use lucid_types::ids::EffectId;

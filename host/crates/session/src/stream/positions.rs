@@ -16,11 +16,11 @@
 //! - A position is handed out once, to a client with the same features, and for no longer than a
 //!   client keeps retrying.
 
-use parking_lot::Mutex;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 

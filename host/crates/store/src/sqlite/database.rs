@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lucid_types::log::LogHealth;
 use rusqlite::{Connection, OpenFlags};
 
 use super::connection::{TIMEOUT, connect, known_version, migrate};
@@ -24,6 +23,7 @@ use super::readers::Readers;
 use super::uptime::{self, Uptime};
 use super::writer::WriterThread;
 use crate::error::StoreError;
+use lucid_types::log::LogHealth;
 
 /// The name of the database file in the storage folder.
 const DATABASE: &str = "lucid.db";

@@ -20,14 +20,13 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use lucid_tests::EXEC;
-
 use super::super::{
     BackendChoice, BackendKind, ExecRequest, ExecResult, Network, Sandbox, SandboxError,
     SandboxSpec, Sandboxes,
 };
 use super::{DockerSettings, Transport};
 use crate::workspace::Workspace;
+use lucid_tests::EXEC;
 
 const BOTH: [Transport; 2] = [Transport::Socket, Transport::Exec];
 /// The process limit of these tests' containers.

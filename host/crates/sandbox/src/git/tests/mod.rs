@@ -15,16 +15,16 @@ use axum::http::{Method, Response};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
-use lucid_exec::protocol::{GitOpen, GitService, VERSION};
-use lucid_tests::{GitServer, git, repository};
-use lucid_types::secret::Secret;
-use lucid_types::sentence::sentence;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use super::*;
 use crate::tests::SandboxFixture;
 use crate::{BackendChoice, ExecRequest, Sandbox, read_frame};
+use lucid_exec::protocol::{GitOpen, GitService, VERSION};
+use lucid_tests::{GitServer, git, repository};
+use lucid_types::secret::Secret;
+use lucid_types::sentence::sentence;
 
 const TOKEN: &str = "ghp_very-secret-token";
 pub(super) const RULES: GitRules = GitRules {

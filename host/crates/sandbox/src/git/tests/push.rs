@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{Method, Response};
-use lucid_exec::protocol::{GitOpen, GitService, VERSION};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use crate::git::*;
 use crate::read_frame;
+use lucid_exec::protocol::{GitOpen, GitService, VERSION};
 
 const OLD: &str = "1111111111111111111111111111111111111111";
 const NONE: &str = "0000000000000000000000000000000000000000";

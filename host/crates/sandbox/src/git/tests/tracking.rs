@@ -4,12 +4,11 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use lucid_tests::{GitServer, git};
-
 use super::{RULES, Session, history};
 use crate::BackendChoice;
 use crate::git::*;
 use crate::tests::SandboxFixture;
+use lucid_tests::{GitServer, git};
 
 /// The size of the sandbox's `.git`, in KiB.
 async fn kib(session: &Session) -> u64 {

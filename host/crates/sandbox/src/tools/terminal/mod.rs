@@ -7,9 +7,8 @@
 
 mod screen;
 
-use screen::{BLANKS, CursorMove, TerminalScreen};
-
 use lucid_types::unicode::lossy;
+use screen::{BLANKS, CursorMove, TerminalScreen};
 
 /// The largest parameter of a control sequence.
 const LARGEST: usize = 9999;
