@@ -444,18 +444,21 @@ async fn what_supabase_cannot_hold_or_do_is_a_sentence() {
         id: ann.user().clone(),
         token: Secret::new(lucid_tests::expired_token(ann.user().as_str())),
     };
-    assert_eq!(refusal(&expired).await, "Invalid token");
+    assert_eq!(
+        refusal(&expired).await,
+        "the token is invalid or has expired"
+    );
     let garbage = Principal::User {
         id: ann.user().clone(),
         token: Secret::new("no\r\nheader: value"),
     };
-    assert_eq!(refusal(&garbage).await, "Invalid token");
+    assert_eq!(
+        refusal(&garbage).await,
+        "the token is invalid or has expired"
+    );
     let stranger = by_token(&Uuid::new_v4().to_string());
     let refused = records.create(&stranger, new_chat("t")).await.unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "The record of chats did not take this."
-    );
+    assert_eq!(refused.to_string(), "the record of chats did not take this");
     let local = Principal::service("no-uuid");
     assert!(records.list(&local, 1, 0).await.unwrap().is_empty());
 

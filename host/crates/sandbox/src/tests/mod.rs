@@ -18,14 +18,14 @@ use lucid_tests::EXEC;
 static PROCESS_TABLE_LOCK: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 
 /// A machine with sandboxes of one backend and two sessions' workspaces.
-pub struct SandboxFixture {
+pub(crate) struct SandboxFixture {
     _room: Option<tokio::sync::RwLockReadGuard<'static, ()>>,
     pub(crate) dir: tempfile::TempDir,
     pub sandboxes: Sandboxes,
 }
 
 impl SandboxFixture {
-    pub async fn new(choice: BackendChoice) -> Self {
+    pub(crate) async fn new(choice: BackendChoice) -> Self {
         Self::with_network(choice, Network::None).await
     }
 
@@ -70,12 +70,12 @@ impl SandboxFixture {
         }
     }
 
-    pub fn workspace(&self, session: &str) -> super::workspace::Workspace {
+    pub(crate) fn workspace(&self, session: &str) -> super::workspace::Workspace {
         super::workspace::Workspace::create(&self.dir.path().join("storage"), "user", session)
             .unwrap()
     }
 
-    pub async fn start(&self, session: &str, repository: Option<&str>) -> Sandbox {
+    pub(crate) async fn start(&self, session: &str, repository: Option<&str>) -> Sandbox {
         let workspace = self.workspace(session);
         let spec = SandboxSpec {
             session,
