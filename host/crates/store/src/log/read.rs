@@ -38,6 +38,12 @@ pub(super) fn living_sessions(connection: &Connection) -> Result<Vec<SessionRow>
     while let Some(row) = rows.next()? {
         if session_id(row, "id")?.is_some() {
             sessions.push(session_row(row)?);
+        } else {
+            let id: String = row.get("id")?;
+            tracing::error!(
+                session = id,
+                "the log holds a session without a proper id; it is passed over"
+            );
         }
     }
     Ok(sessions)
@@ -60,14 +66,7 @@ where
 pub(super) fn session_id(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<SessionId>> {
     let text: String = row.get(column)?;
     let id = text.parse().ok();
-    let id = id.filter(|id: &SessionId| id.to_string() == text);
-    if id.is_none() {
-        tracing::error!(
-            session = text,
-            "the log holds a session without a proper id; it is passed over"
-        );
-    }
-    Ok(id)
+    Ok(id.filter(|id: &SessionId| id.to_string() == text))
 }
 
 /// Reads a user's id.

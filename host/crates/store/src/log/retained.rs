@@ -12,6 +12,9 @@ use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use lucid_types::log::RetainedWorkspace;
 
+/// The number of workspaces that are read at once.
+const AT_ONCE: usize = 64;
+
 fn read(row: &Row<'_>) -> rusqlite::Result<RetainedWorkspace> {
     Ok(RetainedWorkspace {
         session: parsed(row, "session_id")?,
@@ -42,7 +45,7 @@ pub(super) fn retained_before(
 ) -> Result<Vec<RetainedWorkspace>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT session_id, user_id FROM retained_workspaces WHERE uptime_ms <= ?1
-         ORDER BY uptime_ms LIMIT 64",
+         ORDER BY uptime_ms",
     )?;
     let rows = select.query_map([to_sql(uptime_ms)], |row| {
         let Some(session) = session_id(row, "session_id")? else {
@@ -51,7 +54,8 @@ pub(super) fn retained_before(
         let user = user_id(row, "user_id")?;
         Ok(Some(RetainedWorkspace { session, user }))
     })?;
-    let rows = rows.filter_map(|row| row.transpose());
+    // Counted after those that are passed over, which stay and are the oldest.
+    let rows = rows.filter_map(|row| row.transpose()).take(AT_ONCE);
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 

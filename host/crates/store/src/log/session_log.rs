@@ -360,7 +360,15 @@ pub(crate) mod tests {
              INSERT INTO client_positions (session_id, features, taken) VALUES ('{id}', '', 2);",
             id = id()
         );
-        let rows = bad.concat() + &good;
+        // More of them than are read at once, and all of them older.
+        let older: String = (0..100)
+            .map(|number| {
+                format!(
+                    "INSERT INTO retained_workspaces (session_id, user_id, uptime_ms) VALUES ('{number}', 'u', 0);"
+                )
+            })
+            .collect();
+        let rows = bad.concat() + &older + &good;
         let insert = move |connection: &Connection| Ok(connection.execute_batch(&rows)?);
         store.write(insert).await.unwrap();
         assert_eq!(store.living_ids().await.unwrap(), [id()]);
