@@ -13,6 +13,7 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 use lucid_exec::protocol::{Confine, ResourceLimits, Serve};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -22,34 +23,70 @@ use seccompiler::{
 /// The newest Landlock ABI known here; an older kernel enforces the rules it has.
 const RULES: ABI = ABI::V10;
 
+/// A limit or a confinement that was requested and is not enforced.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfineError {
+    /// The kernel refused a resource limit.
+    #[error("the limit {resource:?} of {value} was refused: {cause}")]
+    Limit {
+        resource: Resource,
+        value: u64,
+        #[source]
+        cause: Errno,
+    },
+    /// Landlock was requested, and does not work.
+    #[error("Landlock cannot confine this session: {0}")]
+    Files(#[source] RestrictionError),
+    /// The system call filter was requested, and does not work.
+    #[error("seccomp cannot confine this session: {0}")]
+    Sockets(#[source] RestrictionError),
+    /// The probe failed.
+    #[error("Landlock does not work here: {0}")]
+    Probe(#[source] RestrictionError),
+}
+
+/// A restriction that the kernel does not put on this process.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestrictionError {
+    /// Landlock refused a rule.
+    #[error(transparent)]
+    Landlock(#[from] landlock::RulesetError),
+    /// Landlock accepted the rules without effect.
+    #[error(
+        "the kernel enforces none of its rules (it needs Linux 5.13 with `landlock` in its LSM list)"
+    )]
+    NotEnforced,
+    /// The system call filter was not built or not installed.
+    #[error(transparent)]
+    Seccomp(#[from] seccompiler::Error),
+}
+
 /// Applies limits and confinement to this thread and everything it starts from now on.
-pub(crate) fn apply(serve: &Serve) -> Result<(), String> {
+pub(crate) fn apply(serve: &Serve) -> Result<(), ConfineError> {
     limit(&serve.limits)?;
     if let Some(confine) = &serve.confine {
-        restrict_files(confine)
-            .map_err(|error| format!("Landlock cannot confine this session: {error}"))?;
-        restrict_sockets(confine.network)
-            .map_err(|error| format!("seccomp cannot confine this session: {error}"))?;
+        restrict_files(confine).map_err(ConfineError::Files)?;
+        restrict_sockets(confine.network).map_err(ConfineError::Sockets)?;
     }
     Ok(())
 }
 
 /// Checks that Landlock works here. Confines this process, which is about to end.
-pub(crate) fn probe() -> Result<(), String> {
+pub(crate) fn probe() -> Result<(), ConfineError> {
     let confine = Confine {
         read_only: vec!["/".to_owned()],
         ..Confine::default()
     };
     restrict_files(&confine)
         .and_then(|()| restrict_sockets(false))
-        .map_err(|error| format!("Landlock does not work here: {error}"))
+        .map_err(ConfineError::Probe)
 }
 
-fn restrict_files(confine: &Confine) -> Result<(), String> {
+fn restrict_files(confine: &Confine) -> Result<(), RestrictionError> {
     let all = AccessFs::from_all(RULES);
     // Connecting to a local socket is allowed below every folder that is let through.
     let read = AccessFs::from_read(RULES) | (all & AccessFs::ResolveUnix);
-    let build = || {
+    let build = || -> Result<_, landlock::RulesetError> {
         let mut rules = Ruleset::default()
             .handle_access(all)?
             .scope(Scope::from_all(RULES))?;
@@ -62,9 +99,9 @@ fn restrict_files(confine: &Confine) -> Result<(), String> {
             .add_rules(path_beneath_rules(&confine.read_write, all))?
             .restrict_self()
     };
-    let status = build().map_err(|error: landlock::RulesetError| error.to_string())?;
+    let status = build()?;
     if status.ruleset == RulesetStatus::NotEnforced || !status.no_new_privs {
-        return Err("the kernel enforces none of its rules (it needs Linux 5.13 with `landlock` in its LSM list)".to_owned());
+        return Err(RestrictionError::NotEnforced);
     }
     Ok(())
 }
@@ -72,7 +109,7 @@ fn restrict_files(confine: &Confine) -> Result<(), String> {
 /// Restricts sockets with a small system call filter: on most kernels Landlock covers neither UDP
 /// nor raw nor VM sockets. io_uring, which creates sockets past such a filter, is blocked with
 /// them.
-fn restrict_sockets(network: bool) -> Result<(), String> {
+fn restrict_sockets(network: bool) -> Result<(), RestrictionError> {
     let mut allowed = vec![libc::AF_UNIX];
     if network {
         allowed.extend([libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK]);
@@ -100,11 +137,11 @@ fn restrict_sockets(network: bool) -> Result<(), String> {
         )?;
         Ok(filter.try_into()?)
     };
-    let program = build().map_err(|error| error.to_string())?;
-    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
+    seccompiler::apply_filter(&build()?)?;
+    Ok(())
 }
 
-fn limit(limits: &ResourceLimits) -> Result<(), String> {
+fn limit(limits: &ResourceLimits) -> Result<(), ConfineError> {
     let processes = limits.processes
         + if limits.shared_user {
             threads_of_this_user()
@@ -131,7 +168,11 @@ fn limit(limits: &ResourceLimits) -> Result<(), String> {
                 maximum: Some(value),
             },
         )
-        .map_err(|error| format!("the limit {resource:?} of {value} was refused: {error}"))?;
+        .map_err(|cause| ConfineError::Limit {
+            resource,
+            value,
+            cause,
+        })?;
     }
     Ok(())
 }

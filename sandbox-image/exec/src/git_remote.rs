@@ -17,16 +17,60 @@ const MAX_REQUEST: usize = 16 << 20;
 /// How much of a pack goes into one frame, in bytes.
 const PART: usize = 64 << 10;
 
+/// Why git's request was not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GitRemoteError {
+    /// The arguments are not those that git gives a remote helper.
+    #[error("git calls this program; it is not run by hand")]
+    Arguments,
+    /// Git sent a command that was not among the announced capabilities.
+    #[error("a repository can be fetched and pushed to here, and nothing else")]
+    Command,
+    /// The sandbox has no gateway.
+    #[error("this sandbox has no git gateway (LUCID_GIT_SOCKET is not set)")]
+    NoGateway,
+    /// The gateway's socket accepts no connection.
+    #[error("the host's git gateway cannot be reached: {0}")]
+    Connect(#[source] io::Error),
+    /// The key that the gateway asks for cannot be read.
+    #[error("the key of the git gateway cannot be read: {0}")]
+    Key(#[source] io::Error),
+    /// Reading from or writing to git failed.
+    #[error("the connection to git broke: {0}")]
+    Git(#[source] io::Error),
+    /// Reading from or writing to the gateway failed.
+    #[error("the connection to the host's git gateway broke: {0}")]
+    Gateway(#[source] io::Error),
+    /// The gateway refused the request, with this sentence.
+    #[error("{0}")]
+    Refused(String),
+    /// The gateway hung up before the end of a response.
+    #[error("the host's git gateway closed the connection")]
+    Closed,
+    /// Git's request has another form than gitprotocol-common(5).
+    #[error("git sent something that is not a packet line")]
+    PacketLine,
+    /// Git's request exceeds [`MAX_REQUEST`].
+    #[error("git's request is larger than the {MAX_REQUEST} bytes allowed")]
+    TooLarge,
+}
+
+impl GitRemoteError {
+    fn refused(sentence: &[u8]) -> Self {
+        Self::Refused(String::from_utf8_lossy(sentence).into_owned())
+    }
+}
+
 /// Serves git on standard input and output.
-pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+pub(crate) fn run(arguments: &[String]) -> Result<(), GitRemoteError> {
     let [_, url] = arguments else {
-        return Err("git calls this program; it is not run by hand".to_owned());
+        return Err(GitRemoteError::Arguments);
     };
     let mut input = io::stdin().lock();
     let mut output = io::stdout().lock();
     loop {
         let mut line = String::new();
-        if input.read_line(&mut line).map_err(lost_git)? == 0 {
+        if input.read_line(&mut line).map_err(GitRemoteError::Git)? == 0 {
             return Ok(());
         }
         match line.trim_end() {
@@ -34,7 +78,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
             "capabilities" => output
                 .write_all(b"connect\n\n")
                 .and_then(|()| output.flush())
-                .map_err(lost_git)?,
+                .map_err(GitRemoteError::Git)?,
             "connect git-upload-pack" => {
                 let gateway = Gateway::open(url, GitService::Fetch, &mut output)?;
                 return fetch(&gateway, &mut input, &mut output);
@@ -43,16 +87,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
                 let gateway = Gateway::open(url, GitService::Push, &mut output)?;
                 return push(&gateway, &mut input, &mut output);
             }
-            _ => {
-                return Err(
-                    "a repository can be fetched and pushed to here, and nothing else".to_owned(),
-                );
-            }
+            _ => return Err(GitRemoteError::Command),
         }
     }
 }
 
-fn fetch(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
+fn fetch(
+    gateway: &Gateway,
+    input: &mut impl Read,
+    output: &mut impl Write,
+) -> Result<(), GitRemoteError> {
     while let Some(request) = read_section(input)? {
         // A lone flush is how git ends the conversation.
         if request == b"0000" {
@@ -65,7 +109,11 @@ fn fetch(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> R
     Ok(())
 }
 
-fn push(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Result<(), String> {
+fn push(
+    gateway: &Gateway,
+    input: &mut impl Read,
+    output: &mut impl Write,
+) -> Result<(), GitRemoteError> {
     let Some(commands) = read_section(input)?.filter(|section| section != b"0000") else {
         return Ok(());
     };
@@ -84,7 +132,7 @@ fn push(gateway: &Gateway, input: &mut impl Read, output: &mut impl Write) -> Re
                 Ok(0) => break,
                 Ok(count) => gateway.send(&part[..count])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost_git(error)),
+                Err(error) => return Err(GitRemoteError::Git(error)),
             }
         }
     }
@@ -97,15 +145,16 @@ struct Gateway(UnixStream);
 
 impl Gateway {
     /// Opens a repository, and forwards the server's advertisement to git.
-    fn open(url: &str, service: GitService, output: &mut impl Write) -> Result<Self, String> {
-        let socket = PathBuf::from(
-            std::env::var_os("LUCID_GIT_SOCKET")
-                .ok_or("this sandbox has no git gateway (LUCID_GIT_SOCKET is not set)")?,
-        );
-        let stream = UnixStream::connect(&socket)
-            .map_err(|error| format!("the host's git gateway cannot be reached: {error}"))?;
-        let key = std::fs::read_to_string(socket.with_extension("key"))
-            .map_err(|error| format!("the key of the git gateway cannot be read: {error}"))?;
+    fn open(
+        url: &str,
+        service: GitService,
+        output: &mut impl Write,
+    ) -> Result<Self, GitRemoteError> {
+        let socket =
+            PathBuf::from(std::env::var_os("LUCID_GIT_SOCKET").ok_or(GitRemoteError::NoGateway)?);
+        let stream = UnixStream::connect(&socket).map_err(GitRemoteError::Connect)?;
+        let key =
+            std::fs::read_to_string(socket.with_extension("key")).map_err(GitRemoteError::Key)?;
         let open = GitOpen {
             version: VERSION,
             key,
@@ -113,7 +162,7 @@ impl Gateway {
             service,
         };
         let gateway = Self(stream);
-        let frame = Frame::json(FrameKind::GitOpen, 0, &open).map_err(lost_host)?;
+        let frame = Frame::json(FrameKind::GitOpen, 0, &open).map_err(GitRemoteError::Gateway)?;
         gateway.write(&frame)?;
         let mut advertisement = Vec::new();
         gateway.receive(&mut advertisement)?;
@@ -123,21 +172,21 @@ impl Gateway {
             .write_all(b"\n")
             .and_then(|()| output.write_all(&advertisement))
             .and_then(|()| output.flush())
-            .map_err(lost_git)?;
+            .map_err(GitRemoteError::Git)?;
         Ok(gateway)
     }
 
     /// Sends a part of a request.
-    fn send(&self, bytes: &[u8]) -> Result<(), String> {
+    fn send(&self, bytes: &[u8]) -> Result<(), GitRemoteError> {
         Frame::split(FrameKind::GitBody, 0, bytes).try_for_each(|frame| self.write(&frame))
     }
 
     /// Marks the request as complete.
-    fn sent(&self) -> Result<(), String> {
+    fn sent(&self) -> Result<(), GitRemoteError> {
         self.write(&Frame::new(FrameKind::GitPost, 0, Vec::new()))
     }
 
-    fn write(&self, frame: &Frame) -> Result<(), String> {
+    fn write(&self, frame: &Frame) -> Result<(), GitRemoteError> {
         frame.write_to(&self.0).map_err(|error| {
             // A gateway that hangs up in the middle of a pack has sent the reason.
             match Frame::read_from(&self.0) {
@@ -145,16 +194,16 @@ impl Gateway {
                     kind: FrameKind::GitError,
                     payload,
                     ..
-                })) => String::from_utf8_lossy(&payload).into_owned(),
-                _ => lost_host(error),
+                })) => GitRemoteError::refused(&payload),
+                _ => GitRemoteError::Gateway(error),
             }
         })
     }
 
     /// Copies one response.
-    fn receive(&self, output: &mut impl Write) -> Result<(), String> {
+    fn receive(&self, output: &mut impl Write) -> Result<(), GitRemoteError> {
         loop {
-            match Frame::read_from(&self.0).map_err(lost_host)? {
+            match Frame::read_from(&self.0).map_err(GitRemoteError::Gateway)? {
                 Some(Frame {
                     kind: FrameKind::GitData,
                     payload,
@@ -162,7 +211,7 @@ impl Gateway {
                 }) => output
                     .write_all(&payload)
                     .and_then(|()| output.flush())
-                    .map_err(lost_git)?,
+                    .map_err(GitRemoteError::Git)?,
                 Some(Frame {
                     kind: FrameKind::GitEnd,
                     ..
@@ -171,15 +220,15 @@ impl Gateway {
                     kind: FrameKind::GitError,
                     payload,
                     ..
-                }) => return Err(String::from_utf8_lossy(&payload).into_owned()),
-                _ => return Err("the host's git gateway closed the connection".to_owned()),
+                }) => return Err(GitRemoteError::refused(&payload)),
+                _ => return Err(GitRemoteError::Closed),
             }
         }
     }
 }
 
 /// Reads packet lines up to and including a flush; `None` at the end of the input.
-fn read_section(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
+fn read_section(input: &mut impl Read) -> Result<Option<Vec<u8>>, GitRemoteError> {
     let mut section = Vec::new();
     loop {
         let mut length = [0; 4];
@@ -188,12 +237,12 @@ fn read_section(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && section.is_empty() => {
                 return Ok(None);
             }
-            Err(error) => return Err(lost_git(error)),
+            Err(error) => return Err(GitRemoteError::Git(error)),
         }
         let size = std::str::from_utf8(&length)
             .ok()
             .and_then(|text| usize::from_str_radix(text, 16).ok())
-            .ok_or("git sent something that is not a packet line")?;
+            .ok_or(GitRemoteError::PacketLine)?;
         section.extend(length);
         if size == 0 {
             return Ok(Some(section));
@@ -201,12 +250,12 @@ fn read_section(input: &mut impl Read) -> Result<Option<Vec<u8>>, String> {
         let start = section.len();
         let more = size.saturating_sub(4);
         if start + more > MAX_REQUEST {
-            return Err(format!(
-                "git's request is larger than the {MAX_REQUEST} bytes allowed"
-            ));
+            return Err(GitRemoteError::TooLarge);
         }
         section.resize(start + more, 0);
-        input.read_exact(&mut section[start..]).map_err(lost_git)?;
+        input
+            .read_exact(&mut section[start..])
+            .map_err(GitRemoteError::Git)?;
     }
 }
 
@@ -239,22 +288,6 @@ fn has_push_options(commands: &[u8]) -> bool {
         .filter_map(|line| line.splitn(2, |byte| *byte == 0).nth(1))
         .flat_map(|abilities| abilities.split(|byte| matches!(byte, b' ' | b'\n')))
         .any(|ability| ability == b"push-options")
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "map_err hands the error over"
-)]
-fn lost_git(error: io::Error) -> String {
-    format!("the connection to git broke: {error}")
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "map_err hands the error over"
-)]
-fn lost_host(error: io::Error) -> String {
-    format!("the connection to the host's git gateway broke: {error}")
 }
 
 #[cfg(test)]

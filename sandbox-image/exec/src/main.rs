@@ -21,10 +21,36 @@ mod root;
 mod server;
 mod supervise;
 
+use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
 use lucid_exec::protocol::Serve;
+
+/// Why the exec server ended.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    /// The command line is unknown.
+    #[error(
+        "usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --probe"
+    )]
+    Usage,
+    /// The settings are no JSON, or lack something.
+    #[error("the settings on the command line cannot be read: {0}")]
+    Settings(#[source] serde_json::Error),
+    /// It served one host.
+    #[error(transparent)]
+    Serve(#[from] server::ServeError),
+    /// It served one host after another.
+    #[error(transparent)]
+    Connect(#[from] connect::ConnectHostError),
+    /// It supervised a server.
+    #[error(transparent)]
+    Supervise(#[from] supervise::SuperviseError),
+    /// It tried Landlock.
+    #[error(transparent)]
+    Probe(#[from] confine::ConfineError),
+}
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
@@ -39,29 +65,36 @@ fn main() -> ExitCode {
         return report("git-remote-lucid", git_remote::run(&arguments));
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let outcome = match arguments.as_slice() {
-        ["--serve", json] => parse(json).and_then(|serve| server::run(&serve)),
-        ["--serve-pipes", json] => parse(json).and_then(|serve| server::run_on_pipes(&serve)),
-        ["--connect", socket, json] => {
-            parse(json).and_then(|serve| connect::run(Path::new(socket), &serve))
+    report("lucid-exec", run(&arguments))
+}
+
+fn run(arguments: &[&str]) -> Result<(), RunError> {
+    match arguments {
+        ["--serve", json] => server::run(&parse(json)?)?,
+        ["--serve-pipes", json] => server::run_on_pipes(&parse(json)?)?,
+        ["--connect", socket, json] => connect::run(Path::new(socket), &parse(json)?)?,
+        ["--supervise", json] => {
+            parse(json)?;
+            supervise::run(json)?;
         }
-        ["--supervise", json] => parse(json).and_then(|_| supervise::run(json)),
-        ["--probe"] => confine::probe().map(|()| println!("Landlock works on this kernel.")),
-        _ => Err("usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --probe".to_owned()),
-    };
-    report("lucid-exec", outcome)
+        ["--probe"] => {
+            confine::probe()?;
+            println!("Landlock works on this kernel.");
+        }
+        _ => return Err(RunError::Usage),
+    }
+    Ok(())
 }
 
-fn parse(json: &str) -> Result<Serve, String> {
-    serde_json::from_str(json)
-        .map_err(|error| format!("the settings on the command line cannot be read: {error}"))
+fn parse(json: &str) -> Result<Serve, RunError> {
+    serde_json::from_str(json).map_err(RunError::Settings)
 }
 
-fn report(name: &str, outcome: Result<(), String>) -> ExitCode {
+fn report(name: &str, outcome: Result<(), impl Display>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(sentence) => {
-            eprintln!("{name}: {sentence}");
+        Err(error) => {
+            eprintln!("{name}: {error}");
             ExitCode::FAILURE
         }
     }

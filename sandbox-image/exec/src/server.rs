@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -17,22 +17,77 @@ use std::time::Duration;
 
 use lucid_exec::protocol::{Frame, FrameKind, Hello, MAX_COMMAND, Serve, Start, VERSION};
 use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior, setsid,
 };
 
 use crate::children::{self, Children};
 use crate::command::{self, Note};
-use crate::confine;
+use crate::confine::{self, ConfineError};
 use crate::live::Live;
 use crate::pressure::Pressure;
-use crate::root;
+use crate::root::{self, RootError};
 
 /// Maximum number of commands at a time.
 const MAX_COMMANDS: usize = 64;
 /// How long to wait for the killed commands of a lost host: longer than a command itself waits for
 /// a group that will not die.
 const END: Duration = Duration::from_secs(5);
+
+/// Why the process cannot serve any host.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    /// It gets no root of its own.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// It cannot protect itself from what it runs, or not adopt orphans.
+    #[error(transparent)]
+    Process(Errno),
+    /// It cannot limit or confine itself.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// The thread that reaps does not start.
+    #[error("no thread could be started: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why the conversation with a host ended before the host ended it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HostError {
+    /// The hello cannot be written.
+    #[error(transparent)]
+    Hello(io::Error),
+    /// A grant of output has no length.
+    #[error("the host granted something that is no number")]
+    Grant,
+    /// Frames of this kind go the other way.
+    #[error("the host sent a {0:?} frame, which is not its to send")]
+    Unexpected(FrameKind),
+    /// A command began before the previous one was complete.
+    #[error("the host sent two commands in each other")]
+    Nested,
+    /// A command is too long.
+    #[error("the host sent a command of more than {MAX_COMMAND} bytes")]
+    TooLong,
+    /// Nothing can be read from the host, or no frame.
+    #[error("the connection to the host broke: {0}")]
+    Connection(#[source] io::Error),
+}
+
+/// Why a server ended that has one host for its whole life.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// It did not begin to serve.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The descriptors of the host cannot be used.
+    #[error(transparent)]
+    Descriptor(io::Error),
+    /// The conversation failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
 
 /// The state that outlives a connection.
 pub(crate) struct Common {
@@ -41,21 +96,20 @@ pub(crate) struct Common {
 }
 
 /// Drops this process's privileges, and starts reaping.
-pub(crate) fn prepare(serve: &Serve) -> Result<Common, String> {
+pub(crate) fn prepare(serve: &Serve) -> Result<Common, PrepareError> {
     // Commands must not read from, write to or be stopped by the terminal that the host was started
     // from. Fails if this process leads a session already, which then has no terminal.
     let detached = setsid().is_ok();
     // Before anything else: a process that is not dumpable may not map its users.
     if let Some(root) = serve.confine.as_ref().and_then(|it| it.root.as_ref()) {
-        root::enter(root, detached).map_err(|error| error.to_string())?;
+        root::enter(root, detached)?;
     }
     // Nothing that runs below may inspect this process or take its socket.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
-    set_child_subreaper(Some(getpid())).map_err(|error| error.to_string())?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(PrepareError::Process)?;
+    set_child_subreaper(Some(getpid())).map_err(PrepareError::Process)?;
     // Before any thread exists: a restriction applies to the calling thread and what it starts.
     confine::apply(serve)?;
-    let children =
-        Children::watched().map_err(|error| format!("no thread could be started: {error}"))?;
+    let children = Children::watched().map_err(PrepareError::Thread)?;
     Ok(Common {
         children,
         pressure: Pressure::find(),
@@ -183,10 +237,8 @@ impl Server {
         }
     }
 
-    fn grant(&self, id: u32, payload: &[u8]) -> Result<(), String> {
-        let bytes = payload
-            .try_into()
-            .map_err(|_| "the host granted something that is no number".to_owned())?;
+    fn grant(&self, id: u32, payload: &[u8]) -> Result<(), HostError> {
+        let bytes = payload.try_into().map_err(|_| HostError::Grant)?;
         if let Some(live) = self.live(id) {
             live.grant(u32::from_be_bytes(bytes) as usize);
         }
@@ -194,10 +246,10 @@ impl Server {
     }
 
     /// Sends the hello and follows the host's frames until it disconnects.
-    pub(crate) fn serve(self: &Arc<Self>, mut host: impl Read) -> Result<(), String> {
+    pub(crate) fn serve(self: &Arc<Self>, mut host: impl Read) -> Result<(), HostError> {
         self.send(
             &Frame::json(FrameKind::Hello, 0, &Hello { version: VERSION })
-                .map_err(|error| error.to_string())?,
+                .map_err(HostError::Hello)?,
         );
         let mut parts = Parts::default();
         loop {
@@ -227,14 +279,9 @@ impl Server {
                     id,
                     payload,
                 })) => self.grant(id, &payload)?,
-                Ok(Some(frame)) => {
-                    return Err(format!(
-                        "the host sent a {:?} frame, which is not its to send",
-                        frame.kind
-                    ));
-                }
+                Ok(Some(frame)) => return Err(HostError::Unexpected(frame.kind)),
                 Ok(None) => return Ok(()),
-                Err(error) => return Err(format!("the connection to the host broke: {error}")),
+                Err(error) => return Err(HostError::Connection(error)),
             }
         }
     }
@@ -258,14 +305,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn add(&mut self, id: u32, payload: Vec<u8>) -> Result<(), String> {
+    fn add(&mut self, id: u32, payload: Vec<u8>) -> Result<(), HostError> {
         if self.id.is_some_and(|first| first != id) {
-            return Err("the host sent two commands in each other".to_owned());
+            return Err(HostError::Nested);
         }
         if self.bytes.len() + payload.len() > MAX_COMMAND {
-            return Err(format!(
-                "the host sent a command of more than {MAX_COMMAND} bytes"
-            ));
+            return Err(HostError::TooLong);
         }
         self.id = Some(id);
         self.bytes.extend(payload);
@@ -273,7 +318,7 @@ impl Parts {
     }
 
     /// Completes the command with its last part.
-    fn whole(&mut self, id: u32, payload: Vec<u8>) -> Result<Vec<u8>, String> {
+    fn whole(&mut self, id: u32, payload: Vec<u8>) -> Result<Vec<u8>, HostError> {
         self.add(id, payload)?;
         self.id = None;
         Ok(std::mem::take(&mut self.bytes))
@@ -281,28 +326,28 @@ impl Parts {
 }
 
 /// Serves the host on standard input until it goes.
-pub(crate) fn run(serve: &Serve) -> Result<(), String> {
+pub(crate) fn run(serve: &Serve) -> Result<(), ServeError> {
     let common = Arc::new(prepare(serve)?);
-    let stdin = std::io::stdin()
+    let stdin = io::stdin()
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|error| error.to_string())?;
+        .map_err(ServeError::Descriptor)?;
     let host = UnixStream::from(stdin);
-    let out = host.try_clone().map_err(|error| error.to_string())?;
+    let out = host.try_clone().map_err(ServeError::Descriptor)?;
     let outcome = Arc::new(Server::new(Out::Socket(out), common)).serve(&host);
     children::kill_all_below();
-    outcome
+    Ok(outcome?)
 }
 
 /// Serves the host on standard input and output until it goes.
-pub(crate) fn run_on_pipes(serve: &Serve) -> Result<(), String> {
+pub(crate) fn run_on_pipes(serve: &Serve) -> Result<(), ServeError> {
     let common = Arc::new(prepare(serve)?);
-    let out = std::io::stdout()
+    let out = io::stdout()
         .as_fd()
         .try_clone_to_owned()
-        .map_err(|error| error.to_string())?;
+        .map_err(ServeError::Descriptor)?;
     let out = Out::Pipe(File::from(out));
-    let outcome = Arc::new(Server::new(out, common)).serve(std::io::stdin().lock());
+    let outcome = Arc::new(Server::new(out, common)).serve(io::stdin().lock());
     children::kill_all_below();
-    outcome
+    Ok(outcome?)
 }
