@@ -13,7 +13,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::Component as ComponentType;
 
 use super::engine::Engine;
-use super::exports::{self, ComponentExports};
+use super::exports::{self, ComponentExports, MissingExport};
 use super::kind::PluginKind;
 use super::limits::CallError;
 use super::wasi;
@@ -69,7 +69,7 @@ pub enum LoadError {
         /// The kind it was loaded as.
         kind: PluginKind,
         /// The missing export.
-        missing: String,
+        missing: MissingExport,
     },
     /// An import or export has the right name and another type.
     #[error(

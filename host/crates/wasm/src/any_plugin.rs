@@ -6,6 +6,7 @@
 use super::admission::LoadError;
 use super::core::PluginCore;
 use super::engine::Engine;
+use super::exports::MissingExport;
 use super::git::GitPlugin;
 use super::kind::PluginKind;
 use super::limits::PluginLimits;
@@ -52,8 +53,11 @@ impl AnyPlugin {
             match Self::load_as(engine, *kind, name, wasm, limits).await {
                 Ok(plugin) => return Ok(plugin),
                 // Without the interface it is of another kind. An interface that is there but
-                // incomplete is an error, and names a function after `#`.
-                Err(LoadError::MissingExport { missing, .. }) if !missing.contains('#') => {}
+                // incomplete is an error.
+                Err(LoadError::MissingExport {
+                    missing: MissingExport::Interface(_),
+                    ..
+                }) => {}
                 Err(why) => return Err(why.into()),
             }
         }

@@ -19,28 +19,44 @@ pub struct ComponentExports {
 /// Where each function of a kind is in a component.
 pub(super) type Functions = Vec<(&'static str, ComponentExportIndex)>;
 
-/// Finds the functions of a kind. An error is the first export that is missing.
-pub(super) fn find(component: &Component, kind: PluginKind) -> Result<Functions, String> {
+/// The first export of a kind that a component lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MissingExport {
+    /// The interface: the component may be of another kind.
+    #[error("{0}")]
+    Interface(&'static str),
+    /// A function of the interface.
+    #[error("{interface}#{function}")]
+    Function {
+        /// The interface.
+        interface: &'static str,
+        /// The name of the function.
+        function: &'static str,
+    },
+}
+
+/// Finds the functions of a kind.
+pub(super) fn find(component: &Component, kind: PluginKind) -> Result<Functions, MissingExport> {
     let (interface, names) = kind.exports();
     // Looking an export up would also find another, compatible version of the interface.
     let shape = component.component_type();
     let is_there = shape.get_export(component.engine(), interface).is_some();
     let instance = component.get_export_index(None, interface);
     let instance = instance.filter(|_| is_there);
-    let instance = instance.ok_or_else(|| interface.to_owned())?;
-    let function = |name: &'static str| {
+    let instance = instance.ok_or(MissingExport::Interface(interface))?;
+    let find = |name: &'static str| {
         let function = component.get_export_index(Some(&instance), name);
         function.map(|function| (name, function))
     };
     let mut functions = Functions::new();
-    for name in names {
-        functions.push(function(name).ok_or_else(|| format!("{interface}#{name}"))?);
+    for &function in names {
+        let found = find(function).ok_or(MissingExport::Function {
+            interface,
+            function,
+        });
+        functions.push(found?);
     }
-    functions.extend(
-        kind.later_exports()
-            .iter()
-            .filter_map(|name| function(name)),
-    );
+    functions.extend(kind.later_exports().iter().filter_map(|name| find(name)));
     Ok(functions)
 }
 

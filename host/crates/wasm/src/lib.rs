@@ -53,6 +53,7 @@ pub use self::log_label::LOG_TARGET;
 pub use self::progress::{Activities, Activity, ActivityGuard, ActivityKind};
 pub use admission::{ALLOWED_IMPORTS, DescriptorError, LoadError};
 pub use engine::{Engine, EngineError, EngineOptions};
+pub use exports::MissingExport;
 pub use git::GitPlugin;
 pub use kind::PluginKind;
 pub use limits::{CallError, CallOutcome, CallSite, CallUsage, PluginLimits};

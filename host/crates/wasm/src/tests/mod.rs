@@ -76,7 +76,7 @@ async fn a_component_of_another_compatible_version_of_its_interface_is_not_taken
     .await;
     assert!(
         matches!(&error, LoadError::MissingExport { missing, .. }
-            if missing == "lucid:policy/policy@0.1.0"),
+            if missing.to_string() == "lucid:policy/policy@0.1.0"),
         "{error}"
     );
 }
@@ -85,13 +85,13 @@ async fn a_component_of_another_compatible_version_of_its_interface_is_not_taken
 async fn a_component_that_exports_nothing_is_told_what_it_lacks() {
     let error = refused("(component)").await;
     assert!(matches!(&error, LoadError::MissingExport { missing, .. }
-        if missing == "lucid:policy/policy@0.1.0"));
+        if missing.to_string() == "lucid:policy/policy@0.1.0"));
     let error = refused(
         r#"(component (instance $empty) (export "lucid:policy/policy@0.1.0" (instance $empty)))"#,
     )
     .await;
     assert!(matches!(&error, LoadError::MissingExport { missing, .. }
-        if missing == "lucid:policy/policy@0.1.0#describe"));
+        if missing.to_string() == "lucid:policy/policy@0.1.0#describe"));
 }
 
 #[tokio::test]
