@@ -6,7 +6,7 @@
 //!   later: `finish` when the whole turn is known, `ask_user` when the user has answered.
 
 use lucid_plugin::policy::Commands;
-use lucid_plugin::types::ToolDefinition;
+use lucid_plugin::types::{ToolDefinition, ToolResult};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -152,15 +152,16 @@ pub(crate) fn call(
     call_id: &str,
     arguments: &str,
     out: &mut Commands,
-) -> Option<Result<String, String>> {
-    let wrong =
-        |e: serde_json::Error| Some(Err(format!("The arguments of {name} are wrong: {e}.")));
+) -> Option<ToolResult> {
+    let done = |text: &str| Some(ToolResult::ok(call_id, text));
+    let refused = |text: &str| Some(ToolResult::failed(call_id, text));
+    let wrong = |e: serde_json::Error| refused(&format!("The arguments of {name} are wrong: {e}."));
     match name {
         THINK => match read::<Think>(arguments) {
             Ok(Think { thought }) => {
                 let fields = json!({ "thought": thought });
                 out.emit("ThinkAction", thought, &fields);
-                Some(Ok("Noted.".into()))
+                done("Noted.")
             }
             Err(e) => wrong(e),
         },
@@ -168,18 +169,17 @@ pub(crate) fn call(
             Ok(TaskTracker { tasks }) => {
                 out.emit("ThinkAction", listed(&tasks), &json!({ "tasks": tasks }));
                 s.plan = tasks;
-                Some(Ok("The plan is kept.".into()))
+                done("The plan is kept.")
             }
             Err(e) => wrong(e),
         },
         ASK_USER => match read::<AskUser>(arguments) {
-            Ok(_) if s.task.question.is_some() => Some(Err(
+            Ok(_) if s.task.question.is_some() => refused(
                 "One question at a time: this one was not put. Ask it when the other is answered, \
-                 if it is still open."
-                    .into(),
-            )),
+                 if it is still open.",
+            ),
             Ok(AskUser { question, .. }) if question.trim().is_empty() => {
-                Some(Err("The question is empty.".into()))
+                refused("The question is empty.")
             }
             Ok(AskUser { question, options }) => {
                 s.task.question = Some(Question {
@@ -192,7 +192,7 @@ pub(crate) fn call(
             Err(e) => wrong(e),
         },
         _ => match read::<Finish>(arguments) {
-            Ok(_) if s.task.ending.is_some() => Some(Ok("`finish` was called already.".into())),
+            Ok(_) if s.task.ending.is_some() => done("`finish` was called already."),
             Ok(Finish { message, success }) => {
                 s.task.ending = Some(Ending {
                     call_id: Some(call_id.into()),

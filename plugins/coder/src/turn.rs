@@ -6,6 +6,8 @@
 //! - Every tool call of a reply is either run by the host or answered here, exactly once.
 //! - How the task continues is decided only when all results of the turn are in.
 
+use std::fmt;
+
 use lucid_plugin::cut;
 use lucid_plugin::policy::{Commands, Context, ModelReply, Outcome};
 use lucid_plugin::types::{Content, Error, ErrorKind, Message, StopReason, ToolCall, ToolResult};
@@ -163,11 +165,10 @@ fn take_call(
     if own {
         match own::call(s, &call.name, &call.id, &arguments.to_string(), out) {
             None => s.task.turn.runnable = true,
-            Some(Ok(text)) => {
-                s.task.turn.runnable = true;
-                answer(s, mark, ToolResult::ok(call.id, text), out);
+            Some(result) => {
+                s.task.turn.runnable |= !result.is_error;
+                answer(s, mark, result, out);
             }
-            Some(Err(text)) => answer(s, mark, ToolResult::failed(call.id, text), out),
         }
         return;
     }
@@ -189,23 +190,44 @@ fn known(s: &State) -> String {
     host.chain(own).collect::<Vec<_>>().join(", ")
 }
 
+/// Why a tool's arguments are no object.
+enum ArgumentsError {
+    /// The answer ended before them.
+    Missing,
+    /// They are no JSON.
+    Json(serde_json::Error),
+    /// They are other JSON.
+    NotAnObject,
+}
+
+impl fmt::Display for ArgumentsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("they are missing"),
+            Self::Json(error) => fmt::Display::fmt(error, f),
+            Self::NotAnObject => f.write_str("it is something else"),
+        }
+    }
+}
+
 /// A tool's arguments as an object. An empty text means none, and some models wrap them in a
 /// string.
-fn read_arguments(text: &str, stop: StopReason) -> Result<Value, String> {
+fn read_arguments(text: &str, stop: StopReason) -> Result<Value, ArgumentsError> {
     if text.trim().is_empty() {
         if matches!(stop, StopReason::MaxTokens | StopReason::Other) {
-            return Err("they are missing".into());
+            return Err(ArgumentsError::Missing);
         }
         return Ok(Value::Object(serde_json::Map::new()));
     }
-    let mut value: Value = serde_json::from_slice(text.as_bytes()).map_err(|e| e.to_string())?;
+    let read = |text: &str| serde_json::from_slice(text.as_bytes()).map_err(ArgumentsError::Json);
+    let mut value: Value = read(text)?;
     if let Value::String(inner) = &value {
-        value = serde_json::from_slice(inner.as_bytes()).map_err(|e| e.to_string())?;
+        value = read(inner)?;
     }
     if value.is_object() {
         Ok(value)
     } else {
-        Err("it is something else".into())
+        Err(ArgumentsError::NotAnObject)
     }
 }
 
