@@ -26,6 +26,7 @@ mod requests;
 mod transcripts;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -37,8 +38,32 @@ use serde_json::Value;
 pub use answers::{CompletionWithDeltas, cut, decode};
 pub use transcripts::transcript;
 
-/// Says what is wrong with a request's body, after the provider's documentation.
-pub type Valid = fn(&Value) -> Result<(), String>;
+/// Checks a request's body after the provider's documentation.
+pub type Valid = fn(&Value) -> Result<(), InvalidRequest>;
+
+/// What a provider would refuse about a request. Providers have rules of their own, so it is a text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InvalidRequest(String);
+
+impl From<String> for InvalidRequest {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for InvalidRequest {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Display for InvalidRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidRequest {}
 
 /// The suite for one adapter.
 pub struct Suite<A> {

@@ -2,9 +2,10 @@
 //!
 //! This file is independent of the adapter.
 
+use lucid_conformance::InvalidRequest;
 use serde_json::Value;
 
-type Checked = Result<(), String>;
+type Checked = Result<(), InvalidRequest>;
 
 const MEMBERS: [&str; 11] = [
     "model",
@@ -137,7 +138,7 @@ fn settings(body: &Value, limit: u64) -> Checked {
             let can = ["claude-opus-5", "claude-sonnet-5"].contains(&model);
             need(can, || format!("{model} always thinks, or never unasked"))?;
         }
-        Some(other) => return Err(format!("thinking {other}")),
+        Some(other) => return Err(format!("thinking {other}").into()),
     }
     list(&body["stop_sequences"]).iter().try_for_each(|stop| {
         need(!stop.as_str().unwrap_or_default().trim().is_empty(), || {
@@ -220,12 +221,12 @@ fn shown(block: &Value) -> Checked {
                 || "no data".into(),
             )
         }
-        kind => Err(format!("{kind:?} from a user")),
+        kind => Err(format!("{kind:?} from a user").into()),
     }
 }
 
 /// The ids of its calls.
-fn assistant(content: &[Value]) -> Result<Vec<&str>, String> {
+fn assistant(content: &[Value]) -> Result<Vec<&str>, InvalidRequest> {
     let mut calls = Vec::new();
     for block in content {
         match block["type"].as_str() {
@@ -252,7 +253,7 @@ fn assistant(content: &[Value]) -> Result<Vec<&str>, String> {
                 })?;
                 calls.push(id);
             }
-            kind => return Err(format!("{kind:?} from a model")),
+            kind => return Err(format!("{kind:?} from a model").into()),
         }
     }
     let last = content.last().map(|block| &block["type"]);
@@ -280,5 +281,9 @@ fn list(value: &Value) -> &[Value] {
 }
 
 fn need(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
-    if holds { Ok(()) } else { Err(otherwise()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise().into())
+    }
 }

@@ -3,9 +3,10 @@
 //! This file is independent of the adapter. Calls must follow the rules of a model that requires
 //! thought signatures.
 
+use lucid_conformance::InvalidRequest;
 use serde_json::Value;
 
-type Checked = Result<(), String>;
+type Checked = Result<(), InvalidRequest>;
 
 const MEMBERS: [&str; 5] = [
     "contents",
@@ -143,7 +144,7 @@ fn user(parts: &[Value], calls: &[&Value]) -> Checked {
 }
 
 /// Its calls.
-fn model(parts: &[Value]) -> Result<Vec<&Value>, String> {
+fn model(parts: &[Value]) -> Result<Vec<&Value>, InvalidRequest> {
     let mut calls: Vec<&Value> = Vec::new();
     for part in parts {
         only(part, &["text", "functionCall", "thoughtSignature"])?;
@@ -206,7 +207,7 @@ pub(crate) fn schema(value: &Value) -> Checked {
         }
         Some("array") => schema(&value["items"])?,
         Some("string" | "number" | "integer" | "boolean") => {}
-        Some(other) => return Err(format!("type {other}")),
+        Some(other) => return Err(format!("type {other}").into()),
     }
     for one in list(&value["enum"]) {
         let good = kind == Some("string") && one.as_str().is_some_and(|t| !t.is_empty());
@@ -242,5 +243,9 @@ fn list(value: &Value) -> &[Value] {
 }
 
 fn need(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
-    if holds { Ok(()) } else { Err(otherwise()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise().into())
+    }
 }

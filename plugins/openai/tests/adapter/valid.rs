@@ -3,9 +3,10 @@
 //!
 //! This file is independent of the adapter.
 
+use lucid_conformance::InvalidRequest;
 use serde_json::Value;
 
-type Checked = Result<(), String>;
+type Checked = Result<(), InvalidRequest>;
 
 const MEMBERS: [&str; 12] = [
     "model",
@@ -154,7 +155,7 @@ fn messages(messages: &[Value]) -> Checked {
                     format!("{message} answers {id}")
                 })?;
             }
-            other => return Err(format!("role {other}")),
+            other => return Err(format!("role {other}").into()),
         }
         before = role;
     }
@@ -181,7 +182,7 @@ fn user(content: &Value) -> Checked {
 }
 
 /// The ids of its calls.
-fn assistant(message: &Value) -> Result<Vec<&str>, String> {
+fn assistant(message: &Value) -> Result<Vec<&str>, InvalidRequest> {
     let calls = list(&message["tool_calls"]);
     if message["content"].is_null() {
         need(!calls.is_empty(), || "an empty answer".into())?;
@@ -228,5 +229,9 @@ fn list(value: &Value) -> &[Value] {
 }
 
 fn need(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
-    if holds { Ok(()) } else { Err(otherwise()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise().into())
+    }
 }
