@@ -5,12 +5,12 @@
 //!
 //! - Files are touched off the async threads.
 //! - The git token goes to the gateway and nowhere else.
-//! - A failure is one sentence and leaves no sandbox behind.
+//! - A failure leaves no sandbox behind.
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, TryFutureExt};
 use tokio::sync::Mutex;
 
 use super::disk_guard::OpenEnvironments;
@@ -28,7 +28,6 @@ use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::ids::SessionId;
 use lucid_types::repository_url::repository_url;
-use lucid_types::sentence::sentence;
 use lucid_types::wit::types::ToolCall;
 
 /// Said of containers that commands reach by `docker exec` only.
@@ -89,7 +88,7 @@ impl EnvironmentFactory {
         })
         .await
         .map(Arc::new)
-        .map_err(|error| environment_error(&error))
+        .map_err(EnvironmentError::failed)
     }
 
     async fn open(
@@ -98,12 +97,12 @@ impl EnvironmentFactory {
         workspace: Arc<Workspace>,
     ) -> Result<RunningSandbox, EnvironmentError> {
         let repository = spec.repo_url.as_deref().map(repository_url).transpose();
-        let repository = repository.map_err(|error| environment_error(&error))?;
+        let repository = repository.map_err(EnvironmentError::failed)?;
         let reach = repository
             .as_deref()
             .map(|url| git::gateway_prefix(url, self.git.allow_owner))
             .transpose();
-        let reach = reach.map_err(|error| environment_error(&error))?;
+        let reach = reach.map_err(EnvironmentError::failed)?;
         let session = spec.session.to_string();
         let wanted = SandboxSpec {
             session: &session,
@@ -114,9 +113,9 @@ impl EnvironmentFactory {
             .sandboxes
             .start(wanted)
             .await
-            .map_err(|error| environment_error(&error))?;
+            .map_err(EnvironmentError::failed)?;
         if repository.is_some() && !sandbox.reaches_sockets() {
-            return Err(NO_GIT_GATEWAY.to_owned().into());
+            return Err(EnvironmentError::Unavailable(NO_GIT_GATEWAY.to_owned()));
         }
         let gateway = match &repository {
             None => None,
@@ -135,7 +134,7 @@ impl EnvironmentFactory {
                     self.git.clone(),
                     self.client.clone(),
                 );
-                Some(opened.map_err(|error| environment_error(&error))?)
+                Some(opened.map_err(EnvironmentError::failed)?)
             }
         };
         Ok(RunningSandbox {
@@ -212,13 +211,6 @@ impl EnvironmentFactory {
     }
 }
 
-/// An error as the sentence that the session's user reads.
-fn environment_error(error: &(dyn std::error::Error + 'static)) -> EnvironmentError {
-    let mut shown = EnvironmentError::from(sentence(error));
-    shown.transient = EnvironmentError::from_error(error).transient;
-    shown
-}
-
 impl EnvironmentProvider for EnvironmentFactory {
     fn refusal(&self) -> Option<String> {
         self.sandboxes.refusal()
@@ -245,9 +237,8 @@ impl EnvironmentProvider for EnvironmentFactory {
     fn reopen(
         &self,
         spec: EnvironmentSpec,
-    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>> {
-        let opened = self.clone().reopen(spec);
-        opened.map_err(|error| error.to_string()).boxed()
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, EnvironmentError>> {
+        self.clone().reopen(spec).boxed()
     }
 
     fn is_alive(&self, spec: &EnvironmentSpec) -> bool {
@@ -281,7 +272,7 @@ impl EnvironmentProvider for EnvironmentFactory {
         .boxed()
     }
 
-    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), EnvironmentError>> {
         let factory = self.clone();
         async move {
             factory.sandboxes.discard(&spec.session.to_string()).await;
@@ -289,7 +280,7 @@ impl EnvironmentProvider for EnvironmentFactory {
                 return Ok(());
             }
             let files = factory.blobs.of(spec.session);
-            files.remove().await.map_err(|error| error.to_string())?;
+            files.remove().await.map_err(EnvironmentError::failed)?;
             let wiped = blocking(move || {
                 if !factory.workspaces.contains(&spec.user, spec.session) {
                     return Ok(());
@@ -299,7 +290,7 @@ impl EnvironmentProvider for EnvironmentFactory {
                     .create(&spec.user, spec.session)?
                     .remove()
             });
-            wiped.await.map_err(|error| error.to_string())
+            wiped.await.map_err(EnvironmentError::failed)
         }
         .boxed()
     }

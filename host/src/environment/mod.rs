@@ -272,6 +272,15 @@ enum ToolsError {
     Open(#[from] EnvironmentError),
 }
 
+impl From<ToolsError> for EnvironmentError {
+    fn from(error: ToolsError) -> Self {
+        match error {
+            ToolsError::Closed => Self::failed(error),
+            ToolsError::Open(error) => error,
+        }
+    }
+}
+
 impl From<ToolsError> for SandboxError {
     fn from(error: ToolsError) -> Self {
         Self::Gone(sentence(error))
@@ -286,13 +295,13 @@ impl Environment for SharedEnvironment {
         self.0.root.clone()
     }
 
-    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+    fn fetch(&self) -> BoxFuture<'static, Result<(), EnvironmentError>> {
         let environment = self.0.clone();
         async move {
             let Some(url) = &environment.spec.repo_url else {
                 return Ok(());
             };
-            let tools = environment.tools().await.map_err(sentence)?;
+            let tools = environment.tools().await?;
             let wanted = git::Checkout {
                 repository: url,
                 branch: environment.spec.branch.as_deref(),
@@ -301,7 +310,7 @@ impl Environment for SharedEnvironment {
             };
             let rules = &environment.factory.git;
             let cloned = git::clone_into(tools.sandbox(), wanted, rules).await;
-            let cloned = cloned.map_err(sentence)?;
+            let cloned = cloned.map_err(EnvironmentError::failed)?;
             let _ = environment.clone_notice.set(cloned.describe(rules));
             Ok(())
         }

@@ -44,6 +44,7 @@ use crate::message::{ActorMessage, Started};
 use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::sentence::sentence;
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
@@ -267,7 +268,9 @@ impl Actor {
                 biased;
                 () = self.session.stop.cancelled() => return Err(ActorEnd::Stopped),
                 () = self.shared.halt.cancelled() => return Err(ActorEnd::Halted),
-                fetched = environment.fetch() => fetched.map_err(ActorEnd::NoEnvironment)?,
+                fetched = environment.fetch() => {
+                    fetched.map_err(|error| ActorEnd::NoEnvironment(sentence(error)))?;
+                }
             }
             // Only now does the environment have its files.
             self.session.show_workspace();

@@ -13,6 +13,7 @@ use super::{Actor, ActorEnd};
 use crate::ports::Environment;
 use crate::stream::frames;
 use lucid_types::log::pauses;
+use lucid_types::sentence::sentence;
 use lucid_types::transient::TransientFailure;
 
 impl Actor {
@@ -30,8 +31,8 @@ impl Actor {
                 }
                 Err(failed) => failed,
             };
-            let Some(reason) = failed.transient else {
-                return Err(ActorEnd::NoEnvironment(failed.to_string()));
+            let Some(reason) = failed.transient() else {
+                return Err(ActorEnd::NoEnvironment(sentence(failed)));
             };
             if !std::mem::replace(&mut waits, true) {
                 tracing::warn!(session = %self.id, cause = %failed, "a session waits until its workspace and sandbox can be made");

@@ -156,7 +156,7 @@ impl Actor {
                 }
                 // Still `stopping` in the log: the next start tries again.
                 Err(cause) => {
-                    tracing::error!(session = %self.id, cause, "what a session left could not be removed")
+                    tracing::error!(session = %self.id, %cause, "what a session left could not be removed")
                 }
             }
         }

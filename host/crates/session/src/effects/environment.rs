@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::handle::SessionHandle;
 use crate::message::{ActorMessage, Mailbox, Tree};
 use crate::ports::tools::{EventSink, SessionTools, ToolProvider, ToolsSpec};
-use crate::ports::{Environment, EnvironmentSpec};
+use crate::ports::{Environment, EnvironmentError, EnvironmentSpec};
 use crate::shared::SessionsShared;
 use lucid_types::ids::EffectId;
 
@@ -105,17 +105,17 @@ pub(super) struct EnvironmentHandle {
 
 impl EnvironmentHandle {
     /// Returns the session's environment, opening it first if necessary.
-    pub(super) async fn open(&self) -> Result<Arc<dyn Environment>, String> {
+    pub(super) async fn open(&self) -> Result<Arc<dyn Environment>, EnvironmentError> {
         let environments = &self.shared.deps.environments;
         let opened = self.environment.get_or_try_init(|| async {
             if let Some(reason) = environments.refusal() {
-                return Err(reason);
+                return Err(EnvironmentError::Unavailable(reason));
             }
             let environment = environments.reopen(self.spec.clone()).await?;
             if self.fetch.load(Ordering::Relaxed) {
-                if let Err(reason) = environment.fetch().await {
+                if let Err(error) = environment.fetch().await {
                     environment.close().await;
-                    return Err(reason);
+                    return Err(error);
                 }
                 self.fetch.store(false, Ordering::Relaxed);
             }
@@ -128,7 +128,7 @@ impl EnvironmentHandle {
     }
 
     /// Returns the environment if one can be opened; tools may not need it.
-    pub(super) async fn try_open(&self) -> Result<Option<Arc<dyn Environment>>, String> {
+    pub(super) async fn try_open(&self) -> Result<Option<Arc<dyn Environment>>, EnvironmentError> {
         match self.shared.deps.environments.refusal() {
             Some(_) => Ok(None),
             None => self.open().await.map(Some),

@@ -39,6 +39,7 @@ use lucid_types::ids::EffectId;
 use lucid_types::log::{EffectKind, SessionConfig};
 use lucid_types::log_label::PluginCaller;
 use lucid_types::secret::Secret;
+use lucid_types::sentence::sentence;
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{ModelCall, ToolRun};
 use lucid_types::wit::types::{Error, ErrorKind, ToolCall};
@@ -464,12 +465,9 @@ impl Effects {
             };
             let environment = match opened {
                 Ok(environment) => environment,
-                Err(reason) => {
-                    return ActorMessage::Tool(
-                        effect,
-                        Err(internal_error(ErrorKind::Unsupported, reason)),
-                        None,
-                    );
+                Err(error) => {
+                    let error = internal_error(ErrorKind::Unsupported, sentence(error));
+                    return ActorMessage::Tool(effect, Err(error), None);
                 }
             };
             let done = match &environment {
@@ -590,7 +588,7 @@ impl Effects {
             .await;
     }
 
-    pub(super) async fn remove_environment(&mut self) -> Result<(), String> {
+    pub(super) async fn remove_environment(&mut self) -> Result<(), EnvironmentError> {
         self.shared
             .deps
             .environments

@@ -1,5 +1,6 @@
 //! The engine's port for execution environments: a workspace, and a sandbox over it.
 
+use std::error::Error as StdError;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -50,36 +51,36 @@ impl EnvironmentSpec {
     }
 }
 
-/// Why there is no environment.
+/// Why an environment was not created, opened, filled or removed.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{sentence}")]
-pub struct EnvironmentError {
-    sentence: String,
-    /// Why it failed now, if the same may succeed later.
-    pub transient: Option<TransientFailure>,
+pub enum EnvironmentError {
+    /// The deployment cannot have such an environment. Holds the reason.
+    #[error("{0}")]
+    Unavailable(String),
+    /// An operation on its workspace, its sandbox or its repository failed.
+    #[error(transparent)]
+    Failed(Arc<dyn StdError + Send + Sync>),
 }
 
 impl EnvironmentError {
-    /// Takes over an error's text. It is transient if an error of the operating system behind it
-    /// is; a disk that may not be written at all stays so.
-    pub fn from_error(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut causes = std::iter::successors(Some(error), |cause| cause.source());
-        let system = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>());
-        Self {
-            sentence: error.to_string(),
-            transient: system
-                .and_then(TransientFailure::of_io)
-                .filter(|reason| *reason != TransientFailure::ReadOnly),
-        }
+    /// Wraps the error of an operation.
+    pub fn failed(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let error: Box<dyn StdError + Send + Sync> = error.into();
+        Self::Failed(error.into())
     }
-}
 
-impl From<String> for EnvironmentError {
-    fn from(sentence: String) -> Self {
-        Self {
-            sentence,
-            transient: None,
-        }
+    /// Returns why it failed now, if the same may succeed later: if an error of the operating
+    /// system behind it is transient. A disk that may not be written at all stays so.
+    pub fn transient(&self) -> Option<TransientFailure> {
+        let Self::Failed(error) = self else {
+            return None;
+        };
+        let error: &(dyn StdError + 'static) = &**error;
+        let mut causes = std::iter::successors(Some(error), |cause| cause.source());
+        causes
+            .find_map(|cause| cause.downcast_ref::<std::io::Error>())
+            .and_then(TransientFailure::of_io)
+            .filter(|reason| *reason != TransientFailure::ReadOnly)
     }
 }
 
@@ -99,7 +100,7 @@ pub trait EnvironmentProvider: Send + Sync {
     fn reopen(
         &self,
         spec: EnvironmentSpec,
-    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>>;
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, EnvironmentError>>;
     /// Returns whether the session's sandbox survived while the host was away, so that its events
     /// must be listened to.
     fn is_alive(&self, spec: &EnvironmentSpec) -> bool;
@@ -116,7 +117,7 @@ pub trait EnvironmentProvider: Send + Sync {
     /// should go.
     fn is_disk_short(&self) -> BoxFuture<'static, bool>;
     /// Removes what a session left. Idempotent.
-    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>>;
+    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), EnvironmentError>>;
 }
 
 /// The outcome of a tool call.
@@ -157,7 +158,7 @@ pub trait Environment: Send + Sync {
     fn root(&self) -> String;
     /// Clones the session's repository into the workspace, if it has one. If the future is dropped,
     /// the environment can only be closed.
-    fn fetch(&self) -> BoxFuture<'static, Result<(), String>>;
+    fn fetch(&self) -> BoxFuture<'static, Result<(), EnvironmentError>>;
     /// Waits for something about the environment that the user should know: that its sandbox was
     /// lost, or is of another kind than this deployment's. `None` if nothing more will come.
     fn notice(&self) -> BoxFuture<'static, Option<String>>;
@@ -205,7 +206,7 @@ mod tests {
     #[test]
     fn a_full_disk_passes_and_one_that_may_not_be_written_does_not() {
         let passing =
-            |cause: Errno| EnvironmentError::from_error(&std::io::Error::from(cause)).transient;
+            |cause: Errno| EnvironmentError::failed(std::io::Error::from(cause)).transient();
         assert_eq!(passing(Errno::NOSPC), Some(TransientFailure::DiskFull));
         assert_eq!(passing(Errno::MFILE), Some(TransientFailure::NoDescriptor));
         assert_eq!(passing(Errno::ROFS), None);

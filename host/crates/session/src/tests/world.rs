@@ -354,7 +354,7 @@ impl EnvironmentProvider for World {
         ));
         if self.no_room.load(Ordering::SeqCst) {
             let full: std::io::Error = rustix::io::Errno::MFILE.into();
-            return std::future::ready(Err(EnvironmentError::from_error(&full))).boxed();
+            return std::future::ready(Err(EnvironmentError::failed(full))).boxed();
         }
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Environment>)).boxed()
     }
@@ -362,7 +362,7 @@ impl EnvironmentProvider for World {
     fn reopen(
         &self,
         _: EnvironmentSpec,
-    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, String>> {
+    ) -> BoxFuture<'static, Result<Arc<dyn Environment>, EnvironmentError>> {
         self.note("reopen".to_owned());
         std::future::ready(Ok(Arc::new(self.clone()) as Arc<dyn Environment>)).boxed()
     }
@@ -393,12 +393,12 @@ impl EnvironmentProvider for World {
         std::future::ready(self.short.load(Ordering::SeqCst)).boxed()
     }
 
-    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), String>> {
+    fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), EnvironmentError>> {
         self.note("wipe".to_owned());
         self.wiped.lock().push(spec.session);
         let stuck = self.stuck.load(Ordering::SeqCst);
         std::future::ready(if stuck {
-            Err("It is stuck.".to_owned())
+            Err(EnvironmentError::failed("it is stuck"))
         } else {
             Ok(())
         })
@@ -415,7 +415,7 @@ impl Environment for World {
         "/workspace".to_owned()
     }
 
-    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+    fn fetch(&self) -> BoxFuture<'static, Result<(), EnvironmentError>> {
         self.note("fetch".to_owned());
         let hold = self.hold_fetch.clone();
         async move {

@@ -7,7 +7,7 @@ use super::*;
 use crate::builtin;
 use lucid_sandbox::workspace::Workspace;
 use lucid_sandbox::{BackendChoice, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes};
-use lucid_session::{DeltaSink, OutputSink};
+use lucid_session::{DeltaSink, EnvironmentError, OutputSink};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -46,7 +46,7 @@ impl Environment for TestEnvironment {
         self.0.workspace_path().to_owned()
     }
 
-    fn fetch(&self) -> BoxFuture<'static, Result<(), String>> {
+    fn fetch(&self) -> BoxFuture<'static, Result<(), EnvironmentError>> {
         std::future::ready(Ok(())).boxed()
     }
 
