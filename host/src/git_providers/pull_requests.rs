@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::accounts::{AccountError, Accounts, PullRequestRequest};
-use lucid_session::{NewPullRequest, OpenedPullRequest, PullRequests};
+use lucid_session::{NewPullRequest, OpenedPullRequest, PullRequestError, PullRequests};
 use lucid_store::{ChatStoreError, Outbox};
 use lucid_types::identity::Identity;
 
@@ -25,7 +25,7 @@ impl PullRequests for PullRequestOpener {
     fn open(
         &self,
         request: NewPullRequest,
-    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>> {
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, PullRequestError>> {
         let (accounts, outbox) = (self.accounts.clone(), self.outbox.clone());
         async move {
             let mut who = Identity {
@@ -52,7 +52,10 @@ impl PullRequests for PullRequestOpener {
                     opened = accounts.open_for_session(&who, own, wanted).await;
                 }
             }
-            let change = opened.map_err(|error| error.sentence())?;
+            let change = opened.map_err(|error| PullRequestError::Failed {
+                sentence: error.sentence(),
+                cause: error.into(),
+            })?;
             Ok(OpenedPullRequest {
                 number: change.number,
                 title: change.title,

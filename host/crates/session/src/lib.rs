@@ -62,10 +62,10 @@ pub use self::ports::tools::{
 };
 pub use self::ports::{
     AvailableModels, BuildAssignment, CallCost, Deployment, Environment, EnvironmentError,
-    EnvironmentProvider, EnvironmentSpec, Generation, ModelAnswer, ModelFailure, ModelRequest,
-    ModelSelection, Models, NewPullRequest, NoticeSink, OpenedPullRequest, OutputSink, Policies,
-    PolicyInfo, PullRequests, SessionPolicy, StepOutcome, StepVerdict, ToolResultWithEvent,
-    UsageMeter,
+    EnvironmentProvider, EnvironmentSpec, Generation, MigrateError, ModelAnswer, ModelFailure,
+    ModelRequest, ModelSelection, Models, NewPullRequest, NoticeSink, OpenedPullRequest,
+    OutputSink, Policies, PolicyInfo, PullRequestError, PullRequests, SessionPolicy, StepError,
+    StepOutcome, StepVerdict, ToolResultWithEvent, UsageMeter,
 };
 pub use self::replay::diff::{difference, readable};
 pub use self::replay::shadow::{

@@ -2,7 +2,9 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ports::{CallCost, ModelAnswer, ModelFailure, OpenedPullRequest, ToolResultWithEvent};
+use crate::ports::{
+    CallCost, ModelAnswer, ModelFailure, OpenedPullRequest, PullRequestError, ToolResultWithEvent,
+};
 use crate::stream::frames::EventDraft;
 use lucid_types::ids::EffectId;
 use lucid_types::wit::types::{Error, ToolDefinition};
@@ -35,7 +37,7 @@ pub(crate) enum ActorMessage {
     /// The git server accepted a push of this branch.
     Pushed(String),
     /// The pull request that was to be opened.
-    PullRequest(Result<OpenedPullRequest, String>),
+    PullRequest(Result<OpenedPullRequest, PullRequestError>),
     /// The file tree, after a change that no tool made.
     Tree(Tree),
     /// A timer expired.

@@ -11,13 +11,30 @@ use std::sync::Arc;
 use super::actor::resume::ResumeState;
 use super::actor::takes_over;
 use super::create::{key_for, seal_context};
+use super::error::CreateError;
 use super::handle::IdleState;
 use super::handle::SessionHandle;
+use super::ports::MigrateError;
 use super::retry::when_possible;
+use super::seal::SealError;
 use super::sessions::Sessions;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LivingSession, LogError, SessionStatus};
 use lucid_types::wit::policy::Snapshot;
+
+/// Why this host cannot continue a session.
+#[derive(Debug, thiserror::Error)]
+enum ResumeError {
+    /// The deployment does not have its policy.
+    #[error(transparent)]
+    Policy(#[from] CreateError),
+    /// No build of its policy takes over its state.
+    #[error(transparent)]
+    State(#[from] MigrateError),
+    /// Its secrets do not open.
+    #[error(transparent)]
+    Secret(#[from] SealError),
+}
 
 impl Sessions {
     /// The ids of all sessions that the log does not call ended.
@@ -77,27 +94,24 @@ impl Sessions {
             let opened = sealed
                 .as_ref()
                 .map(|sealed| self.shared.deps.sealer.open_secret(sealed, &context));
-            opened.transpose().map_err(|cause| cause.to_string())
+            opened.transpose()
         };
         let generation = self.shared.deps.deployment.borrow().clone();
         let state = row.state.take();
         let state = state.map(|(schema, bytes)| Snapshot { schema, bytes });
-        let parts = || -> Result<_, String> {
+        let parts = || -> Result<_, ResumeError> {
             let name = &row.fixed.policy;
             let policy = match generation.policies.successor(name, plugin) {
                 Some(policy) => policy,
                 // In the words of the provider that offers them.
-                None => generation
-                    .policies
-                    .find(Some(name))
-                    .map_err(|cause| cause.to_string())?,
+                None => generation.policies.find(Some(name))?,
             };
             let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
                 // The previous build may still be loaded while the active one is on probation.
-                Some(Err(reason)) => {
+                Some(Err(error)) => {
                     let older = generation.policies.fallback(name, policy.info().digest);
                     let own = older.filter(|older| Some(older.info().digest) == plugin);
-                    own.ok_or(reason)?
+                    own.ok_or(error)?
                 }
                 _ => policy,
             };
@@ -111,7 +125,7 @@ impl Sessions {
         let (api_key, git_token, policy) = match parts() {
             Ok(parts) => parts,
             Err(reason) => {
-                tracing::error!(session = %id, reason, "a session cannot go on; it stays as it is until the host is started with what it needs");
+                tracing::error!(session = %id, %reason, "a session cannot go on; it stays as it is until the host is started with what it needs");
                 return false;
             }
         };

@@ -20,8 +20,8 @@ use crate::manifest::{
     LoadedPolicy, LoadedSecondBuild, Manifest, ManifestProblem, SecondBuildRole, suggest,
 };
 use lucid_session::{
-    BuildAssignment, CreateError, Policies, PolicyInfo, SessionPolicy, StepOutcome, StepVerdict,
-    TrafficSplit,
+    BuildAssignment, CreateError, MigrateError, Policies, PolicyInfo, SessionPolicy, StepError,
+    StepOutcome, StepVerdict, TrafficSplit,
 };
 use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
@@ -349,7 +349,7 @@ impl SessionPolicy for PolicyBuild {
         async move {
             let called = self.plugin.step(context, state, inputs).await;
             StepOutcome {
-                result: called.result.map_err(|error| error.to_string()),
+                result: called.result.map_err(StepError::call),
                 fuel: called.usage.fuel,
                 memory: called.usage.memory_bytes,
                 micros: called.usage.micros,
@@ -358,10 +358,10 @@ impl SessionPolicy for PolicyBuild {
         .boxed()
     }
 
-    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>> {
+    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, MigrateError>> {
         let migrated = async move {
             let called = self.plugin.migrate(old).await;
-            called.result.map_err(|error| error.to_string())
+            called.result.map_err(MigrateError::call)
         };
         migrated.boxed()
     }

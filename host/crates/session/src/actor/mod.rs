@@ -30,7 +30,7 @@ use super::handle::SessionHandle;
 use super::ports::tools::SEPARATOR;
 use super::ports::{
     AvailableModels, Deployment, Environment, EnvironmentSpec, Generation, NewPullRequest,
-    SessionPolicy, StepOutcome,
+    PullRequestError, SessionPolicy, StepError, StepOutcome,
 };
 use super::retry::when_possible;
 use super::round::{
@@ -466,15 +466,7 @@ impl Actor {
             millis_left: u64::try_from(left.as_millis()).ok(),
         };
         let stepped = if builder.counters.steps_alone >= STEPS_ALONE {
-            let result = Err(format!(
-                "The agent took {STEPS_ALONE} steps without a word of the user, and was stopped."
-            ));
-            StepOutcome {
-                result,
-                fuel: 0,
-                memory: 0,
-                micros: 0,
-            }
+            StepOutcome::not_called(StepError::TooManySteps(STEPS_ALONE))
         } else {
             match self.step(&context, &mut builder, next).await {
                 Some(stepped) => stepped,
@@ -577,8 +569,8 @@ impl Actor {
 
     fn open_change(&mut self, branch: Option<String>, final_message: String) {
         let (Some(branch), Some(repository)) = (branch, self.fixed.repo_url.clone()) else {
-            let gone = "what was pushed is not known any more".to_owned();
-            return self.queue.push_back(ActorMessage::PullRequest(Err(gone)));
+            let unknown = Err(PullRequestError::UnknownBranch);
+            return self.queue.push_back(ActorMessage::PullRequest(unknown));
         };
         let task = &self.fixed.task;
         let title = task.lines().find(|line| !line.trim().is_empty());

@@ -12,14 +12,16 @@
 //! - The step that moved the session names the newer component in the log, and its first input is
 //!   `upgraded`.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Actor;
+use crate::error::CreateError;
 use crate::ports::{
-    AvailableModels, Deployment, Generation, Models, PolicyInfo, SessionPolicy, StepOutcome,
-    StepVerdict,
+    AvailableModels, Deployment, Generation, MigrateError, Models, PolicyInfo, SessionPolicy,
+    StepOutcome, StepVerdict,
 };
 use crate::round::RoundBuilder;
 use lucid_types::log::SessionConfig;
@@ -31,26 +33,39 @@ pub(super) struct PendingUpgrade {
     policy: Arc<dyn SessionPolicy>,
     /// The schema of the state that it takes over.
     from: u32,
-    state: Result<Snapshot, String>,
+    state: Result<Snapshot, MigrateError>,
 }
 
 impl PendingUpgrade {
     async fn step(&self, context: &Context, inputs: &[Input]) -> StepOutcome {
         let state = match &self.state {
             Ok(state) => state,
-            Err(reason) => {
-                return StepOutcome {
-                    result: Err(reason.clone()),
-                    fuel: 0,
-                    memory: 0,
-                    micros: 0,
-                };
-            }
+            Err(error) => return StepOutcome::not_called(error.clone().into()),
         };
         let mut all = vec![Input::Upgraded(self.from)];
         all.extend_from_slice(inputs);
         self.policy.step(context, Some(state), &all).await
     }
+}
+
+/// Why a session does not move to a newer generation.
+#[derive(Debug, thiserror::Error)]
+enum UpgradeError {
+    /// The generation lacks its policy.
+    #[error("the deployment no longer has the policy")]
+    NoPolicy,
+    /// The policy's build does not take over its state.
+    #[error(transparent)]
+    State(#[from] MigrateError),
+    /// The policy needs a sandbox, and none is available. Holds the reason.
+    #[error("{0}")]
+    NoSandbox(String),
+    /// The generation lacks its model, the key, or a price.
+    #[error(transparent)]
+    Model(#[from] CreateError),
+    /// The generation would send its key to another server.
+    #[error("its user's own key was for another server than the provider's is now")]
+    OtherServer,
 }
 
 /// A failed step.
@@ -85,21 +100,18 @@ pub(super) fn offered_models(
     Arc::new(models.available(&fixed.provider, &fixed.model, priced, has_key))
 }
 
-/// Checks that a policy can take over a state. The error is a sentence that says why not.
-pub(crate) fn takes_over(policy: &PolicyInfo, state: &Snapshot) -> Result<(), String> {
-    let PolicyInfo {
-        name,
-        schema,
-        oldest_schema,
-        ..
-    } = policy;
-    if (*oldest_schema..=*schema).contains(&state.schema) {
+/// Checks that a policy can take over a state.
+pub(crate) fn takes_over(policy: &PolicyInfo, state: &Snapshot) -> Result<(), MigrateError> {
+    let (oldest, newest) = (policy.oldest_schema, policy.schema);
+    if (oldest..=newest).contains(&state.schema) {
         return Ok(());
     }
-    Err(format!(
-        "this build of the policy '{name}' takes over states of schema {oldest_schema} to {schema}, and the session's has {}",
-        state.schema
-    ))
+    Err(MigrateError::Schema {
+        policy: policy.name.clone(),
+        oldest,
+        newest,
+        found: state.schema,
+    })
 }
 
 impl Actor {
@@ -265,7 +277,7 @@ impl Actor {
             session = %self.id,
             failed = %info.digest,
             older = %older.info().digest,
-            reason = failed.result.err(),
+            reason = failed.result.err().map(tracing::field::display),
             "a step failed with a build on probation, and the build before took it"
         );
         if asked {
@@ -318,10 +330,10 @@ impl Actor {
     }
 
     /// Returns the policy that would continue this session.
-    fn successor(&self, current: &Generation) -> Result<Arc<dyn SessionPolicy>, String> {
+    fn successor(&self, current: &Generation) -> Result<Arc<dyn SessionPolicy>, UpgradeError> {
         let (fixed, info) = (&self.fixed, self.policy.info());
         let policy = current.policies.successor(&fixed.policy, Some(info.digest));
-        let policy = policy.ok_or("the deployment no longer has the policy")?;
+        let policy = policy.ok_or(UpgradeError::NoPolicy)?;
         let next = policy.info();
         if next.digest != info.digest {
             self.state
@@ -331,19 +343,18 @@ impl Actor {
         if next.needs_sandbox
             && let Some(reason) = self.shared.deps.environments.refusal()
         {
-            return Err(reason);
+            return Err(UpgradeError::NoSandbox(reason));
         }
         if next.calls_models {
             let (provider, model) = (Some(&*fixed.provider), Some(&*fixed.model));
-            let found = current.models.find(provider, model, self.effects.has_key());
-            let found = found.map_err(|cause| cause.to_string())?;
+            let found = current
+                .models
+                .find(provider, model, self.effects.has_key())?;
             let server = |models: &dyn Models| models.server(&fixed.provider);
             if self.effects.has_key()
                 && server(&*current.models) != server(&*self.generation.models)
             {
-                return Err(
-                    "its user's own key was for another server than the provider's is now".into(),
-                );
+                return Err(UpgradeError::OtherServer);
             }
             if fixed.cost_limit.is_some()
                 && let Some(unpriced) =
@@ -351,7 +362,7 @@ impl Actor {
                         .models
                         .check_priced(&found.name, &found.model, self.effects.has_key())
             {
-                return Err(unpriced.to_string());
+                return Err(unpriced.into());
             }
         }
         Ok(policy)
@@ -372,20 +383,17 @@ impl Actor {
         self.previous_build = None;
     }
 
-    fn keep_build(&mut self, generation: u64, reason: &str) {
-        tracing::warn!(session = %self.id, generation, reason, "a session stays with the generation it has");
+    fn keep_build(&mut self, generation: u64, reason: &dyn Display) {
+        tracing::warn!(session = %self.id, generation, %reason, "a session stays with the generation it has");
         self.skipped_generation = Some(generation);
     }
 }
 
-async fn migrated(policy: &dyn SessionPolicy, old: &Snapshot) -> Result<Snapshot, String> {
+async fn migrated(policy: &dyn SessionPolicy, old: &Snapshot) -> Result<Snapshot, MigrateError> {
     let state = policy.migrate(old).await?;
-    let schema = policy.info().schema;
-    if state.schema == schema {
+    let (made, written) = (state.schema, policy.info().schema);
+    if made == written {
         return Ok(state);
     }
-    Err(format!(
-        "it made a state of schema {} of the older one, and writes {schema} itself",
-        state.schema
-    ))
+    Err(MigrateError::OtherSchema { made, written })
 }

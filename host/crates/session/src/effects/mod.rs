@@ -29,7 +29,7 @@ use super::message::{ActorMessage, Tree};
 use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, ToolProvider};
 use super::ports::{
     CallCost, Environment, EnvironmentError, EnvironmentSpec, Generation, ModelFailure,
-    ModelRequest, Models, NewPullRequest, NoticeSink, UsageMeter,
+    ModelRequest, Models, NewPullRequest, NoticeSink, PullRequestError, UsageMeter,
 };
 use super::round::{internal_error, prompt};
 use super::shared::SessionsShared;
@@ -163,8 +163,8 @@ impl Effects {
         );
         let work = async move {
             let opened = AssertUnwindSafe(changes.open(request)).catch_unwind().await;
-            let fell = || Err("the server's own work came to grief".to_owned());
-            let message = ActorMessage::PullRequest(opened.unwrap_or_else(|_| fell()));
+            let opened = opened.unwrap_or(Err(PullRequestError::Panicked));
+            let message = ActorMessage::PullRequest(opened);
             let _ = mailbox.send(Box::new(message)).await;
         };
         let caller = PluginCaller::session(self.spec.session).at_step(self.step);

@@ -4,7 +4,7 @@
 //!
 //! - The engine reaches policies, models, environments, tools and git providers only through these,
 //!   so it runs in a test with none of them.
-//! - A failure is a sentence or a WIT `Error`; nothing here panics.
+//! - A failure is an error of its port or a WIT `Error`; nothing here panics.
 //! - Dropping a returned future abandons the work.
 
 mod environment;
@@ -24,6 +24,7 @@ pub use self::models::{
     NoticeSink, UsageMeter,
 };
 pub use self::policy::{
-    BuildAssignment, Policies, PolicyInfo, SessionPolicy, StepOutcome, StepVerdict,
+    BuildAssignment, MigrateError, Policies, PolicyInfo, SessionPolicy, StepError, StepOutcome,
+    StepVerdict,
 };
-pub use self::pull_requests::{NewPullRequest, OpenedPullRequest, PullRequests};
+pub use self::pull_requests::{NewPullRequest, OpenedPullRequest, PullRequestError, PullRequests};

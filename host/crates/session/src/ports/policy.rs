@@ -1,5 +1,6 @@
 //! The engine's port for policies.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -8,6 +9,7 @@ use crate::error::CreateError;
 use crate::traffic_split::SplitSlot;
 use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
+use lucid_types::sentence::sentence;
 use lucid_types::user::UserId;
 use lucid_types::wit::policy::{Context, Input, Snapshot, Transition};
 
@@ -32,17 +34,97 @@ pub struct PolicyInfo {
     pub oldest_schema: u32,
 }
 
+/// Why a step gave no transition.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StepError {
+    /// The call of the build failed: it crashed, refused, or hit a limit.
+    #[error(transparent)]
+    Call(Arc<dyn Error + Send + Sync>),
+    /// The build was not called, since it cannot take over the session's state.
+    #[error(transparent)]
+    NotMigrated(#[from] MigrateError),
+    /// The policy was not called, since it took this many steps without its user.
+    #[error("the agent took {0} steps without a word of the user, and was stopped")]
+    TooManySteps(u32),
+}
+
+impl StepError {
+    /// Wraps the error of the call.
+    pub fn call(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let error: Box<dyn Error + Send + Sync> = error.into();
+        Self::Call(error.into())
+    }
+
+    /// The error as the session's user reads it. What a plugin says is repeated to the letter.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::TooManySteps(_) => sentence(self),
+            Self::Call(_) | Self::NotMigrated(_) => self.to_string(),
+        }
+    }
+}
+
+/// Why a build did not take over a session's state.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MigrateError {
+    /// The build says of itself that it takes over no state of this schema.
+    #[error(
+        "this build of the policy '{policy}' takes over states of schema {oldest} to {newest}, and the session's has {found}"
+    )]
+    Schema {
+        /// The policy's name.
+        policy: String,
+        /// The oldest schema that the build takes over.
+        oldest: u32,
+        /// The schema of the states that the build writes.
+        newest: u32,
+        /// The state's schema.
+        found: u32,
+    },
+    /// The call of the build failed: it crashed, refused, or hit a limit.
+    #[error(transparent)]
+    Call(Arc<dyn Error + Send + Sync>),
+    /// The build made a state that it would not write itself.
+    #[error("it made a state of schema {made} of the older one, and writes {written} itself")]
+    OtherSchema {
+        /// The schema of the state that it made.
+        made: u32,
+        /// The schema of the states that it writes.
+        written: u32,
+    },
+}
+
+impl MigrateError {
+    /// Wraps the error of the call.
+    pub fn call(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let error: Box<dyn Error + Send + Sync> = error.into();
+        Self::Call(error.into())
+    }
+}
+
 /// The outcome of a step, and what it cost.
 #[derive(Debug)]
 pub struct StepOutcome {
-    /// The transition, or a sentence that says why there is none.
-    pub result: Result<Transition, String>,
+    /// The transition, or why there is none.
+    pub result: Result<Transition, StepError>,
     /// Fuel used, roughly the number of instructions.
     pub fuel: u64,
     /// Memory used, in bytes.
     pub memory: u64,
     /// Duration in microseconds.
     pub micros: u64,
+}
+
+impl StepOutcome {
+    /// The outcome of a step for which no build was called.
+    pub(crate) fn not_called(error: StepError) -> Self {
+        Self {
+            result: Err(error),
+            fuel: 0,
+            memory: 0,
+            micros: 0,
+        }
+    }
 }
 
 /// A build of a policy. Pure: the same arguments give the same transition.
@@ -56,8 +138,8 @@ pub trait SessionPolicy: Send + Sync {
         state: Option<&'a Snapshot>,
         inputs: &'a [Input],
     ) -> BoxFuture<'a, StepOutcome>;
-    /// Converts the state that an older build left. The error is a sentence.
-    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>>;
+    /// Converts the state that an older build left.
+    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, MigrateError>>;
 }
 
 /// The deployment's policies.

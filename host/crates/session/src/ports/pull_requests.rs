@@ -1,5 +1,7 @@
 //! The engine's port for pull requests.
 
+use std::error::Error;
+
 use futures::future::BoxFuture;
 
 use lucid_types::secret::Secret;
@@ -39,12 +41,32 @@ pub struct OpenedPullRequest {
     pub existed: bool,
 }
 
+/// Why a pull request was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PullRequestError {
+    /// The provider refused it or did not respond, or there is no account to open it with.
+    #[error("{sentence}")]
+    Failed {
+        /// What a person reads of it.
+        sentence: String,
+        /// The error itself.
+        #[source]
+        cause: Box<dyn Error + Send + Sync>,
+    },
+    /// Its implementation panicked.
+    #[error("the server's own work came to grief")]
+    Panicked,
+    /// The log no longer says what was pushed.
+    #[error("what was pushed is not known any more")]
+    UnknownBranch,
+}
+
 /// Opens pull requests at the repositories' providers. Idempotent: a second call returns the same
 /// pull request.
 pub trait PullRequests: Send + Sync {
-    /// Opens a pull request. Takes seconds. The error is a sentence.
+    /// Opens a pull request. Takes seconds.
     fn open(
         &self,
         request: NewPullRequest,
-    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>>;
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, PullRequestError>>;
 }

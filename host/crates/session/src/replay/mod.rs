@@ -9,7 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod shadow;
 
 use super::error::CreateError;
-use super::ports::SessionPolicy;
+use super::ports::{SessionPolicy, StepError};
 use super::sessions::Sessions;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, LoggedStep, SessionLog};
@@ -78,7 +78,7 @@ pub(super) async fn replay(
                 let then = logged
                     .commands
                     .unwrap_or_else(|| "(the step failed)".to_owned());
-                let now = again.commands.unwrap_or_else(|reason| reason);
+                let now = again.commands.unwrap_or_else(|error| error.to_string());
                 return Ok(Replay {
                     same,
                     different: Some((logged.step, then, now)),
@@ -94,7 +94,7 @@ pub(super) async fn replay(
 /// The result of replaying a logged step.
 pub(super) struct ReplayedStep {
     /// The commands as JSON, or why the step failed.
-    pub(super) commands: Result<String, String>,
+    pub(super) commands: Result<String, StepError>,
     /// The state after the step; `None` if it failed.
     pub(super) state: Option<Snapshot>,
     /// Fuel used.
@@ -110,8 +110,8 @@ pub(super) async fn again(
     let content = |cause: serde_json::Error| LogError::Content(cause.to_string());
     let context: Context = serde_json::from_str(&logged.context).map_err(content)?;
     let inputs: Vec<Input> = serde_json::from_str(&logged.inputs).map_err(content)?;
-    let failed = |reason, fuel| ReplayedStep {
-        commands: Err(reason),
+    let failed = |error, fuel| ReplayedStep {
+        commands: Err(error),
         state: None,
         fuel,
     };
@@ -119,7 +119,7 @@ pub(super) async fn again(
     let migrated = match (inputs.first(), state) {
         (Some(Input::Upgraded(_)), Some(old)) => match policy.migrate(old).await {
             Ok(state) => Some(state),
-            Err(reason) => return Ok(failed(reason, 0)),
+            Err(error) => return Ok(failed(error.into(), 0)),
         },
         _ => None,
     };
@@ -131,6 +131,6 @@ pub(super) async fn again(
             state: Some(transition.state),
             fuel: stepped.fuel,
         }),
-        Err(reason) => Ok(failed(reason, stepped.fuel)),
+        Err(error) => Ok(failed(error, stepped.fuel)),
     }
 }

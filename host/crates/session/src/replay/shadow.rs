@@ -271,9 +271,9 @@ impl ShadowedSession<'_> {
                 }
                 Ok(Some(again.state))
             }
-            (Some(_), Err(reason)) => {
+            (Some(_), Err(error)) => {
                 self.count_difference();
-                self.record(logged, DifferenceKind::Failed, reason.clone());
+                self.record(logged, DifferenceKind::Failed, error.to_string());
                 Ok(None)
             }
             (None, Err(_)) => Ok(Some(None)),
@@ -316,16 +316,16 @@ impl ShadowedSession<'_> {
     async fn migrate(&self, last: &Snapshot) {
         let taken = match takes_over(self.build.info(), last) {
             Ok(()) => self.build.migrate(last).await.map(|_| ()),
-            Err(reason) => Err(reason),
+            Err(error) => Err(error),
         };
-        if let Err(reason) = taken {
+        if let Err(error) = taken {
             self.progress.lock().not_migrated += 1;
             self.push(ShadowDifference {
                 session: self.session,
                 step: None,
                 what: DifferenceKind::NotMigrated,
                 recorded_by: None,
-                text: reason,
+                text: error.to_string(),
             });
         }
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{CHANGE, RoundBuilder};
 use crate::message::{ActorMessage, Started};
-use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest};
+use crate::ports::{AvailableModels, CallCost, ModelAnswer, OpenedPullRequest, PullRequestError};
 use crate::stream::frames::{self, EventDraft, MODEL_NOTICE};
 use lucid_types::ids::EffectId;
 use lucid_types::log::{ChatLine, EffectKind, ModelCallRow, UsageTotals};
@@ -271,7 +271,7 @@ fn tool_message(result: &ToolResult) -> Message {
 }
 
 /// The event that shows the outcome of opening a pull request.
-pub(crate) fn change_event(result: Result<OpenedPullRequest, String>) -> EventDraft {
+pub(crate) fn change_event(result: Result<OpenedPullRequest, PullRequestError>) -> EventDraft {
     match result {
         Ok(change) => {
             let opened = if change.existed {
@@ -291,9 +291,9 @@ pub(crate) fn change_event(result: Result<OpenedPullRequest, String>) -> EventDr
                 )
             }
         }
-        Err(why) => EventDraft::text(
+        Err(error) => EventDraft::text(
             "AgentErrorObservation",
-            format!("The change could not be opened: {why}"),
+            format!("The change could not be opened: {error}"),
         ),
     }
 }

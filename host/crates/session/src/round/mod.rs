@@ -396,7 +396,8 @@ impl<'a> RoundBuilder<'a> {
                 decision.state = Some((state.schema, state.bytes.clone().into()));
                 Some(state)
             }
-            Err(reason) => {
+            Err(error) => {
+                let reason = error.sentence();
                 self.fail(&reason);
                 decision.error = Some(reason);
                 None

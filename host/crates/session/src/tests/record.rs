@@ -249,7 +249,7 @@ proptest! {
             }
             let commands: Vec<_> = commands.iter().map(|(which, effect)| wanted(*which, &effect.to_string())).collect();
             let transition = Transition { state: Snapshot { schema: 1, bytes: vec![] }, commands };
-            let result = if good { Ok(transition) } else { Err("broke".to_owned()) };
+            let result = if good { Ok(transition) } else { Err(StepError::call("broke")) };
             let round = draft.decide(&context, StepOutcome { result, fuel: 0, memory: 0, micros: 0 });
             let row = &round.row;
             prop_assert_eq!(row.first_seq, counters.next_seq);

@@ -22,7 +22,8 @@ impl SessionPolicy for Scripted {
         state: Option<&'a Snapshot>,
         inputs: &'a [Input],
     ) -> BoxFuture<'a, StepOutcome> {
-        let result = (self.script)(context, state, inputs).map(|commands| {
+        let result = (self.script)(context, state, inputs).map_err(StepError::call);
+        let result = result.map(|commands| {
             let mut bytes = state.map(|state| state.bytes.clone()).unwrap_or_default();
             bytes.push(inputs.len() as u8);
             Transition {
@@ -42,14 +43,13 @@ impl SessionPolicy for Scripted {
         .boxed()
     }
 
-    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, String>> {
+    fn migrate<'a>(&'a self, old: &'a Snapshot) -> BoxFuture<'a, Result<Snapshot, MigrateError>> {
         let state = Snapshot {
             schema: self.info.schema,
             bytes: [b"moved", &old.bytes[..]].concat(),
         };
-        let refusal = "It cannot make sense of that state.".to_owned();
         std::future::ready(if self.refuses {
-            Err(refusal)
+            Err(MigrateError::call("It cannot make sense of that state."))
         } else {
             Ok(state)
         })
@@ -535,7 +535,7 @@ impl PullRequests for World {
     fn open(
         &self,
         request: NewPullRequest,
-    ) -> BoxFuture<'static, Result<OpenedPullRequest, String>> {
+    ) -> BoxFuture<'static, Result<OpenedPullRequest, PullRequestError>> {
         let (world, hold) = (self.clone(), self.hold_changes.clone());
         async move {
             while hold.load(Ordering::SeqCst) {
