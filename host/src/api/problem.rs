@@ -223,8 +223,8 @@ impl IntoResponse for Problem {
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         match error {
-            AuthError::NoKeys => Self::unavailable(error.to_string()),
-            _ => Self::unauthorized(error.to_string()),
+            AuthError::NoKeys => Self::unavailable(error.detail()),
+            _ => Self::unauthorized(error.detail()),
         }
     }
 }
@@ -521,7 +521,7 @@ mod tests {
         assert!(
             ErrorChain(&outer)
                 .to_string()
-                .starts_with("Authentication required")
+                .starts_with("authentication required")
         );
     }
 }

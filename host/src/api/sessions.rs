@@ -408,7 +408,7 @@ pub(super) fn no_session(id: &str) -> Problem {
 
 impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
-        let detail = error.to_string();
+        let detail = error.to_user();
         match &error {
             CreateError::UnknownProvider(..)
             | CreateError::MissingKey { .. }
@@ -460,6 +460,38 @@ mod tests {
         for problem in [stopping, failed] {
             assert_eq!(problem.status().as_u16(), 503);
         }
+    }
+
+    #[test]
+    fn a_session_that_is_not_created_says_why_and_what_to_do() {
+        let detail = |error: CreateError| Problem::from(error).detail().to_owned();
+        assert_eq!(
+            detail(CreateError::MissingKey {
+                provider: "openai".to_owned(),
+                variable: "OPENAI_API_KEY".to_owned(),
+            }),
+            "No API key for the model provider 'openai'. Send one with the request (api_key), or ask the operator to set OPENAI_API_KEY."
+        );
+        assert_eq!(
+            detail(CreateError::UnknownModel {
+                model: "m".to_owned(),
+                provider: "p".to_owned(),
+                offered: "There are: a, b.".to_owned(),
+            }),
+            "The model 'm' of the provider 'p' is not offered here. There are: a, b."
+        );
+        assert_eq!(
+            detail(CreateError::TooManySessions(2)),
+            "You have 2 sessions already, which is as many as you may have. Stop one first."
+        );
+        assert_eq!(
+            detail(CreateError::DiskShort("The disk is full.".to_owned())),
+            "No session can begin at the moment. The disk is full."
+        );
+        assert_eq!(
+            detail(CreateError::NoSandbox("None works here.".to_owned())),
+            "There is no sandbox to work in: None works here."
+        );
     }
 
     #[test]

@@ -39,26 +39,39 @@ pub use lucid_types::user::UserId;
 #[derive(Debug, Clone)]
 pub struct Admin(pub UserId);
 
-/// The reason for refusing a caller. The messages are the contract's.
+/// The reason for refusing a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// No credentials were sent, or only of a disabled scheme.
-    #[error("Authentication required")]
+    #[error("authentication required")]
     Required,
     /// The token is malformed, expired, signed by someone else, or uses an unaccepted algorithm.
-    #[error("Invalid token")]
+    #[error("invalid token")]
     InvalidToken,
     /// The token is valid, but names no user.
-    #[error("Token missing sub claim")]
+    #[error("token missing sub claim")]
     MissingSubject,
     /// The internal key that a server sent is wrong.
-    #[error("Invalid internal API key")]
+    #[error("invalid internal API key")]
     InvalidInternalKey,
     /// The identity provider's keys cannot be fetched, so the token cannot be verified. Not part of
     /// the contract: a token that may well be valid is not called invalid, since a client would
     /// throw it away.
-    #[error("Tokens cannot be checked at the moment. Try again in a few seconds.")]
+    #[error("tokens cannot be checked at the moment")]
     NoKeys,
+}
+
+impl AuthError {
+    /// What the caller reads. All but the last are the contract's, to the letter.
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::Required => "Authentication required",
+            Self::InvalidToken => "Invalid token",
+            Self::MissingSubject => "Token missing sub claim",
+            Self::InvalidInternalKey => "Invalid internal API key",
+            Self::NoKeys => "Tokens cannot be checked at the moment. Try again in a few seconds.",
+        }
+    }
 }
 
 /// A callback for authenticated callers.

@@ -159,7 +159,7 @@ async fn watch(session: &Arc<SessionHandle>, view: &mut TerminalView) -> TaskOut
                 answered = question;
                 view.answered(&answer);
                 if let Err(error) = session.message(answer).await {
-                    view.line(&view.screen.entry("error", Style::new().red(), &error.to_string()));
+                    view.line(&view.screen.entry("error", Style::new().red(), &error.sentence()));
                     return TaskOutcome::Failed;
                 }
                 continue;

@@ -1,20 +1,21 @@
 //! Why a session was not created.
 
+use std::borrow::Cow;
+
 use lucid_types::log::LogError;
 use lucid_types::plural;
 use lucid_types::repository_url::RepositoryUrlError;
+use lucid_types::sentence::with_advice;
 use lucid_types::transient::TransientFailure;
 
 /// Why a session was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The deployment has no such provider. Holds its name and the list of those that exist.
-    #[error("Unknown model provider '{0}': {1}.")]
+    #[error("unknown model provider '{0}': {1}")]
     UnknownProvider(String, String),
     /// Neither the caller nor the deployment has an API key.
-    #[error(
-        "No API key for the model provider '{provider}'. Send one with the request (api_key), or ask the operator to set {variable}."
-    )]
+    #[error("no API key for the model provider '{provider}'")]
     MissingKey {
         /// The provider's name.
         provider: String,
@@ -22,7 +23,7 @@ pub enum CreateError {
         variable: String,
     },
     /// The deployment does not offer this model.
-    #[error("The model '{model}' of the provider '{provider}' is not offered here. {offered}")]
+    #[error("the model '{model}' of the provider '{provider}' is not offered here")]
     UnknownModel {
         /// The requested model, truncated.
         model: String,
@@ -33,7 +34,7 @@ pub enum CreateError {
     },
     /// The model has no configured price, and the session has a cost limit.
     #[error(
-        "Nobody knows the price of the model '{model}' of the provider '{provider}', and the session has a limit for its cost. Choose another model, or ask the operator to set its `prices` in the deployment's manifest."
+        "nobody knows the price of the model '{model}' of the provider '{provider}', and the session has a limit for its cost"
     )]
     UnpricedModel {
         /// The model, truncated.
@@ -42,33 +43,31 @@ pub enum CreateError {
         provider: String,
     },
     /// The provider rejected the API key. Holds the provider's name.
-    #[error("The model provider '{0}' refused the API key.")]
+    #[error("the model provider '{0}' refused the API key")]
     KeyRefused(String),
     /// The repository's URL is invalid.
     #[error(transparent)]
     Repository(#[from] RepositoryUrlError),
     /// The deployment has no such policy. Holds its name and the list of those that exist.
-    #[error("Unknown policy '{0}': {1}.")]
+    #[error("unknown policy '{0}': {1}")]
     UnknownPolicy(String, String),
     /// The policy needs a sandbox, and none is available. Holds the reason.
-    #[error("There is no sandbox to work in: {0}")]
+    #[error("there is no sandbox to work in: {0}")]
     NoSandbox(String),
     /// The user has reached the limit of live sessions. Holds the limit.
-    #[error("You have {} already, which is as many as you may have. Stop one first.", plural::count(.0.to_owned(), "session"))]
+    #[error("you have {} already, which is as many as you may have", plural::count(.0.to_owned(), "session"))]
     TooManySessions(usize),
     /// The host is shutting down.
-    #[error("The server is about to restart. Try again in a moment.")]
+    #[error("the server is about to restart")]
     ShuttingDown,
     /// The log cannot be written at the moment.
-    #[error(
-        "No session can begin at the moment: the server's log cannot be written, because {0}. Try again in a moment."
-    )]
+    #[error("no session can begin at the moment: the server's log cannot be written, because {0}")]
     Paused(TransientFailure),
-    /// The remaining disk space is reserved for the log. Holds an explanation.
-    #[error("No session can begin at the moment. {0}")]
+    /// The remaining disk space is reserved for the log. Holds an explanation, a sentence.
+    #[error("no session can begin at the moment")]
     DiskShort(String),
     /// The log can never be written.
-    #[error("The session could not be written down.")]
+    #[error("the session could not be written down")]
     Log(LogError),
 }
 
@@ -86,8 +85,13 @@ impl CreateError {
     pub fn passes(&self) -> bool {
         matches!(self, Self::Paused(_) | Self::DiskShort(_))
     }
-    /// Like the `Display` text, but for an operator, who has the settings at hand and no request to
-    /// change.
+
+    /// The text for a user: a sentence, and what to do.
+    pub fn to_user(&self) -> String {
+        with_advice(self, self.advice().as_deref())
+    }
+
+    /// The text for an operator, who has the settings at hand and no request to change.
     pub fn to_operator(&self) -> String {
         match self {
             Self::MissingKey { provider, variable } => {
@@ -99,7 +103,29 @@ impl CreateError {
             Self::KeyRefused(provider) => {
                 format!("The model provider '{provider}' refused the API key that is set for it.")
             }
-            other => other.to_string(),
+            other => other.to_user(),
+        }
+    }
+
+    /// What a user can do about it.
+    fn advice(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::MissingKey { variable, .. } => Some(Cow::Owned(format!(
+                "Send one with the request (api_key), or ask the operator to set {variable}."
+            ))),
+            Self::UnknownModel { offered, .. } => Some(Cow::Borrowed(offered.as_str())),
+            Self::UnpricedModel { .. } => Some(Cow::Borrowed(
+                "Choose another model, or ask the operator to set its `prices` in the deployment's manifest.",
+            )),
+            Self::TooManySessions(_) => Some(Cow::Borrowed("Stop one first.")),
+            Self::ShuttingDown | Self::Paused(_) => Some(Cow::Borrowed("Try again in a moment.")),
+            Self::DiskShort(why) => Some(Cow::Borrowed(why.as_str())),
+            Self::UnknownProvider(..)
+            | Self::KeyRefused(_)
+            | Self::Repository(_)
+            | Self::UnknownPolicy(..)
+            | Self::NoSandbox(_)
+            | Self::Log(_) => None,
         }
     }
 }

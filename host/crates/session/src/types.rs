@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lucid_types::ids::SessionId;
 use lucid_types::plural;
+use lucid_types::sentence::with_advice;
 use lucid_types::user::UserId;
 
 /// The close code of a host that stops.
@@ -127,24 +128,35 @@ impl Closing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MessageRejected {
     /// The session is over.
-    #[error("The session has ended.")]
+    #[error("the session has ended")]
     Over,
     /// Too many messages are waiting already.
-    #[error("The session has not yet taken the messages before this one. Try again in a moment.")]
+    #[error("the session has not yet taken the messages before this one")]
     Busy,
     /// The log could not be written.
-    #[error("The server could not write the message down. Try again in a moment.")]
+    #[error("the server could not write the message down")]
     Unwritten,
+}
+
+impl MessageRejected {
+    /// The text for the message's sender: a sentence, and what to do.
+    pub fn sentence(self) -> String {
+        let advice = match self {
+            Self::Over => None,
+            Self::Busy | Self::Unwritten => Some("Try again in a moment."),
+        };
+        with_advice(self, advice)
+    }
 }
 
 /// Why a session was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// No live session has this id.
-    #[error("Session not found.")]
+    #[error("session not found")]
     NotFound,
     /// The session belongs to another user.
-    #[error("The session belongs to another user.")]
+    #[error("the session belongs to another user")]
     NotYours,
 }
 

@@ -21,6 +21,16 @@ pub fn full_stop(text: impl Display) -> String {
     text
 }
 
+/// The text as a sentence, and behind it what its reader can do, a sentence already.
+pub fn with_advice(text: impl Display, advice: Option<&str>) -> String {
+    let mut text = sentence(text);
+    if let Some(advice) = advice {
+        text.push(' ');
+        text.push_str(advice);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +42,12 @@ mod tests {
         assert_eq!(sentence("`x` is no name"), "`x` is no name.");
         assert_eq!(full_stop("it is gone"), "it is gone.");
         assert_eq!(sentence(""), ".");
+    }
+
+    #[test]
+    fn advice_stands_behind_the_sentence() {
+        let both = with_advice("it is gone", Some("Upload it again."));
+        assert_eq!(both, "It is gone. Upload it again.");
+        assert_eq!(with_advice("it is gone", None), "It is gone.");
     }
 }

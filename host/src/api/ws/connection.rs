@@ -180,7 +180,7 @@ async fn read(
                     answer(
                         &answers,
                         &ServerMessage::Error {
-                            message: &error.to_string(),
+                            message: &error.sentence(),
                         },
                     )
                     .await;

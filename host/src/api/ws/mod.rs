@@ -201,7 +201,7 @@ async fn admit(
             let checked = api.parts.auth.token(&token).await;
             Some(checked.map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
-                _ => Rejection::silent(CLOSE_UNAUTHENTICATED, error.to_string()),
+                _ => Rejection::silent(CLOSE_UNAUTHENTICATED, error.detail()),
             })?)
         }
         None => None,
@@ -242,7 +242,7 @@ async fn admit(
 /// Refuses a client whose token cannot be verified now. It is sent no error frame, which would be
 /// final. The close code makes it come back.
 fn unchecked() -> Rejection {
-    Rejection::silent(close_code::AGAIN, AuthError::NoKeys.to_string())
+    Rejection::silent(close_code::AGAIN, AuthError::NoKeys.detail())
 }
 
 /// Reads messages up to the first one that is not a ping.
@@ -325,8 +325,8 @@ async fn session_for(
         .await
         .map_err(|error| match error.passes() {
             // No error frame, which would be final: the close code makes the client come back.
-            true => Rejection::silent(close_code::AGAIN, error.to_string()),
-            false => Rejection::with_message(close_code::NORMAL, error.to_string()),
+            true => Rejection::silent(close_code::AGAIN, error.to_user()),
+            false => Rejection::with_message(close_code::NORMAL, error.to_user()),
         })
 }
 

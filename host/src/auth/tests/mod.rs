@@ -69,7 +69,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 fn refusal(result: Result<Identity, AuthError>) -> String {
-    result.unwrap_err().to_string()
+    result.unwrap_err().detail().to_owned()
 }
 
 #[test]

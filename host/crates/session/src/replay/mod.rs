@@ -29,7 +29,7 @@ pub struct Replay {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The session is not in the log.
-    #[error("There is no session {0} in the log.")]
+    #[error("there is no session {0} in the log")]
     NotFound(SessionId),
     /// The session's policy is not available.
     #[error("{0}")]

@@ -12,20 +12,20 @@ pub use self::pasted::parse_repository_url;
 /// The longest URL that is accepted, in bytes.
 const LONGEST: usize = 2000;
 
-/// Why a text is not accepted as a repository's URL. Each message is a sentence for a person.
+/// Why a text is not accepted as a repository's URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RepositoryUrlError {
     /// It is no URL.
-    #[error("The repository URL cannot be read: give one like https://github.com/owner/name.")]
+    #[error("the repository URL cannot be read: give one like https://github.com/owner/name")]
     Unreadable,
     /// Its scheme is neither http nor https.
-    #[error("The repository URL must begin with https:// or http://.")]
+    #[error("the repository URL must begin with https:// or http://")]
     Scheme,
     /// It has no host or no path.
-    #[error("The repository URL names no repository: give one like https://github.com/owner/name.")]
+    #[error("the repository URL names no repository: give one like https://github.com/owner/name")]
     NoRepository,
     /// It holds white space or control characters, or is too long.
-    #[error("The repository URL holds characters that do not belong there, or is too long.")]
+    #[error("the repository URL holds characters that do not belong there, or is too long")]
     Characters,
 }
 
