@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::doctor::token_ways;
+use super::not_started;
 use super::render::one_line;
 use super::report::{Severity, print_message};
-use super::{failed, wrong, wrong_manifest};
 use crate::config::Config;
-use crate::server::{self, DataDirs, StartError};
+use crate::server::{self, DataDirs};
 use lucid_store::blobs::Blobs;
 
 /// Loads the deployment and describes it.
@@ -26,9 +26,7 @@ pub(super) async fn check(mut config: Config, file: Option<PathBuf>) -> ExitCode
     let blobs = Blobs::new(&config.workspace_base_path);
     let deployed = match Box::pin(server::deploy(&config, &folders, blobs)).await {
         Ok(deployed) => deployed,
-        Err(StartError::Config(error)) => return wrong(&error),
-        Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return not_started(&error),
     };
     for warning in config.notes().iter().chain(&deployed.warnings) {
         print_message(Severity::Warn, &format!("warning: {warning}"));

@@ -140,7 +140,7 @@ async fn tokens(report: &mut DoctorReport, config: &Config) {
 fn store(report: &mut DoctorReport, config: &Config) {
     report.title("Store");
     if let Err(error) = config.keys() {
-        report.line(CheckStatus::Bad, &error.to_string());
+        report.line(CheckStatus::Bad, &full_stop(error));
         return;
     }
     let folders = DataDirs::under(&config.workspace_base_path);
@@ -152,7 +152,7 @@ fn store(report: &mut DoctorReport, config: &Config) {
         }
         Err(error) => report.line(
             CheckStatus::Bad,
-            &format!("{error}\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one."),
+            &format!("{}\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one.", error.sentence()),
         ),
     }
 }
@@ -196,7 +196,7 @@ async fn sandboxes(report: &mut DoctorReport, config: &Config, folders: &DataDir
                     "\nSet SANDBOX_BACKEND to auto, to use whatever works here."
                 }
             };
-            report.line(CheckStatus::Bad, &format!("{error}{advice}"));
+            report.line(CheckStatus::Bad, &format!("{}{advice}", error.sentence()));
             return;
         }
     };
@@ -288,7 +288,7 @@ async fn plugins(report: &mut DoctorReport, config: &Config, folders: &DataDirs)
     let deployed = match Box::pin(server::deploy(config, folders, blobs)).await {
         Ok(deployed) => deployed,
         Err(error) => {
-            report.line(CheckStatus::Bad, &error.to_string());
+            report.line(CheckStatus::Bad, &error.sentence());
             return false;
         }
     };

@@ -61,7 +61,8 @@ use self::signals::interrupted;
 use crate::auth::{Authenticator, IssueError};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::manifest::{self, ManifestProblems};
-use crate::server::ResumeMode;
+use crate::server::{ResumeMode, StartError};
+use lucid_types::sentence::full_stop;
 use lucid_types::user::UserId;
 use lucid_wasm::LOG_TARGET;
 
@@ -288,8 +289,18 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
 
 /// Prints a configuration error, one line for the operator.
 fn wrong(error: &ConfigError) -> ExitCode {
-    print_message(Severity::Error, &error.to_string());
+    // Its first word may be a path's.
+    print_message(Severity::Error, &full_stop(error));
     ExitCode::from(WRONG)
+}
+
+/// Prints why there is nothing to run.
+fn not_started(error: &StartError) -> ExitCode {
+    match error {
+        StartError::Config(error) => wrong(error),
+        StartError::Deployment(problems) => wrong_manifest(problems),
+        error => failed(&error.sentence()),
+    }
 }
 
 /// Prints a deployment's problems, a line each.

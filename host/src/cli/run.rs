@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::answers::PendingAnswers;
 use super::render::{FrameProgress, FrameRenderer, colours};
 use super::serve::LOCAL_USER;
-use super::{RunArgs, UNANSWERED, failed, interrupted, wrong, wrong_manifest};
+use super::{RunArgs, UNANSWERED, failed, interrupted, not_started};
 use crate::config::Config;
 use crate::server::{self, App, StartError, WorkspaceRetention};
 use lucid_session::{NewSession, SessionHandle, SubscriptionItem};
@@ -42,7 +42,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     config.models.typed_model = args.model;
     let storage = match own_folder(&config) {
         Ok(storage) => storage,
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return failed(&error.sentence()),
     };
     // From here on there is something to clean up.
     let mut stop = Box::pin(interrupted());
@@ -52,9 +52,7 @@ pub(super) async fn run(mut config: Config, args: RunArgs) -> ExitCode {
     };
     let app = match started {
         Ok(app) => app,
-        Err(StartError::Config(error)) => return wrong(&error),
-        Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return not_started(&error),
     };
     let new = NewSession {
         user: LOCAL_USER.into(),

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 
 use super::report::announce;
-use super::{DAY, failed, interrupted, wrong, wrong_manifest};
+use super::{DAY, failed, interrupted, not_started};
 use crate::config::Config;
 use crate::server::{App, ResumeMode, StartError};
 use lucid_types::user::UserId;
@@ -57,9 +57,7 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     };
     let app = match started {
         Ok(app) => app,
-        Err(StartError::Config(error)) => return wrong(&error),
-        Err(StartError::Deployment(problems)) => return wrong_manifest(&problems),
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return not_started(&error),
     };
     let address = listener.local_addr().unwrap_or(address);
     let recovered = tokio::select! {
@@ -72,7 +70,8 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     };
     if let Err(error) = recovered {
         return failed(&format!(
-            "Could not resume sessions from the previous run: {error}"
+            "Could not resume sessions from the previous run: {}",
+            error.sentence()
         ));
     }
     let keys = app.auth().follow();

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A value is not one of the permitted ones.
-    #[error("{name} is {value}, but it must be {allowed}.")]
+    #[error("{name} is {value}, but it must be {allowed}")]
     NotAllowed {
         /// The setting.
         name: &'static str,
@@ -22,7 +22,7 @@ pub enum ConfigError {
         allowed: &'static str,
     },
     /// A secret, or a value that may contain one, is unusable. The value is not shown.
-    #[error("{name} cannot be used: it must be {allowed} (what was given is not shown here).")]
+    #[error("{name} cannot be used: it must be {allowed} (what was given is not shown here)")]
     BadSecret {
         /// The setting.
         name: &'static str,
@@ -31,32 +31,32 @@ pub enum ConfigError {
     },
     /// A key that a manifest names is unusable. The value is not shown.
     #[error(
-        "{name} cannot be used as a key: it must be printable ASCII without spaces or line breaks, since it is sent in a header (what was given is not shown here)."
+        "{name} cannot be used as a key: it must be printable ASCII without spaces or line breaks, since it is sent in a header (what was given is not shown here)"
     )]
     BadKey {
         /// The variable.
         name: String,
     },
     /// A variable of the environment is not Unicode.
-    #[error("{name} cannot be used: it must be UTF-8 text (what was given is not shown here).")]
+    #[error("{name} cannot be used: it must be UTF-8 text (what was given is not shown here)")]
     NotText {
         /// The setting.
         name: String,
     },
     /// Local mode with an address that other machines can reach.
     #[error(
-        "HOST is {value}, but without SUPABASE_JWT_SECRET or SUPABASE_URL the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others."
+        "HOST is {value}, but without SUPABASE_JWT_SECRET or SUPABASE_URL the server runs in local mode, which listens on a loopback address only (127.0.0.1 or ::1): set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others"
     )]
     LocalModeIsLocal {
         /// The given value, quoted and truncated.
         value: String,
     },
     /// The `.env` file exists but cannot be read.
-    #[error(".env cannot be read: {0}.")]
+    #[error(".env cannot be read: {0}")]
     DotEnv(#[source] io::Error),
     /// A line of the `.env` file is not `NAME=value`.
     #[error(
-        ".env cannot be read: line {line} is not NAME=value (quote a value that holds spaces or quotes)."
+        ".env cannot be read: line {line} is not NAME=value (quote a value that holds spaces or quotes)"
     )]
     DotEnvLine {
         /// The line's number, from 1.
@@ -64,7 +64,7 @@ pub enum ConfigError {
     },
     /// Other users can read a secret file.
     #[error(
-        "{} can be read by other users (mode {mode:04o}): delete it to have a new one made, or run chmod 600 on it if nobody has read it.",
+        "{} can be read by other users (mode {mode:04o}): delete it to have a new one made, or run chmod 600 on it if nobody has read it",
         path.display()
     )]
     OpenSecretFile {
@@ -75,7 +75,7 @@ pub enum ConfigError {
     },
     /// A secret file's content was modified.
     #[error(
-        "{} does not hold 64 hexadecimal digits: put back the original, or delete it to have a new one made (what was made with the old one is then lost).",
+        "{} does not hold 64 hexadecimal digits: put back the original, or delete it to have a new one made (what was made with the old one is then lost)",
         path.display()
     )]
     BadSecretFile {
