@@ -354,7 +354,7 @@ pub(super) async fn open_change(
 
 impl From<AccountError> for Problem {
     fn from(error: AccountError) -> Self {
-        let detail = error.to_string();
+        let detail = error.sentence();
         match error {
             AccountError::Instance(GitInstanceError::Unknown { .. }) => Self::bad_request(detail),
             AccountError::Instance(GitInstanceError::Address(_))

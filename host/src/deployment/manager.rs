@@ -41,6 +41,7 @@ use lucid_net::oci::{ComponentStore, TagResolution};
 use lucid_session::{Deployment, Generation};
 use lucid_store::blobs::Blobs;
 use lucid_types::digest::Digest;
+use lucid_types::sentence::with_advice;
 use lucid_wasm::{
     ActivityKind, AnyPlugin, AnyPluginError, Engine, Plugin, PluginKind, PluginLimits, Plugins,
     PolicyPlugin,
@@ -124,9 +125,7 @@ pub enum BuildChange {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildChangeError {
     /// The deployment has no such plugin.
-    #[error(
-        "There is no {kind} plugin `{name}`; {available}. A provider needs an entry in the manifest, which says where it is asked and with which key"
-    )]
+    #[error("there is no {kind} plugin `{name}`; {available}")]
     NoSuchPlugin {
         /// Its kind.
         kind: PluginKind,
@@ -136,7 +135,7 @@ pub enum BuildChangeError {
         available: String,
     },
     /// The deployment has none of that name, and nothing is to be added.
-    #[error("There is no {kind} plugin `{name}`; {available}")]
+    #[error("there is no {kind} plugin `{name}`; {available}")]
     UnknownPlugin {
         /// Its kind.
         kind: PluginKind,
@@ -146,9 +145,7 @@ pub enum BuildChangeError {
         available: String,
     },
     /// There is no policy of that name, and none was to be added.
-    #[error(
-        "No policy is called `{name}`; {available}. To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request"
-    )]
+    #[error("no policy is called `{name}`; {available}")]
     NotNew {
         /// The requested name.
         name: String,
@@ -157,33 +154,29 @@ pub enum BuildChangeError {
     },
     /// The name is invalid.
     #[error(
-        "A plugin's name is 1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit, and not `auto`"
+        "a plugin's name is 1 to 64 lower-case letters, digits, - and _, the first of them a letter or digit, and not `auto`"
     )]
     NoName,
     /// Sessions cannot be split between builds of another kind of plugin.
     #[error(
-        "Only a policy's build can get a share of new sessions: of any other plugin all sessions have the same build. Activate it without a share"
+        "only a policy's build can get a share of new sessions: of any other plugin all sessions have the same build"
     )]
     NoShare,
     /// The share is not 1 to 99.
-    #[error(
-        "A share is 1 to 99 of a hundred new sessions. Activate the build without a share to give it all"
-    )]
+    #[error("a share is 1 to 99 of a hundred new sessions")]
     WrongShare,
     /// There is no active build for the remaining sessions.
-    #[error(
-        "The policy `{0}` has no active build that could have the other sessions. Activate the build without a share"
-    )]
+    #[error("the policy `{0}` has no active build that could have the other sessions")]
     NoSecondBuild(String),
     /// All sessions get it already.
-    #[error("This build is the active one of the policy `{0}` already, and has all new sessions")]
+    #[error("this build is the active one of the policy `{0}` already, and has all new sessions")]
     IsActive(String),
     /// The upload store does not have it.
-    #[error("No build sha256:{0} was uploaded, or it made room for later ones. Upload it again")]
+    #[error("no build sha256:{0} was uploaded, or it made room for later ones")]
     NotUploaded(Digest),
     /// There is no uploaded build to roll back from.
     #[error(
-        "The {kind} plugin `{name}` has no uploaded build to go back from: it is the manifest's"
+        "the {kind} plugin `{name}` has no uploaded build to go back from: it is the manifest's"
     )]
     NothingActive {
         /// Its kind.
@@ -192,13 +185,13 @@ pub enum BuildChangeError {
         name: String,
     },
     /// The deployment could not be loaded with it. The reasons are kept as the last error too.
-    #[error("The deployment stays as it is: {}", format_problems(.0))]
+    #[error("the deployment stays as it is: {}", format_problems(.0))]
     Refused(Arc<ManifestProblems>),
     /// It could not be recorded, so it did not take effect.
-    #[error("The deployment stays as it is: {0}")]
+    #[error("the deployment stays as it is: {0}")]
     UploadStore(#[from] UploadStoreError),
     /// The server is shutting down.
-    #[error("The server goes down, and the deployment may be the one before or the one after")]
+    #[error("the server goes down, and the deployment may be the one before or the one after")]
     Interrupted,
 }
 
@@ -206,17 +199,44 @@ pub enum BuildChangeError {
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// It is not a plugin, or not one that this host runs.
-    #[error("The component was not kept: {0}")]
+    #[error("the component was not kept: {0}")]
     NotAdmitted(#[from] AnyPluginError),
     /// It cannot be written.
-    #[error("The component was not kept: {0}")]
+    #[error("the component was not kept: {0}")]
     UploadStore(#[from] UploadStoreError),
     /// The server is shutting down.
-    #[error("The server goes down, and the component may not have been kept")]
+    #[error("the server goes down, and the component may not have been kept")]
     Interrupted,
 }
 
 impl BuildChangeError {
+    /// The text for an administrator: a sentence, and what to do.
+    pub(crate) fn sentence(&self) -> String {
+        with_advice(self, self.advice())
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::NoSuchPlugin { .. } => Some(
+                "A provider needs an entry in the manifest, which says where it is asked and with which key.",
+            ),
+            Self::NotNew { .. } => Some(
+                "To add one under that name, say that it is new: `--new`, or `\"new\": true` in the request.",
+            ),
+            Self::NoShare => Some("Activate it without a share."),
+            Self::WrongShare => Some("Activate the build without a share to give it all."),
+            Self::NoSecondBuild(_) => Some("Activate the build without a share."),
+            Self::NotUploaded(_) => Some("Upload it again."),
+            Self::UnknownPlugin { .. }
+            | Self::NoName
+            | Self::IsActive(_)
+            | Self::NothingActive { .. }
+            | Self::Refused(_)
+            | Self::UploadStore(_)
+            | Self::Interrupted => None,
+        }
+    }
+
     /// The error for a name that the deployment does not have.
     pub(super) fn unknown_plugin(plugins: &Plugins, kind: PluginKind, name: &str) -> Self {
         let (name, there) = (name.to_owned(), available_names(plugins, kind, name));

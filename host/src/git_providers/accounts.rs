@@ -6,6 +6,7 @@
 //!   log line.
 //! - It goes to the server it was saved for and to no other, whatever a later request names.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::token_cipher;
@@ -13,7 +14,7 @@ use crate::git_providers::{GitInstance, GitInstanceError, GitProviders};
 use lucid_store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
-use lucid_types::sentence::sentence;
+use lucid_types::sentence::with_advice;
 use lucid_types::wit::git::{Change, NewChange, Repository};
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -31,10 +32,10 @@ pub enum AccountError {
     #[error("{0}")]
     Instance(#[from] GitInstanceError),
     /// The token was validated and refused.
-    #[error("Token validation failed: {0}")]
+    #[error("token validation failed: {0}")]
     Token(String),
     /// The user has no account there.
-    #[error("No {0} token saved. Connect the account first.")]
+    #[error("no {0} token saved")]
     NotSaved(String),
     /// The provider refused, or did not respond.
     #[error("{}", .0.message)]
@@ -51,11 +52,30 @@ pub enum AccountError {
 }
 
 impl AccountError {
-    /// The error as a person reads it.
+    /// The text for the account's user: a sentence, and what to do.
     pub fn sentence(&self) -> String {
         match self {
-            Self::Store(error) => sentence(error),
-            other => other.to_string(),
+            // Sentences already, some of them a provider's own.
+            Self::Provider(_) | Self::OtherServer(_) => self.to_string(),
+            other => with_advice(other, other.advice().as_deref()),
+        }
+    }
+
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Instance(GitInstanceError::Unknown { known, .. }) => {
+                let are = if known.len() == 1 { "is" } else { "are" };
+                Some(format!("There {are}: {}.", known.join(", ")).into())
+            }
+            Self::NotSaved(_) => Some("Connect the account first.".into()),
+            Self::Undecryptable(_) => {
+                Some("Connect the account again, or put the old key back.".into())
+            }
+            Self::Instance(GitInstanceError::Address(_))
+            | Self::Token(_)
+            | Self::Provider(_)
+            | Self::OtherServer(_)
+            | Self::Store(_) => None,
         }
     }
 }
@@ -252,9 +272,7 @@ impl Accounts {
         }
         let Some((instance, token)) = found else {
             return Err(AccountError::OtherServer(match at_deployment {
-                Some(instance) => {
-                    AccountError::NotSaved(instance.provider().to_owned()).to_string()
-                }
+                Some(instance) => AccountError::NotSaved(instance.provider().to_owned()).sentence(),
                 None => {
                     "The repository is on no server whose changes can be opened here.".to_owned()
                 }

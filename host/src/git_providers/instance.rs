@@ -16,7 +16,7 @@ use lucid_types::wit::git::Descriptor;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GitInstanceError {
     /// The deployment has no such provider.
-    #[error("Unsupported provider '{given}'. There {}: {}.", if .known.len() == 1 { "is" } else { "are" }, .known.join(", "))]
+    #[error("unsupported provider '{given}'")]
     Unknown {
         /// What was asked for, cut.
         given: String,
@@ -24,7 +24,7 @@ pub enum GitInstanceError {
         known: Vec<String>,
     },
     /// The address of a user's own server.
-    #[error("The server's address cannot be used: {0}.")]
+    #[error("the server's address cannot be used: {0}")]
     Address(String),
 }
 

@@ -25,7 +25,7 @@ const LONGEST: usize = 4_096;
 /// The token in a row cannot be decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "The saved token cannot be opened: ENCRYPTION_KEY is not the one it was saved with, or its row was changed. Connect the account again, or put the old key back"
+    "the saved token cannot be opened: ENCRYPTION_KEY is not the one it was saved with, or its row was changed"
 )]
 pub struct DecryptionError;
 

@@ -26,6 +26,7 @@ use crate::auth::Admin;
 use crate::deployment::manager::{BuildChange, BuildChangeError, UploadError};
 use crate::manifest;
 use lucid_types::digest::Digest;
+use lucid_types::sentence::sentence;
 use lucid_wasm::{AnyPlugin, CallFigures, EngineOptions, Plugin, PluginKind, PluginLimits};
 
 /// How long an upload's body may take to arrive.
@@ -742,7 +743,7 @@ pub(super) fn kind_of(text: &str) -> Result<PluginKind, Problem> {
 
 impl From<BuildChangeError> for Problem {
     fn from(error: BuildChangeError) -> Self {
-        let detail = format!("{error}.");
+        let detail = error.sentence();
         match &error {
             BuildChangeError::NoSuchPlugin { .. }
             | BuildChangeError::UnknownPlugin { .. }
@@ -763,7 +764,7 @@ impl From<BuildChangeError> for Problem {
 
 impl From<UploadError> for Problem {
     fn from(error: UploadError) -> Self {
-        let detail = format!("{error}.");
+        let detail = sentence(&error);
         match &error {
             UploadError::NotAdmitted(_) => Self::unprocessable(detail),
             UploadError::UploadStore(cause) => upload_store_error(cause, detail),

@@ -21,6 +21,7 @@ use crate::api::problem::{Json, Path, Problem};
 use crate::auth::Admin;
 use crate::deployment::rollout::shadow::{ShadowError, ShadowRun};
 use lucid_session::{DifferenceKind, ShadowDifference};
+use lucid_types::sentence::sentence;
 use lucid_wasm::PluginKind;
 
 /// The default number of sessions to replay.
@@ -255,7 +256,7 @@ impl From<ShadowError> for Problem {
     fn from(error: ShadowError) -> Self {
         match error {
             ShadowError::Change(cause) => cause.into(),
-            busy @ ShadowError::Busy { .. } => Self::conflict(format!("{busy}.")),
+            busy @ ShadowError::Busy { .. } => Self::conflict(sentence(busy)),
         }
     }
 }

@@ -77,7 +77,7 @@ pub enum ShadowError {
     Change(#[from] BuildChangeError),
     /// Another run is in progress.
     #[error(
-        "A build of the policy `{name}` is being shadowed ({done} of {total} sessions so far), and one is at a time: wait until it is done"
+        "a build of the policy `{name}` is being shadowed ({done} of {total} sessions so far), and one is at a time: wait until it is done"
     )]
     Busy {
         /// Its policy.
