@@ -1,6 +1,8 @@
-//! The shape of the code: which crate uses which, that modules of a crate form no circle, and that no two
-//! public types share a name. What is read is the source itself, and what cargo says of the workspace.
+//! The shape of the code: which crate uses which, that modules of a crate form no circle, that no two public
+//! types share a name, and that errors are written as the convention says. What is read is the source itself,
+//! and what cargo says of the workspace.
 
+mod errors;
 mod names;
 mod source;
 
@@ -149,4 +151,51 @@ fn no_two_public_types_have_one_name() {
         shared.is_empty(),
         "a name stands for one thing in the workspace, and these stand for several:\n{shared}"
     );
+}
+
+#[test]
+fn errors_are_lower_case_and_have_no_full_stop() {
+    let found = errors::texts(&packages());
+    let wrong: String = found
+        .iter()
+        .filter(|(text, _)| !errors::is_conventional(text) && !errors::is_excepted(text))
+        .map(|(text, place)| format!("  {place}: {text}\n"))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "an error begins in lower case and has no full stop, since the sentence for a person is made where it is shown:\n{wrong}"
+    );
+    for (text, _) in errors::EXCEPTIONS {
+        assert!(
+            found.iter().any(|(one, _)| one == text),
+            "there is no error `{text}` any more"
+        );
+    }
+}
+
+#[test]
+fn the_convention_for_errors_knows_acronyms_and_code() {
+    for text in [
+        "it is gone",
+        "`x` is no name",
+        "'x' is no name",
+        "{0}",
+        ".env cannot be read: {0}",
+        "--server must be a URL",
+        "JSON is expected",
+        "SUPABASE_URL cannot be used: {0}",
+        "it is gone. Upload it again",
+        "may it be written?",
+    ] {
+        assert!(errors::is_conventional(text), "{text}");
+    }
+    for text in [
+        "It is gone",
+        "A share is too large",
+        "it is gone.",
+        "{0}.",
+        "",
+    ] {
+        assert!(!errors::is_conventional(text), "{text}");
+    }
 }

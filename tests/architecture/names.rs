@@ -67,7 +67,7 @@ fn public(items: &[Item]) -> Vec<String> {
 }
 
 /// Calls `found` with every source file that is not a test's.
-fn files(folder: &Path, found: &mut impl FnMut(&Path)) {
+pub(crate) fn files(folder: &Path, found: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         let (path, name) = (entry.path(), entry.file_name());
