@@ -89,7 +89,7 @@ impl SessionsShared {
         if let Err(cause) = &removed {
             tracing::error!(
                 %session,
-                cause,
+                %cause,
                 "a workspace could not be removed; it is tried again later"
             );
         }

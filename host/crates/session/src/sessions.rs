@@ -164,7 +164,7 @@ impl Sessions {
         if let Err(cause) = self.shared.deps.environments.remove(spec).await {
             tracing::warn!(
                 %session,
-                cause,
+                %cause,
                 "the files of a deleted session could not be removed"
             );
         }

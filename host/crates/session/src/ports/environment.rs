@@ -76,7 +76,7 @@ impl EnvironmentError {
             return None;
         };
         let error: &(dyn StdError + 'static) = &**error;
-        let mut causes = std::iter::successors(Some(error), |cause| cause.source());
+        let mut causes = std::iter::successors(Some(error), |cause| (**cause).source());
         causes
             .find_map(|cause| cause.downcast_ref::<std::io::Error>())
             .and_then(TransientFailure::of_io)
