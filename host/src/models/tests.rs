@@ -164,7 +164,7 @@ async fn the_base_url_serves_a_named_provider_that_nobody_has_a_key_for() {
         let found = all.find(name, model, has_key);
         found
             .map(|found| format!("{} {}", found.name, found.model))
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.to_user())
     };
     let google = Some("google");
     assert_eq!(found(&all, google, None, false).unwrap(), "google qwen");
@@ -473,7 +473,7 @@ async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
     let why = all
         .check_priced("vllm", "unknown", false)
         .unwrap()
-        .to_string();
+        .to_user();
     assert!(
         why.contains("'unknown'") && why.contains("`prices`"),
         "{why}"
