@@ -9,14 +9,8 @@ use syn::{Attribute, LitStr};
 
 use super::names::files;
 
-/// Texts that begin with a capital, each with the reason.
-pub(crate) const EXCEPTIONS: [(&str, &str); 2] = [
-    ("Cargo.toml cannot be read: {0}", "a file's name"),
-    (
-        "Windows-1252, which the file is written in, has no {0:?}",
-        "an encoding's name",
-    ),
-];
+/// Names that keep their capital where a text begins with them.
+pub(crate) const NAMES: [&str; 3] = ["Cargo.toml", "Landlock", "Windows-1252"];
 
 /// The text of each `#[error("…")]`, with its file.
 pub(crate) fn texts(
@@ -40,17 +34,15 @@ pub(crate) fn texts(
     found
 }
 
-/// Whether a text begins with no capital, unless an acronym or a setting's name does, and has no full stop.
+/// Whether a text begins with no capital, unless an acronym, a setting or a name does, and has no full stop.
 pub(crate) fn is_conventional(text: &str) -> bool {
     let is_of_acronym = |c: &char| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_';
     let begins_well = text.chars().next().is_some_and(|first| {
-        !first.is_uppercase() || text.chars().take_while(is_of_acronym).count() > 1
+        !first.is_uppercase()
+            || text.chars().take_while(is_of_acronym).count() > 1
+            || NAMES.iter().any(|name| text.starts_with(name))
     });
     begins_well && !text.ends_with('.')
-}
-
-pub(crate) fn is_excepted(text: &str) -> bool {
-    EXCEPTIONS.iter().any(|(excepted, _)| *excepted == text)
 }
 
 /// Collects the texts of a file.
