@@ -15,7 +15,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{digest_of, kind_of};
+use super::params::{digest_of, kind_of};
 use crate::api::Api;
 use crate::api::problem::{Json, Path, Problem};
 use crate::auth::Admin;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use super::figures_of;
+use super::view::figures_of;
 use crate::api::{
     ActivationView, BuildView, CandidateView, GrantsView, KeptView, LastErrorView, LoadedView,
     LoadingView, PluginsView, ProbationView, ProblemView, RolledBackView, TakenBackView,
