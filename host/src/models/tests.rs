@@ -2,10 +2,17 @@
 
 use std::path::Path;
 
+use futures::FutureExt;
+
 use super::*;
-use crate::manifest::ComponentSource;
+use crate::config::Config;
+use crate::manifest::{ComponentSource, LoadedProvider, Manifest, ManifestProblems};
+use lucid_net::egress::KeyInjection;
+use lucid_session::{CreateError, ModelRequest, Models};
 use lucid_types::ids::SessionId;
+use lucid_types::secret::Secret;
 use lucid_types::wit::policy::ModelCall;
+use lucid_types::wit::types::ErrorKind;
 use lucid_wasm::testing::{self, engine};
 use lucid_wasm::{LlmPlugin, PluginLimits};
 
@@ -493,31 +500,4 @@ async fn where_cost_is_limited_a_model_whose_price_nobody_knows_is_not_asked() {
         all.available("vllm", "priced", true, false).names,
         ["priced", "free"]
     );
-}
-
-#[test]
-fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {
-    let told = |input_tokens, output_tokens| Usage {
-        input_tokens,
-        output_tokens,
-        cache_read_tokens: 1,
-        cache_write_tokens: 0,
-    };
-    let mut so_far = PartialUsage::default();
-    for usage in [told(10, 1), told(10, 5)] {
-        so_far.current = Some(usage);
-    }
-    assert_eq!(so_far.sum(), told(10, 5));
-    so_far.again();
-    assert_eq!(
-        so_far.sum(),
-        told(10, 5),
-        "a try that broke off is paid for"
-    );
-    // A try that reported nothing.
-    so_far.again();
-    so_far.current = Some(told(10, 2));
-    let sum = so_far.sum();
-    assert_eq!((sum.input_tokens, sum.output_tokens), (20, 7));
-    assert_eq!((sum.cache_read_tokens, so_far.restarts), (2, 2));
 }
