@@ -14,7 +14,8 @@ use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
-use super::{DataDirs, StartError};
+use super::error::StartError;
+use super::folders::DataDirs;
 use lucid_store::{HostOrigin, Store};
 use lucid_types::digest::sha256_hex;
 
