@@ -3,6 +3,12 @@
 //! in batches. Supabase is a PostgreSQL on this machine behind PostgREST and a gateway; without
 //! PostgreSQL its part is left out.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+
 use std::time::{Duration, Instant};
 
 use chrono::Utc;

@@ -4,6 +4,12 @@
 //! says is resident: `anonymous` is the process's own, `files` are pages of its executable and its
 //! database, which the system can drop and read again. KB and MB are thousands and millions.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+
 #[path = "common/client.rs"]
 mod client;
 #[path = "common/server.rs"]

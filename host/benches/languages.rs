@@ -6,6 +6,12 @@
 //! built once with npm and PyPI and kept below the target folder. Where they cannot be built they are
 //! left out, and it is said.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};

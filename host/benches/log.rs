@@ -2,6 +2,12 @@
 //! sessions that write at once; reading frames again for a client that comes back; putting a logged
 //! session through its policy again.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

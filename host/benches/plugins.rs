@@ -3,6 +3,12 @@
 //! A call is everything that the session engine pays for: a slot, a fresh store, an instance, the
 //! values into the guest and out of it, and the end of the instance.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 

@@ -5,6 +5,12 @@
 //! is made for it. Medians; a sandbox's start ends when it answers. Without an engine only the kinds
 //! that need none are measured.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

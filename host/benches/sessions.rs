@@ -4,6 +4,11 @@
 //! it beside `health`, one HTTP request to the same server in the same run.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+#![allow(
     clippy::disallowed_methods,
     reason = "a frontend's client, which is none of the host's"
 )]

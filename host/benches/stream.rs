@@ -10,6 +10,11 @@
 //! measured is streams that run, and not the beginning of many sessions.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark ends where something fails"
+)]
+#![allow(
     clippy::disallowed_methods,
     reason = "a frontend's client, which is none of the host's"
 )]

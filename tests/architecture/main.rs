@@ -2,6 +2,12 @@
 //! types share a name, and that errors are written as the convention says. What is read is the source itself,
 //! and what cargo says of the workspace.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 mod errors;
 mod names;
 mod source;

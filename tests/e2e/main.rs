@@ -4,6 +4,11 @@
 //! One binary, so that an edit of the host links once. A topic is a module: `cargo test --test e2e chaos::`.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+#![allow(
     clippy::disallowed_methods,
     reason = "a frontend's client, which is none of the host's"
 )]

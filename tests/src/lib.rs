@@ -8,6 +8,11 @@
 //! a deadline and says what it waited for; a test that fails prints the host's own log.
 
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+#![allow(
     clippy::disallowed_methods,
     reason = "a frontend's client, which is none of the host's"
 )]

@@ -20,6 +20,12 @@
 //! # }
 //! ```
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 mod answers;
 mod errors;
 mod requests;

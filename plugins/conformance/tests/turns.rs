@@ -1,5 +1,11 @@
 //! The SDK's loop, `lucid_plugin::turns`, played natively with `lucid_plugin::testing`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use std::collections::BTreeMap;
 
 use lucid_plugin::policy::{self, Command, Commands, Context, Descriptor, Input, Outcome, Policy};

@@ -1,5 +1,11 @@
 //! GitHub's responses, in their real formats, and the result of each.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use lucid_github::GitHub;
 use lucid_plugin::git::{Change, NewChange, Operation, Page, Provider, Reply};
 use lucid_plugin::testing::Exchange;

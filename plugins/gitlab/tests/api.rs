@@ -1,5 +1,11 @@
 //! GitLab's responses, in their real formats, and the result of each.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use lucid_gitlab::GitLab;
 use lucid_plugin::git::{Change, NewChange, Operation, Page, Reply};
 use lucid_plugin::testing::Exchange;

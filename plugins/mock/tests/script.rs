@@ -2,6 +2,12 @@
 //!
 //! The tests pass each step's snapshot to the next, as the host does.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use lucid_mock::Mock;
 use lucid_plugin::policy::{
     self, Command, Context, Failure, Input, ModelOffer, Outcome, Policy, Snapshot, Start,

@@ -3,6 +3,12 @@
 //! The stream is split into events by a small reader of its own here, since in a session that is
 //! the host's work.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use lucid_openai::ChunkDecoder;
 use lucid_plugin::llm::{Completion, Decoder, Delta, Frame, Sse};
 use lucid_plugin::types::{Content, Error, ErrorKind, StopReason, ToolCall, Usage};

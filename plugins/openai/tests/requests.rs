@@ -2,6 +2,12 @@
 //!
 //! No request has a header that only the host may set.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use lucid_openai::OpenAi;
 use lucid_plugin::llm::{Adapter, CompletionRequest, Framing};
 use lucid_plugin::types::{

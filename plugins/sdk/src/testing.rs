@@ -492,6 +492,7 @@ impl<P: git::Provider> Exchange<P> {
 
     /// The pending request's body.
     #[track_caller]
+    #[expect(clippy::expect_used, reason = "a test ends where something fails")]
     pub fn body(&self) -> serde_json::Value {
         serde_json::from_slice(&self.asked().body).expect("the body is JSON")
     }

@@ -1,5 +1,11 @@
 //! The main process of a container, which looks for its host, run as an ordinary process.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;

@@ -3,6 +3,12 @@
 //! The guests are core modules written by hand and turned into components against the real WIT. They answer from
 //! memory laid out here, so each test can say what a guest does without a guest toolchain.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 use std::fmt::Write as _;
 use std::path::Path;
 

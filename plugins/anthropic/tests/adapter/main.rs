@@ -1,5 +1,11 @@
 //! Runs the conformance suite on the adapter, and its own tests.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails"
+)]
+
 mod own;
 mod valid;
 
