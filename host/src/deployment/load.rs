@@ -444,7 +444,7 @@ impl ProblemSite<'_> {
         };
         let wasm = self.file_at(&fetched.file).await?;
         let found = Digest::of(&wasm);
-        if found.to_string() != fetched.digest {
+        if found != fetched.digest {
             return Err(self.component_is(format!(
                 "the component {reference} is not what came from its registry: {} has sha256:{found}. `lucid plugin reload` fetches it again",
                 fetched.file.display()

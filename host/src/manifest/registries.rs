@@ -161,7 +161,7 @@ impl Manifest {
                  }| match &component.value {
                     ComponentSource::Registry(reference) => Some(ComponentRequest {
                         reference: reference.clone(),
-                        component: digest.as_ref().map(|digest| digest.value.to_string()),
+                        component: digest.as_ref().map(|digest| digest.value),
                     }),
                     ComponentSource::Builtin(_) | ComponentSource::File(_) => None,
                 },

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use super::reference::Reference;
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 
 /// Prefix of the names of unfinished files.
 const TEMPORARY_PREFIX: &str = ".draft-";
@@ -47,8 +47,8 @@ pub(super) struct ComponentCache {
 #[derive(Serialize, Deserialize)]
 struct Tag {
     reference: String,
-    /// The digest of its manifest, in lower-case hex.
-    manifest: String,
+    /// The digest of its manifest.
+    manifest: Digest,
 }
 
 impl ComponentCache {
@@ -62,11 +62,11 @@ impl ComponentCache {
         }
     }
 
-    fn manifest_file(&self, digest: &str) -> PathBuf {
+    fn manifest_file(&self, digest: Digest) -> PathBuf {
         self.path.join(format!("{digest}.json"))
     }
 
-    pub(super) fn component_file(&self, digest: &str) -> PathBuf {
+    pub(super) fn component_file(&self, digest: Digest) -> PathBuf {
         self.path.join(format!("{digest}.wasm"))
     }
 
@@ -75,22 +75,22 @@ impl ComponentCache {
     }
 
     /// A manifest, if it is cached and intact.
-    pub(super) fn manifest(&self, digest: &str) -> Option<Vec<u8>> {
+    pub(super) fn manifest(&self, digest: Digest) -> Option<Vec<u8>> {
         let text = read(&self.manifest_file(digest), LARGEST_TEXT).ok()?;
-        (sha256_hex(&text) == digest).then_some(text)
+        (Digest::of(&text) == digest).then_some(text)
     }
 
     /// The path of a component, if it is cached and intact. Reads all of it.
-    pub(super) fn component(&self, digest: &str) -> Option<PathBuf> {
+    pub(super) fn component(&self, digest: Digest) -> Option<PathBuf> {
         let path = self.component_file(digest);
         let mut file = File::open(&path).ok()?;
         let mut found = Sha256::new();
         io::copy(&mut file, &mut DigestWriter(&mut found)).ok()?;
-        (hex::encode(found.finalize()) == digest).then_some(path)
+        (Digest::from(<[u8; 32]>::from(found.finalize())) == digest).then_some(path)
     }
 
     /// The manifest digest that a tag last resolved to, if known.
-    pub(super) fn tag(&self, reference: &Reference) -> Option<String> {
+    pub(super) fn tag(&self, reference: &Reference) -> Option<Digest> {
         let text = read(&self.tag_file(reference), LARGEST_TEXT).ok()?;
         let tag: Tag = serde_json::from_slice(&text).ok()?;
         (tag.reference == reference.to_string()).then_some(tag.manifest)
@@ -107,20 +107,20 @@ impl ComponentCache {
     }
 
     /// Stores a component that was written completely and has this digest.
-    pub(super) fn store_component(&self, draft: NamedTempFile, digest: &str) -> io::Result<()> {
+    pub(super) fn store_component(&self, draft: NamedTempFile, digest: Digest) -> io::Result<()> {
         persist(draft, &self.component_file(digest))
     }
 
     /// Stores a manifest.
-    pub(super) fn store_manifest(&self, text: &[u8], digest: &str) -> io::Result<()> {
+    pub(super) fn store_manifest(&self, text: &[u8], digest: Digest) -> io::Result<()> {
         self.write_file(&self.manifest_file(digest), text)
     }
 
     /// Stores what a tag resolves to.
-    pub(super) fn store_tag(&self, reference: &Reference, manifest: &str) -> io::Result<()> {
+    pub(super) fn store_tag(&self, reference: &Reference, manifest: Digest) -> io::Result<()> {
         let tag = Tag {
             reference: reference.to_string(),
-            manifest: manifest.to_owned(),
+            manifest,
         };
         self.write_file(&self.tag_file(reference), &serde_json::to_vec(&tag)?)
     }
@@ -133,7 +133,7 @@ impl ComponentCache {
 
     /// Evicts what exceeds the bounds, oldest first, and nothing whose name is `needed`. What
     /// cannot be removed now is retried with the next component.
-    pub(super) fn evict(&self, needed: &BTreeSet<String>) {
+    pub(super) fn evict(&self, needed: &BTreeSet<Digest>) {
         let entries = std::fs::read_dir(&self.path).into_iter().flatten();
         let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
         let (mut components, mut bytes) = (0, 0);
@@ -154,7 +154,7 @@ impl ComponentCache {
             bytes += data.len();
             components += usize::from(name.ends_with(".wasm"));
             let stem = name.split('.').next().unwrap_or_default();
-            if !needed.contains(stem) {
+            if !stem.parse().is_ok_and(|digest| needed.contains(&digest)) {
                 files.push((written, entry.path(), data.len()));
             }
         }
@@ -172,8 +172,8 @@ impl ComponentCache {
 }
 
 /// The name of the file that stores a tag.
-pub(super) fn tag_name(reference: &Reference) -> String {
-    sha256_hex(reference.to_string())
+pub(super) fn tag_name(reference: &Reference) -> Digest {
+    Digest::of(reference.to_string())
 }
 
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {

@@ -30,7 +30,7 @@ use super::reference::{Reference, RegistryHost};
 use crate::client::ClientSpec;
 use crate::client::error_message;
 use crate::resolver::{AddressPolicy, literal_allowed, was_refused};
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::Digest;
 use lucid_types::secret::Secret;
 
 /// Timeouts and size limits.
@@ -174,9 +174,9 @@ impl Pull<'_> {
         &self.base
     }
 
-    /// Fetches the manifest. Returns its bytes and their SHA-256 in lower-case hex, which equals
-    /// the requested digest if there is one.
-    pub(super) async fn manifest(&mut self) -> Result<(Vec<u8>, String), OciError> {
+    /// Fetches the manifest. Returns its bytes and their digest, which equals the requested one if
+    /// there is one.
+    pub(super) async fn manifest(&mut self) -> Result<(Vec<u8>, Digest), OciError> {
         let path = format!(
             "{}/manifests/{}",
             self.reference.repository(),
@@ -191,12 +191,12 @@ impl Pull<'_> {
             Ok((bytes, stated_digest))
         };
         let (bytes, stated_digest) = timeout(limit, asked).await.unwrap_or(Err(slow))?;
-        let found = sha256_hex(&bytes);
+        let found = Digest::of(&bytes);
         let stated_digest = stated_digest
             .as_ref()
             .and_then(|stated_digest| stated_digest.to_str().ok());
         let stated_digest = stated_digest.and_then(super::reference::digest);
-        let meant = self.reference.digest().map(str::to_owned).or(stated_digest);
+        let meant = self.reference.digest().or(stated_digest);
         match meant {
             Some(meant) if meant != found => Err(OciError::Wrong(format!(
                 "{} gave another manifest than it must be: sha256:{found} in place of sha256:{meant}",
@@ -249,7 +249,7 @@ impl Pull<'_> {
                 self.host, layer.size
             )));
         }
-        let found = hex::encode(digest.finalize());
+        let found = Digest::from(<[u8; 32]>::from(digest.finalize()));
         if found != layer.digest {
             return Err(OciError::Wrong(format!(
                 "{} gave another component than its manifest says: sha256:{found} in place of sha256:{}",

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::error::OciError;
 use super::reference::digest;
+use lucid_types::digest::Digest;
 use lucid_types::sanitize::sanitize;
 
 /// The media type that a registry is asked for.
@@ -25,8 +26,8 @@ const COMPONENT: [&str; 2] = [
 /// The layer of an artifact that is the component.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layer {
-    /// Its SHA-256 in lower-case hex.
-    pub(super) digest: String,
+    /// Its digest.
+    pub(super) digest: Digest,
     /// Its size in bytes.
     pub(super) size: u64,
 }
@@ -130,7 +131,7 @@ mod tests {
         for kind in COMPONENT {
             let manifest = json!({"schemaVersion": 2, "mediaType": ACCEPT, "config": {}, "layers": [text, of(kind, 100)]});
             let meant = Layer {
-                digest: HEX.to_owned(),
+                digest: HEX.parse().unwrap(),
                 size: 100,
             };
             assert_eq!(read(&manifest), Ok(meant), "{kind}");

@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use self::cache::ComponentCache;
 use self::client::{RegistryClient, RegistryLimits};
 use self::manifest::Layer;
+use lucid_types::digest::Digest;
 
 pub use self::client::RegistryAccess;
 pub use self::error::OciError;
@@ -59,8 +60,8 @@ pub struct ComponentStore {
 pub struct ComponentRequest {
     /// Its reference.
     pub reference: Reference,
-    /// The SHA-256 that the component must have, in lower-case hex, if one is given.
-    pub component: Option<String>,
+    /// The digest that the component must have, if one is given.
+    pub component: Option<Digest>,
 }
 
 /// A component on disk.
@@ -68,8 +69,8 @@ pub struct ComponentRequest {
 pub struct FetchedComponent {
     /// Its path.
     pub file: PathBuf,
-    /// Its SHA-256, in lower-case hex.
-    pub digest: String,
+    /// Its digest.
+    pub digest: Digest,
 }
 
 /// The results for some references. Two are equal if the components are, whatever the warnings.
@@ -152,7 +153,7 @@ impl ComponentStore {
         while let Some((wanted, came)) = tasks.next().await {
             let came = came.map(|found| {
                 let tag = cache::tag_name(&wanted.reference);
-                needed.extend([found.manifest, found.component.digest.clone(), tag]);
+                needed.extend([found.manifest, found.component.digest, tag]);
                 results.warnings.extend(found.warning);
                 found.component
             });
@@ -172,18 +173,18 @@ impl ComponentStore {
         tags: TagResolution,
     ) -> Result<ResolvedComponent, Arc<OciError>> {
         let reference = &wanted.reference;
-        let meant = wanted.component.as_ref();
+        let meant = wanted.component;
         let before = self.resolved.lock().get(reference).cloned();
         if let Some(found) = before.filter(|found| found.component.file.is_file())
             && tags == TagResolution::Cached
             // A different expected digest means that another build is wanted.
-            && meant.is_none_or(|meant| *meant == found.component.digest)
+            && meant.is_none_or(|meant| meant == found.component.digest)
         {
             return Ok(found);
         }
         let cached = self.cached(reference).await;
         let is_meant = |cached: &&ResolvedComponent| {
-            reference.digest().is_some() || Some(&cached.component.digest) == meant
+            reference.digest().is_some() || Some(cached.component.digest) == meant
         };
         if let Some(cached) = cached.as_ref().filter(is_meant) {
             self.resolved
@@ -217,10 +218,9 @@ impl ComponentStore {
     async fn cached(&self, reference: &Reference) -> Option<ResolvedComponent> {
         let (folder, reference, largest) = (self.folder.clone(), reference.clone(), self.largest);
         let looked = tokio::task::spawn_blocking(move || {
-            let pinned = reference.digest().map(str::to_owned);
-            let manifest = pinned.or_else(|| folder.tag(&reference))?;
-            let layer = manifest::layer(&folder.manifest(&manifest)?, largest).ok()?;
-            let file = folder.component(&layer.digest)?;
+            let manifest = reference.digest().or_else(|| folder.tag(&reference))?;
+            let layer = manifest::layer(&folder.manifest(manifest)?, largest).ok()?;
+            let file = folder.component(layer.digest)?;
             let digest = layer.digest;
             let component = FetchedComponent { file, digest };
             Some(ResolvedComponent {
@@ -241,18 +241,18 @@ impl ComponentStore {
         let (text, manifest) = pull.manifest().await?;
         let layer = manifest::layer(&text, self.largest)?;
         self.component(&mut pull, &layer).await?;
-        let (folder, digest, of) = (self.folder.clone(), manifest.clone(), reference.clone());
+        let (folder, digest, of) = (self.folder.clone(), manifest, reference.clone());
         let noted = tokio::task::spawn_blocking(move || {
-            folder.store_manifest(&text, &digest)?;
+            folder.store_manifest(&text, digest)?;
             // Stored last, since it says that the rest is there.
             if of.digest().is_none() {
-                folder.store_tag(&of, &digest)?;
+                folder.store_tag(&of, digest)?;
             }
             Ok::<_, std::io::Error>(())
         });
         noted.await.map_err(std::io::Error::other)??;
-        tracing::info!(%reference, digest = layer.digest, "a component came from its registry");
-        let file = self.folder.component_file(&layer.digest);
+        tracing::info!(%reference, digest = %layer.digest, "a component came from its registry");
+        let file = self.folder.component_file(layer.digest);
         let digest = layer.digest;
         let component = FetchedComponent { file, digest };
         Ok(ResolvedComponent {
@@ -264,8 +264,8 @@ impl ComponentStore {
 
     /// Makes a layer's component available on disk, from the cache or else from the registry.
     async fn component(&self, pull: &mut client::Pull<'_>, layer: &Layer) -> Result<(), OciError> {
-        let (folder, digest) = (self.folder.clone(), layer.digest.clone());
-        let begun = tokio::task::spawn_blocking(move || match folder.component(&digest) {
+        let (folder, digest) = (self.folder.clone(), layer.digest);
+        let begun = tokio::task::spawn_blocking(move || match folder.component(digest) {
             Some(_) => Ok(None),
             None => folder.temporary_file().map(Some),
         });
@@ -273,8 +273,8 @@ impl ComponentStore {
             return Ok(());
         };
         pull.component(layer, draft.as_file().try_clone()?).await?;
-        let (folder, digest) = (self.folder.clone(), layer.digest.clone());
-        let kept = tokio::task::spawn_blocking(move || folder.store_component(draft, &digest));
+        let (folder, digest) = (self.folder.clone(), layer.digest);
+        let kept = tokio::task::spawn_blocking(move || folder.store_component(draft, digest));
         Ok(kept.await.map_err(std::io::Error::other)??)
     }
 }
@@ -282,8 +282,8 @@ impl ComponentStore {
 /// A component and the manifest that led to it.
 #[derive(Debug, Clone)]
 struct ResolvedComponent {
-    /// The manifest's SHA-256, in lower-case hex.
-    manifest: String,
+    /// The manifest's digest.
+    manifest: Digest,
     component: FetchedComponent,
     warning: Option<String>,
 }

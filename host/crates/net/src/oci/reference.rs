@@ -11,6 +11,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use url::{Host, Url};
 
+use lucid_types::digest::Digest;
+
 /// Prefix of a reference.
 pub const SCHEME: &str = "oci://";
 /// Prefix of a digest; other algorithms are not accepted.
@@ -26,7 +28,7 @@ pub struct Reference {
     registry: RegistryHost,
     repository: String,
     tag: Option<String>,
-    digest: Option<String>,
+    digest: Option<Digest>,
 }
 
 /// A registry: its host, and its port if that is not the default.
@@ -110,11 +112,10 @@ impl Reference {
         let (rest, digest) = match rest.split_once('@') {
             None => (rest, None),
             Some((rest, digest)) => {
-                let hex = digest.strip_prefix(ALGORITHM).and_then(hex);
-                let hex = hex.ok_or(ReferenceError(
+                let digest = self::digest(digest).ok_or(ReferenceError(
                     "behind the @ stands the digest of its manifest: sha256: and 64 hexadecimal digits",
                 ))?;
-                (rest, Some(hex))
+                (rest, Some(digest))
             }
         };
         let (repository, tag) = match rest.split_once(':') {
@@ -154,15 +155,15 @@ impl Reference {
         &self.repository
     }
 
-    /// The SHA-256 of its manifest in lower-case hex, if the reference has one.
-    pub fn digest(&self) -> Option<&str> {
-        self.digest.as_deref()
+    /// The digest of its manifest, if the reference has one.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
     }
 
     /// What the registry is asked for: the digest, or else the tag.
     pub(super) fn tag_or_digest(&self) -> String {
         match (&self.digest, &self.tag) {
-            (Some(hex), _) => format!("{ALGORITHM}{hex}"),
+            (Some(digest), _) => digest.with_algorithm(),
             (None, tag) => tag.clone().unwrap_or_default(),
         }
     }
@@ -174,22 +175,18 @@ impl fmt::Display for Reference {
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
-        if let Some(hex) = &self.digest {
-            write!(f, "@{ALGORITHM}{hex}")?;
+        if let Some(digest) = &self.digest {
+            write!(f, "@{ALGORITHM}{digest}")?;
         }
         Ok(())
     }
 }
 
-/// Parses a SHA-256 in hex, and returns it in lower case.
-fn hex(text: &str) -> Option<String> {
-    let fits = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    fits.then(|| text.to_ascii_lowercase())
-}
-
-/// The digest of a descriptor, in lower-case hex; `None` for another algorithm.
-pub(super) fn digest(text: &str) -> Option<String> {
-    text.strip_prefix(ALGORITHM).and_then(hex)
+/// The digest in a reference or a descriptor, whose digits may be in upper case; `None` for another
+/// algorithm.
+pub(super) fn digest(text: &str) -> Option<Digest> {
+    let digits = text.strip_prefix(ALGORITHM)?;
+    digits.to_ascii_lowercase().parse().ok()
 }
 
 fn is_part(part: &str) -> bool {
@@ -236,7 +233,7 @@ mod tests {
             reference.to_string(),
             format!("oci://ghcr.io/a@sha256:{hex}")
         );
-        assert_eq!(reference.digest(), Some(&*hex));
+        assert_eq!(reference.digest(), hex.parse().ok());
     }
 
     #[test]
