@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 /// A session's id, stable for its whole life and across restarts.
@@ -70,6 +70,12 @@ impl fmt::Display for EffectId {
 impl Borrow<str> for EffectId {
     fn borrow(&self) -> &str {
         &self.0
+    }
+}
+
+impl Serialize for EffectId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

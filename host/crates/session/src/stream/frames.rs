@@ -264,7 +264,7 @@ pub fn usage(call: &ModelCallRow, counters: &SessionCounters) -> String {
     #[serde(rename_all = "camelCase")]
     struct Frame<'a> {
         r#type: &'static str,
-        effect: &'a str,
+        effect: &'a EffectId,
         provider: &'a str,
         model: &'a str,
         input_tokens: u64,
@@ -279,7 +279,7 @@ pub fn usage(call: &ModelCallRow, counters: &SessionCounters) -> String {
     }
     json(&Frame {
         r#type: "usage",
-        effect: call.effect.as_str(),
+        effect: &call.effect,
         provider: &call.provider,
         model: &call.model,
         input_tokens: call.used.input_tokens,
@@ -299,16 +299,15 @@ pub fn delta(kind: DeltaKind, effect: &EffectId, text: &str) -> String {
     struct Frame<'a> {
         r#type: &'static str,
         kind: &'static str,
-        effect: &'a str,
+        effect: &'a EffectId,
         content: &'a str,
     }
     #[derive(Serialize)]
     struct Reset<'a> {
         r#type: &'static str,
-        effect: &'a str,
+        effect: &'a EffectId,
         reset: bool,
     }
-    let effect = effect.as_str();
     let kind = match kind {
         DeltaKind::Text => "text",
         DeltaKind::Thinking => "thinking",
