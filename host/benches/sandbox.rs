@@ -21,10 +21,17 @@ use uuid::Uuid;
 
 use lucid::builtin;
 use lucid_sandbox::docker::{self, Transport};
-use lucid_sandbox::workspace::Workspace;
+use lucid_sandbox::workspace::{Workspace, folder_of};
 use lucid_sandbox::{
     BackendChoice, ExecRequest, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes,
 };
+use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
+
+/// Whose sessions they all are.
+fn user() -> UserId {
+    "user".into()
+}
 
 /// How much is done.
 struct Plan {
@@ -55,7 +62,7 @@ fn main() {
             let host = Hosted::new(choice, None).await;
             let time = starts(&plan, &host).await;
             show(&format!("a session's {kind} sandbox"), time);
-            let (_workspace, sandbox) = host.start("one").await;
+            let (_workspace, sandbox) = host.start(SessionId::new()).await;
             let time = timed(plan.commands, async || run_true(&sandbox).await).await;
             show(&format!("`true` in it ({kind})"), time);
             sandbox.close().await;
@@ -117,14 +124,17 @@ impl Hosted {
         Self { sandboxes, data }
     }
 
-    fn place(&self, session: &str) -> PathBuf {
-        self.data.path().join("storage/user").join(session)
+    fn place(&self, session: SessionId) -> PathBuf {
+        folder_of(&self.storage(), &user(), session)
+    }
+
+    fn storage(&self) -> PathBuf {
+        self.data.path().join("storage")
     }
 
     /// Opens a session's workspace and starts its container.
-    async fn start(&self, session: &str) -> (Workspace, Sandbox) {
-        let storage = self.data.path().join("storage");
-        let workspace = Workspace::create(&storage, "user", session).unwrap();
+    async fn start(&self, session: SessionId) -> (Workspace, Sandbox) {
+        let workspace = Workspace::create(&self.storage(), &user(), session).unwrap();
         let spec = SandboxSpec {
             session,
             workspace: workspace.host_path(),
@@ -141,8 +151,8 @@ async fn run_true(sandbox: &Sandbox) {
 }
 
 async fn commands(plan: &Plan, prefix: &str, socket: &Hosted, exec: &Hosted) {
-    let session = Uuid::new_v4().to_string();
-    let (_workspace, sandbox) = socket.start(&session).await;
+    let session = SessionId::new();
+    let (_workspace, sandbox) = socket.start(session).await;
     let ours = timed(plan.commands, async || run_true(&sandbox).await).await;
     let container = format!("{prefix}{session}");
     let theirs = timed(plan.commands.div_ceil(5), async || {
@@ -152,7 +162,7 @@ async fn commands(plan: &Plan, prefix: &str, socket: &Hosted, exec: &Hosted) {
     })
     .await;
     sandbox.close().await;
-    let (_workspace, sandbox) = exec.start(&Uuid::new_v4().to_string()).await;
+    let (_workspace, sandbox) = exec.start(SessionId::new()).await;
     let fallback = timed(plan.commands.div_ceil(5), async || {
         run_true(&sandbox).await;
     })
@@ -172,7 +182,7 @@ async fn starts(plan: &Plan, host: &Hosted) -> Duration {
     let mut times = Vec::new();
     for _ in 0..plan.starts {
         let begun = Instant::now();
-        let (_workspace, sandbox) = host.start(&Uuid::new_v4().to_string()).await;
+        let (_workspace, sandbox) = host.start(SessionId::new()).await;
         times.push(begun.elapsed());
         sandbox.close().await;
     }
@@ -183,18 +193,18 @@ async fn starts(plan: &Plan, host: &Hosted) -> Duration {
 async fn warm(plan: &Plan, host: &Hosted) -> Duration {
     let mut times = Vec::new();
     for _ in 0..plan.starts {
-        let session = Uuid::new_v4().to_string();
-        let place = host.place(&session);
+        let session = SessionId::new();
+        let place = host.place(session);
         // Only a container that is ready is measured; how soon the pool is full again is not.
         let begun = loop {
             let begun = Instant::now();
-            if host.sandboxes.claim_warm(&session, &place) {
+            if host.sandboxes.claim_warm(session, &place) {
                 break begun;
             }
             // The pool tells nobody when it is full.
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        let (_workspace, sandbox) = host.start(&session).await;
+        let (_workspace, sandbox) = host.start(session).await;
         times.push(begun.elapsed());
         sandbox.close().await;
     }

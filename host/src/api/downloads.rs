@@ -414,6 +414,7 @@ fn disposition(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lucid_types::ids::SessionId;
 
     #[test]
     fn a_hostile_name_is_a_name_and_nothing_else() {
@@ -504,7 +505,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn an_archive_that_nobody_takes_any_more_ends() {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        let workspace = Workspace::create(base.path(), &"u".into(), SessionId::new()).unwrap();
         let large = std::fs::File::create(workspace.host_path().join("large")).unwrap();
         large.set_len(8 << 30).unwrap();
         let (sender, mut pieces) = mpsc::channel(BUFFERED_CHUNKS);

@@ -201,6 +201,7 @@ impl From<WorkspaceError> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lucid_types::ids::SessionId;
 
     #[test]
     fn each_failure_of_a_workspace_has_its_status() {
@@ -238,7 +239,8 @@ mod tests {
     #[tokio::test]
     async fn a_file_is_read_from_the_workspaces_root_under_each_of_its_names() {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Arc::new(Workspace::create(base.path(), "u1", "s1").unwrap());
+        let workspace =
+            Arc::new(Workspace::create(base.path(), &"u1".into(), SessionId::new()).unwrap());
         std::fs::write(workspace.host_path().join("a.txt"), "hello").unwrap();
         for name in ["a.txt", "/a.txt", "/workspace/a.txt"] {
             let read = run_blocking(workspace.clone(), move |w| {

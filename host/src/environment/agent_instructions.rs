@@ -54,10 +54,11 @@ fn read(workspace: &Workspace, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lucid_types::ids::SessionId;
 
     fn with(files: &[(&str, &str)]) -> Vec<String> {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        let workspace = Workspace::create(base.path(), &"u".into(), SessionId::new()).unwrap();
         for (name, text) in files {
             std::fs::write(workspace.host_path().join(name), text).unwrap();
         }

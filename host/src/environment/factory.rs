@@ -83,7 +83,7 @@ impl EnvironmentFactory {
             let path = workspace.host_path().to_owned();
             workspace.remove()?;
             // The folder of a container that waits becomes this one, and that container the session's.
-            let _is_warm = sandboxes.claim_warm(&session.to_string(), &path);
+            let _is_warm = sandboxes.claim_warm(session, &path);
             workspaces.create(&user, session)
         })
         .await
@@ -103,9 +103,8 @@ impl EnvironmentFactory {
             .map(|url| git::gateway_prefix(url, self.git.allow_owner))
             .transpose();
         let reach = reach.map_err(EnvironmentError::failed)?;
-        let session = spec.session.to_string();
         let wanted = SandboxSpec {
-            session: &session,
+            session: spec.session,
             workspace: workspace.host_path(),
             repository: reach.as_deref(),
         };
@@ -242,7 +241,7 @@ impl EnvironmentProvider for EnvironmentFactory {
     }
 
     fn is_alive(&self, spec: &EnvironmentSpec) -> bool {
-        self.sandboxes.has_container(&spec.session.to_string())
+        self.sandboxes.has_container(spec.session)
     }
 
     fn sandbox_of(&self, session: SessionId) -> Option<String> {
@@ -259,7 +258,7 @@ impl EnvironmentProvider for EnvironmentFactory {
 
     fn release(&self, spec: EnvironmentSpec) -> BoxFuture<'static, ()> {
         let sandboxes = self.sandboxes.clone();
-        async move { sandboxes.discard(&spec.session.to_string()).await }.boxed()
+        async move { sandboxes.discard(spec.session).await }.boxed()
     }
 
     fn is_disk_short(&self) -> BoxFuture<'static, bool> {
@@ -275,7 +274,7 @@ impl EnvironmentProvider for EnvironmentFactory {
     fn remove(&self, spec: EnvironmentSpec) -> BoxFuture<'static, Result<(), EnvironmentError>> {
         let factory = self.clone();
         async move {
-            factory.sandboxes.discard(&spec.session.to_string()).await;
+            factory.sandboxes.discard(spec.session).await;
             if factory.keep {
                 return Ok(());
             }

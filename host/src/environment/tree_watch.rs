@@ -149,12 +149,13 @@ impl TreeTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lucid_types::ids::SessionId;
 
     const MIB: u64 = 1 << 20;
 
     fn files(watcher: Option<&Watcher>, limit: u64) -> (tempfile::TempDir, Arc<TreeTracker>) {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+        let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
         let files = TreeTracker::new(Arc::new(workspace), watcher, Quota::new(limit));
         (base, Arc::new(files))
     }

@@ -1,10 +1,10 @@
 //! The workspaces of all sessions: folders below one, a folder for each user and in it one for each
 //! session.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use lucid_sandbox::workspace::{Workspace, WorkspaceError, safe_name};
+use lucid_sandbox::workspace::{Workspace, WorkspaceError, folder_of};
 use lucid_types::ids::SessionId;
 use lucid_types::user::UserId;
 
@@ -27,12 +27,12 @@ impl Workspaces {
 
     /// Whether a session's workspace exists.
     pub(crate) fn contains(&self, user: &UserId, session: SessionId) -> bool {
-        self.folder_of(user, session).is_dir()
+        folder_of(&self.base, user, session).is_dir()
     }
 
     /// Opens a session's workspace; `None` if it does not exist. Blocks briefly.
     pub(crate) fn find(&self, user: &UserId, session: SessionId) -> Option<Workspace> {
-        Workspace::find(&self.base, user.as_str(), &session.to_string())
+        Workspace::find(&self.base, user, session)
     }
 
     /// Opens a session's workspace, and creates it if it does not exist. Blocks briefly.
@@ -41,13 +41,7 @@ impl Workspaces {
         user: &UserId,
         session: SessionId,
     ) -> Result<Workspace, WorkspaceError> {
-        Workspace::create(&self.base, user.as_str(), &session.to_string())
-    }
-
-    fn folder_of(&self, user: &UserId, session: SessionId) -> PathBuf {
-        let session = session.to_string();
-        let user = self.base.join(safe_name(user.as_str()));
-        user.join(safe_name(&session))
+        Workspace::create(&self.base, user, session)
     }
 }
 

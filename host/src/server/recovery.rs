@@ -29,10 +29,7 @@ impl App {
             self.store.write(release).await?;
         }
         let alive = self.sessions.in_log().await?;
-        let adopted = self.sandboxes.adopt(|session| {
-            let id = session.parse();
-            id.is_ok_and(|id| alive.contains(&id))
-        });
+        let adopted = self.sandboxes.adopt(|session| alive.contains(&session));
         match adopted.await {
             Ok(none) if none == Adopted::default() => {}
             Ok(Adopted { kept, removed }) => {

@@ -136,7 +136,7 @@ impl InstalledBwrap {
             "/home/agent",
             "/tmp",
             "/run/lucid/git.sock",
-            spec,
+            spec.repository,
         ));
         if let Some(user) = sandbox_user() {
             // std drops the supplementary groups along with the user.

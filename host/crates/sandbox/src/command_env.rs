@@ -6,15 +6,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::settings::SandboxSpec;
-
 /// The environment of every command.
 pub(super) fn environment(
     bin: &str,
     home: &str,
     temporary: &str,
     socket: &str,
-    spec: SandboxSpec<'_>,
+    repository: Option<&str>,
 ) -> BTreeMap<String, String> {
     let shell = if Path::new("/bin/bash").exists() {
         "/bin/bash"
@@ -40,7 +38,7 @@ pub(super) fn environment(
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
-    if let Some(repository) = spec.repository {
+    if let Some(repository) = repository {
         environment.extend(git_environment(repository));
     }
     environment

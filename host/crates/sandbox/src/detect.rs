@@ -21,6 +21,7 @@ use crate::runtime_dir::{RuntimeDir, give_to_sandbox_user};
 use crate::settings::{SandboxSettings, SandboxSpec};
 use crate::workspace::remove_tree;
 use lucid_types::exec::ExecRequest;
+use lucid_types::ids::SessionId;
 use lucid_types::sentence::{full_stop, sentence};
 
 /// How often an engine must fail to answer before it counts as gone: it may only be restarting.
@@ -325,7 +326,7 @@ impl BackendDetector {
     async fn run_one(&self, found: &DetectedBackends, kind: BackendKind) -> Result<(), ProbeError> {
         let workspace = self.launcher.runtime.probe_workspace()?;
         let spec = SandboxSpec {
-            session: "probe",
+            session: SessionId::new(),
             workspace: &workspace,
             repository: None,
         };

@@ -169,7 +169,13 @@ pub(super) fn command(
             dir.path_of("git.sock"),
         ),
     };
-    command.envs(environment(&bin, &home, &temporary, &socket, spec));
+    command.envs(environment(
+        &bin,
+        &home,
+        &temporary,
+        &socket,
+        spec.repository,
+    ));
     // tmux reads no other variable, and without it uses /tmp.
     command.env("TMUX_TMPDIR", &temporary);
     if isolation == Isolation::HostRoot {

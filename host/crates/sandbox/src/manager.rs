@@ -19,6 +19,7 @@ use crate::error::SandboxError;
 use crate::handle::Sandbox;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{SandboxSettings, SandboxSpec, Transport};
+use lucid_types::ids::SessionId;
 use lucid_types::sentence::sentence;
 
 /// Interval between checks for a backend better than the one in use.
@@ -127,7 +128,7 @@ impl Sandboxes {
                 None => return Err(error),
             },
         };
-        tracing::warn!(session = spec.session, why = %error, %kind, "a session gets another kind of sandbox");
+        tracing::warn!(session = %spec.session, why = %error, %kind, "a session gets another kind of sandbox");
         let notice = instead(&sentence(&error), kind);
         self.start_with(&found, kind, spec, Some(notice)).await
     }
@@ -226,7 +227,10 @@ impl Sandboxes {
     /// sessions from now on. Must be called once, before any session starts, by the one process
     /// that serves. `is_alive` says whether a session goes on; containers of other sessions are
     /// removed.
-    pub async fn adopt(&self, is_alive: impl Fn(&str) -> bool) -> Result<Adopted, SandboxError> {
+    pub async fn adopt(
+        &self,
+        is_alive: impl Fn(SessionId) -> bool,
+    ) -> Result<Adopted, SandboxError> {
         self.0.serves.store(true, Ordering::Relaxed);
         match &self.0.detected().docker {
             Some(docker) => docker.adopt(is_alive).await,
@@ -238,7 +242,7 @@ impl Sandboxes {
     /// container for the session's [`Sandboxes::start`]. Must be called before the workspace is
     /// opened, since the folder at that path is replaced. Returns false if nothing was done.
     #[must_use]
-    pub fn claim_warm(&self, session: &str, workspace: &Path) -> bool {
+    pub fn claim_warm(&self, session: SessionId, workspace: &Path) -> bool {
         let found = self.0.detected();
         let docker = found
             .docker
@@ -250,14 +254,14 @@ impl Sandboxes {
     /// Whether a session's container survived while the host was away, and nobody is connected to
     /// it yet.
     #[must_use]
-    pub fn has_container(&self, session: &str) -> bool {
+    pub fn has_container(&self, session: SessionId) -> bool {
         let found = self.0.detected();
         let docker = found.docker.as_ref();
         docker.is_some_and(|docker| docker.has_container(session))
     }
 
     /// Removes what is kept for a session that ended before it was started again.
-    pub async fn discard(&self, session: &str) {
+    pub async fn discard(&self, session: SessionId) {
         if let Some(docker) = &self.0.detected().docker {
             docker.discard(session).await;
         }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{SandboxError, io_error};
-use crate::workspace::{remove_tree, safe_name, sandbox_user};
+use crate::workspace::{remove_tree, sandbox_user};
+use lucid_types::ids::SessionId;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
@@ -92,13 +93,14 @@ impl RuntimeDir {
     /// Creates the folder of a session's sandbox. A number distinguishes a restarted sandbox, and
     /// two that are tried at the same time. `shares`: nothing in the sandbox can change the
     /// permissions of the exec server's file, so it need not be a copy.
-    pub(super) fn session(&self, session: &str, shares: bool) -> Result<SessionDir, SandboxError> {
+    pub(super) fn session(
+        &self,
+        session: SessionId,
+        shares: bool,
+    ) -> Result<SessionDir, SandboxError> {
         self.restore_shared_files()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let dir = SessionDir(
-            self.sessions
-                .join(format!("{}.{number}", safe_name(session))),
-        );
+        let dir = SessionDir(self.sessions.join(format!("{session}.{number}")));
         let failed = || {
             io_error(format!(
                 "the sandbox's folder {} cannot be made",
@@ -263,20 +265,20 @@ mod tests {
                 .status()
                 .is_ok_and(|it| it.success())
         };
-        let one = runtime.session("one", false).unwrap();
+        let one = runtime.session(SessionId::new(), false).unwrap();
         // As an owner can, whatever Landlock restricts.
         for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
             set_mode(&taken, 0).unwrap();
         }
-        let two = runtime.session("two", false).unwrap();
+        let two = runtime.session(SessionId::new(), false).unwrap();
         assert!(runs(&two) && !runs(&one));
         // And after a machine's cleanup of temporary files.
         fs::remove_dir_all(folder.path()).unwrap();
-        assert!(runs(&runtime.session("three", true).unwrap()));
+        assert!(runs(&runtime.session(SessionId::new(), true).unwrap()));
         assert!(runtime.etc("passwd").exists());
         // Where that is impossible, the disk holds the program once.
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        let shared = runtime.session("four", true).unwrap();
+        let shared = runtime.session(SessionId::new(), true).unwrap();
         assert_eq!(
             inode(&shared.path().join("bin/lucid-exec")),
             inode(runtime.exec())

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use lucid_types::ids::SessionId;
+
 /// The network that a sandbox can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
@@ -92,7 +94,7 @@ impl fmt::Display for Transport {
 #[derive(Debug, Clone, Copy)]
 pub struct SandboxSpec<'a> {
     /// The session's id; its runtime folder is named after it.
-    pub session: &'a str,
+    pub session: SessionId,
     /// The session's workspace on the host.
     pub workspace: &'a Path,
     /// The repository that git in the sandbox reaches through the host's gateway.

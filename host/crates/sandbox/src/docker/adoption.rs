@@ -18,6 +18,7 @@ use super::state_dir::{ContainerDir, DirIdentity, OwnerDir};
 use super::{DockerBackend, removal};
 use crate::error::SandboxError;
 use crate::settings::Transport;
+use lucid_types::ids::SessionId;
 
 /// The result of adopting a dead host's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,7 +37,7 @@ impl DockerBackend {
     /// If another process does so already.
     pub(crate) async fn adopt(
         &self,
-        is_alive: impl Fn(&str) -> bool,
+        is_alive: impl Fn(SessionId) -> bool,
     ) -> Result<Adopted, SandboxError> {
         let Some(lock) = self.context.root.lock()? else {
             return Err(SandboxError::Start(
@@ -93,7 +94,7 @@ impl DockerBackend {
         &self,
         owner: &OwnerDir,
         containers: Vec<ContainerSummary>,
-        is_alive: impl Fn(&str) -> bool,
+        is_alive: impl Fn(SessionId) -> bool,
         done: &mut Adopted,
     ) {
         let (mut kept, mut without_folder) = (Vec::new(), Vec::new());
@@ -124,15 +125,15 @@ impl DockerBackend {
         &self,
         found: &ContainerSummary,
         folder: &ContainerDir,
-        is_alive: impl Fn(&str) -> bool,
-    ) -> Option<(String, String)> {
+        is_alive: impl Fn(SessionId) -> bool,
+    ) -> Option<(SessionId, String)> {
         let id = found.id.clone()?;
         let record = folder.recorded()?;
         let fits = found.state == Some(ContainerSummaryStateEnum::RUNNING)
             && label(found, SHAPE) == Some(self.context.template.fingerprint().as_str())
             && folder.lucid().is_dir()
             && DirIdentity::of(&record.workspace).is_ok_and(|now| now == record.identity)
-            && is_alive(&record.session)
+            && is_alive(record.session)
             && !self.adopted.lock().contains_key(&record.session);
         fits.then_some((record.session, id))
     }

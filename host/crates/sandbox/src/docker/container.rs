@@ -25,6 +25,7 @@ use super::transport::{ContainerSocket, attach};
 use crate::connection::{Connection, EndReasonLookup};
 use crate::error::SandboxError;
 use crate::settings::Transport;
+use lucid_types::ids::SessionId;
 use lucid_types::sanitize::sanitize;
 
 /// How long a running container may take to become ready.
@@ -89,7 +90,7 @@ impl DockerContext {
     /// nobody yet, over a new one of its own. `how` is the transport known to work here.
     pub(super) async fn open(
         self: &Arc<Self>,
-        session: Option<(String, PathBuf)>,
+        session: Option<(SessionId, PathBuf)>,
         how: Option<Transport>,
     ) -> Result<ReadyContainer, SandboxError> {
         let context = Arc::clone(self);
@@ -105,35 +106,25 @@ impl DockerContext {
 
     async fn create_and_connect(
         self: Arc<Self>,
-        session: Option<(String, PathBuf)>,
+        session: Option<(SessionId, PathBuf)>,
         how: Option<Transport>,
     ) -> Result<ReadyContainer, SandboxError> {
         let folder = self.root.create_container_dir(self.python.as_deref())?;
         let made = async {
-            let session = session
-                .as_ref()
-                .map(|(session, workspace)| (session.as_str(), workspace.as_path()));
-            let workspace = match session {
+            let (session, workspace) = match session {
                 Some((session, workspace)) => {
                     folder.record(&ContainerRecord {
-                        session: session.to_owned(),
-                        workspace: workspace.to_owned(),
-                        identity: DirIdentity::of(workspace)?,
+                        session,
+                        workspace: workspace.clone(),
+                        identity: DirIdentity::of(&workspace)?,
                     })?;
-                    workspace.to_owned()
+                    (Some(session), workspace)
                 }
-                None => folder.make_workspace()?,
+                None => (None, folder.make_workspace()?),
             };
             let listener = listener(&folder, how)?;
             let _turn = self.creation_permit().await?;
-            let id = self
-                .create(
-                    &folder,
-                    session.map(|(session, _)| session),
-                    &workspace,
-                    how,
-                )
-                .await?;
+            let id = self.create(&folder, session, &workspace, how).await?;
             Ok((id, listener))
         };
         let (id, listener) = match made.await {
@@ -187,7 +178,7 @@ impl DockerContext {
     async fn create(
         &self,
         folder: &ContainerDir,
-        session: Option<&str>,
+        session: Option<SessionId>,
         workspace: &Path,
         how: Option<Transport>,
     ) -> Result<String, SandboxError> {
@@ -205,7 +196,7 @@ impl DockerContext {
             Some(session) => self.template.container_name(session),
             None => self
                 .template
-                .container_name(&format!("ready-{}", folder.name())),
+                .container_name(format_args!("ready-{}", folder.name())),
         };
         match self.engine.create(&name, body.clone()).await {
             Err(error) if error.is_conflict() => {}
@@ -374,7 +365,7 @@ impl Container {
     }
 
     /// Renames the container after its session. Only for people's sake, so it may fail.
-    pub(super) fn rename_later(&self, session: &str) {
+    pub(super) fn rename_later(&self, session: SessionId) {
         let (context, id) = (Arc::clone(&self.context), self.id.clone());
         let name = context.template.container_name(session);
         let other = other_name(&name, &self.folder);

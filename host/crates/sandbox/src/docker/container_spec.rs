@@ -7,6 +7,7 @@
 //!   image declares volumes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use bollard::models::{
@@ -17,9 +18,10 @@ use sha2::{Digest, Sha256};
 use super::image::ImageConfig;
 use crate::command_env::environment as sandbox_environment;
 use crate::error::SandboxError;
-use crate::settings::{DockerSettings, Network, SandboxSettings, SandboxSpec, Transport};
+use crate::settings::{DockerSettings, Network, SandboxSettings, Transport};
 use crate::workspace::sandbox_user;
 use lucid_exec::protocol::{ResourceLimits, Serve, VERSION};
+use lucid_types::ids::SessionId;
 
 #[cfg(test)]
 mod tests;
@@ -78,7 +80,7 @@ pub(super) struct ContainerSpec<'a> {
     pub(super) name: &'a str,
     /// The process that creates it.
     pub(super) owner: &'a str,
-    pub(super) session: Option<&'a str>,
+    pub(super) session: Option<SessionId>,
     /// The transport known to work, if any.
     pub(super) transport: Option<Transport>,
     /// The folder on the host that becomes [`LUCID`].
@@ -182,12 +184,7 @@ impl ContainerTemplate {
     }
 
     fn environment(&self) -> BTreeMap<String, String> {
-        let nobodys = SandboxSpec {
-            session: "",
-            workspace: Path::new("/"),
-            repository: None,
-        };
-        let mut environment = sandbox_environment("", HOME, "/tmp", "/run/lucid/git.sock", nobodys);
+        let mut environment = sandbox_environment("", HOME, "/tmp", "/run/lucid/git.sock", None);
         environment.insert("PATH".to_owned(), self.path.clone());
         environment.insert("SHELL".to_owned(), self.shell.clone());
         environment
@@ -219,7 +216,8 @@ impl ContainerTemplate {
         labels.push((SHAPE, &shape));
         // A session's workspace lies in its user's folder.
         let user = wanted.workspace.parent().and_then(Path::file_name);
-        if let Some(session) = wanted.session {
+        let session = wanted.session.as_ref().map(SessionId::to_string);
+        if let Some(session) = &session {
             labels.push((SESSION, session));
             labels.extend(user.and_then(|user| user.to_str()).map(|user| (USER, user)));
         }
@@ -324,9 +322,9 @@ impl ContainerTemplate {
         })
     }
 
-    /// The name of a session's container, in the characters that engines accept.
-    pub(super) fn container_name(&self, session: &str) -> String {
-        let name = format!("{}{session}", self.prefix);
+    /// The name of a session's container, or of another, in the characters that engines accept.
+    pub(super) fn container_name(&self, of: impl Display) -> String {
+        let name = format!("{}{of}", self.prefix);
         name.chars()
             .map(|c| match c {
                 'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '.' | '-' => c,

@@ -37,6 +37,7 @@ pub use crate::settings::{DockerSettings, Transport};
 use crate::settings::{SandboxSettings, SandboxSpec};
 use container::{Container, DockerContext, ReadyContainer};
 use engine::DockerEngine;
+use lucid_types::ids::SessionId;
 use pool::WarmPool;
 
 /// How long to wait for an engine that stopped answering: it may only be restarting.
@@ -79,10 +80,10 @@ pub(super) struct DockerBackend {
     shell: &'static str,
     pool: Arc<WarmPool>,
     /// Containers of the previous host, by session.
-    adopted: Mutex<HashMap<String, Container>>,
+    adopted: Mutex<HashMap<SessionId, Container>>,
     /// Containers whose workspace was given to a session that has not asked for them yet, by
     /// session.
-    claimed: Mutex<HashMap<String, ReadyContainer>>,
+    claimed: Mutex<HashMap<SessionId, ReadyContainer>>,
     /// The owner folders of this process's containers: its own, and those of the dead processes it
     /// took over from. Each container is labelled with its owner's name.
     owner_dirs: Mutex<Vec<(OwnerDir, File)>>,
@@ -127,10 +128,7 @@ impl DockerBackend {
         let context = Arc::new(DockerContext::new(engine, root, template, None));
         let tried = context
             .open(
-                Some((
-                    format!("probe-{}", uuid::Uuid::new_v4()),
-                    workspace.to_owned(),
-                )),
+                Some((SessionId::new(), workspace.to_owned())),
                 own.transport,
             )
             .await?;
@@ -177,10 +175,10 @@ impl DockerBackend {
         spec: SandboxSpec<'_>,
     ) -> Result<ConnectedContainer, SandboxError> {
         let open = || {
-            let session = (spec.session.to_owned(), spec.workspace.to_owned());
+            let session = (spec.session, spec.workspace.to_owned());
             self.context.open(Some(session), Some(self.transport))
         };
-        let kept = self.adopted.lock().contains_key(spec.session);
+        let kept = self.adopted.lock().contains_key(&spec.session);
         let waiting = self.waiting(spec).await;
         let lost = kept && waiting.is_none();
         let opened = match waiting {
@@ -223,19 +221,19 @@ impl DockerBackend {
     }
 
     /// Whether a session has a prepared container, or one of the previous host.
-    pub(super) fn has_container(&self, session: &str) -> bool {
-        self.adopted.lock().contains_key(session) || self.claimed.lock().contains_key(session)
+    pub(super) fn has_container(&self, session: SessionId) -> bool {
+        self.adopted.lock().contains_key(&session) || self.claimed.lock().contains_key(&session)
     }
 
     async fn waiting(&self, spec: SandboxSpec<'_>) -> Option<ReadyContainer> {
-        let prepared = self.claimed.lock().remove(spec.session);
+        let prepared = self.claimed.lock().remove(&spec.session);
         if let Some(opened) = prepared {
             if opened.connection.is_alive() && contains_label(opened.container.folder(), spec) {
                 return Some(opened);
             }
             opened.container.remove().await;
         }
-        let container = self.adopted.lock().remove(spec.session)?;
+        let container = self.adopted.lock().remove(&spec.session)?;
         if !contains_label(container.folder(), spec) {
             container.remove().await;
             return None;
@@ -247,7 +245,7 @@ impl DockerBackend {
                 transport: self.transport,
             }),
             Err(error) => {
-                tracing::warn!(session = spec.session, %error, "a container that was left cannot be taken over");
+                tracing::warn!(session = %spec.session, %error, "a container that was left cannot be taken over");
                 container.remove().await;
                 None
             }
@@ -255,7 +253,7 @@ impl DockerBackend {
     }
 
     /// Gives a session without a workspace the one of a waiting container.
-    pub(super) fn claim_warm(&self, session: &str, workspace: &Path) -> bool {
+    pub(super) fn claim_warm(&self, session: SessionId, workspace: &Path) -> bool {
         if self.transport != Transport::Socket || workspace.exists() {
             return false;
         }
@@ -265,21 +263,21 @@ impl DockerBackend {
         match pool::claim(&opened.container, session, workspace) {
             Ok(()) => {
                 opened.container.rename_later(session);
-                let before = self.claimed.lock().insert(session.to_owned(), opened);
+                let before = self.claimed.lock().insert(session, opened);
                 drop(before);
                 true
             }
             Err(error) => {
-                tracing::warn!(session, %error, "a container that waited cannot be given away");
+                tracing::warn!(%session, %error, "a container that waited cannot be given away");
                 false
             }
         }
     }
 
     /// Removes what waits for a session that will not come.
-    pub(super) async fn discard(&self, session: &str) {
-        let left = self.adopted.lock().remove(session);
-        let prepared = self.claimed.lock().remove(session);
+    pub(super) async fn discard(&self, session: SessionId) {
+        let left = self.adopted.lock().remove(&session);
+        let prepared = self.claimed.lock().remove(&session);
         for container in left
             .into_iter()
             .chain(prepared.map(|opened| opened.container))

@@ -20,6 +20,7 @@ use super::container::{Container, DockerContext, ReadyContainer};
 use super::state_dir::{ContainerRecord, DirIdentity};
 use crate::error::{SandboxError, io_error};
 use crate::settings::Transport;
+use lucid_types::ids::SessionId;
 
 /// How long to leave alone an engine that created no container, or one that ended while it waited.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -149,7 +150,7 @@ enum Step {
 /// workspace to where the session sees it. Nothing may exist at that path yet.
 pub(super) fn claim(
     container: &Container,
-    session: &str,
+    session: SessionId,
     workspace: &Path,
 ) -> Result<(), SandboxError> {
     let folder = container.folder();
@@ -159,7 +160,7 @@ pub(super) fn claim(
             .map_err(io_error(format!("{} cannot be made", parent.display())))?;
     }
     folder.record(&ContainerRecord {
-        session: session.to_owned(),
+        session,
         workspace: workspace.to_owned(),
         identity,
     })?;

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{SandboxError, io_error};
 use crate::runtime_dir::give_to_sandbox_user;
+use lucid_types::ids::SessionId;
 
 #[cfg(test)]
 mod tests;
@@ -55,7 +56,7 @@ pub(super) struct OwnerDir {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ContainerRecord {
     /// The session's id.
-    pub(super) session: String,
+    pub(super) session: SessionId,
     /// Its workspace on the host.
     pub(super) workspace: PathBuf,
     /// The identity of the folder mounted in the container, whatever exists at that path later.

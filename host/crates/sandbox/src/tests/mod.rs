@@ -12,10 +12,17 @@ use std::time::{Duration, Instant};
 use super::backend::pick;
 use super::*;
 use lucid_tests::EXEC;
+use lucid_types::digest::sha256_hex;
+use lucid_types::ids::SessionId;
 
 /// Held exclusively by the test that fills the process table of a user that all Landlock sandboxes
 /// share.
 static PROCESS_TABLE_LOCK: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
+/// The id of the session that a test calls so: the same for the same name.
+pub(crate) fn session_id(name: &str) -> SessionId {
+    sha256_hex(name)[..32].parse().unwrap()
+}
 
 /// A machine with sandboxes of one backend and two sessions' workspaces.
 pub(crate) struct SandboxFixture {
@@ -71,14 +78,14 @@ impl SandboxFixture {
     }
 
     pub(crate) fn workspace(&self, session: &str) -> super::workspace::Workspace {
-        super::workspace::Workspace::create(&self.dir.path().join("storage"), "user", session)
-            .unwrap()
+        let storage = self.dir.path().join("storage");
+        super::workspace::Workspace::create(&storage, &"user".into(), session_id(session)).unwrap()
     }
 
     pub(crate) async fn start(&self, session: &str, repository: Option<&str>) -> Sandbox {
         let workspace = self.workspace(session);
         let spec = SandboxSpec {
-            session,
+            session: session_id(session),
             workspace: workspace.host_path(),
             repository,
         };
@@ -704,7 +711,7 @@ async fn without_a_kind_of_box_nothing_is_run() {
     let refused = fixture
         .sandboxes
         .start(SandboxSpec {
-            session: "one",
+            session: session_id("one"),
             workspace: workspace.host_path(),
             repository: None,
         })

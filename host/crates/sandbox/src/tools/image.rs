@@ -175,6 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use lucid_types::ids::SessionId;
 
     /// A complete PNG of this size, as far as can be seen without decoding it.
     fn png(width: u32, height: u32) -> Vec<u8> {
@@ -314,7 +315,7 @@ mod tests {
     #[test]
     fn a_model_that_sees_gets_the_picture_and_another_one_a_sentence() {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        let workspace = Workspace::create(base.path(), &"u".into(), SessionId::new()).unwrap();
         let (path, text) = (
             workspace.path("a.png").unwrap(),
             workspace.path("a.txt").unwrap(),

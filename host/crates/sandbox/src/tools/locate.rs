@@ -124,11 +124,12 @@ fn outside_workspace_hint(workspace: &Workspace, root: &str, text: &str) -> Loca
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lucid_types::ids::SessionId;
 
     #[test]
     fn a_path_is_the_one_that_commands_mean_or_is_refused_with_the_one_to_use() {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "u", "s").unwrap();
+        let workspace = Workspace::create(base.path(), &"u".into(), SessionId::new()).unwrap();
         workspace
             .write(&workspace.path("src/a.py").unwrap(), b"")
             .unwrap();

@@ -266,10 +266,11 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
+    use lucid_types::ids::SessionId;
 
     fn workspace() -> (tempfile::TempDir, Workspace) {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+        let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
         (base, workspace)
     }
 

@@ -32,7 +32,9 @@ pub use self::remove_tree::remove_tree;
 pub use self::tree::{TreeNode, TreeNodeKind};
 pub use self::watch::{WatchedWorkspace, Watcher};
 use lucid_types::digest::sha256_hex;
+use lucid_types::ids::SessionId;
 use lucid_types::plural;
+use lucid_types::user::UserId;
 
 /// A prefix that every path may have, whatever the sandbox.
 const MOUNT: &str = "/workspace";
@@ -48,7 +50,7 @@ pub fn sandbox_user() -> Option<u32> {
 
 /// A file name for any text, a different one for each.
 #[must_use]
-pub fn safe_name(text: &str) -> String {
+fn safe_name(text: &str) -> String {
     let mut name = String::with_capacity(text.len());
     for (at, byte) in text.bytes().enumerate() {
         match byte {
@@ -103,6 +105,13 @@ pub enum WorkspaceError {
     },
 }
 
+/// The path of a session's folder below `base`.
+#[must_use]
+pub fn folder_of(base: &Path, user: &UserId, session: SessionId) -> PathBuf {
+    base.join(safe_name(user.as_str()))
+        .join(session.to_string())
+}
+
 /// A session's workspace folder.
 #[derive(Debug)]
 pub struct Workspace {
@@ -112,8 +121,8 @@ pub struct Workspace {
 
 impl Workspace {
     /// Creates or opens the folder of a session below `base`.
-    pub fn create(base: &Path, user: &str, session: &str) -> Result<Self, WorkspaceError> {
-        let path = base.join(safe_name(user)).join(safe_name(session));
+    pub fn create(base: &Path, user: &UserId, session: SessionId) -> Result<Self, WorkspaceError> {
+        let path = folder_of(base, user, session);
         let failed = |cause| WorkspaceError::Io {
             path: path.display().to_string(),
             cause,
@@ -135,8 +144,8 @@ impl Workspace {
 
     /// Opens the folder of a session below `base`; `None` if it does not exist or cannot be opened.
     #[must_use]
-    pub fn find(base: &Path, user: &str, session: &str) -> Option<Self> {
-        let path = base.join(safe_name(user)).join(safe_name(session));
+    pub fn find(base: &Path, user: &UserId, session: SessionId) -> Option<Self> {
+        let path = folder_of(base, user, session);
         let path = path.canonicalize().ok()?;
         let dir = Dir::open_ambient_dir(&path, ambient_authority()).ok()?;
         Some(Self { dir, path })

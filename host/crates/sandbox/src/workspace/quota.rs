@@ -312,12 +312,13 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use lucid_types::ids::SessionId;
 
     const MIB: u64 = 1 << 20;
 
     fn workspace() -> (tempfile::TempDir, Workspace) {
         let base = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+        let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
         (base, workspace)
     }
 

@@ -11,7 +11,7 @@ use super::*;
 
 fn workspace() -> (tempfile::TempDir, Workspace) {
     let base = tempfile::tempdir().unwrap();
-    let workspace = Workspace::create(base.path(), "user", "session").unwrap();
+    let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
     (base, workspace)
 }
 
@@ -405,11 +405,11 @@ fn a_tree_of_hostile_size_and_depth_is_bounded() {
 #[test]
 fn removing_takes_the_users_folder_along_with_the_last_session() {
     let base = tempfile::tempdir().unwrap();
-    let one = Workspace::create(base.path(), "user", "one").unwrap();
-    let two = Workspace::create(base.path(), "user", "two").unwrap();
+    let one = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
+    let two = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
     one.remove().unwrap();
     one.remove().unwrap();
-    assert!(base.path().join("user/two").is_dir());
+    assert!(two.host_path().is_dir());
     two.remove().unwrap();
     assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 0);
 }

@@ -299,6 +299,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::tests::session_id;
     use crate::workspace::Workspace;
 
     struct Fixture {
@@ -314,7 +315,8 @@ mod tests {
         }
 
         fn workspace(&self, name: &str) -> (Workspace, WatchedWorkspace) {
-            let workspace = Workspace::create(self.base.path(), "user", name).unwrap();
+            let workspace =
+                Workspace::create(self.base.path(), &"user".into(), session_id(name)).unwrap();
             (workspace, self.watcher.workspace())
         }
 
@@ -487,7 +489,8 @@ mod tests {
         });
         fs::remove_dir_all(&root).unwrap();
         fs::create_dir(&root).unwrap();
-        let workspace = Workspace::create(fixture.base.path(), "user", "one").unwrap();
+        let workspace =
+            Workspace::create(fixture.base.path(), &"user".into(), session_id("one")).unwrap();
         workspace.watched_tree(&watched).unwrap();
         assert_eq!(fixture.watches(), 1);
     }

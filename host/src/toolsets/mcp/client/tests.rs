@@ -9,6 +9,7 @@ use lucid_sandbox::workspace::Workspace;
 use lucid_sandbox::{BackendChoice, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes};
 use lucid_session::{DeltaSink, EnvironmentError, OutputSink};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
+use lucid_types::ids::SessionId;
 use lucid_types::wit::types::{Error, ErrorKind};
 
 const SERVER: &str = include_str!("../../../../../tests/e2e/mcp/server.py");
@@ -28,9 +29,11 @@ async fn sandbox() -> (tempfile::TempDir, Sandbox) {
     let sandboxes = sandboxes
         .await
         .expect("this test needs a kernel with Landlock");
-    let workspace = Workspace::create(&folder.path().join("storage"), "user", "one").unwrap();
+    let session = SessionId::new();
+    let storage = folder.path().join("storage");
+    let workspace = Workspace::create(&storage, &"user".into(), session).unwrap();
     let spec = SandboxSpec {
-        session: "one",
+        session,
         workspace: workspace.host_path(),
         repository: None,
     };

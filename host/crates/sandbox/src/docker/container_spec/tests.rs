@@ -32,7 +32,7 @@ fn plan_for<const N: usize>(
     ContainerTemplate::new(&common, &own, "me".to_owned(), Some(2), &image)
 }
 
-fn wanted<'a>(session: Option<&'a str>) -> ContainerSpec<'a> {
+fn wanted(session: Option<SessionId>) -> ContainerSpec<'static> {
     ContainerSpec {
         name: "box",
         owner: "process",
@@ -45,7 +45,9 @@ fn wanted<'a>(session: Option<&'a str>) -> ContainerSpec<'a> {
 
 #[test]
 fn a_container_is_locked_down_whatever_the_image_says() {
-    let body = plan(|_, _| {}).body(&wanted(Some("one"))).unwrap();
+    let body = plan(|_, _| {})
+        .body(&wanted(Some(SessionId::new())))
+        .unwrap();
     let host = body.host_config.unwrap();
     assert_eq!(host.memory, Some(1 << 30));
     assert_eq!(host.memory_swap, host.memory);
@@ -135,8 +137,9 @@ fn a_container_gives_up_without_a_host_unless_none_can_come() {
 
 #[test]
 fn labels_say_whose_a_container_is_and_a_waiting_one_is_nobodys() {
+    let session = SessionId::new();
     let labels = plan(|_, _| {})
-        .body(&wanted(Some("one")))
+        .body(&wanted(Some(session)))
         .unwrap()
         .labels
         .unwrap();
@@ -145,7 +148,7 @@ fn labels_say_whose_a_container_is_and_a_waiting_one_is_nobodys() {
         (INSTANCE, "me"),
         (OWNER, "process"),
         (CONTAINER_LABEL, "box"),
-        (SESSION, "one"),
+        (SESSION, &session.to_string()),
         (USER, "user-1"),
     ] {
         assert_eq!(labels[name], value);

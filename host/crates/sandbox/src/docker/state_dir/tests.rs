@@ -75,7 +75,7 @@ fn a_workspace_that_is_given_away_stays_the_same_folder() {
     let to = dir.path().join("given");
     assert_eq!(made.recorded(), None);
     let record = ContainerRecord {
-        session: "one".to_owned(),
+        session: SessionId::new(),
         workspace: to.clone(),
         identity,
     };

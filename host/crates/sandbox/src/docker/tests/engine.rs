@@ -112,7 +112,7 @@ fn dead_hosts(data: &Data, sessions: [&'static str; 2]) {
                 .await
                 .unwrap();
             let spec = SandboxSpec {
-                session,
+                session: session_id(session),
                 workspace: workspace.host_path(),
                 repository: None,
             };
@@ -146,7 +146,7 @@ async fn what_cannot_be_removed_at_a_take_over_is_removed_later_and_keeps_nothin
     assert_eq!((done.kept, done.removed), (0, 1));
     // The other host's is gone, this one's is not forgotten, and a container waits all the same.
     until("a container that waits", || {
-        host.claim_warm("three", &data.workspace_path("three"))
+        host.claim_warm(session_id("three"), &data.workspace_path("three"))
     })
     .await;
     let containers = data.containers();

@@ -51,7 +51,7 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
                 let path = workspace.host_path();
                 let session = path.file_name().unwrap().to_str().unwrap();
                 let spec = SandboxSpec {
-                    session,
+                    session: session.parse().unwrap(),
                     workspace: path,
                     repository: None,
                 };
@@ -77,7 +77,10 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
         let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
             .await
             .unwrap();
-        let done = host.adopt(|session| session == "kept").await.unwrap();
+        let done = host
+            .adopt(|session| session == session_id("kept"))
+            .await
+            .unwrap();
         assert_eq!((done.kept, done.removed), (1, 1), "{transport}");
         assert_eq!(data.containers(), [data.name("kept")]);
         let sandbox = data.start(&host, "kept").await;
@@ -126,7 +129,7 @@ while True:
             .await
             .unwrap();
         let spec = SandboxSpec {
-            session: "one",
+            session: session_id("one"),
             workspace: workspace.host_path(),
             repository: None,
         };
@@ -164,7 +167,7 @@ async fn a_container_is_not_taken_over_for_another_workspace_or_other_settings()
                 .await
                 .unwrap();
             let spec = SandboxSpec {
-                session: "one",
+                session: session_id("one"),
                 workspace: workspace.host_path(),
                 repository: None,
             };

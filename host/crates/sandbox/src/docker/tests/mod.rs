@@ -25,6 +25,7 @@ use super::super::{
     SandboxSpec, Sandboxes,
 };
 use super::{DockerSettings, Transport};
+use crate::tests::session_id;
 use crate::workspace::Workspace;
 use lucid_tests::EXEC;
 
@@ -101,7 +102,7 @@ impl Data {
     }
 
     fn name(&self, session: &str) -> String {
-        format!("{}{session}", self.prefix)
+        format!("{}{}", self.prefix, session_id(session))
     }
 
     fn settings(&self, change: impl FnOnce(&mut DockerSettings)) -> super::super::SandboxSettings {
@@ -133,11 +134,13 @@ impl Data {
     }
 
     fn workspace_path(&self, session: &str) -> PathBuf {
-        self.dir.path().join("storage/user").join(session)
+        let user = self.dir.path().join("storage/user");
+        user.join(session_id(session).to_string())
     }
 
     fn workspace(&self, session: &str) -> Workspace {
-        Workspace::create(&self.dir.path().join("storage"), "user", session).unwrap()
+        let storage = self.dir.path().join("storage");
+        Workspace::create(&storage, &"user".into(), session_id(session)).unwrap()
     }
 
     async fn start(&self, host: &Sandboxes, session: &str) -> Sandbox {
@@ -147,7 +150,7 @@ impl Data {
     async fn try_start(&self, host: &Sandboxes, session: &str) -> Result<Sandbox, SandboxError> {
         let workspace = self.workspace(session);
         let spec = SandboxSpec {
-            session,
+            session: session_id(session),
             workspace: workspace.host_path(),
             repository: None,
         };

@@ -9,11 +9,11 @@ async fn a_container_that_waits_becomes_one_sessions_with_its_workspace() {
     }
     let data = Data::new();
     let host = data.host(|own| own.pool = 2).await;
-    assert!(!host.claim_warm("early", &data.workspace_path("early")));
+    assert!(!host.claim_warm(session_id("early"), &data.workspace_path("early")));
     host.adopt(|_| false).await.unwrap();
     data.until_containers(2).await;
     until("a container that is ready", || {
-        host.claim_warm("one", &data.workspace_path("one"))
+        host.claim_warm(session_id("one"), &data.workspace_path("one"))
     })
     .await;
     let begun = Instant::now();
@@ -31,9 +31,9 @@ async fn a_container_that_waits_becomes_one_sessions_with_its_workspace() {
     until("its name", || data.containers().contains(&data.name("one"))).await;
     // Its slot in the pool is refilled, and an existing workspace is left alone.
     data.until_containers(3).await;
-    assert!(!host.claim_warm("one", &data.workspace_path("one")));
+    assert!(!host.claim_warm(session_id("one"), &data.workspace_path("one")));
     until("another that is ready", || {
-        host.claim_warm("two", &data.workspace_path("two"))
+        host.claim_warm(session_id("two"), &data.workspace_path("two"))
     })
     .await;
     let second = data.start(&host, "two").await;
@@ -58,7 +58,7 @@ async fn what_waited_at_a_crash_is_removed_and_what_was_given_stays_that_session
             .unwrap();
         host.adopt(|_| false).await.unwrap();
         until("a container that is ready", || {
-            host.claim_warm("one", &path)
+            host.claim_warm(session_id("one"), &path)
         })
         .await;
         (host, ())
@@ -70,7 +70,10 @@ async fn what_waited_at_a_crash_is_removed_and_what_was_given_stays_that_session
     let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, again, EXEC))
         .await
         .unwrap();
-    let done = host.adopt(|session| session == "one").await.unwrap();
+    let done = host
+        .adopt(|session| session == session_id("one"))
+        .await
+        .unwrap();
     assert_eq!(done.kept, 1, "{done:?}");
     assert_eq!(data.containers().len(), 1);
     let sandbox = data.start(&host, "one").await;

@@ -173,7 +173,7 @@ async fn git_is_sent_to_the_gateway_in_a_container_that_is_older_than_its_sessio
     let host = data.host(|_| {}).await;
     let workspace = data.workspace("one");
     let spec = SandboxSpec {
-        session: "one",
+        session: session_id("one"),
         workspace: workspace.host_path(),
         repository: Some("https://example.org/team/project.git"),
     };
