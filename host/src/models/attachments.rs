@@ -10,7 +10,7 @@ use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::image_filter::named;
+use super::image_filter::{digest, named};
 use lucid_store::blobs::SessionBlobs;
 use lucid_types::wit::llm::{CompletionRequest, Encoded, Placed};
 use lucid_types::wit::types::{Error, ErrorKind};
@@ -39,12 +39,12 @@ pub(super) async fn inline_file(
     let mut size: usize = 0;
     let mut pieces = Vec::with_capacity(encoded.files.len());
     for Placed { marker, blob } in std::mem::take(&mut encoded.files) {
-        let Some(files) = files.filter(|_| named.contains(blob.digest.as_str())) else {
+        let Some(files) = files.filter(|_| named.contains(&digest(&blob))) else {
             return Err(internal_error(
                 "placed a file that the conversation does not hold",
             ));
         };
-        let bytes = files.get(&blob.digest).await.map_err(|cause| {
+        let bytes = files.get(&blob).await.map_err(|cause| {
             let message = format!("A picture cannot be sent: {cause}.");
             Error::new(ErrorKind::NotFound, message).with_code("file")
         })?;

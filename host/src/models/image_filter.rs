@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use lucid_store::blobs::{ImageVerdict, ImageVerdicts, SessionBlobs};
+use lucid_types::digest::Digest;
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::types::{BlobRef, Content, Error, ErrorKind};
 
@@ -45,14 +46,14 @@ impl<'a> ImageFilter<'a> {
         }
     }
 
-    fn has_verdict(&self, verdict: ImageVerdict, digest: &str) -> bool {
-        self.known.contains(verdict, &self.model, digest)
+    fn has_verdict(&self, verdict: ImageVerdict, digest: Option<Digest>) -> bool {
+        digest.is_some_and(|digest| self.known.contains(verdict, &self.model, digest))
     }
 
     /// The digests of the images that are sent.
-    fn sent(&self) -> BTreeSet<&'a str> {
+    fn sent(&self) -> BTreeSet<Option<Digest>> {
         let mut sent = named(self.request);
-        sent.retain(|digest| !self.has_verdict(ImageVerdict::Refused, digest));
+        sent.retain(|digest| !self.has_verdict(ImageVerdict::Refused, *digest));
         sent
     }
 
@@ -74,7 +75,7 @@ impl<'a> ImageFilter<'a> {
     /// Records that the provider accepted what was sent.
     pub(super) async fn record_accepted(&self) {
         let mut unknown = self.sent();
-        unknown.retain(|digest| !self.has_verdict(ImageVerdict::Accepted, digest));
+        unknown.retain(|digest| !self.has_verdict(ImageVerdict::Accepted, *digest));
         self.record_verdict(ImageVerdict::Accepted, unknown).await;
     }
 
@@ -82,15 +83,15 @@ impl<'a> ImageFilter<'a> {
     pub(super) async fn refused(&self) {
         let sent = self.sent();
         let mut suspects = sent.clone();
-        suspects.retain(|digest| !self.has_verdict(ImageVerdict::Accepted, digest));
+        suspects.retain(|digest| !self.has_verdict(ImageVerdict::Accepted, *digest));
         // Each was accepted before, so it is their combination: all are left out.
         let blamed = if suspects.is_empty() { sent } else { suspects };
         self.record_verdict(ImageVerdict::Refused, blamed).await;
     }
 
-    async fn record_verdict(&self, verdict: ImageVerdict, digests: BTreeSet<&str>) {
+    async fn record_verdict(&self, verdict: ImageVerdict, digests: BTreeSet<Option<Digest>>) {
         if let Some(files) = self.files {
-            let digests: Vec<&str> = digests.into_iter().collect();
+            let digests: Vec<Digest> = digests.into_iter().flatten().collect();
             files.record_verdict(verdict, &self.model, &digests).await;
         }
     }
@@ -105,8 +106,14 @@ pub(super) fn blames_request(error: &Error) -> bool {
     )
 }
 
+/// The digest of an image, which a plugin named. `None` if that is no digest: no session has such an
+/// image, and there is no verdict on it.
+pub(super) fn digest(blob: &BlobRef) -> Option<Digest> {
+    Digest::parse_with_algorithm(&blob.digest).ok()
+}
+
 /// The digests of all images in the conversation.
-pub(super) fn named(request: &CompletionRequest) -> BTreeSet<&str> {
+pub(super) fn named(request: &CompletionRequest) -> BTreeSet<Option<Digest>> {
     let mut all = BTreeSet::new();
     for content in request.messages.iter().flat_map(|message| &message.content) {
         let blobs = match content {
@@ -114,14 +121,14 @@ pub(super) fn named(request: &CompletionRequest) -> BTreeSet<&str> {
             Content::ToolResult(result) => &result.blobs,
             _ => continue,
         };
-        all.extend(blobs.iter().map(|blob| blob.digest.as_str()));
+        all.extend(blobs.iter().map(digest));
     }
     all
 }
 
-fn without(request: &CompletionRequest, out: impl Fn(&str) -> bool) -> CompletionRequest {
+fn without(request: &CompletionRequest, out: impl Fn(Option<Digest>) -> bool) -> CompletionRequest {
     let mut request = request.clone();
-    let out = |blob: &BlobRef| out(&blob.digest);
+    let out = |blob: &BlobRef| out(digest(blob));
     for content in request.messages.iter_mut().flat_map(|m| &mut m.content) {
         match content {
             Content::Image(blob) if out(blob) => *content = Content::Text(LEFT_OUT.to_owned()),
@@ -146,9 +153,9 @@ mod tests {
     use super::*;
     use lucid_types::wit::types::{Message, Role, ToolResult};
 
-    fn blob(digest: &str) -> BlobRef {
+    fn blob(content: &str) -> BlobRef {
         BlobRef {
-            digest: digest.into(),
+            digest: Digest::of(content).with_algorithm(),
             media_type: "image/png".into(),
             size: 3,
         }
@@ -187,9 +194,10 @@ mod tests {
 
     #[test]
     fn what_is_left_out_leaves_a_sentence_and_everything_else_stays() {
-        assert_eq!(named(&request()), BTreeSet::from(["a", "b"]));
-        let left = without(&request(), |digest| digest == "a");
-        assert_eq!(named(&left), BTreeSet::from(["b"]));
+        let [a, b] = ["a", "b"].map(|content| Some(Digest::of(content)));
+        assert_eq!(named(&request()), BTreeSet::from([a, b]));
+        let left = without(&request(), |digest| digest == a);
+        assert_eq!(named(&left), BTreeSet::from([b]));
         assert_eq!(left.messages[0].content[0], Content::Text("See".into()));
         assert_eq!(left.messages[0].content[1], Content::Text(LEFT_OUT.into()));
         let Content::ToolResult(result) = &left.messages[1].content[0] else {
@@ -229,7 +237,7 @@ mod tests {
             lucid_store::blobs::Blobs::new(folder.path()).of(lucid_types::ids::SessionId::new());
         files.put("image/png", b"any".to_vec()).await.unwrap();
         let whole = request();
-        let first = without(&whole, |digest| digest == "b");
+        let first = without(&whole, |digest| digest == Some(Digest::of("b")));
         ImageFilter::of(&first, "p", Some(&files))
             .await
             .record_accepted()
@@ -248,5 +256,28 @@ mod tests {
         );
         let other = ImageFilter::of(&whole, "another", Some(&files)).await;
         assert_eq!(*other.request(), whole, "another provider may take them");
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_named_by_no_digest_is_left_out_and_no_other_is_blamed_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let files =
+            lucid_store::blobs::Blobs::new(folder.path()).of(lucid_types::ids::SessionId::new());
+        files.put("image/png", b"any".to_vec()).await.unwrap();
+        let good = request();
+        let images = ImageFilter::of(&good, "p", Some(&files)).await;
+        images.record_accepted().await;
+        let mut bad = request();
+        bad.messages[0].content.push(Content::Image(BlobRef {
+            digest: "sha256:x".into(),
+            ..blob("c")
+        }));
+        let images = ImageFilter::of(&bad, "p", Some(&files)).await;
+        let missing = error(ErrorKind::NotFound);
+        let bare = images.without_all(&missing).unwrap();
+        assert!(named(&bare).is_empty());
+        images.refused().await;
+        let later = ImageFilter::of(&good, "p", Some(&files)).await;
+        assert_eq!(*later.request(), good);
     }
 }

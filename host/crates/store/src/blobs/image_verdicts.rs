@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::{SessionBlobs, blocking};
-use lucid_types::digest::sha256_hex;
+use lucid_types::digest::{Digest, sha256_hex};
 
 /// The file's name in the session's folder. It is not a digest, so it is never served as a blob.
 const NAME: &str = "verdicts";
@@ -42,7 +42,7 @@ pub struct ImageVerdicts(HashSet<String>);
 
 impl ImageVerdicts {
     /// Returns whether this verdict is known for a model and an image.
-    pub fn contains(&self, verdict: ImageVerdict, model: &str, digest: &str) -> bool {
+    pub fn contains(&self, verdict: ImageVerdict, model: &str, digest: Digest) -> bool {
         self.0.contains(&line(verdict, model, digest))
     }
 }
@@ -59,13 +59,13 @@ impl SessionBlobs {
     }
 
     /// Records a verdict on images.
-    pub async fn record_verdict(&self, verdict: ImageVerdict, model: &str, digests: &[&str]) {
+    pub async fn record_verdict(&self, verdict: ImageVerdict, model: &str, digests: &[Digest]) {
         if digests.is_empty() {
             return;
         }
         let mut lines = String::new();
         for digest in digests {
-            lines.push_str(&line(verdict, model, digest));
+            lines.push_str(&line(verdict, model, *digest));
             lines.push('\n');
         }
         let path = self.folder.join(NAME);
@@ -88,8 +88,8 @@ impl SessionBlobs {
 }
 
 /// A line of fixed length whatever the model's name is, since that is chosen by a user.
-fn line(verdict: ImageVerdict, model: &str, digest: &str) -> String {
-    let sign = verdict.sign();
+fn line(verdict: ImageVerdict, model: &str, digest: Digest) -> String {
+    let (sign, digest) = (verdict.sign(), digest.with_algorithm());
     format!("{sign}{}", sha256_hex(format!("{model}\0{digest}")))
 }
 
@@ -97,6 +97,7 @@ fn line(verdict: ImageVerdict, model: &str, digest: &str) -> String {
 mod tests {
     use super::super::Blobs;
     use super::*;
+    use lucid_types::wit::types::BlobRef;
 
     const SESSION: &str = "0198c0de-0000-7000-8000-000000000001";
 
@@ -106,9 +107,10 @@ mod tests {
         let blobs = Blobs::new(folder.path());
         let files = blobs.of(SESSION.parse().unwrap());
         let kept = files.put("image/png", b"abc".to_vec()).await.unwrap();
-        let digest = kept.digest.as_str();
+        let digest = Digest::parse_with_algorithm(&kept.digest).unwrap();
+        let other = Digest::of(b"another");
         files
-            .record_verdict(ImageVerdict::Refused, "a\nb", &[digest, "sha256:x"])
+            .record_verdict(ImageVerdict::Refused, "a\nb", &[digest, other])
             .await;
         files
             .record_verdict(ImageVerdict::Accepted, "c", &[digest])
@@ -120,17 +122,23 @@ mod tests {
             .await;
         for (verdict, model, digest, expected) in [
             (ImageVerdict::Refused, "a\nb", digest, true),
-            (ImageVerdict::Refused, "a\nb", "sha256:x", true),
+            (ImageVerdict::Refused, "a\nb", other, true),
             (ImageVerdict::Refused, "b", digest, false),
             (ImageVerdict::Accepted, "a\nb", digest, false),
             (ImageVerdict::Accepted, "c", digest, true),
-            (ImageVerdict::Accepted, "c", "sha256:x", false),
+            (ImageVerdict::Accepted, "c", other, false),
         ] {
             let is = known.contains(verdict, model, digest);
             assert_eq!(is, expected, "{verdict:?} {model:?} {digest}");
         }
         assert!(
-            files.get("verdicts").await.is_err(),
+            files
+                .get(&BlobRef {
+                    digest: "verdicts".to_owned(),
+                    ..kept
+                })
+                .await
+                .is_err(),
             "it is found as a file"
         );
         files.remove().await.unwrap();
@@ -154,8 +162,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Blobs::new(folder.path()).of(SESSION.parse().unwrap());
         files.put("image/png", b"abc".to_vec()).await.unwrap();
-        let many: Vec<String> = (0..100).map(|number| number.to_string()).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let many: Vec<Digest> = (0..100_u8).map(|number| Digest::of([number])).collect();
         for model in 0..20 {
             files
                 .record_verdict(ImageVerdict::Refused, &model.to_string(), &many)
@@ -165,11 +172,11 @@ mod tests {
         assert!(size.len() <= MOST, "{} bytes", size.len());
         let known = files.verdicts().await;
         assert!(
-            known.contains(ImageVerdict::Refused, "0", "99"),
+            known.contains(ImageVerdict::Refused, "0", many[99]),
             "the first is gone"
         );
         assert!(
-            !known.contains(ImageVerdict::Refused, "19", "99"),
+            !known.contains(ImageVerdict::Refused, "19", many[99]),
             "all fit"
         );
     }

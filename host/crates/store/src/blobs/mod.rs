@@ -39,7 +39,7 @@ pub enum BlobError {
     /// The session has no such file, or is over.
     #[error("there is no file {digest} in this session")]
     NotFound {
-        /// The requested digest, truncated.
+        /// What was asked for as a digest, truncated.
         digest: String,
     },
     /// Any other I/O error.
@@ -108,13 +108,13 @@ impl SessionBlobs {
         .await
     }
 
-    /// Reads a file.
-    pub async fn get(&self, digest: &str) -> Result<Vec<u8>, BlobError> {
+    /// Reads a file that a conversation names. The name is a plugin's, so it may be no digest.
+    pub async fn get(&self, blob: &BlobRef) -> Result<Vec<u8>, BlobError> {
         let missing = || BlobError::NotFound {
-            digest: digest.chars().take(80).collect(),
+            digest: blob.digest.chars().take(80).collect(),
         };
         // Only a digest becomes a path.
-        let name = Digest::parse_with_algorithm(digest).map_err(|_| missing())?;
+        let name = Digest::parse_with_algorithm(&blob.digest).map_err(|_| missing())?;
         let path = self.folder.join(name.to_string());
         match blocking(move || Ok(std::fs::read(path)?)).await {
             Err(BlobError::Io(cause)) if cause.kind() == io::ErrorKind::NotFound => Err(missing()),
@@ -172,8 +172,8 @@ mod tests {
         );
         assert_eq!((kept.media_type.as_str(), kept.size), ("image/png", 3));
         assert_eq!(one.put("image/png", b"abc".to_vec()).await.unwrap(), kept);
-        assert_eq!(one.get(&kept.digest).await.unwrap(), b"abc");
-        let missing = two.get(&kept.digest).await;
+        assert_eq!(one.get(&kept).await.unwrap(), b"abc");
+        let missing = two.get(&kept).await;
         assert!(matches!(missing, Err(BlobError::NotFound { .. })));
         for wrong in [
             "",
@@ -182,7 +182,11 @@ mod tests {
             "ba78",
             &kept.digest.to_uppercase(),
         ] {
-            let got = one.get(wrong).await;
+            let named = BlobRef {
+                digest: wrong.to_owned(),
+                ..kept.clone()
+            };
+            let got = one.get(&named).await;
             assert!(matches!(got, Err(BlobError::NotFound { .. })), "{wrong}");
         }
     }
