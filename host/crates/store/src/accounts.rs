@@ -76,32 +76,32 @@ const COLUMNS: &str =
 
 impl Integrations for Store {
     fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
-        let (store, user) = (self.clone(), who.user.to_string());
+        let (store, user) = (self.clone(), who.user.clone());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 ORDER BY provider"
             ))?;
-            let rows = select.query_map([user], integration)?;
+            let rows = select.query_map([user.as_str()], integration)?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         };
         async move { Ok(store.read(work).await?) }.boxed()
     }
 
     fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>> {
-        let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
+        let (store, user, provider) = (self.clone(), who.user.clone(), provider.to_owned());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 AND provider = ?2"
             ))?;
             Ok(select
-                .query_row(params![user, provider], integration)
+                .query_row([user.as_str(), &provider], integration)
                 .optional()?)
         };
         async move { Ok(store.read(work).await?) }.boxed()
     }
 
     fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()> {
-        let (store, user) = (self.clone(), who.user.to_string());
+        let (store, user) = (self.clone(), who.user.clone());
         let work = move |connection: &Connection| {
             connection
                 .prepare_cached(
@@ -113,7 +113,7 @@ impl Integrations for Store {
                 )?
                 .execute(params![
                     Uuid::new_v4().to_string(),
-                    user,
+                    user.as_str(),
                     new.provider,
                     new.label,
                     new.access_token_encrypted,
@@ -128,11 +128,11 @@ impl Integrations for Store {
     }
 
     fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool> {
-        let (store, user, provider) = (self.clone(), who.user.to_string(), provider.to_owned());
+        let (store, user, provider) = (self.clone(), who.user.clone(), provider.to_owned());
         let work = move |connection: &Connection| {
             let deleted = connection
                 .prepare_cached("DELETE FROM integrations WHERE user_id = ?1 AND provider = ?2")?
-                .execute(params![user, provider])?;
+                .execute([user.as_str(), &provider])?;
             Ok(deleted > 0)
         };
         async move { Ok(store.write(work).await?) }.boxed()

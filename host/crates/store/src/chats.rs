@@ -106,7 +106,7 @@ impl Chats {
             outbox.forget(id).await?;
         }
         // Even if the chat is not there: an earlier call may have stopped after deleting it.
-        let (user, id) = (caller.user().to_string(), id.to_owned());
+        let (user, id) = (caller.user().clone(), id.to_owned());
         let discard = move |connection: &_| discard::of_chat(connection, &user, &id);
         let sessions = self.store.erase(discard).await?;
         Ok(DeletedChat { chat, sessions })

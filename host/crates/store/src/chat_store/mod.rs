@@ -67,7 +67,7 @@ impl From<&Identity> for Principal {
 pub struct Chat {
     /// The chat's id.
     pub id: String,
-    /// The id of the session that wrote it.
+    /// The id of the session that wrote it, as the store has it: other programs write chats there too.
     pub agent_session_id: Option<String>,
     /// The client's name for the project that it belongs to.
     pub project_id: Option<String>,

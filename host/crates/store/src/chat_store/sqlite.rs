@@ -15,8 +15,10 @@ use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
 use crate::sqlite::{Store, totals};
+use lucid_types::ids::SessionId;
 use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
+use lucid_types::user::UserId;
 
 /// The chats of all users in the local database; each call sees those of one user.
 #[derive(Debug, Clone)]
@@ -51,30 +53,26 @@ impl SqliteChatStore {
     }
 }
 
-fn user_of(caller: &Principal) -> String {
-    caller.user().to_string()
-}
-
 impl ChatStore for SqliteChatStore {
     fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>> {
-        let user = user_of(caller);
+        let user = caller.user().clone();
         self.read(move |connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE user_id = ?1 ORDER BY updated_at DESC, id DESC
                  LIMIT ?2 OFFSET ?3"
             ))?;
-            let rows = select.query_map(params![user, limit, offset], chat)?;
+            let rows = select.query_map(params![user.as_str(), limit, offset], chat)?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         })
     }
 
     fn find(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Option<Chat>> {
-        let (user, id) = (user_of(caller), id.to_owned());
+        let (user, id) = (caller.user().clone(), id.to_owned());
         self.read(move |connection| find_chat(connection, Some(&user), &id))
     }
 
     fn create(&self, caller: &Principal, chat: Chat) -> ChatStoreFuture<'_, ()> {
-        let user = user_of(caller);
+        let user = caller.user().clone();
         self.write(move |connection| insert_chat(connection, &user, &chat))
     }
 
@@ -85,14 +83,14 @@ impl ChatStore for SqliteChatStore {
         title: &str,
     ) -> ChatStoreFuture<'_, Option<String>> {
         let (user, id, title) = (
-            user_of(caller),
+            caller.user().clone(),
             id.to_owned(),
             cut(title, TITLE_LENGTH).to_owned(),
         );
         self.write(move |connection| {
             let changed = connection
                 .prepare_cached("UPDATE chat_sessions SET title = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
-                .execute(params![id, user, title, Utc::now().timestamp_millis()])?;
+                .execute(params![id, user.as_str(), title, Utc::now().timestamp_millis()])?;
             Ok((changed > 0).then_some(title))
         })
     }
@@ -103,11 +101,11 @@ impl ChatStore for SqliteChatStore {
         id: &str,
         progress: ChatProgress,
     ) -> ChatStoreFuture<'_, bool> {
-        let (user, id) = (user_of(caller), id.to_owned());
+        let (user, id) = (caller.user().clone(), id.to_owned());
         self.write(move |connection| {
             let changed = connection
                 .prepare_cached("UPDATE chat_sessions SET is_active = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
-                .execute(params![id, user, progress.is_active, Utc::now().timestamp_millis()])?;
+                .execute(params![id, user.as_str(), progress.is_active, Utc::now().timestamp_millis()])?;
             if changed > 0 {
                 totals::set_sums(connection, "chat_sessions", &id, &progress.totals)?;
             }
@@ -116,11 +114,11 @@ impl ChatStore for SqliteChatStore {
     }
 
     fn delete(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, bool> {
-        let (user, id) = (user_of(caller), id.to_owned());
+        let (user, id) = (caller.user().clone(), id.to_owned());
         self.write(move |connection| {
             let deleted = connection
                 .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1 AND user_id = ?2")?
-                .execute(params![id, user])?;
+                .execute(params![id, user.as_str()])?;
             if deleted > 0 {
                 connection
                     .prepare_cached("DELETE FROM chat_messages WHERE session_id = ?1")?
@@ -136,7 +134,7 @@ impl ChatStore for SqliteChatStore {
         id: &str,
         messages: Vec<ChatMessage>,
     ) -> ChatStoreFuture<'_, bool> {
-        let (user, id) = (user_of(caller), id.to_owned());
+        let (user, id) = (caller.user().clone(), id.to_owned());
         self.write(move |connection| {
             if find_chat(connection, Some(&user), &id)?.is_none() {
                 return Ok(false);
@@ -156,12 +154,12 @@ impl ChatStore for SqliteChatStore {
     }
 
     fn messages(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Vec<ChatMessage>> {
-        let (user, id) = (user_of(caller), id.to_owned());
+        let (user, id) = (caller.user().clone(), id.to_owned());
         self.read(move |connection| {
             let Some(chat) = find_chat(connection, Some(&user), &id)? else {
                 return Ok(Vec::new());
             };
-            let session = chat.agent_session_id.unwrap_or_default();
+            let session = session_of(&chat);
             let mut select = connection.prepare_cached(
                 "SELECT id, role, content, event_type, metadata_json, created_at FROM chat_messages
                  WHERE session_id = ?1 ORDER BY n",
@@ -169,7 +167,7 @@ impl ChatStore for SqliteChatStore {
             let mut rows = select.query([&id])?;
             let mut messages = Vec::new();
             while let Some(row) = rows.next()? {
-                messages.push(message(connection, &session, row)?);
+                messages.push(message(connection, session, row)?);
             }
             Ok(messages)
         })
@@ -179,14 +177,14 @@ impl ChatStore for SqliteChatStore {
 /// Finds a chat by its id: the user's, or anybody's if no user is given.
 pub(crate) fn find_chat(
     connection: &Connection,
-    user: Option<&str>,
+    user: Option<&UserId>,
     id: &str,
 ) -> Result<Option<Chat>, StoreError> {
     let found = connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE id = ?1 AND user_id = coalesce(?2, user_id)"
         ))?
-        .query_row(params![id, user], chat)
+        .query_row(params![id, user.map(UserId::as_str)], chat)
         .optional()?;
     Ok(found)
 }
@@ -194,7 +192,7 @@ pub(crate) fn find_chat(
 /// Inserts a chat. An existing one is left unchanged.
 pub(crate) fn insert_chat(
     connection: &Connection,
-    user: &str,
+    user: &UserId,
     chat: &Chat,
 ) -> Result<(), StoreError> {
     let made = connection
@@ -205,7 +203,7 @@ pub(crate) fn insert_chat(
         )?
         .execute(params![
             chat.id,
-            user,
+            user.as_str(),
             chat.agent_session_id,
             chat.project_id,
             cut(&chat.title, TITLE_LENGTH),
@@ -271,7 +269,7 @@ pub(crate) fn insert_message(
 /// no older than `since`.
 pub(crate) fn last_line(
     connection: &Connection,
-    (session, chat): (&str, &str),
+    (session, chat): (SessionId, &str),
     since: u64,
     is_wanted: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, StoreError> {
@@ -307,10 +305,16 @@ fn chat(row: &Row<'_>) -> rusqlite::Result<Chat> {
     })
 }
 
+/// The session that wrote a chat. `None` if its id is none of this host's: then all texts of the
+/// chat are in its rows.
+pub(crate) fn session_of(chat: &Chat) -> Option<SessionId> {
+    chat.agent_session_id.as_deref()?.parse().ok()
+}
+
 /// Reads a complete chat message from a row.
 pub(crate) fn message(
     connection: &Connection,
-    session: &str,
+    session: Option<SessionId>,
     row: &Row<'_>,
 ) -> Result<ChatMessage, StoreError> {
     Ok(ChatMessage {

@@ -8,12 +8,14 @@
 //! - The cost of model calls is kept: numbers, and the names of providers and models. It contains
 //!   no text and nothing that identifies a user.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 
 use super::read::session_id;
 use crate::error::StoreError;
+use crate::sqlite::sql::AsText;
 use lucid_types::ids::SessionId;
 use lucid_types::log::SessionStatus;
+use lucid_types::user::UserId;
 
 /// Tables whose rows name their session in a column `session_id`.
 const OF_SESSION: &[&str] = &[
@@ -29,11 +31,12 @@ const OF_SESSION: &[&str] = &[
 /// session's end. Returns the sessions deleted now.
 pub(crate) fn of_chat(
     connection: &Connection,
-    user: &str,
+    user: &UserId,
     chat: &str,
 ) -> Result<Vec<SessionId>, StoreError> {
     let mut mark = connection
         .prepare_cached("UPDATE sessions SET discarded = 1 WHERE chat_id = ?1 AND user_id = ?2")?;
+    let user = user.as_str();
     if mark.execute([chat, user])? == 0 {
         return Ok(Vec::new());
     }
@@ -51,7 +54,11 @@ pub(crate) fn of_chat(
 }
 
 /// At a session's end, deletes its log if its chat has been deleted.
-pub(super) fn discard_if_deleted(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn discard_if_deleted(
+    connection: &Connection,
+    session: SessionId,
+) -> Result<(), StoreError> {
+    let session = AsText(session);
     let discarded = connection
         .prepare_cached("SELECT discarded FROM sessions WHERE id = ?1")?
         .query_row([session], |row| row.get(0))
@@ -62,8 +69,9 @@ pub(super) fn discard_if_deleted(connection: &Connection, session: &str) -> Resu
     }
 }
 
-/// Removes everything that the log has of a session.
-fn remove(connection: &Connection, session: &str) -> Result<(), StoreError> {
+/// Removes everything that the log has of a session, by what its row has as the id, proper or not.
+fn remove(connection: &Connection, session: impl ToSql) -> Result<(), StoreError> {
+    let session = &session;
     for table in OF_SESSION {
         connection
             .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?

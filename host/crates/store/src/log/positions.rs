@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::read::session_id;
 use crate::error::StoreError;
-use crate::sqlite::sql::to_sql;
+use crate::sqlite::sql::{AsText, to_sql};
 use lucid_types::log::PositionRow;
 
 /// Replaces the stored positions with these.
@@ -22,7 +22,7 @@ pub(super) fn save_positions(
     )?;
     for row in rows {
         insert.execute(params![
-            row.session.to_string(),
+            AsText(row.session),
             row.features,
             to_sql(row.taken)
         ])?;

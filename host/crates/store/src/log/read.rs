@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
 use crate::error::StoreError;
-use crate::sqlite::sql::to_sql;
+use crate::sqlite::sql::{AsText, to_sql};
 use crate::sqlite::{texts, totals};
 use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
@@ -70,7 +70,7 @@ pub(super) fn session_id(row: &Row<'_>, column: &str) -> rusqlite::Result<Option
 }
 
 /// Reads a user's id.
-pub(super) fn user_id(row: &Row<'_>, column: &str) -> rusqlite::Result<UserId> {
+pub(crate) fn user_id(row: &Row<'_>, column: &str) -> rusqlite::Result<UserId> {
     row.get::<_, String>(column).map(UserId::from)
 }
 
@@ -81,7 +81,7 @@ pub fn find_session(
 ) -> Result<Option<SessionRow>, StoreError> {
     let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
     Ok(select
-        .query_row([session.to_string()], session_row)
+        .query_row([AsText(session)], session_row)
         .optional()?)
 }
 
@@ -145,11 +145,11 @@ pub(super) fn living_ids(connection: &Connection) -> Result<Vec<SessionId>, Stor
 /// Reads all sessions that have not ended, oldest first, with what is needed to resume them.
 pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, StoreError> {
     let with_effects = |row: SessionRow| {
-        let id = row.fixed.id.to_string();
+        let id = row.fixed.id;
         Ok(LivingSession {
-            effects: open_effects(connection, &id)?,
-            unread: unread(connection, &id)?,
-            plugin: last_plugin(connection, &id)?,
+            effects: open_effects(connection, id)?,
+            unread: unread(connection, id)?,
+            plugin: last_plugin(connection, id)?,
             row,
         })
     };
@@ -164,12 +164,12 @@ fn unknown_kind(kind: &str) -> StoreError {
 /// Reads the effects of a session that have no result.
 pub(super) fn open_effects(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
 ) -> Result<Vec<EffectRow>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT effect_id, kind, due_at, begun, delay_ms FROM effects WHERE session_id = ?1",
     )?;
-    let mut rows = select.query([session])?;
+    let mut rows = select.query([AsText(session)])?;
     let mut effects = Vec::new();
     let number = |row: &Row<'_>, column| -> rusqlite::Result<Option<u64>> {
         let number: Option<i64> = row.get(column)?;
@@ -192,14 +192,14 @@ pub(super) fn open_effects(
 /// more.
 pub(super) fn commands_before(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     row: u64,
 ) -> Result<Vec<LoggedCommands>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT row, commands FROM steps
          WHERE session_id = ?1 AND row < ?2 AND commands IS NOT NULL ORDER BY row DESC LIMIT 8",
     )?;
-    let mut rows = select.query(params![session, to_sql(row)])?;
+    let mut rows = select.query(params![AsText(session), to_sql(row)])?;
     let mut steps = Vec::new();
     while let Some(row) = rows.next()? {
         steps.push(LoggedCommands {
@@ -213,11 +213,11 @@ pub(super) fn commands_before(
 /// Reads the user's messages that no round has processed, in order.
 pub(super) fn unread(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
 ) -> Result<Vec<InboxMessage>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT n, text FROM inbox WHERE session_id = ?1 ORDER BY n")?;
-    let rows = select.query_map([session], |row| {
+    let rows = select.query_map([AsText(session)], |row| {
         Ok(InboxMessage {
             number: from_sql(row, "n")?,
             text: row.get(1)?,
@@ -229,14 +229,14 @@ pub(super) fn unread(
 /// Reads transcript entries, as JSON, from one number to another, inclusive.
 pub(super) fn transcript(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     first: u64,
     last: u64,
 ) -> Result<Vec<String>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT message FROM transcript WHERE session_id = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry",
     )?;
-    let mut rows = select.query(params![session, to_sql(first), to_sql(last)])?;
+    let mut rows = select.query(params![AsText(session), to_sql(first), to_sql(last)])?;
     let mut entries = Vec::new();
     while let Some(row) = rows.next()? {
         entries.push(texts::unpack_column(connection, session, row, 0)?);
@@ -247,7 +247,7 @@ pub(super) fn transcript(
 /// Reads some of the frames after a sequence number; empty if there are no more.
 pub(super) fn frames_after(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     seq: u64,
     most_bytes: usize,
 ) -> Result<FrameChunk, StoreError> {
@@ -260,7 +260,7 @@ pub(super) fn frames_after(
                  ORDER BY row DESC LIMIT 1), -1)
          ORDER BY row",
     )?;
-    let mut rows = select.query(params![session, to_sql(seq)])?;
+    let mut rows = select.query(params![AsText(session), to_sql(seq)])?;
     let mut chunk = FrameChunk::default();
     let mut bytes = 0;
     while bytes < most_bytes
@@ -284,13 +284,15 @@ pub(super) fn frames_after(
 /// successful step.
 pub(super) fn last_plugin(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
 ) -> Result<Option<Digest>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT plugin FROM steps WHERE session_id = ?1 AND state_digest IS NOT NULL
          ORDER BY row DESC LIMIT 1",
     )?;
-    let found: Option<String> = select.query_row([session], |row| row.get(0)).optional()?;
+    let found: Option<String> = select
+        .query_row([AsText(session)], |row| row.get(0))
+        .optional()?;
     // No component has any other text.
     Ok(found.and_then(|text| text.parse().ok()))
 }
@@ -301,12 +303,11 @@ pub fn logged_steps(
     session: SessionId,
     from: u64,
 ) -> Result<Vec<LoggedStep>, StoreError> {
-    let session = &session.to_string();
     let mut select = connection.prepare_cached(
         "SELECT step, context, inputs, commands, plugin, fuel FROM steps
          WHERE session_id = ?1 AND step >= ?2 ORDER BY row LIMIT 64",
     )?;
-    let mut rows = select.query(params![session, to_sql(from)])?;
+    let mut rows = select.query(params![AsText(session), to_sql(from)])?;
     let (mut steps, mut bytes) = (Vec::new(), 0);
     while bytes < PIECE
         && let Some(row) = rows.next()?

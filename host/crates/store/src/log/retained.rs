@@ -9,7 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::read::{parsed, session_id, user_id};
 use crate::error::StoreError;
-use crate::sqlite::sql::to_sql;
+use crate::sqlite::sql::{AsText, to_sql};
+use lucid_types::ids::SessionId;
 use lucid_types::log::RetainedWorkspace;
 
 /// The number of workspaces that are read at once.
@@ -25,7 +26,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<RetainedWorkspace> {
 /// Records that a session's workspace is kept, starting at this uptime of the host.
 pub(super) fn retain(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     uptime_ms: u64,
 ) -> Result<(), StoreError> {
     connection
@@ -33,7 +34,7 @@ pub(super) fn retain(
             "INSERT OR REPLACE INTO retained_workspaces (session_id, user_id, uptime_ms)
              SELECT id, user_id, ?2 FROM sessions WHERE id = ?1",
         )?
-        .execute((session, to_sql(uptime_ms)))?;
+        .execute((AsText(session), to_sql(uptime_ms)))?;
     Ok(())
 }
 
@@ -62,30 +63,33 @@ pub(super) fn retained_before(
 /// Reads the entry of one session, if its workspace is kept.
 pub(super) fn retained(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
 ) -> Result<Option<RetainedWorkspace>, StoreError> {
     let mut select = connection.prepare_cached(
         "SELECT session_id, user_id FROM retained_workspaces WHERE session_id = ?1",
     )?;
-    Ok(select.query_row([session], read).optional()?)
+    Ok(select.query_row([AsText(session)], read).optional()?)
 }
 
 /// Postpones a removal, as if the workspace had been kept since this uptime of the host.
 pub(super) fn extend_retention(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     uptime_ms: u64,
 ) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE retained_workspaces SET uptime_ms = ?2 WHERE session_id = ?1")?
-        .execute((session, to_sql(uptime_ms)))?;
+        .execute((AsText(session), to_sql(uptime_ms)))?;
     Ok(())
 }
 
 /// Records that a workspace is gone.
-pub(super) fn forget_retained(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn forget_retained(
+    connection: &Connection,
+    session: SessionId,
+) -> Result<(), StoreError> {
     connection
         .prepare_cached("DELETE FROM retained_workspaces WHERE session_id = ?1")?
-        .execute([session])?;
+        .execute([AsText(session)])?;
     Ok(())
 }

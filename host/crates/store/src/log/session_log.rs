@@ -90,30 +90,26 @@ impl SessionLog for Store {
     }
 
     fn mark_started(&self, session: SessionId) -> Logged<()> {
-        let session = session.to_string();
         self.logged_write(ATTEMPT, move |connection| {
-            write::mark_started(connection, &session)
+            write::mark_started(connection, session)
         })
     }
 
     fn mark_begun(&self, session: SessionId) -> Logged<()> {
-        let session = session.to_string();
         self.logged_write(ATTEMPT, move |connection| {
-            write::mark_begun(connection, &session)
+            write::mark_begun(connection, session)
         })
     }
 
     fn release(&self, session: SessionId) -> Logged<()> {
-        let session = session.to_string();
         self.logged_write(ATTEMPT, move |connection| {
-            origin::release_sessions(connection, Some(&session))
+            origin::release_sessions(connection, Some(session))
         })
     }
 
     fn keep_message(&self, session: SessionId, text: String) -> Logged<Option<InboxMessage>> {
-        let session = session.to_string();
         self.logged_write(MESSAGE, move |connection| {
-            write::queue_message(connection, &session, text)
+            write::queue_message(connection, session, text)
         })
     }
 
@@ -135,10 +131,7 @@ impl SessionLog for Store {
     }
 
     fn frames_after(&self, session: SessionId, seq: u64, most_bytes: usize) -> Logged<FrameChunk> {
-        let session = session.to_string();
-        self.logged_read(move |connection| {
-            read::frames_after(connection, &session, seq, most_bytes)
-        })
+        self.logged_read(move |connection| read::frames_after(connection, session, seq, most_bytes))
     }
 
     fn steps_from(&self, session: SessionId, step: u64) -> Logged<Vec<LoggedStep>> {
@@ -146,13 +139,11 @@ impl SessionLog for Store {
     }
 
     fn commands_before(&self, session: SessionId, row: u64) -> Logged<Vec<LoggedCommands>> {
-        let session = session.to_string();
-        self.logged_read(move |connection| read::commands_before(connection, &session, row))
+        self.logged_read(move |connection| read::commands_before(connection, session, row))
     }
 
     fn transcript(&self, session: SessionId, first: u64, last: u64) -> Logged<Vec<String>> {
-        let session = session.to_string();
-        self.logged_read(move |connection| read::transcript(connection, &session, first, last))
+        self.logged_read(move |connection| read::transcript(connection, session, first, last))
     }
 
     fn last_line(
@@ -162,9 +153,9 @@ impl SessionLog for Store {
         since: u64,
         is_wanted: fn(&str) -> bool,
     ) -> Logged<Option<String>> {
-        let (session, chat) = (session.to_string(), chat.to_owned());
+        let chat = chat.to_owned();
         self.logged_read(move |connection| {
-            last_line(connection, (&session, &chat), since, is_wanted)
+            last_line(connection, (session, &chat), since, is_wanted)
         })
     }
 
@@ -183,21 +174,18 @@ impl SessionLog for Store {
     }
 
     fn retained(&self, session: SessionId) -> Logged<Option<RetainedWorkspace>> {
-        let session = session.to_string();
-        self.logged_read(move |connection| retained::retained(connection, &session))
+        self.logged_read(move |connection| retained::retained(connection, session))
     }
 
     fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()> {
-        let session = session.to_string();
         self.logged_write(TIMEOUT, move |connection| {
-            retained::extend_retention(connection, &session, uptime_ms)
+            retained::extend_retention(connection, session, uptime_ms)
         })
     }
 
     fn forget_retained(&self, session: SessionId) -> Logged<()> {
-        let session = session.to_string();
         self.logged_write(TIMEOUT, move |connection| {
-            retained::forget_retained(connection, &session)
+            retained::forget_retained(connection, session)
         })
     }
 

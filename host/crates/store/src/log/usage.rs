@@ -7,14 +7,15 @@
 use rusqlite::{Connection, params};
 
 use crate::error::StoreError;
-use crate::sqlite::sql::to_sql;
+use crate::sqlite::sql::{AsText, to_sql};
 use crate::sqlite::totals::set_sums;
+use lucid_types::ids::SessionId;
 use lucid_types::log::{ModelCallRow, UsageTotals};
 
 /// Writes the calls of a round, and the resulting totals.
 pub(super) fn write(
     connection: &Connection,
-    (session, chat): (&str, &str),
+    (session, chat): (SessionId, &str),
     row: u64,
     calls: &[ModelCallRow],
     sums: &UsageTotals,
@@ -30,7 +31,7 @@ pub(super) fn write(
     for call in calls {
         let used = &call.used;
         insert.execute(params![
-            session,
+            AsText(session),
             to_sql(row),
             call.effect.as_str(),
             call.provider,
@@ -44,8 +45,6 @@ pub(super) fn write(
         ])?;
     }
     // A session has one chat, so their totals are equal; the chat may have been deleted meanwhile.
-    for (table, id) in [("sessions", session), ("chat_sessions", chat)] {
-        set_sums(connection, table, id, sums)?;
-    }
-    Ok(())
+    set_sums(connection, "sessions", AsText(session), sums)?;
+    set_sums(connection, "chat_sessions", chat, sums)
 }

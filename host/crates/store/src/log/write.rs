@@ -12,8 +12,9 @@ use crate::chat_store::sqlite::{MessageInsert, insert_chat, insert_message};
 use crate::chat_store::{Chat, TITLE_LENGTH};
 use crate::error::StoreError;
 use crate::outbox;
-use crate::sqlite::sql::{time, to_sql};
+use crate::sqlite::sql::{AsText, time, to_sql};
 use crate::sqlite::texts::RoundTexts;
+use lucid_types::ids::SessionId;
 use lucid_types::log::{InboxMessage, RoundRow, SessionConfig, SessionStatus, UsageTotals};
 use lucid_types::text::cut;
 
@@ -36,7 +37,7 @@ pub(super) fn insert_session(
                  ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25)",
         )?
         .execute(params![
-            session.id.to_string(),
+            AsText(session.id),
             session.user.as_str(),
             session.project_id,
             session.task,
@@ -74,11 +75,11 @@ pub(super) fn insert_session(
         created_at: began,
         updated_at: began,
     };
-    insert_chat(connection, session.user.as_str(), &chat)?;
+    insert_chat(connection, &session.user, &chat)?;
     if sent {
-        outbox::add(connection, &session.chat_id, session.user.as_str())?;
+        outbox::add(connection, &session.chat_id, &session.user)?;
     }
-    insert_parts(connection, &session.id.to_string(), first)
+    insert_parts(connection, session.id, first)
 }
 
 /// The title of a session's chat: the beginning of its task.
@@ -87,11 +88,11 @@ fn title_of(task: &str) -> &str {
 }
 
 /// Records that a session was started, before it has stepped: after a crash it resumes by itself.
-pub(super) fn mark_started(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn mark_started(connection: &Connection, session: SessionId) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE sessions SET status = ?2 WHERE id = ?1 AND status = ?3")?
         .execute(params![
-            session,
+            AsText(session),
             SessionStatus::Running.text(),
             SessionStatus::Created.text()
         ])?;
@@ -99,10 +100,10 @@ pub(super) fn mark_started(connection: &Connection, session: &str) -> Result<(),
 }
 
 /// Records that all open effects of a session begin, including those that an older host left.
-pub(super) fn mark_begun(connection: &Connection, session: &str) -> Result<(), StoreError> {
+pub(super) fn mark_begun(connection: &Connection, session: SessionId) -> Result<(), StoreError> {
     connection
         .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
-        .execute([session])?;
+        .execute([AsText(session)])?;
     Ok(())
 }
 
@@ -110,7 +111,7 @@ pub(super) fn mark_begun(connection: &Connection, session: &str) -> Result<(), S
 /// round will.
 pub(super) fn queue_message(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     text: String,
 ) -> Result<Option<InboxMessage>, StoreError> {
     let queued = connection
@@ -119,7 +120,7 @@ pub(super) fn queue_message(
              SELECT id, ?2 FROM sessions WHERE id = ?1 AND status IN (?3, ?4)",
         )?
         .execute(params![
-            session,
+            AsText(session),
             text,
             SessionStatus::Created.text(),
             SessionStatus::Running.text()
@@ -130,7 +131,7 @@ pub(super) fn queue_message(
 
 /// Writes the round. The caller's transaction makes it atomic.
 pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
-    let session = &round.session.to_string();
+    let session = round.session;
     let counters = &round.counters;
     let state = round
         .decision
@@ -146,7 +147,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
              WHERE id = ?1",
         )?
         .execute(params![
-            session,
+            AsText(session),
             round.status.text(),
             round.end_reason,
             to_sql(counters.step),
@@ -181,7 +182,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
         for table in ["effects", "inbox"] {
             connection
                 .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
-                .execute(params![session])?;
+                .execute(params![AsText(session)])?;
         }
         // A key is kept only as long as it can be used.
         connection
@@ -189,7 +190,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
                 "UPDATE sessions SET api_key_sealed = NULL, git_token_sealed = NULL WHERE id = ?1
                  AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
             )?
-            .execute(params![session])?;
+            .execute(params![AsText(session)])?;
     }
     if round.retains_workspace {
         retained::retain(connection, session, counters.uptime_ms)?;
@@ -203,7 +204,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
 
 fn insert_parts(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     round: &RoundRow,
 ) -> Result<(), StoreError> {
     let decision = round.decision.as_ref();
@@ -238,13 +239,13 @@ fn insert_parts(
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         )?
         .execute(params![
-            session,
+            AsText(session),
             to_sql(round.row),
             to_sql(round.first_seq),
             to_sql(round.first_seq + round.frames.len() as u64) - 1,
             to_sql(round.at),
             decision.map(|d| to_sql(d.step)),
-            decision.map(|d| d.plugin.to_string()),
+            decision.map(|d| AsText(d.plugin)),
             decision.and_then(|d| d.state_digest.as_ref()),
             decision.map(|d| to_sql(d.fuel)),
             decision.map(|d| to_sql(d.memory)),
@@ -260,7 +261,7 @@ fn insert_parts(
             "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
         )?;
         for (entry, message) in entries {
-            insert.execute(params![session, to_sql(entry), message])?;
+            insert.execute(params![AsText(session), to_sql(entry), message])?;
         }
     }
     if !round.chat_lines.is_empty() {
@@ -297,7 +298,7 @@ fn insert_parts(
     for effect in &round.closed {
         connection
             .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
-            .execute(params![session, effect.as_str()])?;
+            .execute(params![AsText(session), effect.as_str()])?;
     }
     for effect in &round.opened {
         connection
@@ -305,7 +306,7 @@ fn insert_parts(
                 "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
             .execute(params![
-                session,
+                AsText(session),
                 effect.id.as_str(),
                 effect.kind.text(),
                 effect.due_at.map(to_sql),
@@ -317,7 +318,7 @@ fn insert_parts(
             .prepare_cached(
                 "UPDATE effects SET begun = 0 WHERE session_id = ?1 AND effect_id = ?2",
             )?
-            .execute(params![session, effect.as_str()])?;
+            .execute(params![AsText(session), effect.as_str()])?;
     }
     Ok(())
 }

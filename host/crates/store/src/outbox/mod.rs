@@ -100,7 +100,7 @@ impl Outbox {
 
     /// Sends what is waiting for a user, and waits for that for as long as a caller should.
     pub async fn wait_for_user(&self, user: &UserId) {
-        let user = user.to_string();
+        let user = user.clone();
         let work = move |connection: &_| progress::has_pending(connection, &user, None);
         // If that cannot be determined, the read that follows reports why.
         if self.shared.store.read(work).await.unwrap_or(false) {
@@ -126,7 +126,7 @@ impl Outbox {
         user: &UserId,
         chat: &str,
     ) -> Result<bool, ChatStoreError> {
-        let (user, chat) = (user.to_string(), chat.to_owned());
+        let (user, chat) = (user.clone(), chat.to_owned());
         let work = move |connection: &_| progress::has_pending(connection, &user, Some(&chat));
         Ok(self.shared.store.read(work).await?)
     }

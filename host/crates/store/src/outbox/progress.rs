@@ -8,10 +8,12 @@
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::chat_store::sqlite::{find_chat, message};
+use crate::chat_store::sqlite::{find_chat, message, session_of};
 use crate::chat_store::{Chat, ChatMessage};
 use crate::error::StoreError;
+use crate::log::read::user_id;
 use crate::sqlite::outbox_signal::BATCH;
+use lucid_types::user::UserId;
 
 /// Maximum size of a batch in bytes, unless a single message is larger.
 const BATCH_BYTES: usize = 2 << 20;
@@ -20,7 +22,7 @@ const BATCH_BYTES: usize = 2 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OutboxEntry {
     pub(super) chat: String,
-    pub(super) user: String,
+    pub(super) user: UserId,
     pub(super) created: bool,
     /// The number of the last message sent, and its time in the other store in microseconds since
     /// 1970.
@@ -63,12 +65,12 @@ pub(super) fn enqueue_all(connection: &Connection) -> Result<(), StoreError> {
 }
 
 /// Enters a chat.
-pub(crate) fn add(connection: &Connection, chat: &str, user: &str) -> Result<(), StoreError> {
+pub(crate) fn add(connection: &Connection, chat: &str, user: &UserId) -> Result<(), StoreError> {
     connection
         .prepare_cached(
             "INSERT INTO outbox (chat_id, user_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
         )?
-        .execute([chat, user])?;
+        .execute([chat, user.as_str()])?;
     Ok(())
 }
 
@@ -88,7 +90,7 @@ pub(super) fn open(connection: &Connection) -> Result<Vec<OutboxEntry>, StoreErr
     let rows = select.query_map([], |row| {
         Ok(OutboxEntry {
             chat: row.get(0)?,
-            user: row.get(1)?,
+            user: user_id(row, "user_id")?,
             created: row.get(2)?,
             sent: row.get(3)?,
             sent_at: row.get(4)?,
@@ -103,9 +105,10 @@ pub(super) fn open(connection: &Connection) -> Result<Vec<OutboxEntry>, StoreErr
 /// be created.
 pub(super) fn has_pending(
     connection: &Connection,
-    user: &str,
+    user: &UserId,
     chat: Option<&str>,
 ) -> Result<bool, StoreError> {
+    let user = user.as_str();
     let found = match chat {
         None => connection
             .prepare_cached(&format!("SELECT 1 FROM outbox WHERE user_id = ?1 AND {OPEN}"))?
@@ -134,8 +137,7 @@ pub(super) fn next(
     sent_at: i64,
 ) -> Result<OutboxBatch, StoreError> {
     let found = find_chat(connection, None, chat)?;
-    let session = found.and_then(|chat| chat.agent_session_id);
-    let session = session.unwrap_or_default();
+    let session = found.as_ref().and_then(session_of);
     let mut select = connection.prepare_cached(
         "SELECT id, role, content, event_type, metadata_json, created_at, n FROM chat_messages
          WHERE session_id = ?1 AND n > ?2 ORDER BY n LIMIT ?3",
@@ -152,7 +154,7 @@ pub(super) fn next(
     };
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        let mut message = message(connection, &session, row)?;
+        let mut message = message(connection, session, row)?;
         bytes += message.content.len() + message.metadata_json.as_ref().map_or(0, String::len);
         if bytes > BATCH_BYTES && !batch.messages.is_empty() {
             break;

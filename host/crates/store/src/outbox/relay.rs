@@ -24,7 +24,6 @@ use crate::error::StoreError;
 use crate::sqlite::Store;
 use crate::sqlite::outbox_signal::OutboxSignal;
 use crate::supabase::SupabaseChatStore;
-use lucid_types::user::UserId;
 
 /// Maximum number of chats sent at once.
 const AT_ONCE: usize = 8;
@@ -229,7 +228,7 @@ impl OutboxRelay {
 
     /// Sends a chat, with the user's token or otherwise the service key.
     async fn deliver(&self, mut entry: OutboxEntry) -> DeliveryOutcome {
-        let user = UserId::from(entry.user.as_str());
+        let user = entry.user.clone();
         let service = self
             .chats
             .has_service_key()

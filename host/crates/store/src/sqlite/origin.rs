@@ -7,6 +7,8 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::error::StoreError;
+use crate::sqlite::sql::AsText;
+use lucid_types::ids::SessionId;
 
 /// A start of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,12 +62,15 @@ pub fn record_start(
 }
 
 /// Lets one session, or all of them, resume by themselves from now on.
-pub fn release_sessions(connection: &Connection, session: Option<&str>) -> Result<(), StoreError> {
+pub fn release_sessions(
+    connection: &Connection,
+    session: Option<SessionId>,
+) -> Result<(), StoreError> {
     connection
         .prepare_cached(
             "UPDATE sessions SET held = 0
              WHERE held AND status <> 'ended' AND id = coalesce(?1, id)",
         )?
-        .execute([session])?;
+        .execute([session.map(AsText)])?;
     Ok(())
 }

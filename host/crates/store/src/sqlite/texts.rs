@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::StoreError;
+use crate::sqlite::sql::AsText;
+use lucid_types::ids::SessionId;
 
 /// Minimum size in bytes of a text that is stored separately. A reference takes about 80.
 const LARGE: usize = 1024;
@@ -72,12 +74,12 @@ fn parts(parts: &[PackedPart<'_>]) -> Result<PackedValue<'static>, StoreError> {
 /// The large texts of one round.
 pub(crate) struct RoundTexts<'a> {
     connection: &'a Connection,
-    session: &'a str,
+    session: SessionId,
     texts: Vec<(Digest, String)>,
 }
 
 impl<'a> RoundTexts<'a> {
-    pub(crate) fn new(connection: &'a Connection, session: &'a str) -> Self {
+    pub(crate) fn new(connection: &'a Connection, session: SessionId) -> Self {
         Self {
             connection,
             session,
@@ -130,7 +132,7 @@ impl<'a> RoundTexts<'a> {
             .prepare_cached(
                 "INSERT INTO texts (session_id, digest, text) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             )?
-            .execute(params![self.session, digest, json])?;
+            .execute(params![AsText(self.session), digest, json])?;
         self.texts.push((digest, json.to_owned()));
         Ok(TextSlice(digest, 0, json.len()))
     }
@@ -159,10 +161,11 @@ fn large_strings(json: &str) -> impl Iterator<Item = (usize, usize)> + '_ {
     })
 }
 
-/// Reassembles a value from a session's row.
+/// Reassembles a value from a row. Its large texts are the session's; a row without a session has
+/// none.
 pub(crate) fn unpack_column(
     connection: &Connection,
-    session: &str,
+    session: impl Into<Option<SessionId>>,
     row: &Row<'_>,
     column: usize,
 ) -> Result<String, StoreError> {
@@ -172,18 +175,23 @@ pub(crate) fn unpack_column(
 /// Like [`unpack_column`], for a column that may be null.
 pub(crate) fn optional(
     connection: &Connection,
-    session: &str,
+    session: impl Into<Option<SessionId>>,
     row: &Row<'_>,
     column: usize,
 ) -> Result<Option<String>, StoreError> {
     match row.get_ref(column)? {
         ValueRef::Null => Ok(None),
-        ValueRef::Blob(parts) => unpack(connection, session, parts).map(Some),
+        ValueRef::Blob(parts) => unpack(connection, session.into(), parts).map(Some),
         _ => Ok(Some(row.get(column)?)),
     }
 }
 
-fn unpack(connection: &Connection, session: &str, parts: &[u8]) -> Result<String, StoreError> {
+fn unpack(
+    connection: &Connection,
+    session: Option<SessionId>,
+    parts: &[u8],
+) -> Result<String, StoreError> {
+    let session = session.map(AsText);
     let parts: Vec<PackedPart<'_>> =
         serde_json::from_slice(parts).map_err(|cause| content(&cause))?;
     let mut select = connection
@@ -227,7 +235,7 @@ mod tests {
         connection
     }
 
-    fn stored(connection: &Connection, session: &str, packed: &PackedValue<'_>) -> String {
+    fn stored(connection: &Connection, session: SessionId, packed: &PackedValue<'_>) -> String {
         connection.execute("DELETE FROM held", []).unwrap();
         connection
             .execute("INSERT INTO held VALUES (?1)", [packed])
@@ -248,12 +256,13 @@ mod tests {
     #[test]
     fn what_a_tool_printed_is_kept_once_and_read_from_everywhere() {
         let connection = database();
+        let session = SessionId::new();
         let printed = "line \"one\"\n\tline\\two\u{1}\n".repeat(500) + "ïï";
         let said = format!("{printed}[exit code 0]");
         let entry = json!({"role": "tool", "content": [{"text": said}]}).to_string();
         let frames = json!([{"content": &printed[..2000]}]).to_string();
         let inputs = json!([{"tool-replied": {"outcome": {"text": said}, "entry": 3}}]).to_string();
-        let mut texts = RoundTexts::new(&connection, "s");
+        let mut texts = RoundTexts::new(&connection, session);
         let packed = [
             texts.pack_json(&entry).unwrap(),
             texts.pack_json(&inputs).unwrap(),
@@ -263,16 +272,18 @@ mod tests {
         ];
         let whole = [&*entry, &*inputs, &*frames, &*printed, "short"];
         for (packed, whole) in packed.iter().zip(whole) {
-            assert_eq!(stored(&connection, "s", packed), whole);
+            assert_eq!(stored(&connection, session, packed), whole);
             if let PackedValue::Parts(parts) = packed {
                 assert!(parts.len() < 300, "{}", parts.len());
             }
         }
         assert_eq!(kept(&connection).0, 1);
         // The same again in a later round, and in another session.
-        RoundTexts::new(&connection, "s").pack_json(&entry).unwrap();
+        RoundTexts::new(&connection, session)
+            .pack_json(&entry)
+            .unwrap();
         assert_eq!(kept(&connection).0, 1);
-        RoundTexts::new(&connection, "other")
+        RoundTexts::new(&connection, SessionId::new())
             .pack_json(&entry)
             .unwrap();
         assert_eq!(kept(&connection).0, 2);
@@ -282,7 +293,8 @@ mod tests {
     fn what_an_older_build_wrote_is_read_as_it_is() {
         let connection = database();
         let old = json!({"text": "x".repeat(5000)}).to_string();
-        assert_eq!(stored(&connection, "s", &PackedValue::Whole(&old)), old);
+        let session = SessionId::new();
+        assert_eq!(stored(&connection, session, &PackedValue::Whole(&old)), old);
     }
 
     proptest! {
@@ -291,15 +303,16 @@ mod tests {
             pieces in prop::collection::vec(("[\\PC\"\\\\\n\u{1}]{0,40}", 1_usize..80), 0..6),
         ) {
             let connection = database();
-            let mut texts = RoundTexts::new(&connection, "s");
+            let session = SessionId::new();
+            let mut texts = RoundTexts::new(&connection, session);
             let strings: Vec<String> =
                 pieces.iter().map(|(text, times)| text.repeat(*times)).collect();
             let json = json!({"all": strings, "again": strings}).to_string();
             let packed = texts.pack_json(&json).unwrap();
-            prop_assert_eq!(stored(&connection, "s", &packed), json);
+            prop_assert_eq!(stored(&connection, session, &packed), json);
             for text in &strings {
                 let packed = texts.pack_text(text).unwrap();
-                prop_assert_eq!(&stored(&connection, "s", &packed), text);
+                prop_assert_eq!(&stored(&connection, session, &packed), text);
             }
         }
     }

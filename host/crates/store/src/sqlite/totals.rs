@@ -3,7 +3,7 @@
 //! # Invariants
 //! - Amounts of money are in millionths of a US dollar.
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, ToSql, params};
 
 use super::sql::to_sql;
 use crate::error::StoreError;
@@ -32,7 +32,7 @@ pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<UsageTotals> {
 pub(crate) fn set_sums(
     connection: &Connection,
     table: &str,
-    id: &str,
+    id: impl ToSql,
     sums: &UsageTotals,
 ) -> Result<(), StoreError> {
     connection
