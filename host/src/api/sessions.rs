@@ -22,6 +22,7 @@ use lucid_session::{
 use lucid_types::identity::Identity;
 use lucid_types::ids::SessionId;
 use lucid_types::log::UsageTotals;
+use lucid_types::user::UserId;
 
 /// A list shows this much of a task, in characters.
 const LISTED_TASK: usize = 80;
@@ -40,7 +41,8 @@ pub(super) struct CreatedView {
     /// `ready`, or `mock` where the policy is the rehearsal.
     #[schema(example = "ready")]
     status: &'static str,
-    session_id: String,
+    #[schema(value_type = String)]
+    session_id: SessionId,
     message: &'static str,
 }
 
@@ -78,7 +80,7 @@ pub(super) async fn create(
     };
     Ok(Json(CreatedView {
         status,
-        session_id: session.id().to_string(),
+        session_id: *session.id(),
         message,
     }))
 }
@@ -93,8 +95,10 @@ pub(super) struct SessionsView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SessionView {
-    session_id: String,
-    user_id: String,
+    #[schema(value_type = String)]
+    session_id: SessionId,
+    #[schema(value_type = String)]
+    user_id: UserId,
     /// The first 80 characters.
     task: String,
     is_alive: bool,
@@ -104,8 +108,8 @@ pub(super) struct SessionView {
 impl From<SessionSummary> for SessionView {
     fn from(summary: SessionSummary) -> Self {
         Self {
-            session_id: summary.session_id.to_string(),
-            user_id: summary.user_id.to_string(),
+            session_id: summary.session_id,
+            user_id: summary.user_id,
             task: summary.task.chars().take(LISTED_TASK).collect(),
             is_alive: summary.is_alive,
             created_at: summary.created_at,
@@ -164,8 +168,10 @@ impl From<&UsageTotals> for UsageView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DetailsView {
-    session_id: String,
-    user_id: String,
+    #[schema(value_type = String)]
+    session_id: SessionId,
+    #[schema(value_type = String)]
+    user_id: UserId,
     /// All of it.
     task: String,
     #[schema(example = "running")]
@@ -197,8 +203,8 @@ pub(super) struct DetailsView {
 impl From<SessionDetails> for DetailsView {
     fn from(details: SessionDetails) -> Self {
         Self {
-            session_id: details.session_id.to_string(),
-            user_id: details.user_id.to_string(),
+            session_id: details.session_id,
+            user_id: details.user_id,
             task: details.task,
             status: details.status,
             end_reason: details.end_reason,
@@ -238,7 +244,7 @@ pub(super) async fn get(
     Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<DetailsView>, Problem> {
-    let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
+    let parsed = session_id(&id)?;
     match api.parts.sessions.details(&parsed, &who.user).await {
         Ok(details) => Ok(Json(details.into())),
         Err(SessionDetailsError::Lookup(LookupError::NotFound)) => Err(no_session(&id)),
@@ -255,7 +261,8 @@ pub(super) async fn get(
 pub(super) struct StoppedView {
     #[schema(example = "stopped")]
     status: &'static str,
-    session_id: String,
+    #[schema(value_type = String)]
+    session_id: SessionId,
     message: &'static str,
 }
 
@@ -295,7 +302,7 @@ pub(super) async fn stop(
         }
         // One that is over may have files that are kept.
         Err(problem) if problem.status() == axum::http::StatusCode::NOT_FOUND => {
-            let parsed = id.parse::<SessionId>().map_err(|_| no_session(&id))?;
+            let parsed = session_id(&id)?;
             let sessions = &api.parts.sessions;
             let discarded = sessions.discard(&parsed, &who.user).await;
             if !discarded.map_err(|error| of_lookup(&error, &id, not_yours))? {
@@ -312,7 +319,7 @@ pub(super) async fn stop(
     };
     Ok(Json(StoppedView {
         status: "stopped",
-        session_id: session.to_string(),
+        session_id: session,
         message: "Session stopped and resources cleaned up.",
     }))
 }
@@ -352,7 +359,7 @@ impl Api {
         who: &Identity,
         not_yours: &str,
     ) -> Result<std::sync::Arc<lucid_session::SessionHandle>, Problem> {
-        let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
+        let parsed = session_id(id)?;
         self.parts
             .sessions
             .get(&parsed, &who.user)
@@ -372,7 +379,7 @@ impl Api {
         who: &Identity,
         not_yours: &str,
     ) -> Result<Option<std::sync::Arc<Workspace>>, Problem> {
-        let parsed = id.parse::<SessionId>().map_err(|_| no_session(id))?;
+        let parsed = session_id(id)?;
         let known = self.parts.sessions.has_workspace(&parsed, &who.user).await;
         if !known.map_err(|error| of_lookup(&error, id, not_yours))? {
             return Ok(None);
@@ -394,6 +401,11 @@ fn of_lookup(error: &WorkspaceLookupError, id: &str, not_yours: &str) -> Problem
             "The session's files could not be removed. That is tried again in ten minutes.",
         ),
     }
+}
+
+/// Reads the id that a client sent.
+fn session_id(text: &str) -> Result<SessionId, Problem> {
+    text.parse().map_err(|_| no_session(text))
 }
 
 /// The answer for a session that is not there.

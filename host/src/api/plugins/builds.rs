@@ -148,6 +148,6 @@ async fn changed(
         version: now.as_ref().map(|(plugin, _)| plugin.version().to_owned()),
         source: now.map(|(_, source)| source.to_owned()),
         share: candidate.as_ref().map(|(_, share)| *share),
-        candidate: candidate.map(|(digest, _)| digest),
+        candidate: candidate.map(|(digest, _)| digest.to_string()),
     }))
 }

@@ -65,11 +65,11 @@ impl DeploymentManager {
     }
 
     /// The candidate of a plugin, and its share.
-    pub(crate) fn candidate(&self, kind: PluginKind, name: &str) -> Option<(String, u8)> {
+    pub(crate) fn candidate(&self, kind: PluginKind, name: &str) -> Option<(Digest, u8)> {
         let snapshot = self.now().snapshot;
         let found = (kind == PluginKind::Policy).then(|| candidate(&snapshot.manifest, name));
         let (upload, share) = found.flatten()?;
-        Some((upload.digest.to_string(), share))
+        Some((upload.digest, share))
     }
 
     /// The problems of the last load, if it failed.
