@@ -70,7 +70,7 @@ pub(super) fn session_id(row: &Row<'_>, column: &str) -> rusqlite::Result<Option
 }
 
 /// Reads a user's id.
-pub(crate) fn user_id(row: &Row<'_>, column: &str) -> rusqlite::Result<UserId> {
+pub(super) fn user_id(row: &Row<'_>, column: &str) -> rusqlite::Result<UserId> {
     row.get::<_, String>(column).map(UserId::from)
 }
 

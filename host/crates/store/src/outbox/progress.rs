@@ -11,7 +11,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::chat_store::sqlite::{find_chat, message, session_of};
 use crate::chat_store::{Chat, ChatMessage};
 use crate::error::StoreError;
-use crate::log::read::user_id;
 use crate::sqlite::outbox_signal::BATCH;
 use lucid_types::user::UserId;
 
@@ -90,7 +89,7 @@ pub(super) fn open(connection: &Connection) -> Result<Vec<OutboxEntry>, StoreErr
     let rows = select.query_map([], |row| {
         Ok(OutboxEntry {
             chat: row.get(0)?,
-            user: user_id(row, "user_id")?,
+            user: row.get::<_, String>(1)?.into(),
             created: row.get(2)?,
             sent: row.get(3)?,
             sent_at: row.get(4)?,
