@@ -15,6 +15,7 @@ mod base_url;
 pub mod error;
 mod raw;
 mod redact;
+mod redact_scan;
 mod redact_stream;
 mod request;
 mod response;

@@ -1,9 +1,15 @@
 //! Redacts a key from what a provider sent back.
 //!
+//! A provider that echoes a key may also show it in another form. The forms that are known are those
+//! of the usual encoders. They are looked for together, so their number costs nearly nothing; what
+//! would need another way of looking is left out: a key cut into groups, in another case, encoded
+//! twice, or compressed.
+//!
 //! # Invariants
-//! - The output contains the key in none of these forms: verbatim, URL-encoded (also with every
-//!   byte escaped), hexadecimal, base64 (at any offset of the encoded text), or inside a JSON
-//!   string.
+//! - The output contains the key in none of these forms: verbatim, reversed, with a space or a dash
+//!   between its characters, URL-encoded (also with every byte escaped), hexadecimal (also with a
+//!   space, a colon or a dash between its bytes, or `%` or `\x` before each), base64 or base32 (at
+//!   any offset of the encoded text), or inside a JSON string.
 //! - A text that was cut does not end with the beginning of the key.
 
 use std::borrow::Cow;
@@ -12,6 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use url::form_urlencoded::byte_serialize;
 
+use super::redact_scan::FormScanner;
 use lucid_types::secret::{Secret, Zeroizing};
 use lucid_types::wit::llm::{Frame, Sse};
 
@@ -31,6 +38,8 @@ const SHORTEST_PIECE: usize = 3;
 pub struct Redactor {
     /// The forms, the key itself first.
     forms: Vec<Zeroizing<String>>,
+    /// Of the forms of a secret.
+    scanner: FormScanner,
 }
 
 impl std::fmt::Debug for Redactor {
@@ -54,10 +63,18 @@ impl Redactor {
             plain.push(Zeroizing::new(lowercase_escapes(&encoded)));
             plain.push(Zeroizing::new(encoded));
         }
-        for before_each in ["", "%"] {
-            let digits = hexadecimal(key.as_bytes(), before_each);
-            plain.push(Zeroizing::new(digits.to_ascii_uppercase()));
-            plain.push(Zeroizing::new(digits));
+        for before_each in ["", "%", "\\x"] {
+            plain.extend(hexadecimal(key.as_bytes(), before_each));
+        }
+        for between in [" ", ":", "-"] {
+            for mut digits in hexadecimal(key.as_bytes(), between) {
+                digits.remove(0);
+                plain.push(digits);
+            }
+        }
+        plain.push(joined(key.chars().rev(), ""));
+        for between in [" ", "-"] {
+            plain.push(joined(key.chars(), between));
         }
         for before in 0..3 {
             // Three bytes are four characters: the key may begin at any of the three.
@@ -74,12 +91,25 @@ impl Redactor {
                 }
             }
         }
+        for before in 0..5 {
+            // Five bytes are eight characters.
+            let mut bytes = Zeroizing::new(vec![0; before]);
+            bytes.extend_from_slice(key.as_bytes());
+            let (first, end) = ((before * 8).div_ceil(5), bytes.len() * 8 / 5);
+            let encoded = base32(&bytes);
+            if let Some(own) = encoded.get(first..end) {
+                plain.push(Zeroizing::new(own.to_ascii_lowercase()));
+                plain.push(Zeroizing::new(own.to_owned()));
+            }
+        }
         let mut forms = vec![Zeroizing::new(key.to_owned())];
         // An error may quote a body that is itself JSON, and the response is JSON around that.
         for inner in plain {
             let mut layer = vec![inner];
             for _ in 0..3 {
-                let outer = layer.iter().flat_map(|form| json_escaped(form)).collect();
+                // What no encoder changes is itself in all further layers.
+                let changed = layer.iter().filter(|form| is_changed_in_json(form));
+                let outer: Vec<_> = changed.flat_map(|form| json_escaped(form)).collect();
                 for form in std::mem::replace(&mut layer, outer) {
                     if form.len() >= SHORTEST_FORM && !forms.contains(&form) {
                         forms.push(form);
@@ -90,12 +120,19 @@ impl Redactor {
         // Longer forms first: one that contains another is replaced before it, so that no part of
         // it is left.
         forms[1..].sort_by_key(|form| std::cmp::Reverse(form.len()));
-        Self { forms }
+        let scanner = match key.len() {
+            SECRET.. => FormScanner::new(forms.iter().map(|form| form.as_bytes())),
+            _ => FormScanner::default(),
+        };
+        Self { forms, scanner }
     }
 
     /// Redacts the key in a text.
     pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
+        if self.is_secret() && !self.occurs_in(&text) {
+            return text;
+        }
         for form in &self.forms {
             if !text.contains(form.as_str()) {
                 continue;
@@ -169,9 +206,18 @@ impl Redactor {
         self.forms.iter().map(|form| form.as_str())
     }
 
-    /// Whether a form begins with this character.
-    pub(super) fn may_start_with(&self, first: char) -> bool {
-        self.forms().any(|form| form.starts_with(first))
+    /// Whether this secret occurs in a text.
+    fn occurs_in(&self, text: &str) -> bool {
+        let is_form = |rest: &[u8]| {
+            let mut forms = self.forms.iter();
+            forms.any(|form| rest.starts_with(form.as_bytes()))
+        };
+        self.scanner.finds(text.as_bytes(), is_form)
+    }
+
+    /// Whether a form of this secret may begin the text, or the text may be the beginning of one.
+    pub(super) fn may_begin(&self, text: &str) -> bool {
+        self.scanner.may_begin(text.as_bytes())
     }
 
     pub(super) fn is_secret(&self) -> bool {
@@ -209,6 +255,12 @@ fn partial_form_at_end(text: &str, form: &str) -> usize {
     found.next().unwrap_or(0)
 }
 
+/// Whether one of [`json_escaped`] is not the text itself.
+fn is_changed_in_json(text: &str) -> bool {
+    text.bytes()
+        .any(|byte| byte < b' ' || b"\"\\/<>&".contains(&byte))
+}
+
 /// The forms in which encoders write a text into a JSON string: with mandatory escapes only, with
 /// slashes escaped too, and with HTML's special characters escaped.
 fn json_escaped(text: &str) -> [Zeroizing<String>; 3] {
@@ -236,14 +288,43 @@ fn percent_encode_all(bytes: &[u8]) -> String {
     text
 }
 
-/// Two lower-case hex digits for each byte, each pair after `before_each`.
-fn hexadecimal(bytes: &[u8], before_each: &str) -> String {
-    // Allocated at its full size: a text that grows leaves copies behind, which nobody wipes.
-    let mut text = String::with_capacity(bytes.len() * (2 + before_each.len()));
-    for byte in bytes {
-        text.push_str(before_each);
-        for digit in [byte >> 4, byte & 0xf] {
-            text.push(char::from_digit(digit.into(), 16).unwrap_or_default());
+/// Two hex digits for each byte, each pair after `before_each`: in lower case and in upper case.
+fn hexadecimal(bytes: &[u8], before_each: &str) -> [Zeroizing<String>; 2] {
+    [b"0123456789abcdef", b"0123456789ABCDEF"].map(|digits| {
+        // Allocated at its full size: a text that grows leaves copies behind, which nobody wipes.
+        let mut text = Zeroizing::new(String::with_capacity(bytes.len() * (2 + before_each.len())));
+        for byte in bytes {
+            text.push_str(before_each);
+            text.extend([byte >> 4, byte & 0xf].map(|half| char::from(digits[usize::from(half)])));
+        }
+        text
+    })
+}
+
+/// The characters with a text between them.
+fn joined(chars: impl Iterator<Item = char> + Clone, between: &str) -> Zeroizing<String> {
+    let size = chars.clone().map(|c| c.len_utf8() + between.len()).sum();
+    let mut text = Zeroizing::new(String::with_capacity(size));
+    for c in chars {
+        if !text.is_empty() {
+            text.push_str(between);
+        }
+        text.push(c);
+    }
+    text
+}
+
+/// Base32 as RFC 4648 has it, in capitals and without padding.
+fn base32(bytes: &[u8]) -> Zeroizing<String> {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let mut text = Zeroizing::new(String::with_capacity((bytes.len() * 8).div_ceil(5)));
+    for five in bytes.chunks(5) {
+        let mut block = [0; 8];
+        block[3..3 + five.len()].copy_from_slice(five);
+        let bits = u64::from_be_bytes(block);
+        for place in 0..(five.len() * 8).div_ceil(5) {
+            let digit = (bits >> (35 - 5 * place)) & 31;
+            text.push(char::from(ALPHABET[usize::try_from(digit).unwrap_or(0)]));
         }
     }
     text
@@ -318,16 +399,24 @@ mod tests {
             after in "[ -~]{0,16}",
             depth in 0..3,
         ) {
-            let encoders: [fn(&str) -> String; 9] = [
+            let encoders: [fn(&str) -> String; 17] = [
                 str::to_owned,
                 |text| byte_serialize(text.as_bytes()).collect(),
                 |text| percent_encode_all(text.as_bytes()),
                 |text| lowercase_escapes(&percent_encode_all(text.as_bytes())),
-                |text| hexadecimal(text.as_bytes(), ""),
-                |text| hexadecimal(text.as_bytes(), "").to_ascii_uppercase(),
-                |text| hexadecimal(text.as_bytes(), "%"),
-                |text| hexadecimal(text.as_bytes(), "%").to_ascii_uppercase(),
+                |text| hexadecimal(text.as_bytes(), "")[0].to_string(),
+                |text| hexadecimal(text.as_bytes(), "")[1].to_string(),
+                |text| hexadecimal(text.as_bytes(), "%")[0].to_string(),
+                |text| hexadecimal(text.as_bytes(), "%")[1].to_string(),
                 |text| json_escaped(text)[0].to_string(),
+                |text| hexadecimal(text.as_bytes(), "\\x")[0].to_string(),
+                |text| hexadecimal(text.as_bytes(), " ")[0][1..].to_owned(),
+                |text| hexadecimal(text.as_bytes(), ":")[1][1..].to_owned(),
+                |text| hexadecimal(text.as_bytes(), "-")[0][1..].to_owned(),
+                |text| text.chars().rev().collect(),
+                |text| joined(text.chars(), " ").to_string(),
+                |text| joined(text.chars(), "-").to_string(),
+                |text| joined(text.chars().rev(), "").to_string(),
             ];
             let secret = Secret::from(key.as_str());
             for (number, encode) in encoders.into_iter().enumerate() {
@@ -346,7 +435,60 @@ mod tests {
                 let said = redact(&encoded, Some(&secret));
                 prop_assert!(said.contains(REDACTED), "{encoded} became {said}");
             }
+            let encoded = base32(format!("{before}{key}{after}").as_bytes());
+            for encoded in [encoded.to_string(), encoded.to_ascii_lowercase()] {
+                let said = redact(&encoded, Some(&secret));
+                prop_assert!(said.contains(REDACTED), "{encoded} became {said}");
+                // The rest is too little to reveal more than a byte at each end.
+                let around = (before.len() + after.len() + 2) * 8 / 5 + 4;
+                prop_assert!(said.len() <= around + REDACTED.len(), "{encoded} became {said}");
+            }
         }
+
+        #[test]
+        fn what_is_looked_for_together_is_found_as_if_each_form_was_looked_for(
+            key in "[!-~äß]{12,20}",
+            pieces in proptest::collection::vec((0..200usize, 0..40usize, "[ -~ü]{0,6}"), 0..6),
+        ) {
+            let redactor = Redactor::new(Some(&Secret::from(key.as_str())));
+            let forms: Vec<&str> = redactor.forms().collect();
+            let mut text = String::new();
+            for (form, end, between) in pieces {
+                // Whole forms, and beginnings of them.
+                let form = forms[form % forms.len()];
+                text.push_str(&form[..form.floor_char_boundary(if end < 8 { form.len() } else { end })]);
+                text.push_str(&between);
+            }
+            let one_by_one = forms.iter().fold(text.clone(), |text, form| text.replace(form, REDACTED));
+            prop_assert_eq!(redactor.text(&text), one_by_one);
+        }
+    }
+
+    #[test]
+    fn base32_is_that_of_rfc_4648() {
+        for (text, encoded) in [
+            ("", ""),
+            ("f", "MY"),
+            ("fo", "MZXQ"),
+            ("foo", "MZXW6"),
+            ("foob", "MZXW6YQ"),
+            ("fooba", "MZXW6YTB"),
+            ("foobar", "MZXW6YTBOI"),
+        ] {
+            assert_eq!(*base32(text.as_bytes()), encoded);
+        }
+    }
+
+    #[test]
+    fn a_key_is_blanked_backwards_and_with_something_between_its_characters() {
+        let key = Secret::from("sk-123456789");
+        let said = redact(
+            "987654321-ks s k - 1 2 3 4 5 6 7 8 9 s-k---1-2-3-4-5-6-7-8-9",
+            Some(&key),
+        );
+        assert_eq!(said, [REDACTED; 3].join(" "));
+        let said = redact("73 6b 2d 31 32 33 34 35 36 37 38 39", Some(&key));
+        assert_eq!(said, REDACTED);
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Redactor {
         while let Some(next) = text[at..].chars().next() {
             let rest = &text[at..];
             let mut longest = 0;
-            if self.may_start_with(next) {
+            if self.may_begin(rest) {
                 for form in self.forms() {
                     if form.len() > rest.len() && form.starts_with(rest) {
                         return (redacted, rest);
@@ -222,6 +222,11 @@ mod tests {
             plain(url),
             plain(json[1..json.len() - 1].to_owned()),
         ];
+        for spaced in [" ", "-"] {
+            let chars: Vec<String> = key.chars().map(String::from).collect();
+            all.push(plain(chars.join(spaced)));
+        }
+        all.push(plain(key.chars().rev().collect()));
         for before in ["", "x", "xy"] {
             let text = format!("{before}{key}");
             for encoded in [STANDARD.encode(&text), URL_SAFE.encode(&text)] {
