@@ -1,11 +1,14 @@
 //! The REST table of the wire contract, row by row: each success, each refusal, and two users who
 //! never see each other's things.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use lucid_tests::{
-    Host, Model, ModelTurn, Socket, claims_token, eventually, expired_token, find, foreign_token,
-    token,
+    Host, HttpAnswer, Model, ModelTurn, Socket, claims_token, eventually, expired_token, find,
+    foreign_token, token,
 };
 
 const NOBODY: &str = "0198c0de-0000-7000-8000-000000000000";
@@ -788,6 +791,7 @@ async fn what_is_not_there_is_a_problem_too_and_the_description_names_every_rout
         "{page:?}"
     );
     let description = host.send("GET", "/openapi.json", &[], None).await.ok();
+    the_page_loads_nothing_that_its_policy_forbids(&host, &page).await;
     for (path, methods) in [
         ("/", &["get"][..]),
         ("/health", &["get"]),
@@ -856,5 +860,51 @@ async fn a_browser_may_call_from_the_allowed_origins_only() {
             .get("access-control-allow-origin")
             .map(|value| value.to_str().unwrap());
         assert_eq!(told, allowed.then_some(origin), "{simple:?}");
+    }
+}
+
+/// Reads the page as a browser does that keeps to the page's policy.
+async fn the_page_loads_nothing_that_its_policy_forbids(host: &Host, page: &HttpAnswer) {
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.contains("default-src 'none'; script-src 'self';"));
+    assert!(
+        !policy.contains("unsafe") && !policy.contains("http"),
+        "{policy}"
+    );
+    let file = async |name: &str| {
+        let path = format!("/docs/{name}");
+        let file = host.send("GET", &path, &[], None).await;
+        assert_eq!(file.status, 200, "{path}");
+        file.text
+    };
+    let mut scripts = String::new();
+    for script in page.text.split("<script").skip(1) {
+        let (tag, rest) = script.split_once('>').unwrap();
+        let inside = rest.split("</script>").next().unwrap();
+        assert!(inside.trim().is_empty(), "an inline script: {inside}");
+        let source = tag.split("src=\"./").nth(1).expect(tag);
+        scripts.push_str(&file(source.split('"').next().unwrap()).await);
+    }
+    assert!(scripts.contains("/openapi.json") && scripts.contains("\"validatorUrl\": \"none\""));
+    let loaded = page
+        .text
+        .split(['<', '>'])
+        .filter(|tag| tag.starts_with("link"));
+    for link in loaded {
+        assert!(!link.contains("://"), "{link}");
+    }
+    assert!(!page.text.contains("<style") && !page.text.contains("style="));
+    // Styles that the scripts make: those of elements they create themselves are allowed by their hash.
+    let styles = scripts.split("createElement(\"style\"").skip(1);
+    let styles = styles.map(|call| call.split('"').nth(1).unwrap());
+    let hashes: Vec<String> = styles
+        .map(|style| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(style))))
+        .collect();
+    assert!(
+        !hashes.is_empty(),
+        "the page has no style of its own any more"
+    );
+    for hash in hashes {
+        assert!(policy.contains(&hash), "{hash} is not in {policy}");
     }
 }

@@ -13,6 +13,7 @@ pub mod problem;
 
 mod chats;
 mod description;
+mod docs;
 mod downloads;
 mod files;
 mod integrations;
@@ -40,7 +41,6 @@ use tracing::Span;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use utoipa_swagger_ui::SwaggerUi;
 
 use self::description::Description;
 use self::downloads::ArchiveSlots;
@@ -162,7 +162,7 @@ pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
     let (router, description) = described().split_for_parts();
     let description = description::completed(description);
     router
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
+        .merge(docs::router(description))
         .fallback(problem::no_such_route)
         .method_not_allowed_fallback(problem::no_such_method)
         .with_state(api)
