@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use lucid_tests::{GitApi, GitServer, Host, HostBuilder, Model, Socket, call, kinds, repository};
+use lucid_tests::{
+    GitApi, GitServer, Host, HostBuilder, Model, Socket, call, find, kinds, repository,
+};
 
 const TOKEN: &str = "ghp_e2e0123456789abcdefghijklmnop";
 const KEY: &str = "sk-the-tests-own-key-0123456789";
@@ -202,6 +204,47 @@ async fn what_cannot_be_connected_or_asked_is_said_in_a_sentence() {
     assert!(said.contains("ENCRYPTION_KEY is not the one"), "{said}");
     assert_eq!(api.seen().len(), asked, "garbage was sent to the provider");
     host.says("a saved git token does not open").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_changes_the_server_in_an_accounts_row_does_not_get_its_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || GitApi::start(TOKEN);
+    let (deployment, house, evil) = (start().await, start().await, start().await);
+    let manifest = folder.path().join("lucid.toml");
+    let text = format!(
+        "[git.gitlab]\ncomponent = \"builtin:gitlab\"\nweb_url = \"{}\"\n",
+        deployment.url
+    );
+    std::fs::write(&manifest, text).unwrap();
+    let mut host = Host::with_defaults()
+        .set("LUCID_MANIFEST", manifest.to_str().unwrap())
+        .set("ALLOW_PRIVATE_REPOSITORIES", "true")
+        .start();
+    let (accounts, repos) = ("/api/v1/integrations", "/api/v1/integrations/gitlab/repos");
+    let own = json!({"provider": "gitlab", "token": TOKEN, "gitlabUrl": house.url});
+    host.post("alice", accounts, own).await.ok();
+    host.get("alice", repos).await.ok();
+    let listed = host.get("alice", accounts).await.ok();
+    assert_eq!(listed["integrations"][0]["url"], house.url);
+    assert_eq!((house.seen().len(), deployment.seen().len()), (2, 0));
+
+    host.stop().await;
+    let database = find(&host.folder().join("storage"), "lucid.db").unwrap();
+    let database = rusqlite::Connection::open(database).unwrap();
+    let changed = format!("||{}", evil.url);
+    let change = "UPDATE integrations SET scopes = ?1";
+    assert_eq!(database.execute(change, [changed]).unwrap(), 1);
+    drop(database);
+    host.start_again();
+    // The account is still there, on the deployment's own server.
+    host.get("alice", repos).await.ok();
+    let listed = host.get("alice", accounts).await.ok();
+    assert!(listed["integrations"][0].get("url").is_none(), "{listed}");
+    let seen = [&evil, &house, &deployment].map(|server| server.seen().len());
+    assert_eq!(seen, [0, 2, 1]);
+    host.says("names a server without having been connected to it here")
+        .await;
 }
 
 /// An agent that pushes a branch, changes nothing, and then pushes more twice.

@@ -87,7 +87,9 @@ impl State {
         if given.is_none_or(|given| given.as_bytes() != wanted.as_bytes()) {
             return said(401, json!({"message": "Bad credentials"}));
         }
-        let path: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
+        // GitHub's API, and as much of GitLab's as an account needs.
+        let path = uri.path().trim_start_matches("/api/v4");
+        let path: Vec<&str> = path.trim_matches('/').split('/').collect();
         let number = |name: &str| -> usize {
             let query = uri.query().unwrap_or_default().split('&');
             let mut pairs = query.filter_map(|pair| pair.split_once('='));
@@ -98,7 +100,7 @@ impl State {
             ("GET", ["user"]) => {
                 let mut answer = said(
                     200,
-                    json!({"id": 7, "login": "octocat", "name": "The Octocat"}),
+                    json!({"id": 7, "login": "octocat", "username": "octocat", "name": "The Octocat"}),
                 );
                 let headers = answer.headers_mut();
                 headers.insert("x-oauth-scopes", "repo, read:user".parse().unwrap());
@@ -114,6 +116,7 @@ impl State {
                 }
                 answer
             }
+            ("GET", ["projects"]) => said(200, json!([])),
             ("GET", ["repos", _, _]) => said(200, json!({"id": 1, "default_branch": "main"})),
             ("GET", ["repos", _, _, "pulls"]) => said(200, json!(self.pulls)),
             ("POST", ["repos", owner, name, "pulls"]) => {

@@ -5,16 +5,20 @@
 //! - A token is validated before it is stored, is stored encrypted, and is in no response and no
 //!   log line.
 //! - It goes to the server it was saved for and to no other, whatever a later request names.
+//! - A row names a server of its user's own only if it has the code that this host gave it, and
+//!   only for the provider that has such servers. The token of any other row, such as another
+//!   application writes or somebody changed, goes to the deployment's own server.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::account_mac::{AccountMac, RowFields};
 use super::token_cipher;
 use crate::git_providers::{GitInstance, GitInstanceError, GitProviders};
 use lucid_store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
-use lucid_types::sentence::with_advice;
+use lucid_types::sentence::{full_stop, with_advice};
 use lucid_types::wit::git::{Change, NewChange, Repository};
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -22,7 +26,7 @@ pub use super::token_cipher::{DecryptionError, EncryptedToken, TokenCipher};
 
 /// The separator between a token's scopes and the address of a self-hosted server, in their column.
 const SEPARATOR: &str = "||";
-/// The provider for which old clients send the address of a self-hosted server.
+/// The only provider with servers of users' own. Old clients send an address for any.
 const OWN_SERVERS: &str = "gitlab";
 
 /// An error of an account operation.
@@ -119,8 +123,30 @@ pub struct AccountView {
     pub provider: String,
     /// The token's scopes, as far as the provider reported them.
     pub scopes: String,
-    /// The address of a self-hosted server.
+    /// The address of a self-hosted server, if the token goes there.
     pub own_url: Option<String>,
+}
+
+/// An account that is ready for operations.
+struct OpenAccount {
+    instance: GitInstance,
+    token: Secret,
+    /// Whether its row names another server, and the token does not go there.
+    ignores_server: bool,
+}
+
+impl OpenAccount {
+    /// An error of the provider, and why it was this one that was asked.
+    fn provider_error(&self, mut error: Error) -> AccountError {
+        if self.ignores_server {
+            error.message = format!(
+                "{} The account names another server, but was not connected to it here, so its token goes to {} only: connect the account again.",
+                full_stop(&error.message),
+                self.instance.host()
+            );
+        }
+        AccountError::Provider(error)
+    }
 }
 
 /// The users' git accounts. Cheap to clone.
@@ -128,6 +154,7 @@ pub struct AccountView {
 pub struct Accounts {
     rows: Arc<dyn Integrations>,
     cipher: TokenCipher,
+    mac: AccountMac,
     providers: Arc<dyn Fn() -> Arc<GitProviders> + Send + Sync>,
 }
 
@@ -140,6 +167,7 @@ impl Accounts {
     ) -> Self {
         Self {
             rows,
+            mac: AccountMac::new(&cipher),
             cipher,
             providers: Arc::new(providers),
         }
@@ -172,18 +200,30 @@ impl Accounts {
                 _ => AccountError::Provider(error),
             })?;
         let sealed = self.cipher.encrypt(token);
+        let server = instance.own_url();
+        let server = server.map(|own| own.as_str().trim_end_matches('/'));
         let mut scopes = account.scopes.join(",");
-        if let Some(own) = instance.own_url() {
+        if let Some(server) = server {
             scopes.push_str(SEPARATOR);
-            scopes.push_str(own.as_str().trim_end_matches('/'));
+            scopes.push_str(server);
         }
+        let provider = provider.to_ascii_uppercase();
+        let mac = self.mac.of(RowFields {
+            user: who.user.as_str(),
+            provider: &provider,
+            server: server.unwrap_or_default(),
+            token: &sealed.token,
+            iv: &sealed.iv,
+        });
         let new = NewIntegration {
-            provider: provider.to_ascii_uppercase(),
+            provider,
             label: format!("{} on {}", account.login, instance.host()),
             access_token_encrypted: sealed.token,
             iv: sealed.iv,
             external_username: account.login.clone(),
             scopes,
+            mac,
+            mac_required: server.is_some(),
         };
         self.rows.put(who, new).await?;
         Ok(account.login)
@@ -192,6 +232,7 @@ impl Accounts {
     /// The user's accounts.
     pub async fn list(&self, who: &Identity) -> Result<Vec<AccountView>, AccountError> {
         let rows = self.rows.list(who).await?;
+        let view = |row: Integration| self.view(who, row);
         Ok(rows.into_iter().map(view).collect())
     }
 
@@ -207,11 +248,9 @@ impl Accounts {
         who: &Identity,
         provider: &str,
     ) -> Result<Vec<Repository>, AccountError> {
-        let (instance, token) = self.account(who, provider).await?;
-        instance
-            .repositories(&token)
-            .await
-            .map_err(AccountError::Provider)
+        let account = self.account(who, provider).await?;
+        let found = account.instance.repositories(&account.token).await;
+        found.map_err(|error| account.provider_error(error))
     }
 
     /// Opens a pull request with an account's token. `own` is the server that the client means, if
@@ -223,14 +262,20 @@ impl Accounts {
         own: Option<&str>,
         wanted: PullRequestRequest,
     ) -> Result<Change, AccountError> {
-        let (instance, token) = self.account(who, provider).await?;
+        let account = self.account(who, provider).await?;
+        let instance = &account.instance;
         if let Some(own) = own.filter(|_| provider == OWN_SERVERS) {
             let meant = (self.providers)().find_instance(provider, Some(own))?;
             if meant.own_url() != instance.own_url() {
-                return Err(AccountError::OtherServer(format!(
+                let mut sentence = format!(
                     "The saved {provider} token is for {}, and goes to no other server.",
                     instance.host()
-                )));
+                );
+                if account.ignores_server {
+                    sentence
+                        .push_str(" To use it on a server of your own, connect the account again.");
+                }
+                return Err(AccountError::OtherServer(sentence));
             }
         }
         let path = instance.path_of(&wanted.repository).ok_or_else(|| {
@@ -239,10 +284,9 @@ impl Accounts {
                 instance.host()
             ))
         })?;
-        instance
-            .open_change(&token, wanted.into_change(path))
-            .await
-            .map_err(AccountError::Provider)
+        let wanted = wanted.into_change(path);
+        let opened = instance.open_change(&account.token, wanted).await;
+        opened.map_err(|error| account.provider_error(error))
     }
 
     /// Opens a session's pull request: with the session's token, else with the account that the
@@ -261,11 +305,12 @@ impl Accounts {
         } else {
             for row in self.rows.list(who).await? {
                 let provider = row.provider.to_ascii_lowercase();
-                let Ok((instance, own)) = self.opened(&provider, &row) else {
+                let Ok(account) = self.opened(who, &provider, &row) else {
                     continue;
                 };
-                if instance.path_of(&wanted.repository).is_some() {
-                    found = Some((instance, token.cloned().unwrap_or(own)));
+                if account.instance.path_of(&wanted.repository).is_some() {
+                    let token = token.cloned().unwrap_or(account.token);
+                    found = Some((account.instance, token));
                     break;
                 }
             }
@@ -287,25 +332,30 @@ impl Accounts {
             .map_err(AccountError::Provider)
     }
 
-    async fn account(
-        &self,
-        who: &Identity,
-        provider: &str,
-    ) -> Result<(GitInstance, Secret), AccountError> {
+    async fn account(&self, who: &Identity, provider: &str) -> Result<OpenAccount, AccountError> {
         // An unknown provider is reported before a missing token.
         (self.providers)().find_instance(provider, None)?;
         let row = self.rows.get(who, &provider.to_ascii_uppercase()).await?;
         let row = row.ok_or_else(|| AccountError::NotSaved(provider.to_owned()))?;
-        self.opened(provider, &row)
+        self.opened(who, provider, &row)
     }
 
     fn opened(
         &self,
+        who: &Identity,
         provider: &str,
         row: &Integration,
-    ) -> Result<(GitInstance, Secret), AccountError> {
-        let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
-        let instance = (self.providers)().find_instance(provider, own)?;
+    ) -> Result<OpenAccount, AccountError> {
+        let providers = (self.providers)();
+        let own = self.own_server(who, row);
+        let instance = providers.find_instance(provider, own)?;
+        let ignores_server = own.is_none() && names_another_server(&providers, provider, row);
+        if ignores_server {
+            tracing::warn!(
+                integration = row.id,
+                "a git account names a server without having been connected to it here, so its token goes to the deployment's own"
+            );
+        }
         let token = self.cipher.decrypt(&EncryptedToken {
             token: row.access_token_encrypted.clone(),
             iv: row.iv.clone(),
@@ -316,18 +366,51 @@ impl Accounts {
                 "a saved git token does not open: ENCRYPTION_KEY is not the one it was saved with, or its row was changed"
             );
         }
-        Ok((instance, token?))
+        Ok(OpenAccount {
+            instance,
+            token: token?,
+            ignores_server,
+        })
+    }
+
+    /// The user's own server that a row names, if this host wrote that row for this user.
+    fn own_server<'a>(&self, who: &Identity, row: &'a Integration) -> Option<&'a str> {
+        let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
+        let provider = row.provider.to_ascii_uppercase();
+        let fields = RowFields {
+            user: who.user.as_str(),
+            provider: &provider,
+            server: own.unwrap_or_default(),
+            token: &row.access_token_encrypted,
+            iv: &row.iv,
+        };
+        let is_ours = provider.eq_ignore_ascii_case(OWN_SERVERS)
+            && row
+                .mac
+                .as_deref()
+                .is_some_and(|mac| self.mac.verify(fields, mac));
+        own.filter(|_| is_ours)
+    }
+
+    fn view(&self, who: &Identity, row: Integration) -> AccountView {
+        let (scopes, _) = parts(row.scopes.as_deref().unwrap_or_default());
+        AccountView {
+            provider: row.provider.to_ascii_lowercase(),
+            scopes: scopes.to_owned(),
+            own_url: self.own_server(who, &row).map(str::to_owned),
+            row,
+        }
     }
 }
 
-fn view(row: Integration) -> AccountView {
-    let (scopes, own) = parts(row.scopes.as_deref().unwrap_or_default());
-    AccountView {
-        provider: row.provider.to_ascii_lowercase(),
-        scopes: scopes.to_owned(),
-        own_url: own.map(str::to_owned),
-        row,
-    }
+/// Whether a row names a server other than the deployment's. An address that is none counts as
+/// another server.
+fn names_another_server(providers: &GitProviders, provider: &str, row: &Integration) -> bool {
+    let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
+    own.is_some_and(|own| {
+        let named = providers.find_instance(provider, Some(own));
+        named.map_or(true, |instance| instance.own_url().is_some())
+    })
 }
 
 /// Splits the column into a token's scopes and the server's address.

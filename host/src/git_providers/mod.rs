@@ -4,10 +4,12 @@
 //! # Invariants
 //!
 //! - A token goes to the server it is for and to no other.
+//! - A row of an account names a server of its user's own only if this host wrote it.
 //! - The deployment's servers are at the addresses in the manifest. A user's own is where the user
 //!   says, and may be in a private network only if repositories may be at private addresses too.
 //! - A plugin's output is checked before anything else sees it.
 
+mod account_mac;
 pub mod accounts;
 mod instance;
 mod operation;

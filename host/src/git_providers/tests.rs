@@ -1,6 +1,8 @@
 //! Tests of operations: the built-in plugins and hostile ones, against servers on the loopback
 //! interface.
 
+mod accounts;
+
 use std::sync::{Arc, Mutex};
 
 use axum::Router;

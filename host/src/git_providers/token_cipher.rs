@@ -5,16 +5,19 @@
 //!
 //! - The format is that of the wire contract: AES-256-CBC with PKCS#7 under the SHA-256 of
 //!   ENCRYPTION_KEY's text, with a fresh random IV, both in lower-case hex.
-//! - The format is not authenticated, so a changed row cannot be told from a right one. A plaintext
-//!   that is not a token therefore counts as a failed decryption and is sent to nobody.
+//! - The format is not authenticated, and rows of other applications have no code of
+//!   `account_mac`. A plaintext that is not a token therefore counts as a failed decryption and is
+//!   sent to nobody.
 //! - Plaintext and key are wiped.
 
 use aes::Aes256;
 use cbc::cipher::block_padding::Pkcs7;
 use cbc::cipher::{BlockDecryptMut, BlockEncryptMut, KeyIvInit};
+use hmac::Mac;
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
+use super::account_mac::keyed;
 use lucid_types::secret::{Secret, Zeroizing};
 
 /// The size of an AES block, and of an IV.
@@ -57,6 +60,13 @@ impl TokenCipher {
         Self {
             key: Zeroizing::new(key),
         }
+    }
+
+    /// Derives a key for another purpose.
+    pub(super) fn derive_key(&self, purpose: &[u8]) -> Zeroizing<[u8; 32]> {
+        let mut state = keyed(&self.key);
+        state.update(purpose);
+        Zeroizing::new(state.finalize().into_bytes().into())
     }
 
     /// Encrypts a token under a fresh IV.

@@ -8,7 +8,7 @@ use lucid_store::{
     Chat, ChatMessage, ChatProgress, ChatStore, Integrations, NewIntegration, Principal,
     SqliteChatStore, Store, Supabase as Project, SupabaseChatStore, SupabaseSettings,
 };
-use lucid_tests::{TestSupabase, anon_key, service_key, token};
+use lucid_tests::{TestSupabase, anon_key, eventually, service_key, token};
 use lucid_types::identity::Identity;
 use lucid_types::log::UsageTotals;
 use lucid_types::secret::Secret;
@@ -255,6 +255,8 @@ fn account(provider: &str, token: &str) -> NewIntegration {
         iv: "00".to_owned(),
         external_username: "octocat".to_owned(),
         scopes: "repo||https://git.example.org".to_owned(),
+        mac: format!("mac of {token}"),
+        mac_required: false,
     }
 }
 
@@ -277,6 +279,7 @@ async fn accounts(kept: &dyn Integrations, ann: &Principal, bob: &Principal) {
         found.scopes.as_deref(),
         Some("repo||https://git.example.org")
     );
+    assert_eq!(found.mac.as_deref(), Some("mac of cc"));
     // Another user's account is not there, and a filter is no place to say more.
     assert!(kept.list(bob).await.unwrap().is_empty());
     assert!(kept.get(bob, "GITHUB").await.unwrap().is_none());
@@ -386,6 +389,42 @@ async fn supabase_keeps_chats_by_users_tokens_and_by_the_service_key() {
             _ => panic!("a key and a token that do not belong together: {passed:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_without_the_column_of_the_codes_still_keeps_accounts() {
+    let Some(supabase) = TestSupabase::start().await else {
+        return;
+    };
+    let records = records(&supabase);
+    let kept: &dyn Integrations = &records;
+    let ann = who(&by_token(&supabase.sign_up("ann")));
+    supabase.sql("ALTER TABLE integrations DROP COLUMN lucid_mac; NOTIFY pgrst, 'reload schema'");
+    kept.put(&ann, account("GITHUB", "aa")).await.unwrap();
+    let row = kept.get(&ann, "GITHUB").await.unwrap().unwrap();
+    assert_eq!((row.access_token_encrypted.as_str(), row.mac), ("aa", None));
+    assert_eq!(kept.list(&ann).await.unwrap().len(), 1);
+    // One that would be of no use is not kept, and the sentence says what is missing.
+    let needed = NewIntegration {
+        mac_required: true,
+        ..account("GITLAB", "bb")
+    };
+    let refused = kept.put(&ann, needed.clone()).await.unwrap_err();
+    let refused = refused.to_string();
+    assert!(
+        refused.contains("the column integrations.lucid_mac: its migrations"),
+        "{refused}"
+    );
+    assert!(kept.get(&ann, "GITLAB").await.unwrap().is_none());
+
+    // Once the migration ran, also while this host does.
+    supabase.migrate();
+    eventually("PostgREST to read the schema again", async || {
+        kept.put(&ann, needed.clone()).await.ok()
+    })
+    .await;
+    let row = kept.get(&ann, "GITLAB").await.unwrap().unwrap();
+    assert_eq!(row.mac.as_deref(), Some("mac of bb"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

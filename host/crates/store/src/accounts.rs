@@ -5,6 +5,7 @@
 //!   it.
 //! - A user has one account per provider.
 //! - A row holds the token only in its sealed form.
+//! - A row's message authentication code is kept as given, and replaced with the row.
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
@@ -34,6 +35,9 @@ pub struct Integration {
     pub external_username: Option<String>,
     /// The token's scopes and, after `||`, the address of a self-hosted server.
     pub scopes: Option<String>,
+    /// The row's message authentication code, in hex. `None` for a row that another application
+    /// wrote, and if the store has no column for it.
+    pub mac: Option<String>,
     /// Time at which the account was connected.
     pub created_at: DateTime<Utc>,
 }
@@ -53,6 +57,11 @@ pub struct NewIntegration {
     pub external_username: String,
     /// As in [`Integration`].
     pub scopes: String,
+    /// As in [`Integration`].
+    pub mac: String,
+    /// Whether the account is of no use without `mac`, so that a store that cannot keep it is an
+    /// error.
+    pub mac_required: bool,
 }
 
 /// The future result of a call.
@@ -71,8 +80,7 @@ pub trait Integrations: Send + Sync {
     fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool>;
 }
 
-const COLUMNS: &str =
-    "id, provider, label, access_token_encrypted, iv, external_username, scopes, created_at";
+const COLUMNS: &str = "id, provider, label, access_token_encrypted, iv, external_username, scopes, lucid_mac, created_at";
 
 impl Integrations for Store {
     fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
@@ -105,11 +113,12 @@ impl Integrations for Store {
         let work = move |connection: &Connection| {
             connection
                 .prepare_cached(
-                    "INSERT INTO integrations (id, user_id, provider, label, access_token_encrypted, iv, external_username, scopes, created_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                    "INSERT INTO integrations (id, user_id, provider, label, access_token_encrypted, iv, external_username, scopes, lucid_mac, created_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                      ON CONFLICT (user_id, provider) DO UPDATE SET
                        label = excluded.label, access_token_encrypted = excluded.access_token_encrypted, iv = excluded.iv,
-                       external_username = excluded.external_username, scopes = excluded.scopes, created_at = excluded.created_at",
+                       external_username = excluded.external_username, scopes = excluded.scopes, lucid_mac = excluded.lucid_mac,
+                       created_at = excluded.created_at",
                 )?
                 .execute(params![
                     Uuid::new_v4().to_string(),
@@ -120,6 +129,7 @@ impl Integrations for Store {
                     new.iv,
                     new.external_username,
                     new.scopes,
+                    new.mac,
                     Utc::now().timestamp_millis(),
                 ])?;
             Ok(())
@@ -148,7 +158,8 @@ fn integration(row: &Row<'_>) -> rusqlite::Result<Integration> {
         iv: row.get(4)?,
         external_username: row.get(5)?,
         scopes: row.get(6)?,
-        created_at: DateTime::from_timestamp_millis(row.get(7)?).unwrap_or_default(),
+        mac: row.get(7)?,
+        created_at: DateTime::from_timestamp_millis(row.get(8)?).unwrap_or_default(),
     })
 }
 
@@ -174,6 +185,8 @@ mod tests {
             iv: "00".to_owned(),
             external_username: "octocat".to_owned(),
             scopes: "repo".to_owned(),
+            mac: format!("mac of {token}"),
+            mac_required: false,
         }
     }
 
@@ -198,6 +211,8 @@ mod tests {
             [pair("GITHUB", "dd"), pair("GITLAB", "bb")]
         );
         assert_eq!(of(&bob).await, [pair("GITHUB", "cc")]);
+        let found = store.get(&alice, "GITHUB").await.unwrap().unwrap();
+        assert_eq!(found.mac.as_deref(), Some("mac of dd"));
         assert!(store.get(&bob, "GITLAB").await.unwrap().is_none());
         assert!(!store.delete(&bob, "GITLAB").await.unwrap());
         assert!(store.delete(&alice, "GITHUB").await.unwrap());

@@ -3,6 +3,8 @@
 //! # Invariants
 //! - A row holds the token only in its sealed form, in the format that a frontend using the same
 //!   rows writes.
+//! - A project that has no column for the code that protects a row still works: its rows are read
+//!   and written without one, except an account that is of no use without it.
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
@@ -26,10 +28,13 @@ pub(super) struct IntegrationRow {
     iv: String,
     external_username: Option<String>,
     scopes: Option<String>,
+    /// Not requested from a project without the column.
+    #[serde(default)]
+    lucid_mac: Option<String>,
     created_at: DateTime<Utc>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct NewIntegrationRow {
     provider: String,
     label: String,
@@ -37,7 +42,21 @@ pub(super) struct NewIntegrationRow {
     iv: String,
     external_username: String,
     scopes: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lucid_mac: Option<String>,
     created_at: DateTime<Utc>,
+    #[serde(skip)]
+    pub(super) mac_required: bool,
+}
+
+impl NewIntegrationRow {
+    /// The same row for a project that has no column for the code.
+    pub(super) fn without_mac(&self) -> Self {
+        Self {
+            lucid_mac: None,
+            ..self.clone()
+        }
+    }
 }
 
 impl From<IntegrationRow> for Integration {
@@ -50,6 +69,7 @@ impl From<IntegrationRow> for Integration {
             iv: row.iv,
             external_username: row.external_username,
             scopes: row.scopes,
+            mac: row.lucid_mac,
             created_at: row.created_at,
         }
     }
@@ -66,7 +86,9 @@ impl From<NewIntegration> for NewIntegrationRow {
             iv: new.iv,
             external_username: text(new.external_username),
             scopes: text(new.scopes),
+            lucid_mac: Some(new.mac),
             created_at: Utc::now(),
+            mac_required: new.mac_required,
         }
     }
 }

@@ -9,6 +9,8 @@
 //! - A user who cannot be one of the project's (the id is not a UUID) gets no client, so no request
 //!   is made.
 
+use std::sync::atomic::Ordering;
+
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder};
 use serde::Serialize;
@@ -19,7 +21,7 @@ use super::accounts::{IntegrationRow, NewIntegrationRow};
 use super::response::{self, no_answer};
 use super::rows::{ChatRow, MessageRow};
 use super::{Supabase, bearer};
-use crate::chat_store::{ChatStoreError, Principal};
+use crate::chat_store::{ChatStoreError, MissingSchema, Principal};
 
 const API_KEY: HeaderName = HeaderName::from_static("apikey");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -29,6 +31,9 @@ pub(super) const CHAT: &str = "id,agent_session_id,project_id,title,model_provid
 /// The columns of a git account.
 pub(super) const INTEGRATION: &str =
     "id,provider,label,access_token_encrypted,iv,external_username,scopes,created_at";
+/// The column for the code that protects a git account. A project whose last migration did not run
+/// lacks it.
+pub(super) const MAC: &str = "lucid_mac";
 /// The columns of a message, and of its chat, for the filter by user.
 const MESSAGE: &str =
     "id,role,content,event_type,metadata_json,created_at,chat_sessions!inner(user_id)";
@@ -84,12 +89,28 @@ impl Supabase {
 }
 
 impl Supabase {
+    /// Remembers that the project has no column for the code that protects a git account, and says
+    /// so once.
+    fn note_missing_macs(&self) {
+        if !self.lacks_macs.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the Supabase project lacks the column integrations.{MAC}, so tokens of git accounts go to the deployment's own servers only; the files of migrations/supabase add it"
+            );
+        }
+    }
+
     /// Checks that the project responds and has what this version needs. Reads no row.
     pub async fn probe(&self) -> Result<(), ChatStoreError> {
         for (table, columns) in NEEDED {
             self.probe_table(table, columns).await?;
         }
         Ok(())
+    }
+
+    /// Checks that the project can keep the code that protects a git account. Everything else works
+    /// without it.
+    pub async fn probe_macs(&self) -> Result<(), ChatStoreError> {
+        self.probe_table("integrations", MAC).await
     }
 
     async fn probe_table(&self, table: &str, columns: &str) -> Result<(), ChatStoreError> {
@@ -176,9 +197,24 @@ impl AuthorizedClient<'_> {
         &self,
         narrow: Pairs<'_>,
     ) -> Result<Vec<IntegrationRow>, ChatStoreError> {
+        if !self.supabase.lacks_macs.load(Ordering::Relaxed) {
+            let columns = format!("{INTEGRATION},{MAC}");
+            match self.select_integrations(&columns, narrow).await {
+                Err(error) if is_missing_mac(&error) => self.supabase.note_missing_macs(),
+                rows => return rows,
+            }
+        }
+        self.select_integrations(INTEGRATION, narrow).await
+    }
+
+    async fn select_integrations(
+        &self,
+        columns: &str,
+        narrow: Pairs<'_>,
+    ) -> Result<Vec<IntegrationRow>, ChatStoreError> {
         let request = self
             .request(Method::GET, "integrations")
-            .query(&[("select", INTEGRATION), ("user_id", &self.owner())])
+            .query(&[("select", columns), ("user_id", &self.owner())])
             .query(narrow);
         self.rows(request).await
     }
@@ -188,6 +224,21 @@ impl AuthorizedClient<'_> {
         &self,
         row: &NewIntegrationRow,
     ) -> Result<(), ChatStoreError> {
+        match self.upsert_integration(row).await {
+            Err(error) if is_missing_mac(&error) && !row.mac_required => {
+                self.supabase.note_missing_macs();
+                self.upsert_integration(&row.without_mac()).await
+            }
+            Ok(()) => {
+                // Also after a migration that ran while this host did.
+                self.supabase.lacks_macs.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn upsert_integration(&self, row: &NewIntegrationRow) -> Result<(), ChatStoreError> {
         let row = Owned {
             user_id: self.user,
             row,
@@ -246,6 +297,11 @@ impl AuthorizedClient<'_> {
             .request(method, table, self.api_key.clone())
             .header(AUTHORIZATION, self.bearer.clone())
     }
+}
+
+/// Whether a project only lacks the column for the code that protects a git account.
+fn is_missing_mac(error: &ChatStoreError) -> bool {
+    matches!(error, ChatStoreError::Schema(MissingSchema::Column(Some((_, column)))) if *column == MAC)
 }
 
 /// A row with its user's id.

@@ -19,6 +19,7 @@ mod response;
 mod rows;
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reqwest::Client;
@@ -55,6 +56,8 @@ pub struct Supabase {
     anon_key: HeaderValue,
     /// The service key, as an API key and as a bearer token.
     service_key: Option<(HeaderValue, HeaderValue)>,
+    /// Whether the project turned out to have no column for the code that protects a git account.
+    lacks_macs: AtomicBool,
 }
 
 impl fmt::Debug for Supabase {
@@ -93,6 +96,7 @@ impl Supabase {
             rest,
             anon_key: key(&settings.anon_key)?,
             service_key,
+            lacks_macs: AtomicBool::new(false),
         })
     }
 

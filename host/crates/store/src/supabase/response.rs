@@ -11,16 +11,17 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use super::client::{CHAT, INTEGRATION};
+use super::client::{CHAT, INTEGRATION, MAC};
 use crate::chat_store::{ChatStoreError, MissingSchema};
 use lucid_types::text::cut;
 
 /// The tables that this version uses.
 const TABLES: [&str; 4] = ["users", "chat_sessions", "chat_messages", "integrations"];
 /// Their columns.
-const COLUMNS: [&str; 4] = [
+const COLUMNS: [&str; 5] = [
     CHAT,
     INTEGRATION,
+    MAC,
     "email,name,avatar_url",
     "user_id,session_id,role,content,event_type,metadata_json",
 ];
@@ -118,6 +119,10 @@ async fn refusal(response: Response, service: bool) -> ChatStoreError {
         // Users' tokens expire all the time.
         ChatStoreError::Token => {
             tracing::debug!(%status, code, message, "the record of chats does not take a token");
+        }
+        // Said once, where it is dealt with.
+        ChatStoreError::Schema(MissingSchema::Column(Some((_, MAC)))) => {
+            tracing::debug!(%status, code, message, "the project lacks a column that is not needed");
         }
         ChatStoreError::Unavailable { .. } => {
             tracing::debug!(%status, code, message, "the record of chats does not work");
@@ -223,6 +228,12 @@ mod tests {
                 "PGRST204",
                 "Could not find the 'cost' column of 'chat_sessions' in the schema cache",
                 "the column chat_sessions.cost",
+            ),
+            (
+                400,
+                "42703",
+                "column integrations.lucid_mac does not exist",
+                "the column integrations.lucid_mac",
             ),
             (
                 400,
