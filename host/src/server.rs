@@ -94,7 +94,8 @@ impl App {
         create_dir(&config.workspace_base_path)?;
         create_dir(storage)?;
         let keys = config.keys()?;
-        let mut auth = Authenticator::new(keys.jwt.as_ref(), config.internal_api_key.clone());
+        let mut auth = Authenticator::new(keys.jwt.as_ref(), config.internal_api_key.clone())
+            .expecting(&config.jwt_audiences, config.jwt_issuer.as_deref());
         if let Some(url) = &config.jwks_url {
             auth = auth.with_jwks(Arc::new(
                 Jwks::new(url.clone())?.with_shared_secret(config.jwt_secret.is_some()),

@@ -196,6 +196,28 @@ async fn local_mode_listens_for_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_for_others_does_not_start_with_a_secret_that_can_be_guessed() {
+    let folder = folder();
+    for name in ["SUPABASE_JWT_SECRET", "INTERNAL_API_KEY"] {
+        let mut serve = command(folder.path(), &["serve"]);
+        serve
+            .env("SUPABASE_JWT_SECRET", lucid_tests::JWT_SECRET)
+            .env(name, "hunter2");
+        let output = output(serve).await;
+        let err = text_of(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{err}");
+        assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+        assert!(
+            err.contains(&format!(
+                "{name} cannot be used: it must be at least 16 bytes"
+            )),
+            "{err}"
+        );
+        assert!(!both(&output).contains("hunter2"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn local_mode_prints_a_token_that_works_and_keeps_its_secret_to_itself() {
     use std::os::unix::fs::PermissionsExt as _;
     let host = Host::with_defaults().unset("SUPABASE_JWT_SECRET").start();

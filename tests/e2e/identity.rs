@@ -5,7 +5,7 @@ use serde_json::json;
 
 use lucid_tests::{
     Host, IdentityProvider, SigningKey, Socket, command, eventually, find, hs256_token, now,
-    text_of,
+    text_of, with_compiled_plugins,
 };
 
 const SESSIONS: &str = "/api/v1/sessions";
@@ -72,6 +72,80 @@ async fn users_whose_tokens_are_signed_with_published_keys_work() {
     get(&host, &nobody)
         .await
         .refused(401, "Token missing sub claim");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_another_application_opens_nothing_where_the_deployment_says_what_is_its_own() {
+    let key = SigningKey::ec();
+    let provider = IdentityProvider::start(&[key.jwk("e")]).await;
+    let (audience, issuer) = ("lucid, https://lucid.example", "https://id.example");
+    let host = Host::with_defaults()
+        .set("SUPABASE_JWKS_URL", provider.jwks_url())
+        .set("JWT_AUDIENCE", audience)
+        .set("JWT_ISSUER", issuer)
+        .start();
+    let ours = json!({"sub": "alice", "aud": "lucid", "iss": issuer, "exp": now() + 60});
+    for token in [
+        key.token("e", ours.clone()),
+        hs256_token(&ours, lucid_tests::JWT_SECRET.as_bytes()),
+    ] {
+        get(&host, &token).await.ok();
+    }
+    for (member, other) in [
+        ("aud", json!("another-application")),
+        ("aud", json!(null)),
+        ("iss", json!("https://other.example")),
+        ("iss", json!(null)),
+    ] {
+        let mut claims = ours.clone();
+        claims[member] = other;
+        let token = key.token("e", claims);
+        get(&host, &token).await.refused(401, "Invalid token");
+        for socket in connections(&host, &token).await {
+            assert_eq!(socket.closed, Some(4010));
+        }
+    }
+    // What the command line signs says for whom it is.
+    let mut call = command(host.folder(), &["token", "--user", "alice"]);
+    call.env("SUPABASE_JWT_SECRET", lucid_tests::JWT_SECRET)
+        .env("JWT_AUDIENCE", audience)
+        .env("JWT_ISSUER", issuer);
+    let output = tokio::task::spawn_blocking(move || call.output().unwrap());
+    let token = text_of(&output.await.unwrap().stdout);
+    get(&host, token.trim()).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_asks_for_what_keeps_other_applications_tokens_out() {
+    let provider = IdentityProvider::start(&[SigningKey::ec().jwk("e")]).await;
+    let doctor = async |settings: &[(&str, String)]| {
+        let folder = tempfile::tempdir().unwrap();
+        with_compiled_plugins(&folder.path().join("storage"));
+        let mut call = command(folder.path(), &["doctor"]);
+        call.env("SANDBOX_BACKEND", "none");
+        for (name, value) in settings {
+            call.env(name, value);
+        }
+        let output = tokio::task::spawn_blocking(move || call.output().unwrap());
+        text_of(&output.await.unwrap().stdout)
+    };
+    let asked = "JWT_AUDIENCE and JWT_ISSUER are not set";
+    let supabase = ("SUPABASE_URL", provider.url());
+    assert!(!doctor(&[supabase]).await.contains("JWT_"));
+    let jwks = (
+        "SUPABASE_JWKS_URL",
+        provider.jwks_url().replace("/auth/v1", ""),
+    );
+    let said = doctor(std::slice::from_ref(&jwks)).await;
+    assert!(said.contains(asked), "{said}");
+    let audience = ("JWT_AUDIENCE", "lucid".to_owned());
+    let said = doctor(&[jwks.clone(), audience.clone()]).await;
+    assert!(
+        said.contains("JWT_ISSUER is not set") && !said.contains(asked),
+        "{said}"
+    );
+    let issuer = ("JWT_ISSUER", "https://id.example".to_owned());
+    assert!(!doctor(&[jwks, audience, issuer]).await.contains("JWT_"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

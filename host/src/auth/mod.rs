@@ -6,7 +6,8 @@
 //! - A token is verified by HS256 with the shared secret, or by RS256 or ES256 with one of the
 //!   identity provider's public keys, each only if it is configured. No key is ever used for an
 //!   algorithm other than its own.
-//! - `exp` must be present and lie in the future.
+//! - `exp` must be present and lie in the future. `aud` and `iss` must be what the deployment
+//!   expects, if it says so.
 //! - A caller who sends a Bearer token is accepted or refused on that token alone.
 //! - Server-to-server authentication (`X-User-ID` with `X-Internal-Key`) is disabled while no key
 //!   is configured.
@@ -30,7 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use self::jwks::{Jwks, JwksError, JwksStatus};
 pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
-use self::tokens::SharedSecret;
+use self::tokens::{ExpectedClaims, SharedSecret};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 pub use lucid_types::user::UserId;
@@ -81,6 +82,7 @@ type AuthCallback = Box<dyn Fn(&Identity) + Send + Sync>;
 pub struct Authenticator {
     shared: Option<SharedSecret>,
     jwks: Option<Arc<Jwks>>,
+    expected: ExpectedClaims,
     pub(crate) internal_key: Option<Secret>,
     /// Called for everybody who presents a valid token.
     on_authenticated: Option<AuthCallback>,
@@ -103,9 +105,20 @@ impl Authenticator {
         Self {
             shared: jwt_secret.map(SharedSecret::new),
             jwks: None,
+            expected: ExpectedClaims::default(),
             // An empty key would match an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
             on_authenticated: None,
+        }
+    }
+
+    /// Accepts only tokens for one of these audiences, if there are any, and from this issuer, if
+    /// there is one. Tokens that are signed here say so themselves.
+    #[must_use]
+    pub fn expecting(self, audiences: &[String], issuer: Option<&str>) -> Self {
+        Self {
+            expected: ExpectedClaims::new(audiences, issuer),
+            ..self
         }
     }
 
@@ -138,11 +151,12 @@ impl Authenticator {
         let head = tokens::head(token)?;
         let who = match (head.algorithm, &self.shared, &self.jwks) {
             (SharedSecret::ALGORITHM, Some(shared), _) => {
-                tokens::check(token, SharedSecret::ALGORITHM, &shared.decoding)
+                let algorithm = SharedSecret::ALGORITHM;
+                tokens::check(token, algorithm, &shared.decoding, &self.expected)
             }
             (algorithm @ (Algorithm::RS256 | Algorithm::ES256), _, Some(jwks)) => {
                 let key = jwks.find(algorithm, head.key_id.as_deref()).await?;
-                tokens::check(token, algorithm, &key)
+                tokens::check(token, algorithm, &key, &self.expected)
             }
             _ => Err(AuthError::InvalidToken),
         }?;
@@ -154,13 +168,13 @@ impl Authenticator {
 
     /// Signs a token for a user, for `lucid token`.
     pub fn issue(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
-        self.shared()?.issue(user, ttl, false)
+        self.shared()?.issue(user, ttl, false, &self.expected)
     }
 
     /// Signs a token for a user who may change the deployment, for `lucid token --admin`, for local
     /// mode, and for the command line beside a server.
     pub fn issue_admin(&self, user: &UserId, ttl: Duration) -> Result<String, IssueError> {
-        self.shared()?.issue(user, ttl, true)
+        self.shared()?.issue(user, ttl, true, &self.expected)
     }
 
     fn shared(&self) -> Result<&SharedSecret, IssueError> {

@@ -7,6 +7,8 @@
 //!   carries is ignored.
 //! - `exp` must be present and lie in the future, with no leeway. `nbf` may lie a minute ahead,
 //!   since the issuer's clock may be fast.
+//! - `aud` and `iss` are checked if the deployment says what they must be, and must then be
+//!   present. A key may sign tokens for other applications too, which are none for this one.
 //! - A claim that nothing here reads cannot cause a refusal.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -72,11 +74,45 @@ pub(super) fn head(token: &str) -> Result<TokenHeader, AuthError> {
     })
 }
 
+/// What a token must say of whom it is for and from. Nothing by default.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ExpectedClaims {
+    /// The audiences, of which `aud` must name one. None for any.
+    audiences: Vec<String>,
+    /// The value of `iss`.
+    issuer: Option<String>,
+}
+
+impl ExpectedClaims {
+    pub(super) fn new(audiences: &[String], issuer: Option<&str>) -> Self {
+        Self {
+            audiences: audiences.to_vec(),
+            issuer: issuer.map(str::to_owned),
+        }
+    }
+
+    fn require(&self, validation: &mut Validation) {
+        let mut required = vec!["exp"];
+        validation.validate_aud = !self.audiences.is_empty();
+        if validation.validate_aud {
+            validation.set_audience(&self.audiences);
+            required.push("aud");
+        }
+        if let Some(issuer) = &self.issuer {
+            validation.set_issuer(&[issuer]);
+            required.push("iss");
+        }
+        // A claim that is absent would pass otherwise.
+        validation.set_required_spec_claims(&required);
+    }
+}
+
 /// Verifies a token with this key and algorithm, and returns its identity.
 pub(super) fn check(
     token: &str,
     algorithm: Algorithm,
     key: &DecodingKey,
+    expected: &ExpectedClaims,
 ) -> Result<Identity, AuthError> {
     let mut validation = Validation::new(algorithm);
     // jsonwebtoken has one leeway for both times. The second setting cancels it for `exp`.
@@ -84,8 +120,7 @@ pub(super) fn check(
     validation.reject_tokens_expiring_in_less_than = LEEWAY;
     validation.validate_exp = true;
     validation.validate_nbf = true;
-    validation.validate_aud = false;
-    validation.set_required_spec_claims(&["exp"]);
+    expected.require(&mut validation);
     let data = jsonwebtoken::decode::<Claims>(token, key, &validation)
         .map_err(|_| AuthError::InvalidToken)?;
     let claims = data.claims;
@@ -131,6 +166,7 @@ impl SharedSecret {
         user: &UserId,
         ttl: Duration,
         lucid_admin: bool,
+        expected: &ExpectedClaims,
     ) -> Result<String, IssueError> {
         let iat = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -142,6 +178,8 @@ impl SharedSecret {
             sub: user.as_str(),
             iat,
             exp: iat.saturating_add(ttl.as_secs()),
+            aud: expected.audiences.first().map(String::as_str),
+            iss: expected.issuer.as_deref(),
             lucid_admin,
         };
         Ok(jsonwebtoken::encode(
@@ -186,6 +224,10 @@ struct IssuedClaims<'a> {
     sub: &'a str,
     iat: u64,
     exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     lucid_admin: bool,
 }

@@ -13,13 +13,14 @@ use owo_colors::Style;
 
 use super::render::{FrameRenderer, colours, strip_controls};
 use crate::auth::{Jwks, JwksStatus};
-use crate::config::{Config, SandboxBackend, SandboxNetwork};
+use crate::config::{Config, SandboxBackend, SandboxNetwork, is_supabase};
 use crate::server::{self, DataDirs, StartError};
 use lucid_sandbox::docker::Transport;
 use lucid_sandbox::{BackendKind, Sandboxes};
 use lucid_store::blobs::Blobs;
-use lucid_store::{Store, StoreError, Supabase};
-use lucid_types::sentence::full_stop;
+use lucid_store::{ChatStoreError, Store, StoreError, Supabase};
+use lucid_types::sentence::{full_stop, sentence};
+use url::Url;
 
 /// The status of a finding.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,6 +110,9 @@ async fn tokens(report: &mut DoctorReport, config: &Config) {
     let Some(url) = &config.jwks_url else {
         return;
     };
+    if let Some(advice) = missing_claims(config, url) {
+        report.line(CheckStatus::Note, &advice);
+    }
     let look = async { Jwks::new(url.clone())?.inspect().await };
     let look = look.await;
     for reason in look.iter().flat_map(|look| &look.unused) {
@@ -137,6 +141,23 @@ async fn tokens(report: &mut DoctorReport, config: &Config) {
     }
 }
 
+/// Asks for the settings that keep out tokens which an identity provider signs for its other
+/// applications. A Supabase project has no others.
+fn missing_claims(config: &Config, keys: &Url) -> Option<String> {
+    if is_supabase(keys) {
+        return None;
+    }
+    let unset = match (config.jwt_audiences.is_empty(), config.jwt_issuer.is_none()) {
+        (true, true) => "JWT_AUDIENCE and JWT_ISSUER are not set",
+        (true, false) => "JWT_AUDIENCE is not set",
+        (false, true) => "JWT_ISSUER is not set",
+        (false, false) => return None,
+    };
+    Some(format!(
+        "{unset}: a token that the identity provider signs for another application is taken here too. Set them to what its tokens for this server say in `aud` and `iss`."
+    ))
+}
+
 fn store(report: &mut DoctorReport, config: &Config) {
     report.title("Store");
     if let Err(error) = config.keys() {
@@ -163,12 +184,25 @@ async fn chats(report: &mut DoctorReport, config: &Config) {
         return;
     };
     let url = &settings.url;
-    let found = match Supabase::new(settings) {
-        Ok(project) => project.probe().await,
-        Err(error) => Err(error),
+    let found = async {
+        let project = Supabase::new(settings)?;
+        project.probe().await?;
+        Ok::<_, ChatStoreError>(project.probe_macs().await)
     };
+    let found = found.await;
     match found {
-        Ok(()) => report.line(CheckStatus::Good, &format!("chats go to Supabase at {url}")),
+        Ok(macs) => {
+            report.line(CheckStatus::Good, &format!("chats go to Supabase at {url}"));
+            if let Err(error) = macs {
+                report.line(
+                    CheckStatus::Note,
+                    &format!(
+                        "{} Until then tokens of git accounts go to the deployment's own servers only.",
+                        sentence(error)
+                    ),
+                );
+            }
+        }
         Err(error) => report.line(
             CheckStatus::Bad,
             &format!("chats go to Supabase at {url}: {}", full_stop(error)),

@@ -266,7 +266,8 @@ fn token(config: &Config, args: &TokenArgs) -> ExitCode {
         Ok(keys) => keys,
         Err(error) => return wrong(&error),
     };
-    let auth = Authenticator::new(keys.jwt.as_ref(), None);
+    let auth = Authenticator::new(keys.jwt.as_ref(), None)
+        .expecting(&config.jwt_audiences, config.jwt_issuer.as_deref());
     let user = UserId::from(args.user.as_str());
     let ttl = Duration::from_secs(u64::from(args.days) * DAY);
     let issued = if args.admin {

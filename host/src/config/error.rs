@@ -29,6 +29,17 @@ pub enum ConfigError {
         /// The permitted values, as the end of a sentence.
         allowed: &'static str,
     },
+    /// A secret that protects other people's data is so short that it can be guessed. The value is
+    /// not shown.
+    #[error(
+        "{name} cannot be used: it must be at least {least} bytes, since a shorter one can be guessed (what was given is not shown here)"
+    )]
+    ShortSecret {
+        /// The setting.
+        name: &'static str,
+        /// The length that is needed, in bytes.
+        least: usize,
+    },
     /// A key that a manifest names is unusable. The value is not shown.
     #[error(
         "{name} cannot be used as a key: it must be printable ASCII without spaces or line breaks, since it is sent in a header (what was given is not shown here)"

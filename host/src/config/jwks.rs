@@ -16,6 +16,16 @@ use lucid_net::fetch::Document;
 /// has an empty key set there.
 const OF_A_PROJECT: [&str; 4] = ["auth", "v1", ".well-known", "jwks.json"];
 
+/// Whether these are a Supabase project's own keys, which sign for that project only. Another
+/// identity provider's sign for all its applications.
+pub(crate) fn is_supabase(url: &Url) -> bool {
+    let mut segments = url.path_segments().into_iter().flatten().rev();
+    OF_A_PROJECT
+        .iter()
+        .rev()
+        .all(|known| segments.next() == Some(known))
+}
+
 /// `SUPABASE_JWKS_URL`, or the project's.
 pub(super) fn jwks_url(values: &SettingValues) -> Result<Option<Url>, ConfigError> {
     let project = values.base_url("SUPABASE_URL")?.and_then(|mut url| {

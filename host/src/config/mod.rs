@@ -37,6 +37,7 @@ pub use self::enums::{
     AllowedOrigins, DefaultPolicy, LogFormat, PluginLogLevel, SandboxBackend, SandboxNetwork,
 };
 pub use self::error::ConfigError;
+pub(crate) use self::jwks::is_supabase;
 pub use self::known::SETTINGS;
 use self::known::known;
 pub(crate) use self::known::{is_host_secret, is_variable};
@@ -65,6 +66,10 @@ pub struct Config {
     /// `SUPABASE_JWKS_URL`, or the one derived from `SUPABASE_URL`: the public keys that tokens are
     /// verified with.
     pub jwks_url: Option<Url>,
+    /// `JWT_AUDIENCE`: the audiences, of which a token must name one. Empty for any.
+    pub jwt_audiences: Vec<String>,
+    /// `JWT_ISSUER`: the issuer that a token must name. Any if not set.
+    pub jwt_issuer: Option<String>,
     /// `ENCRYPTION_KEY`, for stored git tokens and for a session's own secrets.
     pub encryption_key: Option<Secret>,
     /// `INTERNAL_API_KEY`. Without it servers cannot act for users.

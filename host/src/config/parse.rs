@@ -306,6 +306,18 @@ pub(super) fn origins(text: &str) -> Option<AllowedOrigins> {
     (!list.is_empty()).then_some(AllowedOrigins::List(list))
 }
 
+/// A value that a claim of a token must have, to the letter.
+pub(super) fn claim(text: &str) -> Option<String> {
+    let fits = !text.is_empty() && text.chars().count() <= 255 && !text.contains(unprintable);
+    fits.then(|| text.to_owned())
+}
+
+pub(super) fn audiences(text: &str) -> Option<Vec<String>> {
+    let parts = text.split(',').map(str::trim);
+    let list: Option<Vec<_>> = parts.filter(|part| !part.is_empty()).map(claim).collect();
+    list.filter(|list| !list.is_empty())
+}
+
 pub(super) fn mount_path(text: &str) -> Option<String> {
     let path = text.strip_prefix('/')?.trim_end_matches('/');
     // A colon would end the path where it becomes part of a PATH or a mount option.

@@ -281,6 +281,8 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
                 ",",
             ],
         ),
+        ("JWT_AUDIENCE", &[",", "a b", "a,b\u{7}c"]),
+        ("JWT_ISSUER", &["a b", "https://id.example\nx"]),
         ("LLM_BASE_URL", &["nonsense", "file:///etc", "http://"]),
         ("ANTHROPIC_BASE_URL", &["nonsense"]),
         ("MODEL_OUTAGE_PATIENCE", &["soon", "-1", "2d", "5 x"]),
@@ -376,7 +378,7 @@ fn a_secret_is_never_shown_in_an_error_or_in_print() {
         "OPENAI_API_KEY",
         "LLM_API_KEY",
     ];
-    let config = good(&all.map(|name| (name, "hunter2")));
+    let config = good(&all.map(|name| (name, "hunter2-is-long-enough")));
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
@@ -459,13 +461,68 @@ fn landlock_for_several_users_is_warned_about() {
 }
 
 #[test]
-fn short_secrets_are_warned_about() {
-    let config = good(&[
-        ("SUPABASE_JWT_SECRET", "short"),
-        ("ENCRYPTION_KEY", "short"),
-        ("INTERNAL_API_KEY", "short"),
+fn short_secrets_are_warned_about_where_nobody_else_is_served_or_others_have_them_too() {
+    let short = "hunter2";
+    let local = good(&[("ENCRYPTION_KEY", short), ("INTERNAL_API_KEY", short)]);
+    assert_eq!(local.warnings.len(), 2, "{:?}", local.warnings);
+    let served = good(&[
+        ("SUPABASE_JWT_SECRET", "a-secret-of-20-bytes"),
+        ("ENCRYPTION_KEY", short),
+        ("INTERNAL_API_KEY", "a-key-of-16-byte"),
     ]);
-    assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
+    assert_eq!(served.warnings.len(), 2, "{:?}", served.warnings);
+}
+
+#[test]
+fn secrets_that_can_be_guessed_are_refused_where_others_are_served() {
+    let keys = ("SUPABASE_URL", "https://project.example.co");
+    for (name, others) in [
+        ("SUPABASE_JWT_SECRET", &[][..]),
+        ("SUPABASE_JWT_SECRET", &[keys]),
+        ("INTERNAL_API_KEY", &[keys]),
+        ("INTERNAL_API_KEY", &[("SUPABASE_JWT_SECRET", LONG)]),
+    ] {
+        let with = |secret| config(&[others, &[(name, secret)]].concat());
+        let sentence = with("hunter2-15bytes").unwrap_err().to_string();
+        let expected = format!("{name} cannot be used: it must be at least 16 bytes");
+        assert!(sentence.starts_with(&expected), "{sentence}");
+        assert!(
+            !sentence.contains("hunter2") && !sentence.ends_with('.'),
+            "{sentence}"
+        );
+        assert!(with("hunter2-16-bytes").is_ok());
+    }
+}
+
+#[test]
+fn what_tokens_must_say_is_read() {
+    let config = good(&[]);
+    assert!(config.jwt_audiences.is_empty() && config.jwt_issuer.is_none());
+    let config = good(&[
+        ("JWT_AUDIENCE", " lucid, https://lucid.example ,,"),
+        ("JWT_ISSUER", " https://id.example/realms/a "),
+    ]);
+    assert_eq!(config.jwt_audiences, ["lucid", "https://lucid.example"]);
+    assert_eq!(
+        config.jwt_issuer.as_deref(),
+        Some("https://id.example/realms/a")
+    );
+}
+
+#[test]
+fn a_supabase_projects_keys_are_told_from_another_identity_providers() {
+    let of = |name, url| is_supabase(&good(&[(name, url)]).jwks_url.unwrap());
+    assert!(of("SUPABASE_URL", "https://project.example.co"));
+    assert!(of("SUPABASE_URL", "http://kong:8000/supabase"));
+    let keys = "https://project.example.co/auth/v1/.well-known/jwks.json";
+    assert!(of("SUPABASE_JWKS_URL", keys));
+    for other in [
+        "https://id.example.com/.well-known/jwks.json",
+        "https://id.example.com/keys",
+        "https://id.example.com/",
+    ] {
+        assert!(!of("SUPABASE_JWKS_URL", other), "{other}");
+    }
 }
 
 #[test]

@@ -16,8 +16,8 @@ use super::enums::{
 use super::jwks::jwks_url;
 use super::models::ModelSettings;
 use super::parse::{
-    SettingValues, container_name, count, dollars, image, ip, mount_path, number, origins,
-    quoted_value, seconds, size, unprintable,
+    SettingValues, audiences, claim, container_name, count, dollars, image, ip, mount_path, number,
+    origins, quoted_value, seconds, size, unprintable,
 };
 use super::{Config, ConfigError, Variables, supabase};
 use lucid_sandbox::git::BranchPolicy;
@@ -25,6 +25,8 @@ use lucid_types::secret::Secret;
 
 const DAY: f64 = 86_400.0;
 const MIB: u64 = 1024 * 1024;
+/// The shortest secret, in bytes, that gives access to other people's data.
+const LEAST_SECRET: usize = 16;
 
 impl Config {
     /// Validates all values.
@@ -33,20 +35,27 @@ impl Config {
         let jwt_secret = values.raw("SUPABASE_JWT_SECRET").map(Secret::from);
         let encryption_key = values.raw("ENCRYPTION_KEY").map(Secret::from);
         let internal_api_key = values.header_secret("INTERNAL_API_KEY")?;
-        for (name, secret, least) in [
-            ("SUPABASE_JWT_SECRET", &jwt_secret, 32),
-            ("ENCRYPTION_KEY", &encryption_key, 16),
-            ("INTERNAL_API_KEY", &internal_api_key, 16),
+        let jwks_url = jwks_url(values)?;
+        let local = jwt_secret.is_none() && jwks_url.is_none();
+        for (name, secret, advised, refused) in [
+            ("SUPABASE_JWT_SECRET", &jwt_secret, 32, LEAST_SECRET),
+            // Other applications have it too, and their rows would no longer open.
+            ("ENCRYPTION_KEY", &encryption_key, 16, 0),
+            ("INTERNAL_API_KEY", &internal_api_key, 16, LEAST_SECRET),
         ] {
-            if secret.as_ref().is_some_and(|secret| secret.len() < least) {
+            let length = secret.as_ref().map_or(usize::MAX, Secret::len);
+            if length < refused && !local {
+                return Err(ConfigError::ShortSecret {
+                    name,
+                    least: refused,
+                });
+            }
+            if length < advised {
                 warnings.push(format!(
-                    "{name} is shorter than {least} bytes, so it can be guessed; use a longer one."
+                    "{name} is shorter than {advised} bytes, so it can be guessed; use a longer one."
                 ));
             }
         }
-
-        let jwks_url = jwks_url(values)?;
-        let local = jwt_secret.is_none() && jwks_url.is_none();
         let default_host = if local {
             Ipv4Addr::LOCALHOST
         } else {
@@ -89,6 +98,17 @@ impl Config {
             local,
             jwt_secret,
             jwks_url,
+            jwt_audiences: values.parsed(
+                "JWT_AUDIENCE",
+                Vec::new(),
+                "a comma-separated list of audiences, each at most 255 characters and none of them a space or a control character",
+                audiences,
+            )?,
+            jwt_issuer: values.optional(
+                "JWT_ISSUER",
+                "an issuer such as https://id.example.com, at most 255 characters and none of them a space or a control character",
+                claim,
+            )?,
             encryption_key,
             internal_api_key,
             supabase,

@@ -122,14 +122,78 @@ fn a_token_without_a_user_says_so() {
 }
 
 #[test]
-fn the_audience_is_not_checked() {
+fn audience_and_issuer_are_not_checked_where_nothing_is_said_of_them() {
     for aud in [json!("authenticated"), json!(["a", "b"]), json!("")] {
-        assert!(
-            authenticator()
-                .token_now(&good(json!({"sub": "u1", "aud": aud})))
-                .is_ok()
-        );
+        let claims = json!({"sub": "u1", "aud": aud, "iss": aud});
+        assert!(authenticator().token_now(&good(claims)).is_ok());
     }
+}
+
+fn expecting(audiences: &[&str], issuer: Option<&str>) -> Authenticator {
+    let audiences: Vec<String> = audiences.iter().map(|&text| text.to_owned()).collect();
+    authenticator().expecting(&audiences, issuer)
+}
+
+#[test]
+fn a_token_for_another_audience_or_for_none_is_refused_where_audiences_are_named() {
+    let auth = expecting(&["lucid", "https://lucid.example"], None);
+    for aud in [
+        json!("lucid"),
+        json!("https://lucid.example"),
+        json!(["other", "lucid"]),
+    ] {
+        let token = good(json!({"sub": "u1", "aud": aud}));
+        assert!(auth.token_now(&token).is_ok(), "{aud}");
+    }
+    for aud in [
+        json!("other"),
+        json!("Lucid"),
+        json!(""),
+        json!([]),
+        json!(["other"]),
+        json!(null),
+        json!(7),
+        json!({"lucid": true}),
+    ] {
+        let token = good(json!({"sub": "u1", "aud": aud}));
+        assert_eq!(refusal(auth.token_now(&token)), "Invalid token", "{aud}");
+    }
+    let none = good(json!({"sub": "u1"}));
+    assert_eq!(refusal(auth.token_now(&none)), "Invalid token");
+}
+
+#[test]
+fn a_token_from_another_issuer_or_from_none_is_refused_where_one_is_named() {
+    let auth = expecting(&[], Some("https://id.example"));
+    let ours = good(json!({"sub": "u1", "iss": "https://id.example", "aud": "anything"}));
+    assert!(auth.token_now(&ours).is_ok());
+    for iss in [
+        json!("https://id.example/"),
+        json!("https://other.example"),
+        json!(""),
+        json!(null),
+        json!(1),
+        json!([]),
+    ] {
+        let token = good(json!({"sub": "u1", "iss": iss}));
+        assert_eq!(refusal(auth.token_now(&token)), "Invalid token", "{iss}");
+    }
+    let none = good(json!({"sub": "u1"}));
+    assert_eq!(refusal(auth.token_now(&none)), "Invalid token");
+}
+
+#[test]
+fn a_token_that_is_issued_here_says_for_whom_and_from_whom_it_is() {
+    let auth = expecting(&["lucid", "other"], Some("https://id.example"));
+    let token = auth
+        .issue(&UserId::from("local"), Duration::from_secs(60))
+        .unwrap();
+    assert_eq!(auth.token_now(&token).unwrap().user.as_str(), "local");
+    let elsewhere = expecting(&["another"], None);
+    assert_eq!(refusal(elsewhere.token_now(&token)), "Invalid token");
+    // Servers with the internal key bring no token.
+    let pairs = [("x-user-id", "u1"), ("x-internal-key", "internal")];
+    assert!(auth.headers_now(&headers(&pairs)).is_ok());
 }
 
 #[test]

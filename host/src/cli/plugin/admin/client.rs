@@ -156,7 +156,8 @@ fn local_server() -> Result<(Url, Option<String>), ServerError> {
         return Ok((base, Some(token)));
     }
     let keys = config.keys()?;
-    let auth = Authenticator::new(keys.jwt.as_ref(), None);
+    let auth = Authenticator::new(keys.jwt.as_ref(), None)
+        .expecting(&config.jwt_audiences, config.jwt_issuer.as_deref());
     let issued = auth.issue_admin(&UserId::from(OPERATOR), TOKEN_TIME);
     let token = issued.map_err(|error| match error {
         // INTERNAL_API_KEY would work, but is not sent: a process that listens there while the
