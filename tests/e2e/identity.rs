@@ -145,7 +145,9 @@ async fn doctor_asks_for_what_keeps_other_applications_tokens_out() {
         "{said}"
     );
     let issuer = ("JWT_ISSUER", "https://id.example".to_owned());
-    assert!(!doctor(&[jwks, audience, issuer]).await.contains("JWT_"));
+    let said = doctor(&[jwks, audience, issuer]).await;
+    let checked = "; `aud` must name lucid; `iss` must be https://id.example\n";
+    assert!(!said.contains("JWT_") && said.contains(checked), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ fn settings(report: &mut DoctorReport, config: &Config) {
 pub(super) fn token_ways(config: &Config) -> String {
     let keys = config.jwks_url.as_ref();
     let keys = keys.map(|url| format!("the keys at {url} (RS256, ES256)"));
-    match (keys, config.jwt_secret.is_some()) {
+    let ways = match (keys, config.jwt_secret.is_some()) {
         (None, false) => {
             "local mode, for this machine only; set SUPABASE_JWT_SECRET or SUPABASE_URL to serve others".to_owned()
         }
@@ -102,7 +102,21 @@ pub(super) fn token_ways(config: &Config) -> String {
         (Some(keys), true) => {
             format!("tokens are checked with SUPABASE_JWT_SECRET (HS256) and {keys}")
         }
+    };
+    ways + &required_claims(config)
+}
+
+/// What tokens must say beside that, as the end of a sentence.
+fn required_claims(config: &Config) -> String {
+    let mut required = String::new();
+    if !config.jwt_audiences.is_empty() {
+        let audiences = config.jwt_audiences.join(" or ");
+        required.push_str(&format!("; `aud` must name {audiences}"));
     }
+    if let Some(issuer) = &config.jwt_issuer {
+        required.push_str(&format!("; `iss` must be {issuer}"));
+    }
+    required
 }
 
 /// Checks the identity provider's keys, as they are now.

@@ -293,3 +293,25 @@ async fn a_project_that_gives_users_no_rights_says_so() {
         "{refused}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_whose_last_migration_did_not_run_works_and_its_operator_is_told_once() {
+    let Some(supabase) = TestSupabase::start().await else {
+        return;
+    };
+    supabase.sql("ALTER TABLE integrations DROP COLUMN lucid_mac; NOTIFY pgrst, 'reload schema'");
+    let lack = "lacks the column integrations.lucid_mac";
+    let said = doctor(&supabase).await;
+    assert!(
+        said.contains("chats go to Supabase at") && said.contains(lack),
+        "{said}"
+    );
+    let host = supabase.host().set("SANDBOX_BACKEND", "none").start();
+    let ann = supabase.sign_up("ann");
+    for _ in 0..3 {
+        let accounts = host.get(&ann, "/api/v1/integrations").await.ok();
+        assert_eq!(accounts, json!({"integrations": []}));
+    }
+    let log = host.log();
+    assert_eq!(log.matches(lack).count(), 1, "{log}");
+}
