@@ -98,6 +98,7 @@ fn try_run(
     command
         .args(arguments)
         .args(script.iter().flat_map(read_script))
+        .envs(server.environment())
         .envs(&start.env)
         .process_group(0)
         .stdin(Stdio::null());

@@ -1,24 +1,24 @@
-//! The restrictions the server puts on itself before it runs anything: resources, files, network.
+//! The restrictions the server puts on itself before it runs anything: resources, files, system
+//! calls, network, keys.
 //!
 //! # Invariants
 //! - A confinement that was requested and is not enforced at all is an error, and the server then
 //!   never starts.
-//! - With the network off, only local sockets can be created.
+//! - Where the kernel cannot limit TCP to the proxy's port, only local sockets can be created.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
+use keyutils::Keyring;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
-    Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
-use lucid_exec::protocol::{Confine, ResourceLimits, Serve};
+use lucid_exec::protocol::{Confine, ResourceLimits, Serve, Sockets};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+
+use crate::proxy::ProxyListener;
+use crate::system_calls;
 
 /// The newest Landlock ABI known here; an older kernel enforces the rules it has.
 const RULES: ABI = ABI::V10;
@@ -39,7 +39,7 @@ pub(crate) enum ConfineError {
     Files(#[source] RestrictionError),
     /// The system call filter was requested, and does not work.
     #[error("seccomp cannot confine this session: {0}")]
-    Sockets(#[source] RestrictionError),
+    SystemCalls(#[source] RestrictionError),
     /// The probe failed.
     #[error("Landlock does not work here: {0}")]
     Probe(#[source] RestrictionError),
@@ -61,14 +61,26 @@ pub(crate) enum RestrictionError {
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// Applies limits and confinement to this thread and everything it starts from now on.
-pub(crate) fn apply(serve: &Serve) -> Result<(), ConfineError> {
+/// Applies limits and confinement to this thread and everything it starts from now on. Returns
+/// whether the proxy can be reached from here.
+pub(crate) fn apply(serve: &Serve, proxy: Option<&ProxyListener>) -> Result<bool, ConfineError> {
     limit(&serve.limits)?;
+    let sockets = serve.sockets.map(enforceable);
     if let Some(confine) = &serve.confine {
-        restrict_files(confine).map_err(ConfineError::Files)?;
-        restrict_sockets(confine.network).map_err(ConfineError::Sockets)?;
+        let port = proxy.map(ProxyListener::port);
+        restrict_files(confine, sockets.unwrap_or(Sockets::Ip), port)
+            .map_err(ConfineError::Files)?;
     }
-    Ok(())
+    if let Some(sockets) = sockets {
+        restrict_system_calls(sockets).map_err(ConfineError::SystemCalls)?;
+    }
+    Ok(sockets != Some(Sockets::Local))
+}
+
+/// Leaves the session keyring that was inherited from the host, with its keys. A kernel without
+/// keyrings has none to leave.
+pub(crate) fn leave_session_keyring() {
+    let _ = Keyring::join_anonymous_session();
 }
 
 /// Checks that Landlock works here. Confines this process, which is about to end.
@@ -77,12 +89,30 @@ pub(crate) fn probe() -> Result<(), ConfineError> {
         read_only: vec!["/".to_owned()],
         ..Confine::default()
     };
-    restrict_files(&confine)
-        .and_then(|()| restrict_sockets(false))
+    restrict_files(&confine, Sockets::Local, None)
+        .and_then(|()| restrict_system_calls(Sockets::Local))
         .map_err(ConfineError::Probe)
 }
 
-fn restrict_files(confine: &Confine) -> Result<(), RestrictionError> {
+/// What the kernel can enforce of it: rules for TCP ports came with Linux 6.7.
+fn enforceable(sockets: Sockets) -> Sockets {
+    let knows_ports = || {
+        Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessNet::ConnectTcp)
+            .is_ok()
+    };
+    match sockets {
+        Sockets::Proxy if !knows_ports() => Sockets::Local,
+        sockets => sockets,
+    }
+}
+
+fn restrict_files(
+    confine: &Confine,
+    sockets: Sockets,
+    proxy: Option<u16>,
+) -> Result<(), RestrictionError> {
     let all = AccessFs::from_all(RULES);
     // Connecting to a local socket is allowed below every folder that is let through.
     let read = AccessFs::from_read(RULES) | (all & AccessFs::ResolveUnix);
@@ -90,11 +120,14 @@ fn restrict_files(confine: &Confine) -> Result<(), RestrictionError> {
         let mut rules = Ruleset::default()
             .handle_access(all)?
             .scope(Scope::from_all(RULES))?;
-        if !confine.network {
+        if sockets != Sockets::Ip {
             rules = rules.handle_access(AccessNet::from_all(RULES))?;
         }
+        let mut rules = rules.create()?;
+        if let (Sockets::Proxy, Some(port)) = (sockets, proxy) {
+            rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+        }
         rules
-            .create()?
             .add_rules(path_beneath_rules(&confine.read_only, read))?
             .add_rules(path_beneath_rules(&confine.read_write, all))?
             .restrict_self()
@@ -106,38 +139,10 @@ fn restrict_files(confine: &Confine) -> Result<(), RestrictionError> {
     Ok(())
 }
 
-/// Restricts sockets with a small system call filter: on most kernels Landlock covers neither UDP
-/// nor raw nor VM sockets. io_uring, which creates sockets past such a filter, is blocked with
-/// them.
-fn restrict_sockets(network: bool) -> Result<(), RestrictionError> {
-    let mut allowed = vec![libc::AF_UNIX];
-    if network {
-        allowed.extend([libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK]);
+fn restrict_system_calls(sockets: Sockets) -> Result<(), RestrictionError> {
+    for filter in [system_calls::allowed()?, system_calls::sockets(sockets)?] {
+        seccompiler::apply_filter(&filter)?;
     }
-    let build = || -> Result<BpfProgram, seccompiler::Error> {
-        let others = allowed
-            .iter()
-            .map(|family| {
-                SeccompCondition::new(
-                    0,
-                    SeccompCmpArgLen::Dword,
-                    SeccompCmpOp::Ne,
-                    family.cast_unsigned().into(),
-                )
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut rules = BTreeMap::new();
-        rules.insert(libc::SYS_socket, vec![SeccompRule::new(others)?]);
-        rules.insert(libc::SYS_io_uring_setup, Vec::new());
-        let filter = SeccompFilter::new(
-            rules,
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::EACCES.cast_unsigned()),
-            std::env::consts::ARCH.try_into()?,
-        )?;
-        Ok(filter.try_into()?)
-    };
-    seccompiler::apply_filter(&build()?)?;
     Ok(())
 }
 

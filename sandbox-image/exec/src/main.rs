@@ -17,9 +17,11 @@ mod connect;
 mod git_remote;
 mod live;
 mod pressure;
+mod proxy;
 mod root;
 mod server;
 mod supervise;
+mod system_calls;
 
 use std::fmt::Display;
 use std::path::Path;

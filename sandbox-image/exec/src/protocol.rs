@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// Protocol version, incremented whenever a frame changes its meaning. Both ends must have the
 /// same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Maximum size of a frame's payload, in bytes.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Maximum size of a command in bytes, its input included, over as many frames as that needs.
@@ -27,7 +27,8 @@ pub const HEADER: usize = 9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// Server: I am ready. JSON [`Hello`].
+    /// Server: I am ready. JSON [`Hello`]. Over a socket, the listener that [`Serve::proxy`] asks for
+    /// comes with the first byte, as a descriptor.
     Hello = 1,
     /// Host: run a command. JSON [`Start`].
     Start = 2,
@@ -311,6 +312,15 @@ pub struct Serve {
     /// Landlock confinement of the server and everything below it.
     #[serde(default)]
     pub confine: Option<Confine>,
+    /// The system calls that processes may make, and the sockets that they may create. Any, if
+    /// absent.
+    #[serde(default)]
+    pub sockets: Option<Sockets>,
+    /// A port on the loopback interface, 0 for any that is free: programs that want to reach the
+    /// network find a proxy there. The server listens at it, names it in the environment of
+    /// commands, and hands the listener to the host, which is the proxy.
+    #[serde(default)]
+    pub proxy: Option<u16>,
     /// For a server that looks for its host: seconds without one after which it ends. Never, if
     /// absent.
     #[serde(default)]
@@ -334,15 +344,25 @@ pub struct ResourceLimits {
     pub data_bytes: Option<u64>,
 }
 
-/// The paths and the network that Landlock allows.
+/// The sockets that processes may create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sockets {
+    /// Local ones.
+    Local,
+    /// Local ones, and TCP connections to the port of [`Serve::proxy`]. For a sandbox without a
+    /// network namespace; on a kernel that cannot enforce it, `Local`.
+    Proxy,
+    /// Local and IP sockets, which reach what their network namespace does.
+    Ip,
+}
+
+/// The paths that Landlock allows.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Confine {
     /// Folders and files that may be read, written and executed.
     pub read_write: Vec<String>,
     /// Folders and files that may be read and executed.
     pub read_only: Vec<String>,
-    /// Whether the network may be used.
-    pub network: bool,
     /// Private root that is built first; all paths above are then relative to it. The whole old
     /// root stays visible if absent.
     #[serde(default)]

@@ -27,6 +27,7 @@ use crate::command::{self, Note};
 use crate::confine::{self, ConfineError};
 use crate::live::Live;
 use crate::pressure::Pressure;
+use crate::proxy::ProxyListener;
 use crate::root::{self, RootError};
 
 /// Maximum number of commands at a time.
@@ -47,6 +48,9 @@ pub(crate) enum PrepareError {
     /// It cannot limit or confine itself.
     #[error(transparent)]
     Confine(#[from] ConfineError),
+    /// No proxy can be listened for.
+    #[error("the port of the proxy cannot be listened at: {0}")]
+    Proxy(#[source] io::Error),
     /// The thread that reaps does not start.
     #[error("no thread could be started: {0}")]
     Thread(#[source] io::Error),
@@ -93,6 +97,8 @@ pub(crate) enum ServeError {
 pub(crate) struct Common {
     children: Arc<Children>,
     pressure: Pressure,
+    /// Absent if the host is no proxy, or if it cannot be reached as one here.
+    proxy: Option<ProxyListener>,
 }
 
 /// Drops this process's privileges, and starts reaping.
@@ -107,12 +113,17 @@ pub(crate) fn prepare(serve: &Serve) -> Result<Common, PrepareError> {
     // Nothing that runs below may inspect this process or take its socket.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(PrepareError::Process)?;
     set_child_subreaper(Some(getpid())).map_err(PrepareError::Process)?;
+    confine::leave_session_keyring();
+    // Before confinement, which may forbid to listen.
+    let proxy = serve.proxy.map(ProxyListener::bind).transpose();
+    let proxy = proxy.map_err(PrepareError::Proxy)?;
     // Before any thread exists: a restriction applies to the calling thread and what it starts.
-    confine::apply(serve)?;
+    let reaches_proxy = confine::apply(serve, proxy.as_ref())?;
     let children = Children::watched().map_err(PrepareError::Thread)?;
     Ok(Common {
         children,
         pressure: Pressure::find(),
+        proxy: proxy.filter(|_| reaches_proxy),
     })
 }
 
@@ -172,6 +183,22 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Sends the first frame, and with it the listener of the proxy where descriptors can be passed.
+    fn greet(&self) -> io::Result<()> {
+        let hello = Frame::json(FrameKind::Hello, 0, &Hello { version: VERSION })?;
+        match (&*self.out.lock(), &self.common.proxy) {
+            (Out::Socket(socket), Some(proxy)) => proxy.send_with(socket, &hello.encode()),
+            (Out::Socket(socket), None) => hello.write_to(socket),
+            (Out::Pipe(pipe), _) => hello.write_to(pipe),
+        }
+    }
+
+    /// The variables of commands that come from the server itself.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let proxy = self.common.proxy.as_ref();
+        proxy.map(ProxyListener::environment).unwrap_or_default()
     }
 
     fn start(self: &Arc<Self>, id: u32, payload: &[u8]) {
@@ -247,10 +274,7 @@ impl Server {
 
     /// Sends the hello and follows the host's frames until it disconnects.
     pub(crate) fn serve(self: &Arc<Self>, mut host: impl Read) -> Result<(), HostError> {
-        self.send(
-            &Frame::json(FrameKind::Hello, 0, &Hello { version: VERSION })
-                .map_err(HostError::Hello)?,
-        );
+        self.greet().map_err(HostError::Hello)?;
         let mut parts = Parts::default();
         loop {
             match Frame::read_from(&mut host) {

@@ -31,8 +31,8 @@ fn server(socket: &Path, patience_seconds: Option<u64>) -> Child {
             file_bytes: 1 << 30,
             ..ResourceLimits::default()
         },
-        confine: None,
         patience_seconds,
+        ..Serve::default()
     };
     Command::new(env!("CARGO_BIN_EXE_lucid-exec"))
         .arg("--connect")

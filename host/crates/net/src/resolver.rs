@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::error::Error as _;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use url::{Host, Url};
@@ -124,6 +125,37 @@ impl AddressPolicy {
             .filter(|address| self.allows(host, address.ip()))
             .collect()
     }
+}
+
+/// Why a host has no address to connect to.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It has addresses, and none is allowed.
+    #[error("its address is one that is not asked")]
+    NotAllowed,
+    /// It has none.
+    #[error("its name cannot be resolved: {0}")]
+    Lookup(#[source] io::Error),
+}
+
+/// Resolves a name or an address, without brackets, to the addresses that a policy allows. Takes one
+/// of the runtime's threads for blocking work for as long as a name takes.
+///
+/// # Errors
+/// If there is none.
+pub async fn resolve(
+    policy: &AddressPolicy,
+    host: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, ResolveError> {
+    let found = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(ResolveError::Lookup)?;
+    let allowed = policy.allowed(host, found);
+    if allowed.is_empty() {
+        return Err(ResolveError::NotAllowed);
+    }
+    Ok(allowed)
 }
 
 /// Resolves names to the addresses that a policy allows.

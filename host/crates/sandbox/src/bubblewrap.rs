@@ -17,7 +17,7 @@ use crate::runtime_dir::{RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
 use crate::workspace::sandbox_user;
-use lucid_exec::protocol::Serve;
+use lucid_exec::protocol::{Serve, Sockets};
 
 /// Why there is no bubblewrap to use.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +72,15 @@ impl InstalledBwrap {
         dir: &SessionDir,
         runtime: &RuntimeDir,
         spec: SandboxSpec<'_>,
-        serve: &Serve,
+        serve: Serve,
     ) -> Result<Command, SandboxError> {
-        let serve =
-            serde_json::to_string(serve).map_err(|error| SandboxError::Start(error.to_string()))?;
+        let serve = Serve {
+            sockets: Some(Sockets::Ip),
+            proxy: settings.network.proxy_port(),
+            ..serve
+        };
+        let serve = serde_json::to_string(&serve)
+            .map_err(|error| SandboxError::Start(error.to_string()))?;
         let size = (settings.memory_bytes / 2).max(64 << 20).to_string();
         let mut arguments = Arguments(Vec::new());
         arguments.add([
@@ -89,6 +94,9 @@ impl InstalledBwrap {
         arguments.add([
             "--die-with-parent",
             "--new-session",
+            // Otherwise the first process is bwrap's own, from which commands could take the host's
+            // socket.
+            "--as-pid-1",
             "--hostname",
             "sandbox",
         ]);

@@ -25,14 +25,14 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use lucid_exec::protocol::{Exit, Frame, FrameKind, MAX_COMMAND, Start};
 
-pub(crate) use self::hello::read_hello;
+pub(crate) use self::hello::{greet, read_hello};
 pub use self::reader::read_frame;
 use self::reader::{ReadEnd, read_frames};
 use self::spawn::{collect_stderr, spawn};
@@ -74,6 +74,8 @@ pub(super) struct Connection {
     tasks: [AbortHandle; 2],
     /// The process id of the other end, if it has one here.
     process: Option<u32>,
+    /// The listener at which the sandbox's programs look for a proxy.
+    proxy: Mutex<Option<TcpListener>>,
 }
 
 impl Connection {
@@ -101,8 +103,10 @@ impl Connection {
             .stderr
             .take()
             .map(|stderr| tokio::spawn(collect_stderr(stderr, Arc::clone(&complaint))));
-        let (mut reader, writer) = UnixStream::from_std(ours).map_err(start)?.into_split();
-        if let Err(error) = read_hello(&mut reader, patience).await {
+        let mut stream = UnixStream::from_std(ours).map_err(start)?;
+        let greeted = greet(&mut stream, patience).await;
+        let (reader, writer) = stream.into_split();
+        if let Err(error) = greeted {
             drop((reader, writer));
             if tokio::time::timeout(Duration::from_secs(2), process.wait())
                 .await
@@ -120,7 +124,9 @@ impl Connection {
                 format!("{error}. It said: {stderr_text}")
             }));
         }
-        let connection = Self::from_streams(reader, writer, None).with_process(process.id());
+        let connection = Self::from_streams(reader, writer, None)
+            .with_process(process.id())
+            .with_proxy(greeted?);
         Ok((connection, process))
     }
 
@@ -128,6 +134,17 @@ impl Connection {
     pub(super) fn with_process(mut self, process: Option<u32>) -> Self {
         self.process = process;
         self
+    }
+
+    /// Sets the listener that came with the hello.
+    pub(super) fn with_proxy(mut self, listener: Option<TcpListener>) -> Self {
+        self.proxy = Mutex::new(listener);
+        self
+    }
+
+    /// The listener that came with the hello, once.
+    pub(super) fn take_proxy(&self) -> Option<TcpListener> {
+        self.proxy.lock().take()
     }
 
     /// The process id of the other end, as long as it certainly still belongs to that process.
@@ -162,6 +179,7 @@ impl Connection {
             frames,
             tasks: [reading.abort_handle(), writing.abort_handle()],
             process: None,
+            proxy: Mutex::new(None),
         }
     }
 

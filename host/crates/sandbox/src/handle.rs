@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::net::TcpListener;
 
 use crate::backend::BackendKind;
 use crate::connection::Connection;
@@ -93,6 +94,13 @@ impl Sandbox {
             Some(SandboxProcess::Container(container)) => container.reaches_sockets(),
             Some(SandboxProcess::Process(_)) | None => true,
         }
+    }
+
+    /// The listener at which the sandbox's programs look for a proxy, once. `None` if they have none:
+    /// the sandbox has another network or none, or it cannot pass a descriptor or be kept to one port.
+    #[must_use]
+    pub fn take_proxy_listener(&self) -> Option<TcpListener> {
+        self.0.connection.take_proxy()
     }
 
     /// Bytes that the sandbox uses on the workspace's disk outside of the workspace: its `/tmp` and

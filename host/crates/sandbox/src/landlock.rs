@@ -16,7 +16,7 @@ use crate::runtime_dir::{RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
 use crate::workspace::sandbox_user;
-use lucid_exec::protocol::{Confine, PrivateRoot, Serve};
+use lucid_exec::protocol::{Confine, PrivateRoot, Serve, Sockets};
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
 /// processes, and names of users and machines. None of it holds a password.
@@ -40,6 +40,8 @@ const OWN: [&str; 6] = [
 const SHARED_MEMORY: u64 = 64 << 20;
 /// The user id of commands in a private root, as in its `/etc/passwd`.
 const AGENT: u32 = 1000;
+/// Stands for a port that is free.
+const ANY_PORT: u16 = 0;
 
 /// How strongly commands are isolated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +66,7 @@ impl Isolation {
 
 /// The confinement of commands in the host's root.
 fn in_host_root(settings: &SandboxSettings, dir: &SessionDir, spec: SandboxSpec<'_>) -> Confine {
-    let network = settings.network == Network::Host;
-    let mut read_only = system_paths(network);
+    let mut read_only = system_paths(settings.network);
     read_only.extend(AS_THE_HOST_HAS_IT.map(str::to_owned));
     read_only.push(dir.path().to_string_lossy().into_owned());
     let mut read_write: Vec<String> = DEVICES.map(str::to_owned).into();
@@ -77,7 +78,6 @@ fn in_host_root(settings: &SandboxSettings, dir: &SessionDir, spec: SandboxSpec<
     Confine {
         read_write,
         read_only,
-        network,
         root: None,
     }
 }
@@ -89,7 +89,6 @@ fn in_private_root(
     runtime: &RuntimeDir,
     spec: SandboxSpec<'_>,
 ) -> Confine {
-    let network = settings.network == Network::Host;
     let etc = |name: &str| runtime.etc(name).to_string_lossy().into_owned();
     let placed = [
         (etc("passwd"), "/etc/passwd".to_owned()),
@@ -111,24 +110,22 @@ fn in_private_root(
     Confine {
         read_write: writable.chain([settings.workspace_mount.clone()]).collect(),
         read_only: vec!["/".to_owned()],
-        // Without the host's network there is a private one, which leads nowhere.
-        network: true,
         root: Some(PrivateRoot {
             mount_point: dir.path_of("bin"),
-            shown: system_paths(network),
+            shown: system_paths(settings.network),
             placed: placed.into(),
             shared_memory_bytes: SHARED_MEMORY,
-            own_network: !network,
+            own_network: settings.network.is_own(),
             user: AGENT,
         }),
     }
 }
 
-fn system_paths(network: bool) -> Vec<String> {
+fn system_paths(network: Network) -> Vec<String> {
     let fixed = [system_mounts::USR]
         .into_iter()
         .chain(system_mounts::BESIDE_USR);
-    let fixed = fixed.chain(network.then_some(system_mounts::RESOLVER));
+    let fixed = fixed.chain((!network.is_own()).then_some(system_mounts::RESOLVER));
     fixed
         .map(str::to_owned)
         .chain(system_mounts::etc())
@@ -143,11 +140,24 @@ pub(super) fn command(
     isolation: Isolation,
     mut serve: Serve,
 ) -> Result<Command, SandboxError> {
-    serve.confine = match isolation {
-        Isolation::Off => None,
-        Isolation::HostRoot => Some(in_host_root(settings, dir, spec)),
-        Isolation::PrivateRoot => Some(in_private_root(settings, dir, runtime, spec)),
-    };
+    match isolation {
+        Isolation::Off => {}
+        Isolation::HostRoot => {
+            serve.confine = Some(in_host_root(settings, dir, spec));
+            serve.sockets = Some(match settings.network {
+                Network::None => Sockets::Local,
+                Network::Proxy => Sockets::Proxy,
+                Network::Host => Sockets::Ip,
+            });
+            // Other sessions listen on the same interface.
+            serve.proxy = settings.network.proxy_port().map(|_| ANY_PORT);
+        }
+        Isolation::PrivateRoot => {
+            serve.confine = Some(in_private_root(settings, dir, runtime, spec));
+            serve.sockets = Some(Sockets::Ip);
+            serve.proxy = settings.network.proxy_port();
+        }
+    }
     let serve =
         serde_json::to_string(&serve).map_err(|error| SandboxError::Start(error.to_string()))?;
     let mut command = Command::new(dir.path_of("bin/lucid-exec"));

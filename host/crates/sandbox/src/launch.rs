@@ -129,11 +129,10 @@ impl SandboxLauncher {
                 file_bytes: 8 << 30,
                 data_bytes: Some(settings.memory_bytes),
             },
-            confine: None,
-            patience_seconds: None,
+            ..Serve::default()
         };
         if let FoundBackend::Bubblewrap(program) = backend {
-            let command = program.command(settings, dir, runtime, spec, &serve)?;
+            let command = program.command(settings, dir, runtime, spec, serve)?;
             return Ok((command, settings.workspace_mount.clone()));
         }
         let command = landlock::command(settings, dir, runtime, spec, isolation, serve)?;

@@ -13,6 +13,7 @@
 //! - `connection` speaks to the exec server; `exec` is one command, `process` one that stays open. `unlinked` finds files
 //!   that are removed and still open.
 //! - `workspace`: a session's files. `tools`: what models do with them. `git`: the only way to a git server.
+//!   `proxy`: the only way to any other.
 //!
 //! # Invariants
 //! - A backend is used only after a sandbox of it really ran here.
@@ -36,6 +37,7 @@ mod landlock;
 mod launch;
 mod manager;
 mod process;
+pub mod proxy;
 mod runtime_dir;
 mod settings;
 mod system_mounts;

@@ -5,14 +5,31 @@ use std::path::{Path, PathBuf};
 
 use lucid_types::ids::SessionId;
 
+/// Where nothing else listens, and the same in every sandbox, so that it may be written to files.
+const PROXY_PORT: u16 = 3128;
+
 /// The network that a sandbox can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
     /// Nothing outside the sandbox.
     #[default]
     None,
-    /// Everything the host reaches.
+    /// What the host's proxy connects it to; see [`proxy`](crate::proxy).
+    Proxy,
+    /// Everything the host reaches, the host itself included.
     Host,
+}
+
+impl Network {
+    /// Whether a sandbox with a network namespace has one of its own, which leads nowhere.
+    pub(super) fn is_own(self) -> bool {
+        self != Self::Host
+    }
+
+    /// The port at which programs in a network namespace find the proxy.
+    pub(super) fn proxy_port(self) -> Option<u16> {
+        (self == Self::Proxy).then_some(PROXY_PORT)
+    }
 }
 
 /// Settings common to all sandboxes.

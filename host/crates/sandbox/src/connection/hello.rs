@@ -1,10 +1,19 @@
 //! The exec server's first message, by which the host knows it.
 
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tokio::io::AsyncRead;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, recvmsg,
+};
+use tokio::io::{AsyncRead, Interest};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::time::error::Elapsed;
 
-use super::reader::read_frame;
+use super::reader::{read_frame, read_frame_after};
 use crate::error::SandboxError;
 use lucid_exec::protocol::{Frame, FrameKind, Hello, VERSION};
 
@@ -36,7 +45,71 @@ pub(crate) async fn read_hello(
     reader: &mut (impl AsyncRead + Unpin),
     patience: Duration,
 ) -> Result<(), GreetError> {
-    match tokio::time::timeout(patience, read_frame(reader)).await {
+    checked(
+        tokio::time::timeout(patience, read_frame(reader)).await,
+        patience,
+    )
+}
+
+/// Reads the first frame, and takes the listener that may come with it.
+pub(crate) async fn greet(
+    stream: &mut UnixStream,
+    patience: Duration,
+) -> Result<Option<TcpListener>, GreetError> {
+    let mut listener = None;
+    let greeted = async {
+        let (first, descriptor) = receive_first(stream).await?;
+        listener = descriptor.and_then(tcp_listener);
+        read_frame_after(first, stream).await
+    };
+    checked(tokio::time::timeout(patience, greeted).await, patience)?;
+    Ok(listener)
+}
+
+/// Receives one byte, and the descriptor that was sent with it.
+async fn receive_first(stream: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
+    loop {
+        stream.readable().await?;
+        let received = stream.try_io(Interest::READABLE, || {
+            let mut byte = [0];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let mut into = [IoSliceMut::new(&mut byte)];
+            if recvmsg(stream, &mut into, &mut control, flags)?.bytes == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let descriptor = control.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut sent) => sent.next(),
+                _ => None,
+            });
+            Ok((byte[0], descriptor))
+        });
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
+        }
+    }
+}
+
+/// A sandbox could send any descriptor. Anything but a listening TCP socket is dropped.
+fn tcp_listener(descriptor: OwnedFd) -> Option<TcpListener> {
+    let is_listener = socket_type(&descriptor) == Ok(SocketType::STREAM)
+        && socket_domain(&descriptor) == Ok(AddressFamily::INET)
+        && socket_acceptconn(&descriptor) == Ok(true);
+    if !is_listener {
+        return None;
+    }
+    let listener = std::net::TcpListener::from(descriptor);
+    listener.set_nonblocking(true).ok()?;
+    TcpListener::from_std(listener).ok()
+}
+
+fn checked(
+    received: Result<io::Result<Frame>, Elapsed>,
+    patience: Duration,
+) -> Result<(), GreetError> {
+    match received {
         Ok(Ok(Frame {
             kind: FrameKind::Hello,
             payload,

@@ -16,6 +16,23 @@ pub(super) const SENTENCE: usize = 500;
 pub async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Frame> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header).await?;
+    read_payload(header, reader).await
+}
+
+/// Reads the rest of a frame whose first byte was read.
+pub(super) async fn read_frame_after(
+    first: u8,
+    reader: &mut (impl AsyncRead + Unpin),
+) -> std::io::Result<Frame> {
+    let mut header = [first; HEADER];
+    reader.read_exact(&mut header[1..]).await?;
+    read_payload(header, reader).await
+}
+
+async fn read_payload(
+    header: [u8; HEADER],
+    reader: &mut (impl AsyncRead + Unpin),
+) -> std::io::Result<Frame> {
     let Header { kind, id, length } =
         Header::parse(header).map_err(|bad| std::io::Error::new(ErrorKind::InvalidData, bad))?;
     let mut payload = vec![0; length];

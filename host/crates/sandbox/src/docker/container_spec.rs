@@ -20,7 +20,7 @@ use crate::command_env::environment as sandbox_environment;
 use crate::error::SandboxError;
 use crate::settings::{DockerSettings, Network, SandboxSettings, Transport};
 use crate::workspace::sandbox_user;
-use lucid_exec::protocol::{ResourceLimits, Serve, VERSION};
+use lucid_exec::protocol::{ResourceLimits, Serve, Sockets, VERSION};
 use lucid_types::ids::SessionId;
 
 #[cfg(test)]
@@ -72,6 +72,7 @@ pub(super) struct ContainerTemplate {
     nano_cpus: i64,
     processes: i64,
     network: String,
+    proxy: Option<u16>,
     host_path: Option<(PathBuf, PathBuf)>,
 }
 
@@ -120,10 +121,11 @@ impl ContainerTemplate {
             nano_cpus: (own.cpus.clamp(0.01, most_cpus) * 1e9) as i64,
             processes: own.processes.into(),
             network: match (common.network, &own.network) {
-                (Network::None, _) => "none".to_owned(),
+                (Network::None | Network::Proxy, _) => "none".to_owned(),
                 (Network::Host, Some(name)) => name.clone(),
                 (Network::Host, None) => "default".to_owned(),
             },
+            proxy: common.network.proxy_port(),
             host_path: own.host_path.clone(),
         }
     }
@@ -149,16 +151,15 @@ impl ContainerTemplate {
                 file_bytes: 8 << 30,
                 data_bytes: None,
             },
-            confine: None,
-            patience_seconds: None,
+            sockets: Some(Sockets::Ip),
+            proxy: self.proxy,
+            ..Serve::default()
         }
     }
 
     /// A digest of the parameters, equal for all containers that are interchangeable.
     pub(super) fn fingerprint(&self) -> String {
-        // In the words of the labels that running containers already have.
-        let parameters = format!("{self:?}").replacen("ContainerTemplate", "Plan", 1);
-        let digest = Sha256::digest(format!("{VERSION} {parameters}"));
+        let digest = Sha256::digest(format!("{VERSION} {self:?}"));
         hex::encode(&digest[..8])
     }
 

@@ -23,7 +23,7 @@ use tokio_util::io::StreamReader;
 
 use super::container_spec::{ContainerTemplate, EXEC};
 use super::engine::DockerEngine;
-use crate::connection::{Connection, EndReasonLookup, read_hello};
+use crate::connection::{Connection, EndReasonLookup, greet, read_hello};
 use crate::error::{SandboxError, io_error};
 use crate::runtime_dir::give_to_sandbox_user;
 
@@ -82,10 +82,15 @@ impl ContainerSocket {
         };
         // From here on nobody else in the container is listened to.
         drop(self);
+        let mut stream = stream;
         let process = peer_of(&stream);
-        let (mut reader, writer) = stream.into_split();
-        read_hello(&mut reader, patience).await?;
-        Ok(Connection::from_streams(reader, writer, Some(end_reason_lookup)).with_process(process))
+        let proxy = greet(&mut stream, patience).await?;
+        let (reader, writer) = stream.into_split();
+        Ok(
+            Connection::from_streams(reader, writer, Some(end_reason_lookup))
+                .with_process(process)
+                .with_proxy(proxy),
+        )
     }
 }
 

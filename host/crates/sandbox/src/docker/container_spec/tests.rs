@@ -214,7 +214,7 @@ fn a_containers_name_is_one_that_an_engine_takes() {
 }
 
 #[test]
-fn a_container_of_a_build_that_had_other_names_for_things_is_still_adopted() {
+fn a_container_of_an_earlier_build_is_adopted_as_long_as_the_protocol_is_the_same() {
     let template = ContainerTemplate {
         instance: "i".to_owned(),
         prefix: "lucid".to_owned(),
@@ -228,8 +228,9 @@ fn a_container_of_a_build_that_had_other_names_for_things_is_still_adopted() {
         nano_cpus: 4,
         processes: 5,
         network: "none".to_owned(),
+        proxy: None,
         host_path: None,
     };
-    // What version 4 of the protocol with the exec server has written so far. It changes with that version.
-    assert_eq!(template.fingerprint(), "7efd5af8ee3f3111");
+    // What version 5 of the protocol with the exec server has written so far. It changes with that version.
+    assert_eq!(template.fingerprint(), "836c780bd09b5d9b");
 }

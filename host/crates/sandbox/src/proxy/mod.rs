@@ -1,0 +1,238 @@
+//! A sandbox's way to the network: a forward proxy, which connects programs in the sandbox to servers
+//! that the deployment lets them reach.
+//!
+//! It is reached through a listener that the sandbox made on its own loopback interface and handed to
+//! the host. Programs speak HTTP with it (`CONNECT`, or a request for an `http:` URL) or SOCKS 5, and
+//! find it by the usual variables.
+//!
+//! # Layout
+//! - `request` reads what a program asks for, `destination` resolves and connects, `tunnel` copies.
+//!
+//! # Invariants
+//! - Names are resolved here, and a connection goes to the very addresses that were checked: none of
+//!   this machine, of its networks or of a cloud's metadata service, but for hosts that the operator
+//!   named.
+//! - Every request is recorded, with what came of it.
+//! - What one sandbox can hold open is bounded, and so is what all can.
+//! - Dropping the proxy closes its connections.
+
+mod destination;
+mod request;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+pub use self::destination::{Destination, PrivateHosts, PrivateHostsError};
+use self::request::{ProxyRequest, RequestError};
+use self::tunnel::Traffic;
+
+/// The most connections of one sandbox.
+const OF_ONE: usize = 256;
+/// The pause after an error in accepting, such as a lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a program may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a request for a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionOutcome {
+    /// It was connected.
+    Connected,
+    /// The address is one that sandboxes may not reach.
+    Refused,
+    /// There is no such name, or no answer.
+    Failed,
+}
+
+/// A connection that is over, or a request for one that was not made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxiedConnection {
+    /// Where to.
+    pub destination: Destination,
+    /// What came of it.
+    pub outcome: ConnectionOutcome,
+    /// Bytes that the program sent.
+    pub sent: u64,
+    /// Bytes that it received.
+    pub received: u64,
+}
+
+/// Keeps what connections a session made.
+pub trait ConnectionRecorder: Send + Sync {
+    /// Called once for each connection, when it is over. Must not block.
+    fn record(&self, connection: ProxiedConnection);
+}
+
+/// What all sandboxes of a host have in common.
+#[derive(Debug, Clone)]
+pub struct ProxyRules {
+    private_hosts: Arc<PrivateHosts>,
+    /// The connections that may still be opened.
+    connections: Arc<Semaphore>,
+    /// Names are resolved on threads that others need too.
+    lookups: Arc<Semaphore>,
+}
+
+impl ProxyRules {
+    /// `connections` is how many all sandboxes together may hold open; each takes two descriptors.
+    #[must_use]
+    pub fn new(private_hosts: PrivateHosts, connections: usize) -> Self {
+        Self {
+            private_hosts: Arc::new(private_hosts),
+            connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ALL)),
+        }
+    }
+}
+
+/// A sandbox's proxy. Dropping it closes its connections.
+pub struct ForwardProxy {
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl fmt::Debug for ForwardProxy {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("ForwardProxy").finish_non_exhaustive()
+    }
+}
+
+impl ForwardProxy {
+    /// Serves the programs that connect to the listener.
+    pub fn start(
+        listener: TcpListener,
+        rules: ProxyRules,
+        recorder: Arc<dyn ConnectionRecorder>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            rules,
+            recorder,
+            lookups: Semaphore::new(destination::LOOKUPS_OF_ONE),
+        });
+        Self {
+            task: tokio::spawn(listen(listener, shared)),
+        }
+    }
+}
+
+impl Drop for ForwardProxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Shared {
+    rules: ProxyRules,
+    recorder: Arc<dyn ConnectionRecorder>,
+    /// This sandbox's own share of the lookups.
+    lookups: Semaphore,
+}
+
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    let slots = Arc::new(Semaphore::new(OF_ONE));
+    let mut connections = JoinSet::new();
+    loop {
+        // Whoever finds no slot waits in the listener's queue.
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let all = Arc::clone(&shared.rules.connections);
+        let Ok(slot_of_all) = all.acquire_owned().await else {
+            return;
+        };
+        let program = match listener.accept().await {
+            Ok((program, _)) => program,
+            Err(error) => {
+                tracing::warn!(%error, "a sandbox's program could not be connected to the proxy");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        while connections.try_join_next().is_some() {}
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let _slots = (slot, slot_of_all);
+            serve(program, &shared).await;
+        });
+    }
+}
+
+/// Serves one connection of a program: one request.
+async fn serve(mut program: TcpStream, shared: &Shared) {
+    let _ = program.set_nodelay(true);
+    let read = tokio::time::timeout(REQUEST_TIMEOUT, request::read(&mut program)).await;
+    let request = match read.unwrap_or(Err(RequestError::Slow)) {
+        Ok(request) => request,
+        Err(error) => return request::refuse_unread(&mut program, &error).await,
+    };
+    // Recorded when this is dropped, however that comes about.
+    let mut recorded = Recorded {
+        recorder: &*shared.recorder,
+        destination: request.destination.clone(),
+        outcome: ConnectionOutcome::Failed,
+        traffic: Traffic::default(),
+    };
+    let server = shared.connect(&request).await;
+    let mut server = match server {
+        Ok(server) => server,
+        Err(error) => {
+            recorded.outcome = error.outcome();
+            return request.refuse(&mut program, &error).await;
+        }
+    };
+    recorded.outcome = ConnectionOutcome::Connected;
+    let _ = server.set_nodelay(true);
+    if request.accept(&mut program).await.is_err() {
+        return;
+    }
+    if recorded
+        .traffic
+        .send_first(&mut server, &request.first)
+        .await
+        .is_ok()
+    {
+        tunnel::copy(&mut program, &mut server, &recorded.traffic).await;
+    }
+}
+
+impl Shared {
+    async fn connect(
+        &self,
+        request: &ProxyRequest,
+    ) -> Result<TcpStream, destination::ConnectError> {
+        let destination = &request.destination;
+        let addresses = {
+            let _turn = self.lookups.acquire().await;
+            let _turn_of_all = self.rules.lookups.acquire().await;
+            destination.resolve(&self.rules.private_hosts).await?
+        };
+        destination.connect(&addresses).await
+    }
+}
+
+/// A connection on its way into the record.
+struct Recorded<'a> {
+    recorder: &'a dyn ConnectionRecorder,
+    destination: Destination,
+    outcome: ConnectionOutcome,
+    traffic: Traffic,
+}
+
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        let (sent, received) = self.traffic.totals();
+        self.recorder.record(ProxiedConnection {
+            destination: self.destination.clone(),
+            outcome: self.outcome,
+            sent,
+            received,
+        });
+    }
+}
