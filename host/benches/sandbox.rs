@@ -115,6 +115,7 @@ impl Hosted {
             run_dir: data.path().join("run"),
             memory_bytes: 256 << 20,
             network: Network::None,
+            several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker,
         };

@@ -46,7 +46,9 @@ pub enum SandboxBackend {
 pub enum SandboxNetwork {
     /// No network.
     None,
-    /// The machine's network.
+    /// What the server's proxy connects them to.
+    Proxy,
+    /// The machine's network, in local mode only.
     Host,
 }
 
@@ -119,8 +121,12 @@ impl NamedValues for SandboxBackend {
 }
 
 impl NamedValues for SandboxNetwork {
-    const ALLOWED: &'static str = "none or host";
-    const NAMES: &'static [(&'static str, Self)] = &[("none", Self::None), ("host", Self::Host)];
+    const ALLOWED: &'static str = "proxy, none or host";
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("proxy", Self::Proxy),
+        ("none", Self::None),
+        ("host", Self::Host),
+    ];
 }
 
 impl NamedValues for LogFormat {

@@ -62,6 +62,11 @@ pub enum ConfigError {
         /// The given value, quoted and truncated.
         value: String,
     },
+    /// The machine's network for sandboxes of several users.
+    #[error(
+        "SANDBOX_NETWORK is host, which is for local mode only: users' commands would reach this machine's own servers, its networks and each other; set proxy, and name hosts with private addresses in SANDBOX_PRIVATE_HOSTS, or set none"
+    )]
+    HostNetworkIsLocal,
     /// The `.env` file exists but cannot be read.
     #[error(".env cannot be read: {0}")]
     DotEnv(#[source] io::Error),

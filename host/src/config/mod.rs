@@ -47,6 +47,7 @@ pub(crate) use self::parse::{is_model, size, time};
 use self::secret_file::secret_file;
 pub use self::variables::Variables;
 use lucid_sandbox::git::BranchPolicy;
+use lucid_sandbox::proxy::PrivateHosts;
 use lucid_store::SupabaseSettings;
 use lucid_types::secret::{Secret, Zeroizing};
 use url::Url;
@@ -102,8 +103,11 @@ pub struct Config {
     pub max_sessions_per_user: u32,
     /// `SANDBOX_BACKEND` (`auto`).
     pub sandbox_backend: SandboxBackend,
-    /// `SANDBOX_NETWORK` (`host`).
+    /// `SANDBOX_NETWORK` (`proxy`).
     pub sandbox_network: SandboxNetwork,
+    /// `SANDBOX_PRIVATE_HOSTS`: the hosts that the proxy connects to at private addresses. None if
+    /// not set.
+    pub sandbox_private_hosts: PrivateHosts,
     /// `SANDBOX_MEMORY_LIMIT` (2g), in bytes.
     pub sandbox_memory_limit: u64,
     /// `SANDBOX_DISK_LIMIT` (10g): a workspace's disk quota, in bytes.
@@ -123,7 +127,8 @@ pub struct Config {
     pub sandbox_pool_size: u32,
     /// `DOCKER_HOST`: the address of the engine. The default socket if not set.
     pub docker_host: Option<String>,
-    /// `DOCKER_NETWORK`: the network that containers join. The engine's default if not set.
+    /// `DOCKER_NETWORK`: the network that containers join with `SANDBOX_NETWORK=host`. The engine's
+    /// default if not set.
     pub docker_network: Option<String>,
     /// `HOST_WORKSPACE_PATH`: the path of `WORKSPACE_BASE_PATH` on the engine's machine.
     pub host_workspace_path: Option<PathBuf>,

@@ -45,7 +45,8 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.shutdown_timeout, Duration::from_secs(25));
     assert_eq!(config.max_sessions_per_user, 20);
     assert_eq!(config.sandbox_backend, SandboxBackend::Auto);
-    assert_eq!(config.sandbox_network, SandboxNetwork::Host);
+    assert_eq!(config.sandbox_network, SandboxNetwork::Proxy);
+    assert_eq!(config.sandbox_private_hosts, PrivateHosts::default());
     assert_eq!(config.sandbox_memory_limit, 2 << 30);
     assert_eq!(config.sandbox_disk_limit, 10 << 30);
     assert_eq!(config.disk_reserve, 256 << 20);
@@ -307,6 +308,10 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ("MAX_SESSIONS_PER_USER", &["0", "x"]),
         ("SANDBOX_BACKEND", &["podman", "on"]),
         ("SANDBOX_NETWORK", &["bridge"]),
+        (
+            "SANDBOX_PRIVATE_HOSTS",
+            &["http://a", "a b", "a:b", "10.0.0.0/8"],
+        ),
         (
             "SANDBOX_MEMORY_LIMIT",
             &[
@@ -639,4 +644,27 @@ fn a_variable_of_ours_that_is_no_text_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(sentence.starts_with("LLM_API_KEY"), "{sentence}");
+}
+
+#[test]
+fn the_machines_network_is_for_commands_of_one_user_and_its_settings_for_their_network() {
+    let host = [("SANDBOX_NETWORK", "host"), ("DOCKER_NETWORK", "agents")];
+    let warnings = good(&host).warnings;
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("each other"),
+        "{warnings:?}"
+    );
+    let refused = refused("SANDBOX_NETWORK", "host");
+    assert!(refused.contains("SANDBOX_PRIVATE_HOSTS"), "{refused}");
+    let config = good(&[
+        ("SANDBOX_PRIVATE_HOSTS", "registry.corp:443"),
+        ("DOCKER_NETWORK", "agents"),
+    ]);
+    assert_eq!(
+        config.sandbox_private_hosts,
+        "registry.corp:443".parse().unwrap()
+    );
+    assert!(config.warnings[0].contains("DOCKER_NETWORK has no effect"));
+    let config = good(&[("SANDBOX_NETWORK", "none"), ("SANDBOX_PRIVATE_HOSTS", "a")]);
+    assert!(config.warnings[0].contains("SANDBOX_PRIVATE_HOSTS has no effect"));
 }

@@ -21,6 +21,7 @@ use super::parse::{
 };
 use super::{Config, ConfigError, Variables, supabase};
 use lucid_sandbox::git::BranchPolicy;
+use lucid_sandbox::proxy::PrivateHosts;
 use lucid_types::secret::Secret;
 
 const DAY: f64 = 86_400.0;
@@ -78,6 +79,29 @@ impl Config {
             warnings.push(
                 "SANDBOX_BACKEND is landlock: users' sandboxes see the command lines of each other's processes; install bubblewrap, and set auto or bubblewrap, to keep them apart."
                     .to_owned(),
+            );
+        }
+
+        let sandbox_network = values.choice("SANDBOX_NETWORK", SandboxNetwork::Proxy)?;
+        match sandbox_network {
+            SandboxNetwork::Host if !local => return Err(ConfigError::HostNetworkIsLocal),
+            SandboxNetwork::Host => warnings.push(
+                "SANDBOX_NETWORK is host: commands reach this machine's own servers, its networks and each other."
+                    .to_owned(),
+            ),
+            SandboxNetwork::Proxy | SandboxNetwork::None => {
+                if values.text("DOCKER_NETWORK").is_some() {
+                    warnings.push(
+                        "DOCKER_NETWORK has no effect: it names the network of SANDBOX_NETWORK=host.".to_owned(),
+                    );
+                }
+            }
+        }
+        if sandbox_network != SandboxNetwork::Proxy
+            && values.text("SANDBOX_PRIVATE_HOSTS").is_some()
+        {
+            warnings.push(
+                "SANDBOX_PRIVATE_HOSTS has no effect: it is for SANDBOX_NETWORK=proxy.".to_owned(),
             );
         }
 
@@ -162,7 +186,13 @@ impl Config {
                 count,
             )?,
             sandbox_backend,
-            sandbox_network: values.choice("SANDBOX_NETWORK", SandboxNetwork::Host)?,
+            sandbox_network,
+            sandbox_private_hosts: values.parsed(
+                "SANDBOX_PRIVATE_HOSTS",
+                PrivateHosts::default(),
+                "hosts, or host:port, separated by commas",
+                |text| text.parse().ok(),
+            )?,
             sandbox_memory_limit: values.parsed(
                 "SANDBOX_MEMORY_LIMIT",
                 2048 * MIB,

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use keyutils::{Keyring, Permission};
 use keyutils::keytypes::User;
+use keyutils::{Keyring, Permission};
 use lucid_exec::protocol::{Frame, FrameKind, ResourceLimits, Serve, Start};
 
 #[test]

@@ -18,7 +18,7 @@ use crate::error::SandboxError;
 use crate::landlock::Isolation;
 use crate::launch::{FoundBackend, SandboxLauncher};
 use crate::runtime_dir::{RuntimeDir, give_to_sandbox_user};
-use crate::settings::{SandboxSettings, SandboxSpec};
+use crate::settings::{Network, SandboxSettings, SandboxSpec, Transport};
 use crate::workspace::remove_tree;
 use lucid_types::exec::ExecRequest;
 use lucid_types::ids::SessionId;
@@ -26,6 +26,10 @@ use lucid_types::sentence::{full_stop, sentence};
 
 /// How often an engine must fail to answer before it counts as gone: it may only be restarting.
 const FAILURES: u32 = 3;
+
+/// Said of sandboxes that the proxy cannot be the only way out of.
+const NO_PROXY: &str =
+    "Its sandboxes have no network, since they cannot be kept to the server's proxy here.";
 
 /// Why a backend does not work here.
 #[derive(Debug, thiserror::Error)]
@@ -249,7 +253,8 @@ impl BackendDetector {
                 let answer = docker.check().await;
                 *failures = if answer.is_ok() { 0 } else { *failures + 1 };
                 if answer.is_ok() || *failures >= FAILURES {
-                    found.record(kind, answer.map(|()| None).map_err(ProbeError::from));
+                    let remark = answer.map(|()| self.remark_on(&docker));
+                    found.record(kind, remark.map_err(ProbeError::from));
                 }
             } else if !found.is_usable(kind) {
                 let tried = self.attempt(found, kind).await;
@@ -268,7 +273,7 @@ impl BackendDetector {
             Some(docker) => docker
                 .check()
                 .await
-                .map(|()| None)
+                .map(|()| self.remark_on(&docker))
                 .map_err(ProbeError::from),
             None => Box::pin(self.attempt(found, kind)).await,
         };
@@ -285,29 +290,37 @@ impl BackendDetector {
     ) -> Result<Option<String>, ProbeError> {
         match kind {
             BackendKind::Docker => {
-                let docker = Box::pin(self.find_docker()).await;
-                found.docker = Some(Arc::new(docker?));
-                Ok(None)
+                let docker = Box::pin(self.find_docker()).await?;
+                let remark = self.remark_on(&docker);
+                found.docker = Some(Arc::new(docker));
+                Ok(remark)
             }
             BackendKind::Bubblewrap => {
                 found.bubblewrap = Some(Arc::new(InstalledBwrap::find().await?));
-                self.run_one(found, kind).await.map(|()| None)
+                self.run_one(found, kind).await
             }
             BackendKind::Landlock => {
                 found.landlock = Some(Isolation::PrivateRoot);
-                let Err(why) = self.run_one(found, kind).await else {
-                    return Ok(None);
+                let why = match self.run_one(found, kind).await {
+                    Ok(remark) => return Ok(remark),
+                    Err(why) => why,
                 };
                 found.landlock = Some(Isolation::HostRoot);
-                self.run_one(found, kind).await?;
-                Ok(Some(format!(
+                let network = self.run_one(found, kind).await?;
+                let own = format!(
                     "Its sandboxes have no /tmp, terminals and shared memory of their own, only TMPDIR, since this machine does not let it make them: {}",
                     reason(&why.to_string())
-                )))
+                );
+                Ok(Some(
+                    [Some(own), network]
+                        .into_iter()
+                        .flatten()
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                ))
             }
-            BackendKind::Local | BackendKind::None => {
-                self.run_one(found, kind).await.map(|()| None)
-            }
+            BackendKind::Local => self.run_one(found, kind).await.map(|_| None),
+            BackendKind::None => self.run_one(found, kind).await,
         }
     }
 
@@ -323,7 +336,19 @@ impl BackendDetector {
         found
     }
 
-    async fn run_one(&self, found: &DetectedBackends, kind: BackendKind) -> Result<(), ProbeError> {
+    /// What containers lack on this engine.
+    fn remark_on(&self, docker: &DockerBackend) -> Option<String> {
+        let has_proxy = docker.transport() == Transport::Socket;
+        (self.launcher.settings.network == Network::Proxy && !has_proxy)
+            .then(|| NO_PROXY.to_owned())
+    }
+
+    /// Runs a sandbox. Returns what it lacks.
+    async fn run_one(
+        &self,
+        found: &DetectedBackends,
+        kind: BackendKind,
+    ) -> Result<Option<String>, ProbeError> {
         let workspace = self.launcher.runtime.probe_workspace()?;
         let spec = SandboxSpec {
             session: SessionId::new(),
@@ -336,14 +361,16 @@ impl BackendDetector {
                 .start(&found.backend(kind)?, spec, None)
                 .await?;
             let ran = sandbox.exec(ExecRequest::argv(["/bin/true"]), |_| {}).await;
+            let lacks_proxy = self.launcher.settings.network == Network::Proxy
+                && sandbox.take_proxy_listener().is_none();
             sandbox.close().await;
-            ran
+            ran.map(|ran| (ran, lacks_proxy.then(|| NO_PROXY.to_owned())))
         };
         let outcome = Box::pin(outcome).await;
         let _ = remove_tree(&workspace);
         match outcome? {
-            result if result.exit_code == 0 => Ok(()),
-            result => Err(ProbeError::Command {
+            (result, remark) if result.exit_code == 0 => Ok(remark),
+            (result, _) => Err(ProbeError::Command {
                 code: result.exit_code,
                 output: result.output.trim_end().to_owned(),
             }),

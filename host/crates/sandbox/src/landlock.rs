@@ -145,12 +145,13 @@ pub(super) fn command(
         Isolation::HostRoot => {
             serve.confine = Some(in_host_root(settings, dir, spec));
             serve.sockets = Some(match settings.network {
-                Network::None => Sockets::Local,
-                Network::Proxy => Sockets::Proxy,
+                // The rule for a port holds for every address: of any machine that listens there.
+                Network::Proxy if !settings.several_users => Sockets::Proxy,
+                Network::None | Network::Proxy => Sockets::Local,
                 Network::Host => Sockets::Ip,
             });
             // Other sessions listen on the same interface.
-            serve.proxy = settings.network.proxy_port().map(|_| ANY_PORT);
+            serve.proxy = (serve.sockets == Some(Sockets::Proxy)).then_some(ANY_PORT);
         }
         Isolation::PrivateRoot => {
             serve.confine = Some(in_private_root(settings, dir, runtime, spec));

@@ -42,6 +42,9 @@ pub struct SandboxSettings {
     pub memory_bytes: u64,
     /// The network that sandboxes can reach.
     pub network: Network,
+    /// Whether several users have sandboxes here: a kind that cannot keep them to the proxy then has
+    /// no network.
+    pub several_users: bool,
     /// The workspace's path as commands see it, with backends that can mount it.
     pub workspace_mount: String,
     /// Settings for containers; without them no engine is looked for.

@@ -65,6 +65,7 @@ impl SandboxFixture {
             run_dir: dir.path().join("run"),
             memory_bytes,
             network,
+            several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker: None,
         };
@@ -689,6 +690,7 @@ async fn a_folder_that_boxes_cannot_reach_is_named() {
         run_dir: dir.path().join("run"),
         memory_bytes: 1 << 30,
         network: Network::None,
+        several_users: false,
         workspace_mount: "/workspace".to_owned(),
         docker: None,
     };

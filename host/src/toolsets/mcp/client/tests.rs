@@ -22,6 +22,7 @@ async fn sandbox() -> (tempfile::TempDir, Sandbox) {
         run_dir: folder.path().join("run"),
         memory_bytes: 512 << 20,
         network: Network::None,
+        several_users: false,
         workspace_mount: "/workspace".to_owned(),
         docker: None,
     };

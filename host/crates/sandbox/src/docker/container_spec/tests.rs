@@ -21,6 +21,7 @@ fn plan_for<const N: usize>(
         run_dir: "/run".into(),
         memory_bytes: 1 << 30,
         network: Network::None,
+        several_users: false,
         workspace_mount: "/workspace".to_owned(),
         docker: None,
     };

@@ -120,6 +120,7 @@ impl Data {
             run_dir: self.dir.path().join("storage/.lucid/run"),
             memory_bytes: MEMORY,
             network: Network::None,
+            several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker: Some(docker),
         }
