@@ -13,11 +13,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::Mutex;
 
+use super::connections::ConnectionLog;
 use super::disk_guard::OpenEnvironments;
 use super::tree_watch::TreeTracker;
 use super::workspaces::Workspaces;
 use super::{NoticeSender, RunningSandbox, SessionEnvironment, SharedEnvironment};
 use lucid_sandbox::git::{self, GitCredentials, GitGateway};
+use lucid_sandbox::proxy::{ForwardProxy, ProxyRules};
 use lucid_sandbox::tools::{SandboxTools, describe_call};
 use lucid_sandbox::workspace::{Quota, Watcher, Workspace, WorkspaceError};
 use lucid_sandbox::{SandboxSpec, Sandboxes};
@@ -49,6 +51,10 @@ pub(crate) struct EnvironmentFactory {
     pub(crate) client: reqwest::Client,
     /// What git may do.
     pub(crate) git: git::GitRules,
+    /// What the proxy of sandboxes may do.
+    pub(crate) proxy: ProxyRules,
+    /// Keeps what programs connected to.
+    pub(crate) connections: ConnectionLog,
     /// The user name that goes with a token, where the repository's provider is known.
     pub(crate) git_user: GitUserName,
     /// Workspaces outlive their sessions.
@@ -136,9 +142,14 @@ impl EnvironmentFactory {
                 Some(opened.map_err(EnvironmentError::failed)?)
             }
         };
+        let proxy = sandbox.take_proxy_listener().map(|listener| {
+            let recorder = self.connections.of(spec.session);
+            ForwardProxy::start(listener, self.proxy.clone(), recorder)
+        });
         Ok(RunningSandbox {
             tools: SandboxTools::new(sandbox, workspace),
             gateway,
+            _proxy: proxy,
         })
     }
 

@@ -7,6 +7,7 @@
 //! - A failed tool is a result. Only the host's own failures are errors.
 
 pub(crate) mod agent_instructions;
+pub(crate) mod connections;
 pub(crate) mod disk_guard;
 pub(crate) mod factory;
 pub(crate) mod log_reserve;
@@ -24,6 +25,7 @@ use tokio::sync::{Mutex, mpsc};
 use self::factory::{EnvironmentFactory, blocking};
 use self::tree_watch::TreeTracker;
 use lucid_sandbox::git::{self, GitGateway};
+use lucid_sandbox::proxy::ForwardProxy;
 use lucid_sandbox::tools::{self, SandboxTools, ToolOutcome, describe_call};
 use lucid_sandbox::workspace::{Quota, Workspace};
 use lucid_sandbox::{BackendKind, Sandbox, SandboxError};
@@ -45,6 +47,8 @@ pub(super) struct RunningSandbox {
     pub(super) tools: SandboxTools,
     /// Closes when dropped.
     pub(super) gateway: Option<GitGateway>,
+    /// Closes when dropped.
+    pub(super) _proxy: Option<ForwardProxy>,
 }
 
 /// A channel for what the user should know about an environment. There are few, since each concerns

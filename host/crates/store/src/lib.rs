@@ -13,7 +13,7 @@
 //! - `sqlite`: the file, its writer and its readers. `log`: the session log in it.
 //! - `chat_store`: where chats are kept, as a trait, and in this file; `supabase` is the other place. `outbox` sends them
 //!   there, and `chats` is what the API sees of both.
-//! - `accounts`: users' git accounts. `blobs`: images and other large content, in files.
+//! - `accounts`: users' git accounts. `connections`: what sandboxes' programs connected to. `blobs`: images and other large content, in files.
 //!
 //! # Durability
 //! The database uses `synchronous=NORMAL` with a write-ahead log: whatever was acknowledged
@@ -29,6 +29,7 @@ mod accounts;
 pub mod blobs;
 mod chat_store;
 mod chats;
+mod connections;
 mod error;
 mod log;
 mod outbox;
@@ -42,6 +43,7 @@ pub use self::chat_store::{
     Principal, TITLE_LENGTH,
 };
 pub use self::chats::{Chats, DeletedChat};
+pub use self::connections::ConnectionTotals;
 pub use self::error::StoreError;
 pub use self::log::read::{find_session, logged_steps};
 pub use self::outbox::Outbox;

@@ -25,6 +25,7 @@ const OF_SESSION: &[&str] = &[
     "inbox",
     "texts",
     "client_positions",
+    "connections",
 ];
 
 /// Deletes the log of the user's session that has this chat, or marks it for deletion at the

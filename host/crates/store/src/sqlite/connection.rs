@@ -28,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../../../migrations/0012_deletion.sql"),
     include_str!("../../../../../migrations/0013_texts.sql"),
     include_str!("../../../../../migrations/0014_account_macs.sql"),
+    include_str!("../../../../../migrations/0015_connections.sql"),
 ];
 
 /// Opens a connection to the database file.
