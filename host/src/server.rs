@@ -29,12 +29,14 @@ pub use self::error::StartError;
 pub(crate) use self::folders::{DataDirs, create_dir};
 pub use self::recovery::ResumeMode;
 pub(crate) use self::sandboxes::find_sandboxes;
+use self::sandboxes::proxy_rules;
 pub(crate) use self::stores::open_store;
 use self::stores::{UserStores, open_user_stores};
 use crate::api::{self, Api, DeploymentInfo};
 use crate::auth::{Authenticator, Jwks};
 use crate::config::Config;
 use crate::deployment::manager::DeploymentManager;
+use crate::environment::connections::ConnectionLog;
 use crate::environment::disk_guard::{self, OpenEnvironments};
 use crate::environment::factory::EnvironmentFactory;
 use crate::environment::log_reserve;
@@ -54,6 +56,7 @@ pub struct App {
     auth: Arc<Authenticator>,
     sessions: Sessions,
     workspaces: Workspaces,
+    connections: ConnectionLog,
     sandboxes: Sandboxes,
     chats: Chats,
     accounts: Accounts,
@@ -139,6 +142,7 @@ impl App {
         });
         let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
+        let connections = ConnectionLog::start(store.clone());
         let factory = EnvironmentFactory {
             sandboxes: sandboxes.clone(),
             workspaces: workspaces.clone(),
@@ -152,6 +156,8 @@ impl App {
                 largest: config.git_size_limit,
                 longest: config.git_timeout,
             },
+            proxy: proxy_rules(&config),
+            connections: connections.clone(),
             git_user: Arc::new(move |url| git.now().snapshot.git.git_user(url)),
             keep: keep == WorkspaceRetention::Workspaces,
             watcher: watcher(storage),
@@ -188,6 +194,7 @@ impl App {
             auth: Arc::new(auth),
             sessions,
             workspaces,
+            connections,
             sandboxes,
             chats,
             accounts,

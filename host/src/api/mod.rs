@@ -12,6 +12,7 @@ pub(crate) mod identity;
 pub mod problem;
 
 mod chats;
+mod connections;
 mod description;
 mod docs;
 mod downloads;
@@ -56,6 +57,7 @@ use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
 use crate::deployment::manager::DeploymentManager;
 use crate::deployment::rollout::shadow::ShadowRuns;
+use crate::environment::connections::ConnectionLog;
 use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::Accounts;
 use lucid_session::Sessions;
@@ -74,6 +76,7 @@ struct ApiState {
     auth: Arc<Authenticator>,
     sessions: Sessions,
     workspaces: Workspaces,
+    connections: ConnectionLog,
     chats: Chats,
     accounts: Accounts,
     deployment: DeploymentManager,
@@ -86,21 +89,37 @@ struct ApiState {
     sockets: TaskTracker,
 }
 
+/// The parts of the server that routes work with.
+pub(crate) struct ApiParts {
+    pub(crate) auth: Arc<Authenticator>,
+    pub(crate) sessions: Sessions,
+    pub(crate) workspaces: Workspaces,
+    pub(crate) connections: ConnectionLog,
+    pub(crate) chats: Chats,
+    pub(crate) accounts: Accounts,
+    pub(crate) deployment: DeploymentManager,
+}
+
 impl Api {
     /// Assembles the API. `about` is called for each `GET /`.
-    pub fn new(
-        auth: Arc<Authenticator>,
-        sessions: Sessions,
-        workspaces: Workspaces,
-        chats: Chats,
-        accounts: Accounts,
-        deployment: DeploymentManager,
+    pub(crate) fn new(
+        parts: ApiParts,
         about: impl Fn() -> DeploymentInfo + Send + Sync + 'static,
     ) -> Self {
+        let ApiParts {
+            auth,
+            sessions,
+            workspaces,
+            connections,
+            chats,
+            accounts,
+            deployment,
+        } = parts;
         let parts = ApiState {
             auth,
             sessions,
             workspaces,
+            connections,
             chats,
             accounts,
             deployment,
@@ -139,6 +158,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(root::health))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::stop))
+        .routes(routes!(connections::list))
         .routes(routes!(chats::list))
         .routes(routes!(chats::get, chats::rename, chats::delete))
         .routes(routes!(files::list))
@@ -231,6 +251,7 @@ mod tests {
             "/health",
             "/api/v1/sessions",
             "/api/v1/sessions/{id}",
+            "/api/v1/sessions/{id}/connections",
             "/api/v1/chats",
             "/api/v1/chats/{id}",
             "/api/v1/files/list",

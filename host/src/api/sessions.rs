@@ -244,10 +244,20 @@ pub(super) async fn get(
     Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<DetailsView>, Problem> {
-    let parsed = session_id(&id)?;
+    let (_, details) = details_of(&api, &who, &id).await?;
+    Ok(Json(details.into()))
+}
+
+/// The caller's session of that id, whether it is live or over.
+pub(super) async fn details_of(
+    api: &Api,
+    who: &Identity,
+    id: &str,
+) -> Result<(SessionId, SessionDetails), Problem> {
+    let parsed = session_id(id)?;
     match api.parts.sessions.details(&parsed, &who.user).await {
-        Ok(details) => Ok(Json(details.into())),
-        Err(SessionDetailsError::Lookup(LookupError::NotFound)) => Err(no_session(&id)),
+        Ok(details) => Ok((parsed, details)),
+        Err(SessionDetailsError::Lookup(LookupError::NotFound)) => Err(no_session(id)),
         Err(SessionDetailsError::Lookup(LookupError::NotYours)) => {
             Err(Problem::forbidden("Not authorized to see this session."))
         }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use lucid_sandbox::proxy::{ConnectionOutcome, ConnectionRecorder, ProxiedConnection};
-use lucid_store::{ConnectionTotals, Store};
+use lucid_store::{ConnectionTotals, Store, StoreError};
 use lucid_types::ids::SessionId;
 
 /// How long connections are collected before they are written.
@@ -64,6 +64,18 @@ impl ConnectionLog {
             session,
             log: self.clone(),
         })
+    }
+
+    /// What a session's programs connected to so far.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub(crate) async fn read(
+        &self,
+        session: SessionId,
+    ) -> Result<Vec<ConnectionTotals>, StoreError> {
+        self.flush().await;
+        self.0.store.connections(session).await
     }
 
     /// Writes what waits. For a shutdown, after the last proxy was closed.

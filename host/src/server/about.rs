@@ -1,7 +1,7 @@
 //! The state behind the routes, and what `GET /` says of a server.
 
 use super::App;
-use crate::api::{Api, DeploymentInfo, PluginView};
+use crate::api::{Api, ApiParts, DeploymentInfo, PluginView};
 use lucid_sandbox::docker::Transport;
 use lucid_sandbox::{BackendKind, Sandboxes};
 use lucid_wasm::PluginInfo;
@@ -33,15 +33,16 @@ impl App {
                 ..fixed.clone()
             }
         };
-        Api::new(
-            self.auth.clone(),
-            self.sessions.clone(),
-            self.workspaces.clone(),
-            self.chats.clone(),
-            self.accounts.clone(),
-            self.deployment.clone(),
-            about,
-        )
+        let parts = ApiParts {
+            auth: self.auth.clone(),
+            sessions: self.sessions.clone(),
+            workspaces: self.workspaces.clone(),
+            connections: self.connections.clone(),
+            chats: self.chats.clone(),
+            accounts: self.accounts.clone(),
+            deployment: self.deployment.clone(),
+        };
+        Api::new(parts, about)
     }
 }
 

@@ -1,11 +1,18 @@
 //! The choice of the sandboxes by the settings.
 
+use rustix::process::{Resource, getrlimit};
+
 use super::error::StartError;
 use super::folders::{DataDirs, create_dir};
 use crate::builtin;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use lucid_sandbox::docker;
+use lucid_sandbox::proxy::ProxyRules;
 use lucid_sandbox::{BackendChoice, Network, SandboxSettings, Sandboxes};
+
+/// A connection through the proxy takes two descriptors: all of them together a quarter of what this
+/// process may have.
+const PROXY_SHARE: u64 = 8;
 
 /// What commands can be run in.
 pub(crate) async fn find_sandboxes(
@@ -25,6 +32,7 @@ pub(crate) async fn find_sandboxes(
     };
     let network = match config.sandbox_network {
         SandboxNetwork::None => Network::None,
+        SandboxNetwork::Proxy => Network::Proxy,
         SandboxNetwork::Host => Network::Host,
     };
     // Workspaces are named by their real path.
@@ -34,6 +42,7 @@ pub(crate) async fn find_sandboxes(
         run_dir: folders.run.clone(),
         memory_bytes: config.sandbox_memory_limit,
         network,
+        several_users: !config.local,
         workspace_mount: config.workspace_mount_path.clone(),
         docker: Some(docker::DockerSettings {
             host: config.docker_host.clone(),
@@ -50,4 +59,14 @@ pub(crate) async fn find_sandboxes(
         }),
     };
     Ok(Box::pin(Sandboxes::detect(choice, settings, builtin::EXEC)).await?)
+}
+
+/// What the proxy of all sandboxes may do.
+pub(super) fn proxy_rules(config: &Config) -> ProxyRules {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = descriptors / PROXY_SHARE;
+    ProxyRules::new(
+        config.sandbox_private_hosts.clone(),
+        usize::try_from(connections).unwrap_or(usize::MAX),
+    )
 }

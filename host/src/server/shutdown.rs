@@ -35,6 +35,7 @@ impl App {
         if removed.await.is_err() {
             tracing::warn!("some containers were not removed; the next start removes them");
         }
+        self.connections.flush().await;
     }
 }
 

@@ -47,7 +47,9 @@ impl Store {
         ended: Vec<(SessionId, ConnectionTotals)>,
     ) -> Result<(), StoreError> {
         self.write(move |connection| {
-            ended.iter().try_for_each(|(session, totals)| add(connection, *session, totals))
+            ended
+                .iter()
+                .try_for_each(|(session, totals)| add(connection, *session, totals))
         })
         .await
     }
@@ -66,10 +68,13 @@ impl Store {
                  FROM connections WHERE session_id = ?1 ORDER BY last_at DESC, host, port, outcome",
             )?;
             let rows = select.query_map([session.to_string()], |row| {
-                let number = |name| Ok::<_, rusqlite::Error>(row.get::<_, i64>(name)?.cast_unsigned());
+                let number =
+                    |name| Ok::<_, rusqlite::Error>(row.get::<_, i64>(name)?.cast_unsigned());
                 let time = |name| {
                     let at: i64 = row.get(name)?;
-                    Ok::<_, rusqlite::Error>(DateTime::from_timestamp_millis(at).unwrap_or_default())
+                    Ok::<_, rusqlite::Error>(
+                        DateTime::from_timestamp_millis(at).unwrap_or_default(),
+                    )
                 };
                 Ok(ConnectionTotals {
                     host: row.get("host")?,
