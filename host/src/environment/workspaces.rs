@@ -10,7 +10,7 @@ use lucid_types::user::UserId;
 
 /// The folder below which workspaces are. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Workspaces {
+pub(crate) struct Workspaces {
     base: Arc<Path>,
 }
 
