@@ -33,6 +33,7 @@ mod mcp;
 mod mock;
 mod model_servers;
 mod models;
+mod network;
 mod openapi;
 mod operator;
 mod papers;
