@@ -47,8 +47,8 @@ async fn commands_reach_what_the_operator_named_and_nothing_else_of_the_host_and
         let frames = socket.completed().await;
         let output = frames
             .iter()
-            .filter_map(|frame| frame["content"].as_str())
-            .find(|content| content.contains("<end>"))
+            .filter(|frame| frame["eventType"] == "CmdOutputObservation")
+            .find_map(|frame| frame["content"].as_str())
             .unwrap_or_else(|| panic!("{kind}: {frames:#?}"))
             .to_owned();
         assert_eq!(
