@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::deployment::manager::DeploymentManager;
 use crate::environment::connections::ConnectionLog;
 use crate::environment::disk_guard::{self, OpenEnvironments};
-use crate::environment::factory::EnvironmentFactory;
+use crate::environment::factory::{EnvironmentFactory, WorkspaceLimits};
 use crate::environment::log_reserve;
 use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::{Accounts, TokenCipher};
@@ -161,12 +161,15 @@ impl App {
             git_user: Arc::new(move |url| git.now().snapshot.git.git_user(url)),
             keep: keep == WorkspaceRetention::Workspaces,
             watcher: watcher(storage),
-            disk_limit: config.sandbox_disk_limit,
+            limits: WorkspaceLimits {
+                bytes: config.sandbox_disk_limit,
+                entries: config.sandbox_file_limit,
+            },
             quota_reserve: reserve.for_folder(storage),
             reserve: reserve.clone(),
             open: OpenEnvironments::default(),
         };
-        disk_guard::watch(storage, factory.disk_limit, &factory.open);
+        disk_guard::watch(storage, factory.limits, &factory.open);
         log_reserve::watch(reserve.clone(), store.clone(), &factory.open);
         let sessions = Sessions::new(SessionDeps {
             log: Arc::new(store.clone()),

@@ -112,6 +112,8 @@ pub struct Config {
     pub sandbox_memory_limit: u64,
     /// `SANDBOX_DISK_LIMIT` (10g): a workspace's disk quota, in bytes.
     pub sandbox_disk_limit: u64,
+    /// `SANDBOX_FILE_LIMIT` (500000): how many files and folders a workspace may have.
+    pub sandbox_file_limit: u64,
     /// `DISK_RESERVE` (256m): the part of the disk that is reserved for the log, in bytes. 0 for
     /// none.
     pub disk_reserve: u64,

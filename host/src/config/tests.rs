@@ -49,6 +49,7 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.sandbox_private_hosts, PrivateHosts::default());
     assert_eq!(config.sandbox_memory_limit, 2 << 30);
     assert_eq!(config.sandbox_disk_limit, 10 << 30);
+    assert_eq!(config.sandbox_file_limit, 500_000);
     assert_eq!(config.disk_reserve, 256 << 20);
     assert!(!config.sandbox_allow_local);
     assert_eq!(config.sandbox_image, "lucid-sandbox:bookworm");
@@ -308,6 +309,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ("MAX_SESSIONS_PER_USER", &["0", "x"]),
         ("SANDBOX_BACKEND", &["podman", "on"]),
         ("SANDBOX_NETWORK", &["bridge"]),
+        ("SANDBOX_FILE_LIMIT", &["99", "2000001", "many"]),
         (
             "SANDBOX_PRIVATE_HOSTS",
             &["http://a", "a b", "a:b", "10.0.0.0/8"],

@@ -205,6 +205,12 @@ impl Config {
                 "a size from 1m to 1024t, such as 500m or 10g",
                 |text| size(text).filter(|bytes| (MIB..=1024 * MIB * MIB).contains(bytes)),
             )?,
+            sandbox_file_limit: values.parsed(
+                "SANDBOX_FILE_LIMIT",
+                500_000,
+                "a whole number from 100 to 2000000",
+                |text| text.parse().ok().filter(|count| (100..=2_000_000).contains(count)),
+            )?,
             disk_reserve: values.parsed(
                 "DISK_RESERVE",
                 256 * MIB,

@@ -1,7 +1,8 @@
 //! Watches the disk below all workspaces: none may take more than its limit. The log's reserve is
 //! `log_reserve`'s.
 //!
-//! While the disk's free space does not fall, a look is one system call. When it fell, workspaces are counted; a
+//! While neither the disk's free space nor the files that it can still hold fall, a look is one system call. When one
+//! fell, workspaces are counted; a
 //! sandbox whose workspace takes clearly more than it may is ended with every process in it. Its files stay, and
 //! its next command may remove some.
 
@@ -12,15 +13,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::SessionEnvironment;
-use super::factory::blocking;
+use super::factory::{WorkspaceLimits, blocking};
 use lucid_sandbox::BackendKind;
 use lucid_sandbox::workspace::QuotaCheck;
 use lucid_types::ids::SessionId;
 
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much less must be free before workspaces are counted, unless they may take less than that.
-const FALL: u64 = 256 << 20;
+/// How much less must be free before workspaces are counted, unless they may take less than that: bytes, and files.
+const FALL: Free = Free {
+    bytes: 256 << 20,
+    files: 20_000,
+};
 
 /// The places that are open. Clones are handles of the same ones.
 #[derive(Clone, Default)]
@@ -66,17 +70,17 @@ impl WeakOpenEnvironments {
 }
 
 /// Looks after the disk that `base` is on, for as long as somebody else holds `open`.
-pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
+pub(crate) fn watch(base: &Path, limits: WorkspaceLimits, open: &OpenEnvironments) {
     let base = base.to_owned();
     let environments = Arc::downgrade(&open.0);
     tokio::spawn(async move {
-        let mut disk = DiskState::new(disk_limit);
+        let mut disk = DiskState::new(limits);
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(environments) = environments.upgrade() else {
                 return;
             };
-            if let Some(free) = free_bytes(base.clone()).await
+            if let Some(free) = free_of(base.clone()).await
                 && disk.needs_count(free)
             {
                 disk.incomplete = !end_oversized(&OpenEnvironments(environments)).await;
@@ -85,38 +89,66 @@ pub(crate) fn watch(base: &Path, disk_limit: u64, open: &OpenEnvironments) {
     });
 }
 
+/// What is left of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Free {
+    bytes: u64,
+    /// The files that it can still hold. Always 0 where inodes are made as they are needed.
+    files: u64,
+}
+
 /// What is known of the disk.
 struct DiskState {
-    threshold: u64,
-    /// What was free when workspaces were last counted, or more since then.
-    free: Option<u64>,
+    bytes: Threshold,
+    files: Threshold,
     /// Not every workspace could be counted then.
     incomplete: bool,
 }
 
 impl DiskState {
-    fn new(disk_limit: u64) -> Self {
+    fn new(limits: WorkspaceLimits) -> Self {
         Self {
-            threshold: FALL.min(disk_limit / 8),
-            free: None,
+            bytes: Threshold::new(FALL.bytes.min(limits.bytes / 8)),
+            files: Threshold::new(FALL.files.min(limits.entries / 8)),
             incomplete: false,
         }
     }
 
-    fn needs_count(&mut self, free: u64) -> bool {
-        let known = *self.free.get_or_insert(free);
-        let fell = known.saturating_sub(free) >= self.threshold;
-        if fell || free > known {
-            self.free = Some(free);
-        }
-        fell || self.incomplete
+    fn needs_count(&mut self, free: Free) -> bool {
+        let (bytes, files) = (self.bytes.fell(free.bytes), self.files.fell(free.files));
+        bytes || files || self.incomplete
     }
 }
 
-async fn free_bytes(base: PathBuf) -> Option<u64> {
+/// How far a number must fall to count.
+struct Threshold {
+    fall: u64,
+    /// What it was when it last fell as far, or more since then.
+    from: Option<u64>,
+}
+
+impl Threshold {
+    fn new(fall: u64) -> Self {
+        Self { fall, from: None }
+    }
+
+    fn fell(&mut self, now: u64) -> bool {
+        let from = *self.from.get_or_insert(now);
+        let fell = from > now && from - now >= self.fall;
+        if fell || now > from {
+            self.from = Some(now);
+        }
+        fell
+    }
+}
+
+async fn free_of(base: PathBuf) -> Option<Free> {
     let looked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(base));
     let disk = looked.await.ok()?.ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    Some(Free {
+        bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
+        files: disk.f_favail,
+    })
 }
 
 /// Whether all could be counted.
@@ -138,27 +170,59 @@ async fn end_oversized(open: &OpenEnvironments) -> bool {
 mod tests {
     use super::*;
 
+    const GIB: u64 = 1 << 30;
+
+    fn limits(bytes: u64) -> WorkspaceLimits {
+        WorkspaceLimits {
+            bytes,
+            entries: 500_000,
+        }
+    }
+
+    fn bytes(bytes: u64) -> Free {
+        Free {
+            bytes,
+            files: 1_000_000,
+        }
+    }
+
     #[test]
     fn workspaces_are_counted_only_when_the_free_space_fell() {
-        let gib = 1 << 30;
-        let mut disk = DiskState::new(10 * gib);
-        assert!(!disk.needs_count(100 * gib), "nothing is known yet");
-        assert!(!disk.needs_count(100 * gib - FALL + 1));
-        assert!(disk.needs_count(100 * gib - FALL));
-        assert!(!disk.needs_count(100 * gib - FALL), "counted just now");
+        let mut disk = DiskState::new(limits(10 * GIB));
+        assert!(!disk.needs_count(bytes(100 * GIB)), "nothing is known yet");
+        let fall = FALL.bytes;
+        assert!(!disk.needs_count(bytes(100 * GIB - fall + 1)));
+        assert!(disk.needs_count(bytes(100 * GIB - fall)));
+        assert!(
+            !disk.needs_count(bytes(100 * GIB - fall)),
+            "counted just now"
+        );
         // Slow writing adds up; room that was made counts from there.
-        assert!(!disk.needs_count(100 * gib - FALL - FALL / 2));
-        assert!(disk.needs_count(100 * gib - 2 * FALL));
-        assert!(!disk.needs_count(200 * gib));
-        assert!(disk.needs_count(199 * gib));
+        assert!(!disk.needs_count(bytes(100 * GIB - fall - fall / 2)));
+        assert!(disk.needs_count(bytes(100 * GIB - 2 * fall)));
+        assert!(!disk.needs_count(bytes(200 * GIB)));
+        assert!(disk.needs_count(bytes(199 * GIB)));
         disk.incomplete = true;
-        assert!(disk.needs_count(199 * gib));
+        assert!(disk.needs_count(bytes(199 * GIB)));
     }
 
     #[test]
     fn where_workspaces_may_take_little_a_small_fall_counts() {
-        let mut disk = DiskState::new(8 << 20);
-        disk.needs_count(1 << 40);
-        assert!(disk.needs_count((1 << 40) - (1 << 20)));
+        let mut disk = DiskState::new(limits(8 << 20));
+        disk.needs_count(bytes(1 << 40));
+        assert!(disk.needs_count(bytes((1 << 40) - (1 << 20))));
+    }
+
+    #[test]
+    fn many_small_files_count_though_they_take_no_space() {
+        let mut disk = DiskState::new(limits(10 * GIB));
+        let files = |files| Free { bytes: GIB, files };
+        assert!(!disk.needs_count(files(1_000_000)));
+        assert!(!disk.needs_count(files(1_000_000 - FALL.files + 1)));
+        assert!(disk.needs_count(files(1_000_000 - FALL.files)));
+        // A file system that makes inodes as they are needed.
+        assert!(!disk.needs_count(files(2_000_000)));
+        let mut other = DiskState::new(limits(10 * GIB));
+        assert!(!other.needs_count(files(0)) && !other.needs_count(files(0)));
     }
 }

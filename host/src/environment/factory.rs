@@ -38,6 +38,14 @@ const NO_GIT_GATEWAY: &str = "The containers of this deployment's Docker engine 
 /// The user name that goes with a token for a repository's URL.
 pub(super) type GitUserName = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
+/// What one workspace may take of the disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkspaceLimits {
+    pub(crate) bytes: u64,
+    /// Files and folders.
+    pub(crate) entries: u64,
+}
+
 /// What all places have in common.
 #[derive(Clone)]
 pub(crate) struct EnvironmentFactory {
@@ -61,8 +69,8 @@ pub(crate) struct EnvironmentFactory {
     pub(crate) keep: bool,
     /// Notices what changes in workspaces; none where this machine does not let it.
     pub(crate) watcher: Option<Watcher>,
-    /// What a workspace may take of the disk, in bytes.
-    pub(crate) disk_limit: u64,
+    /// What a workspace may take of the disk.
+    pub(crate) limits: WorkspaceLimits,
     /// What of their disk no workspace may take: nothing if the log is on another.
     pub(crate) quota_reserve: DiskReserve,
     /// The log's reserve. Its size decides on every disk when files that nobody works on go.
@@ -200,7 +208,9 @@ impl EnvironmentFactory {
         let opened = opened.await?;
         let root = opened.tools.sandbox().workspace_path().to_owned();
         let sandbox = opened.tools.sandbox().clone();
-        let quota = Quota::new(self.disk_limit).with_reserve(self.quota_reserve.clone());
+        let quota = Quota::new(self.limits.bytes)
+            .with_entries(self.limits.entries)
+            .with_reserve(self.quota_reserve.clone());
         let files = TreeTracker::new(workspace.clone(), self.watcher.as_ref(), quota);
         let environments = self.open.clone();
         let environment = SessionEnvironment {

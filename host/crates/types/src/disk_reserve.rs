@@ -29,6 +29,8 @@ const ROOM: u64 = 2;
 const NEAR: u64 = 8;
 /// Of so many files that a disk can hold less than one is left where they are few.
 const FEW_FILES: u64 = 64;
+/// So many files the log may need at the most: itself, and what SQLite has beside it.
+const FILES_FOR_LOG: u64 = 1024;
 /// In how many pieces the held part is given away.
 const PIECES: u64 = 8;
 /// Nothing writes faster than so many bytes in a second.
@@ -78,7 +80,7 @@ impl DiskReserve {
         let inner = self.0.as_ref()?;
         let disk = statvfs(&inner.folder).ok()?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let is_short = free < inner.bytes;
+        let is_short = free < inner.bytes || is_short_of_files(disk.f_favail, disk.f_files);
         let was_short = inner.is_short.swap(is_short, Ordering::Relaxed);
         match (was_short, is_short) {
             (false, true) => tracing::warn!(
@@ -199,6 +201,12 @@ impl DiskReserve {
     }
 }
 
+/// Whether so few files can still be made that they are kept for the log. File systems that make
+/// inodes as they are needed say that they have none.
+fn is_short_of_files(free: u64, all: u64) -> bool {
+    free < FILES_FOR_LOG.min(all / FEW_FILES)
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         // Nobody looks after it any more.
@@ -267,6 +275,17 @@ mod tests {
         assert_eq!(DiskReserve::new(folder.path(), 0).shortage_now(), None);
         assert!(small.covers(folder.path()));
         assert!(!small.covers(Path::new("/proc")));
+    }
+
+    #[test]
+    fn the_last_files_that_a_disk_can_hold_are_kept_too() {
+        assert!(is_short_of_files(1023, 1_000_000) && !is_short_of_files(1024, 1_000_000));
+        // A small disk has few at all.
+        assert!(is_short_of_files(99, 6400) && !is_short_of_files(100, 6400));
+        assert!(
+            !is_short_of_files(0, 0),
+            "inodes are made as they are needed"
+        );
     }
 
     #[test]

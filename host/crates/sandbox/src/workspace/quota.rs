@@ -39,8 +39,8 @@ const UNHEARD: Duration = Duration::from_secs(30);
 /// What a count of a workspace gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum DiskUsage {
-    /// So many bytes of the disk.
-    Bytes(u64),
+    /// So many bytes of the disk, and so many files and folders.
+    Counted { bytes: u64, entries: u64 },
     /// It cannot be counted, and why, as the end of a sentence.
     Unknown(String),
 }
@@ -58,7 +58,7 @@ impl Workspace {
             Ok(walk) => walk,
             Err(error) => return closed(Path::new(""), &error),
         };
-        let mut bytes: u64 = 0;
+        let (mut bytes, mut entries) = (0_u64, 0_u64);
         let mut seen = HashSet::new();
         for step in walk {
             let found = match step {
@@ -78,15 +78,16 @@ impl Workspace {
                 && found.identity().is_some_and(|file| !seen.insert(file));
             if !again {
                 bytes = bytes.saturating_add(found.allocated());
+                entries += 1;
             }
         }
-        DiskUsage::Bytes(bytes)
+        DiskUsage::Counted { bytes, entries }
     }
 
     /// What all of it takes on the disk, in bytes; none where it cannot be counted. Blocks.
     pub fn disk_usage(&self) -> Option<u64> {
         match self.usage() {
-            DiskUsage::Bytes(bytes) => Some(bytes),
+            DiskUsage::Counted { bytes, .. } => Some(bytes),
             DiskUsage::Unknown(_) => None,
         }
     }
@@ -140,10 +141,22 @@ pub enum QuotaError {
     },
 }
 
+/// What is too much about a workspace.
+enum Excess<'a> {
+    /// It takes so many bytes.
+    Bytes(u64),
+    /// It has so many files and folders.
+    Entries(u64),
+    /// It cannot be counted, and why.
+    Unknown(&'a str),
+}
+
 /// How much a workspace may take, and what is known of what it takes.
 #[derive(Debug)]
 pub struct Quota {
     limit: u64,
+    /// How many files and folders a workspace may have.
+    entries: u64,
     /// What of the disk no workspace may take, whatever its own limit.
     reserve: DiskReserve,
     known: Mutex<QuotaState>,
@@ -171,6 +184,7 @@ impl Quota {
     pub fn new(limit: u64) -> Self {
         Self {
             limit,
+            entries: MOST_ENTRIES,
             reserve: DiskReserve::none(),
             known: Mutex::default(),
         }
@@ -180,6 +194,14 @@ impl Quota {
     #[must_use]
     pub fn with_reserve(mut self, reserve: DiskReserve) -> Self {
         self.reserve = reserve;
+        self
+    }
+
+    /// It may have so many files and folders: each takes one of the disk's inodes, of which there may
+    /// be few, and which the log needs as well.
+    #[must_use]
+    pub fn with_entries(mut self, entries: u64) -> Self {
+        self.entries = entries;
         self
     }
 
@@ -208,7 +230,7 @@ impl Quota {
         if let Some(sentence) = self.full(&counted.usage) {
             return Err(QuotaError::Full(sentence));
         }
-        if let DiskUsage::Bytes(bytes) = &mut counted.usage {
+        if let DiskUsage::Counted { bytes, .. } = &mut counted.usage {
             let after = bytes.saturating_add(growth);
             if after > self.limit {
                 return Err(QuotaError::Growth {
@@ -256,30 +278,57 @@ impl Quota {
         let Some(counted) = &known.counted else {
             return QuotaCheck::Unknown;
         };
-        let most = self.limit.saturating_add(self.limit / MARGIN);
-        let takes = match &counted.usage {
-            DiskUsage::Bytes(bytes) if *bytes <= most => return QuotaCheck::Within,
-            DiskUsage::Bytes(bytes) => format!("took {} of the disk", plural::size(*bytes)),
-            DiskUsage::Unknown(why) => format!("could not be counted, because {why}"),
+        let above = |limit: u64| limit.saturating_add(limit / MARGIN);
+        let Some(excess) = self.excess(&counted.usage, above) else {
+            return QuotaCheck::Within;
         };
-        QuotaCheck::Exceeded(format!(
-            "The workspace {takes}; it may take {}.",
-            plural::size(self.limit)
-        ))
+        QuotaCheck::Exceeded(match excess {
+            Excess::Bytes(bytes) => format!(
+                "The workspace took {} of the disk; it may take {}.",
+                plural::size(bytes),
+                plural::size(self.limit)
+            ),
+            Excess::Entries(entries) => format!(
+                "The workspace had {entries} files and folders; it may have {}.",
+                self.entries
+            ),
+            Excess::Unknown(why) => format!(
+                "The workspace could not be counted, because {why}; it may take {}.",
+                plural::size(self.limit)
+            ),
+        })
+    }
+
+    /// What of a usage is above a limit, where `raised` says how far each may be passed.
+    fn excess<'a>(&self, usage: &'a DiskUsage, raised: impl Fn(u64) -> u64) -> Option<Excess<'a>> {
+        match usage {
+            DiskUsage::Counted { bytes, .. } if *bytes > raised(self.limit) => {
+                Some(Excess::Bytes(*bytes))
+            }
+            DiskUsage::Counted { entries, .. } if *entries > raised(self.entries) => {
+                Some(Excess::Entries(*entries))
+            }
+            DiskUsage::Counted { .. } => None,
+            DiskUsage::Unknown(why) => Some(Excess::Unknown(why)),
+        }
     }
 
     fn full(&self, usage: &DiskUsage) -> Option<String> {
-        let takes = match usage {
-            DiskUsage::Bytes(bytes) if *bytes <= self.limit => return None,
-            DiskUsage::Bytes(bytes) => format!("takes {} of the disk", plural::size(*bytes)),
-            DiskUsage::Unknown(why) => {
-                format!("cannot be counted, because {why}, and counts as full")
+        let limit = plural::size(self.limit);
+        let full = match self.excess(usage, |limit| limit)? {
+            Excess::Bytes(bytes) => {
+                let takes = plural::size(bytes);
+                format!("takes {takes} of the disk; it may take {limit}")
+            }
+            Excess::Entries(entries) => {
+                let most = self.entries;
+                format!("has {entries} files and folders; it may have {most}")
+            }
+            Excess::Unknown(why) => {
+                format!("cannot be counted, because {why}, and counts as full; it may take {limit}")
             }
         };
-        Some(format!(
-            "The workspace {takes}; it may take {}. {UNTIL_THERE_IS_ROOM}",
-            plural::size(self.limit)
-        ))
+        Some(format!("The workspace {full}. {UNTIL_THERE_IS_ROOM}"))
     }
 
     /// Counts, where what is known is too old.
@@ -324,7 +373,7 @@ mod tests {
 
     fn counted(workspace: &Workspace) -> u64 {
         match workspace.usage() {
-            DiskUsage::Bytes(bytes) => bytes,
+            DiskUsage::Counted { bytes, .. } => bytes,
             DiskUsage::Unknown(why) => panic!("{why}"),
         }
     }
@@ -401,6 +450,36 @@ mod tests {
             quota.take_full_notice(&workspace).is_some(),
             "full a second time"
         );
+    }
+
+    #[test]
+    fn files_without_a_byte_in_them_fill_a_workspace_too() {
+        let (_base, workspace) = workspace();
+        let quota = Quota::new(100 * MIB).with_entries(100);
+        for number in 0..105 {
+            fs::write(workspace.host_path().join(number.to_string()), "").unwrap();
+        }
+        let told = quota.full_message(&workspace).unwrap();
+        assert!(
+            told.contains("105 files and folders; it may have 100"),
+            "{told}"
+        );
+        assert!(matches!(
+            quota.admit(&workspace, 1),
+            Err(QuotaError::Full(_))
+        ));
+        assert_eq!(
+            quota.check(&workspace),
+            QuotaCheck::Within,
+            "by less than a tenth"
+        );
+        for number in 105..120 {
+            fs::write(workspace.host_path().join(number.to_string()), "").unwrap();
+        }
+        let QuotaCheck::Exceeded(told) = quota.check(&workspace) else {
+            panic!("it is not ended");
+        };
+        assert!(told.contains("120 files"), "{told}");
     }
 
     #[test]
