@@ -103,6 +103,7 @@ fn shared(operation: &Operation) -> Vec<(&'static str, &'static str)> {
     }
     if takes_json(operation) {
         shared.push(("400", "The body is not JSON"));
+        shared.push(("408", "The body took too long to arrive"));
         shared.push(("413", "The body is larger than 1 MiB"));
         shared.push(("415", "The body is not sent as application/json"));
         shared.push(("422", "The body does not fit"));

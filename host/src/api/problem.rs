@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use crate::auth::AuthError;
@@ -27,6 +29,8 @@ use lucid_types::unicode::paired_json;
 
 /// A parser's message may repeat the input. More than this many characters help nobody.
 const LONGEST_REASON: usize = 300;
+/// How long a body of at most [`LARGEST_BODY`](super::LARGEST_BODY) may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// `Retry-After` while the database is unavailable, in seconds.
 pub(super) const STORE_AGAIN: u32 = 5;
 /// `Retry-After` while the disk is full, in seconds.
@@ -266,8 +270,8 @@ impl From<PathRejection> for Problem {
     }
 }
 
-/// A JSON body of a request or a response. Unlike axum's own, a rejection is a [`Problem`], and
-/// half a surrogate pair becomes U+FFFD.
+/// A JSON body of a request or a response. Unlike axum's own, a rejection is a [`Problem`], half a
+/// surrogate pair becomes U+FFFD, and a request's has to arrive in time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Json<T>(pub T);
 
@@ -277,8 +281,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts.clone(), body);
-        let body = Bytes::from_request(request, state)
-            .await
+        let body = in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
+            .await?
             .map_err(JsonRejection::from)?;
         let body = match paired_json(&body) {
             Cow::Borrowed(_) => body,
@@ -288,6 +292,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         let axum::Json(value) = axum::Json::from_request(request, state).await?;
         Ok(Self(value))
     }
+}
+
+/// What a body's future gives, or 408 if it does not arrive in time.
+async fn in_time<T>(limit: Duration, arriving: impl Future<Output = T>) -> Result<T, Problem> {
+    timeout(limit, arriving).await.map_err(|_| {
+        Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "The request body took too long to arrive.",
+        )
+    })
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -523,5 +537,16 @@ mod tests {
                 .to_string()
                 .starts_with("authentication required")
         );
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_is_not_waited_for_for_ever() {
+        let beginning = Ok::<_, std::convert::Infallible>(Bytes::from_static(b"{\"task\":"));
+        let beginning = futures::stream::iter([beginning]);
+        let endless = futures::StreamExt::chain(beginning, futures::stream::pending());
+        let arriving = Bytes::from_request(Request::new(Body::from_stream(endless)), &());
+        let refused = in_time(Duration::from_millis(50), arriving).await;
+        let refused = refused.err().unwrap();
+        assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
     }
 }
