@@ -29,6 +29,8 @@ use server::Server;
 
 /// Clients that connect at a time.
 const CLIENTS: usize = 16;
+/// Connections of one user.
+const SOCKETS_PER_USER: usize = 64;
 
 /// How much is done.
 struct Plan {
@@ -198,8 +200,9 @@ fn idle_sessions(runtime: &Runtime, count: usize, stays: bool) {
 
 /// Clients whose tasks are completed; those that do not stay have left when this returns.
 async fn clients(server: &Server, name: &str, count: usize, stays: bool) -> Vec<Client> {
-    let url = server.socket(name);
     let client = async |number: usize| {
+        // A user has so many connections at most.
+        let url = server.socket(&format!("{name}-{}", number / SOCKETS_PER_USER));
         let mut client = Client::completed(&url, &format!("{name} {number}")).await;
         if !stays {
             client.socket.close(None).await.unwrap();

@@ -16,7 +16,7 @@
 //! - [`toolsets`]: tools of components and of MCP servers. [`models`]: model providers and calls.
 //!   [`git_providers`]: accounts, repositories and pull requests.
 //! - [`manifest`] reads `lucid.toml`, [`config`] the settings.
-//! - [`auth`]: who a caller is. [`builtin`]: what the build put into the binary.
+//! - [`listener`]: connections and their limits. [`auth`]: who a caller is. [`builtin`]: what the build put into the binary.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,7 @@ pub mod config;
 pub mod deployment;
 pub mod environment;
 pub mod git_providers;
+pub mod listener;
 pub mod manifest;
 pub mod models;
 pub mod server;

@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::api::problem::Problem;
 use crate::auth::{Admin, AuthError, Authenticator};
+use crate::listener::ConnectionSlot;
 use lucid_types::identity::Identity;
 use lucid_types::user::UserId;
 
@@ -64,7 +65,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let auth = Arc::<Authenticator>::from_ref(state);
-        Ok(Self(auth.headers(&parts.headers).await?))
+        Ok(Self(identity(&auth, parts).await?))
     }
 }
 
@@ -78,7 +79,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let auth = Arc::<Authenticator>::from_ref(state);
-        let who = auth.headers(&parts.headers).await?;
+        let who = identity(&auth, parts).await?;
         if who.admin {
             return Ok(Self(who.user));
         }
@@ -86,6 +87,15 @@ where
             "Only an administrator of this deployment may do that.",
         ))
     }
+}
+
+/// Authenticates a request. Its connection is from then on a known user's.
+async fn identity(auth: &Authenticator, parts: &Parts) -> Result<Identity, AuthError> {
+    let who = auth.headers(&parts.headers).await?;
+    if let Some(connection) = parts.extensions.get::<ConnectionSlot>() {
+        connection.authenticate();
+    }
+    Ok(who)
 }
 
 enum Bearer<'a> {

@@ -5,7 +5,7 @@
 //! - Every response that is not a success is a problem, including an unknown path and a handler
 //!   that panicked.
 //! - No query string is logged, since a token may be in it.
-//! - A body is at most 1 MiB, except for an uploaded plugin.
+//! - A body is at most 1 MiB, except for an uploaded plugin, and the time for it is limited.
 //! - `Authenticated` decides once who the caller is, and every lookup names that user.
 
 pub(crate) mod identity;

@@ -11,9 +11,11 @@ use std::process::ExitCode;
 
 use owo_colors::Style;
 
+use super::descriptors;
 use super::render::{FrameRenderer, colours, strip_controls};
 use crate::auth::{Jwks, JwksStatus};
 use crate::config::{Config, SandboxBackend, SandboxNetwork, is_supabase};
+use crate::listener::ConnectionLimits;
 use crate::server::{self, DataDirs, StartError};
 use lucid_sandbox::docker::Transport;
 use lucid_sandbox::{BackendKind, Sandboxes};
@@ -21,6 +23,9 @@ use lucid_store::blobs::Blobs;
 use lucid_store::{ChatStoreError, Store, StoreError, Supabase};
 use lucid_types::sentence::{full_stop, sentence};
 use url::Url;
+
+/// With fewer descriptors a server of many users runs short of them.
+const ENOUGH_DESCRIPTORS: u64 = 4096;
 
 /// The status of a finding.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,9 +89,30 @@ fn settings(report: &mut DoctorReport, config: &Config) {
         CheckStatus::Good,
         &format!("listens on {}", config.address()),
     );
+    let (mark, files) = open_files(descriptors::limit());
+    report.line(mark, &files);
     for warning in config.notes() {
         report.line(CheckStatus::Note, &warning);
     }
+}
+
+/// How many files may be open at a time, and what follows from it.
+fn open_files(limit: u64) -> (CheckStatus, String) {
+    if limit == u64::MAX {
+        return (
+            CheckStatus::Good,
+            "any number of files and connections may be open at a time".to_owned(),
+        );
+    }
+    let connections = ConnectionLimits::for_descriptors(limit).total;
+    let found = format!(
+        "{limit} files may be open at a time, and {connections} of them may be connections of clients"
+    );
+    if limit < ENOUGH_DESCRIPTORS {
+        let advice = "Raise the hard limit to serve many users: `ulimit -Hn` in a shell, LimitNOFILE= in a systemd unit, --ulimit nofile= for a container.";
+        return (CheckStatus::Note, format!("{found}\n{advice}"));
+    }
+    (CheckStatus::Good, found)
 }
 
 /// The ways in which users' tokens are verified.
@@ -407,5 +433,26 @@ fn keys(report: &mut DoctorReport, config: &Config, usable: bool) {
             CheckStatus::Note,
             "No model can be asked: set ANTHROPIC_API_KEY, GOOGLE_API_KEY or OPENAI_API_KEY, or LLM_BASE_URL (and LLM_API_KEY) for a compatible server. Until then the mock agent plays its script.",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_open_files_come_with_advice_and_enough_without() {
+        let (mark, text) = open_files(1024);
+        assert!(
+            mark == CheckStatus::Note && text.contains("LimitNOFILE="),
+            "{text}"
+        );
+        for limit in [4096, 1 << 20, u64::MAX] {
+            let (mark, text) = open_files(limit);
+            assert!(
+                mark == CheckStatus::Good && !text.contains("LimitNOFILE="),
+                "{text}"
+            );
+        }
     }
 }

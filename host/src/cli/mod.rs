@@ -40,6 +40,7 @@ macro_rules! errln {
 mod answers;
 mod check;
 mod core_dump;
+mod descriptors;
 mod doctor;
 mod plugin;
 mod render;
@@ -199,6 +200,8 @@ const UNANSWERED: u8 = 3;
 pub fn main() -> ExitCode {
     // Before a key is read.
     core_dump::forbid();
+    // Before anything is opened.
+    descriptors::raise_limit();
     report::begin();
     let code = execute();
     // The requested output is incomplete.

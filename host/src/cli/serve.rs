@@ -15,9 +15,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 
+use super::descriptors;
 use super::report::announce;
 use super::{DAY, failed, interrupted, not_started};
 use crate::config::Config;
+use crate::listener::{self, ConnectionBudget, ConnectionLimits, ConnectionTimeouts};
 use crate::server::{App, ResumeMode, StartError};
 use lucid_types::user::UserId;
 
@@ -81,14 +83,11 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     );
     print_banner(&app, address);
     let end = Arc::<OnceLock<Instant>>::default();
-    let served = run(&app, listener, stop, (patience, end.clone())).await;
+    run(&app, listener, stop, (patience, end.clone())).await;
     drop((following, keys));
     let end = *end.get_or_init(|| Instant::now() + patience);
     app.shutdown(end).await;
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&format!("The server ended: {error}.")),
-    }
+    ExitCode::SUCCESS
 }
 
 /// Serves until `stop`; sets when the shutdown must be over, `patience` from then.
@@ -97,7 +96,7 @@ async fn run(
     listener: TcpListener,
     stop: impl Future<Output = &'static str> + Send + 'static,
     (patience, end): (Duration, Arc<OnceLock<Instant>>),
-) -> std::io::Result<()> {
+) {
     let api = app.api();
     let router = app.router(api.clone());
     let (stop_sender, stopping) = tokio::sync::oneshot::channel::<Instant>();
@@ -113,11 +112,9 @@ async fn run(
         .await;
         let _ = stop_sender.send(requests);
     };
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        // A frame is small, and somebody waits for it.
-        let _ = stream.set_nodelay(true);
-    });
-    let serving = axum::serve(listener, router).with_graceful_shutdown(goodbye);
+    let limits = ConnectionLimits::for_descriptors(descriptors::limit());
+    let connections = (ConnectionBudget::new(limits), ConnectionTimeouts::default());
+    let serving = listener::serve(listener, router, connections, goodbye);
     let overdue = async {
         // An error means that there was no signal, and then the server ended by itself.
         match stopping.await {
@@ -126,8 +123,8 @@ async fn run(
         }
     };
     tokio::select! {
-        served = std::future::IntoFuture::into_future(serving) => served,
-        () = overdue => Ok(()),
+        () = serving => {}
+        () = overdue => {}
     }
 }
 

@@ -56,6 +56,7 @@ pub(super) async fn run(api: &Api, socket: WebSocket, client: AcceptedClient) {
         from,
         features,
         uncounted,
+        place: _place,
     } = client;
     let _attached = session.attach();
     let position = uncounted.then(|| session.open_position(features, from));

@@ -18,11 +18,13 @@ mod handshake;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::StatusCode;
 use axum::response::Response;
+use futures::FutureExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::IntoParams;
@@ -34,9 +36,11 @@ use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
 use crate::auth::AuthError;
+use crate::listener::{ConnectionSlot, ConnectionUse, UserSocket};
 use lucid_session::{Features, SessionHandle};
 use lucid_types::identity::Identity;
 use lucid_types::ids::SessionId;
+use lucid_types::sentence::with_advice;
 
 /// How long a client has for its first message.
 const FIRST_MESSAGE: Duration = Duration::from_secs(30);
@@ -56,6 +60,7 @@ const CLOSE_NO_TASK: u16 = 4001;
 const CLOSE_NO_SESSION: u16 = 4004;
 
 const UNAUTHENTICATED: &str = "Authentication required. Provide a valid JWT token.";
+const CROWDED: &str = "The server has too many connections. Try again in a moment.";
 const NO_TASK: &str = "Missing required field: 'task'";
 
 /// The token, where it comes with the address.
@@ -75,9 +80,10 @@ pub(super) struct TokenQuery {
 /// with the same first message within 30 s after its connection broke without a close frame from it is
 /// continued behind what that connection took; one that closed it gets all from the start. Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
 /// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
-/// session ended, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
+/// session ended, or the user has too many connections, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
 /// `sessionId` and `lastSeq`), 1013 the token cannot
-/// be checked, or no session can begin, at the moment (reconnect).
+/// be checked, or no session can begin, or there are too many connections without a token, at the
+/// moment (reconnect).
 #[utoipa::path(
     get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
     responses(
@@ -90,6 +96,7 @@ pub(super) struct TokenQuery {
 pub(super) async fn open(
     State(api): State<Api>,
     Query(query): Query<TokenQuery>,
+    connection: Option<Extension<ConnectionSlot>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let upgrade = upgrade.map_err(|rejection| {
@@ -109,7 +116,9 @@ pub(super) async fn open(
         .write_buffer_size(BUFFER)
         .max_message_size(LARGEST_BODY)
         .max_frame_size(LARGEST_BODY);
-    Ok(upgrade.on_upgrade(move |socket| tracker.track_future(serve(api, socket, token))))
+    let connection = connection.map(|Extension(connection)| connection);
+    Ok(upgrade
+        .on_upgrade(move |socket| tracker.track_future(serve(api, socket, connection, token))))
 }
 
 /// A client that is served, and its session.
@@ -120,6 +129,14 @@ struct AcceptedClient {
     features: Features,
     /// The client does not count frames itself, and is recognised by its task when it comes back.
     uncounted: bool,
+    /// The client's place among the server's connections.
+    place: Place,
+}
+
+/// A client's place among the server's connections, until this is dropped.
+struct Place {
+    _connection: Option<ConnectionUse>,
+    _socket: Option<UserSocket>,
 }
 
 /// A client that is refused.
@@ -162,6 +179,8 @@ impl From<ClientFault> for Rejection {
 /// Why there is no connection to serve: the client is gone, or it was refused.
 enum ConnectError {
     Gone,
+    /// Its connection is closed for another one.
+    Displaced,
     Refused(Rejection),
 }
 
@@ -171,14 +190,26 @@ impl From<Rejection> for ConnectError {
     }
 }
 
-async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
+async fn serve(
+    api: Api,
+    mut socket: WebSocket,
+    connection: Option<ConnectionSlot>,
+    token: Option<String>,
+) {
     let client = tokio::select! {
-        client = admit(&api, &mut socket, token) => client,
+        client = admit(&api, &mut socket, connection.as_ref(), token) => client,
+        () = displaced(connection.as_ref()) => Err(ConnectError::Displaced),
         () = api.parts.stop.cancelled() => Err(Rejection::silent(close_code::RESTART, "The server is stopping.").into()),
     };
     match client {
         Ok(client) => Box::pin(connection::run(&api, socket, client)).await,
         Err(ConnectError::Gone) => {}
+        Err(ConnectError::Displaced) => {
+            // Another connection has its place by now, so nothing is waited for.
+            let _ = socket
+                .send(close_frame(close_code::AGAIN, CROWDED))
+                .now_or_never();
+        }
         Err(ConnectError::Refused(refused)) => {
             tracing::debug!(
                 code = refused.code,
@@ -190,38 +221,77 @@ async fn serve(api: Api, mut socket: WebSocket, token: Option<String>) {
     }
 }
 
+/// Waits until the connection has to give way to another one, which it does only until it is admitted.
+async fn displaced(connection: Option<&ConnectionSlot>) {
+    match connection {
+        Some(connection) => connection.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A client with a valid token.
+struct KnownClient {
+    who: Identity,
+    socket: Option<UserSocket>,
+}
+
+impl KnownClient {
+    /// Counts the connection as one of the user's.
+    fn new(connection: Option<&ConnectionSlot>, who: Identity) -> Result<Self, Rejection> {
+        let counted = connection.map(|connection| {
+            connection.authenticate();
+            connection.open_socket(&who.user)
+        });
+        // 1000, as for too many sessions: the same would fail in the same way, so the client should
+        // not retry by itself.
+        let socket = counted.transpose().map_err(|error| {
+            let text = with_advice(error, Some("Close one first."));
+            Rejection::with_message(close_code::NORMAL, text)
+        })?;
+        Ok(Self { who, socket })
+    }
+}
+
 /// Authenticates a client and finds its session.
 async fn admit(
     api: &Api,
     socket: &mut WebSocket,
+    connection: Option<&ConnectionSlot>,
     token: Option<String>,
 ) -> Result<AcceptedClient, ConnectError> {
     let known = match token {
         Some(token) => {
             let checked = api.parts.auth.token(&token).await;
-            Some(checked.map_err(|error| match error {
+            let who = checked.map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
                 _ => Rejection::silent(CLOSE_UNAUTHENTICATED, error.detail()),
-            })?)
+            })?;
+            Some(KnownClient::new(connection, who)?)
         }
         None => None,
     };
     let request = read_handshake(socket, known.is_some()).await?;
-    let who = match (known, request.token()) {
-        (Some(who), _) => who,
-        (None, Some(token)) => api
-            .parts
-            .auth
-            .token(token.expose())
-            .await
-            .map_err(|error| match error {
+    let known = match (known, request.token()) {
+        (Some(known), _) => known,
+        (None, Some(token)) => {
+            let checked = api.parts.auth.token(token.expose()).await;
+            let who = checked.map_err(|error| match error {
                 AuthError::NoKeys => unchecked(),
                 _ => Rejection::with_message(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED),
-            })?,
+            })?;
+            KnownClient::new(connection, who)?
+        }
         (None, None) => {
             return Err(Rejection::with_message(CLOSE_UNAUTHENTICATED, UNAUTHENTICATED).into());
         }
     };
+    // Before anything is begun for the client.
+    let used = connection.map(|connection| connection.begin().ok_or(ConnectError::Displaced));
+    let place = Place {
+        _connection: used.transpose()?,
+        _socket: known.socket,
+    };
+    let who = known.who;
     let (last_seq, features) = (request.last_seq, request.features());
     let uncounted = last_seq.is_none() && request.session_id().is_none() && !features.seq;
     let session = session_for(api, &who, request).await?;
@@ -236,6 +306,7 @@ async fn admit(
         from: last_seq.or(lost).unwrap_or(0),
         features,
         uncounted,
+        place,
     })
 }
 
