@@ -16,6 +16,7 @@
 mod chaos;
 mod cli;
 mod coder;
+mod connections;
 mod crash;
 mod deployment;
 mod docker;

@@ -28,7 +28,20 @@ pub fn binary() -> &'static Path {
 /// A call of the binary in a folder, with nothing of this process's environment but what commands
 /// need to be found, and no setting.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    prepared(Command::new(binary()), folder, arguments)
+}
+
+/// The same in a process that may have so many files open as its hard limit, and few as its soft one.
+pub fn command_with_descriptors(folder: &Path, arguments: &[&str], descriptors: u64) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", r#"ulimit -S -n 64 && ulimit -H -n "$0" && exec "$@""#])
+        .arg(descriptors.to_string())
+        .arg(binary());
+    prepared(shell, folder, arguments)
+}
+
+fn prepared(mut command: Command, folder: &Path, arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .current_dir(folder)
@@ -47,6 +60,7 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
 pub struct HostBuilder {
     settings: Vec<(String, String)>,
     disk: Option<String>,
+    descriptors: Option<u64>,
 }
 
 impl HostBuilder {
@@ -72,6 +86,13 @@ impl HostBuilder {
         self
     }
 
+    /// With a hard limit of open files.
+    #[must_use]
+    pub fn with_descriptors(mut self, descriptors: u64) -> Self {
+        self.descriptors = Some(descriptors);
+        self
+    }
+
     /// Starts it, and waits until it listens.
     pub fn start(self) -> Host {
         rustls::crypto::ring::default_provider()
@@ -87,7 +108,8 @@ impl HostBuilder {
             .map(|size| SmallDisk::mount(&storage, &size).expect("a small disk cannot be mounted"));
         with_compiled_plugins(&storage);
         let log = Arc::new(Mutex::new(String::new()));
-        let (child, address) = spawn(&folder, &["serve"], &self.settings, &log);
+        let command = host_command(&folder, &["serve"], self.descriptors);
+        let (child, address) = spawn(command, &folder, &self.settings, &log);
         Host {
             child,
             address,
@@ -95,6 +117,7 @@ impl HostBuilder {
             disk,
             folder,
             settings: self.settings,
+            descriptors: self.descriptors,
             client: Client::builder().no_proxy().build().unwrap(),
         }
     }
@@ -109,6 +132,7 @@ pub struct Host {
     disk: Option<SmallDisk>,
     folder: TempDir,
     settings: Vec<(String, String)>,
+    descriptors: Option<u64>,
     client: Client,
 }
 
@@ -186,6 +210,7 @@ impl Host {
         HostBuilder {
             settings: Vec::new(),
             disk: None,
+            descriptors: None,
         }
         .set("SUPABASE_JWT_SECRET", JWT_SECRET)
         .set("HOST", "127.0.0.1")
@@ -294,7 +319,8 @@ impl Host {
             "the host still runs"
         );
         self.log.lock().unwrap().push_str("--- started again ---\n");
-        (self.child, self.address) = spawn(&self.folder, arguments, &self.settings, &self.log);
+        let command = host_command(&self.folder, arguments, self.descriptors);
+        (self.child, self.address) = spawn(command, &self.folder, &self.settings, &self.log);
     }
 
     /// A REST call for a user.
@@ -422,13 +448,20 @@ pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
+fn host_command(folder: &TempDir, arguments: &[&str], descriptors: Option<u64>) -> Command {
+    match descriptors {
+        Some(descriptors) => command_with_descriptors(folder.path(), arguments, descriptors),
+        None => command(folder.path(), arguments),
+    }
+}
+
 fn spawn(
+    mut command: Command,
     folder: &TempDir,
-    arguments: &[&str],
     settings: &[(String, String)],
     log: &Arc<Mutex<String>>,
 ) -> (Child, String) {
-    let mut child = command(folder.path(), arguments)
+    let mut child = command
         .env("PORT", "0")
         .env("WORKSPACE_BASE_PATH", folder.path().join("storage"))
         .envs(settings.iter().map(|(name, value)| (name, value)))
