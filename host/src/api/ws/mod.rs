@@ -4,6 +4,7 @@
 //! # Invariants
 //!
 //! - Nothing is done for a client before its token is checked.
+//! - A connection whose client is not admitted yet ends at once where it has to give way to another.
 //! - Another user's session is indistinguishable from one that does not exist.
 //! - Frames are read from the log at the client's pace, so a slow client loses nothing and nothing
 //!   is buffered for it here.
@@ -80,10 +81,9 @@ pub(super) struct TokenQuery {
 /// with the same first message within 30 s after its connection broke without a close frame from it is
 /// continued behind what that connection took; one that closed it gets all from the start. Afterwards it sends `{"type":"message","content"}`, `{"type":"stop"}` and
 /// `{"type":"ping"}`. Closes: 4010 not authenticated, 4001 no task, 4004 no such session, 1000 the
-/// session ended, or the user has too many connections, 1009 a message of more than 1 MiB, 1012 the server restarts (reconnect with
-/// `sessionId` and `lastSeq`), 1013 the token cannot
-/// be checked, or no session can begin, or there are too many connections without a token, at the
-/// moment (reconnect).
+/// session ended, or the user has too many connections, 1009 a message of more than 1 MiB, 1012 the
+/// server restarts (reconnect with `sessionId` and `lastSeq`), 1013 the token cannot be checked, or no
+/// session can begin, or too many connections without a token are open, at the moment (reconnect).
 #[utoipa::path(
     get, path = "/api/v1/ws", tag = "sessions", params(TokenQuery),
     responses(
@@ -216,12 +216,15 @@ async fn serve(
                 reason = refused.reason,
                 "a client was refused"
             );
-            let _ = timeout(GOODBYE, refuse(socket, refused)).await;
+            tokio::select! {
+                _ = timeout(GOODBYE, refuse(socket, refused)) => {}
+                () = displaced(connection.as_ref()) => {}
+            }
         }
     }
 }
 
-/// Waits until the connection has to give way to another one, which it does only until it is admitted.
+/// Waits until the connection has to give way to another one. After its client was admitted it never does.
 async fn displaced(connection: Option<&ConnectionSlot>) {
     match connection {
         Some(connection) => connection.closed().await,
