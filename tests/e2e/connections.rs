@@ -7,7 +7,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use lucid_tests::{Host, Socket, command_with_descriptors, event, eventually, text_of, within};
+use lucid_tests::{
+    Host, Socket, command_with_descriptors, event, eventually, text_of, token, within,
+};
 
 /// A host that may open few files, and plays the mock without a sandbox.
 fn small_host(descriptors: u64) -> Host {
@@ -33,11 +35,27 @@ fn is_closed(stream: &TcpStream) -> bool {
     }
 }
 
+/// Asks for a user's sessions over a connection that is kept.
+async fn ask(stream: &mut TcpStream) {
+    let request = format!(
+        "GET /api/v1/sessions HTTP/1.1\r\nhost: lucid\r\nauthorization: Bearer {}\r\n\r\n",
+        token("alice")
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 16 * 1024];
+    let count = within("the answer", stream.read(&mut answer))
+        .await
+        .unwrap();
+    assert!(answer[..count].starts_with(b"HTTP/1.1 200 "));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_to_the_limit_of_descriptors_keep_no_user_from_working() {
     let host = small_host(256);
     let mut before = Socket::open(&host, "alice", json!({"task": "Before"})).await;
     before.completed().await;
+    let mut kept = connect_from(&host, 1).await;
+    ask(&mut kept).await;
     // More of them than there are descriptors, of one address and of several; some are WebSockets that
     // say nothing.
     let mut idle = Vec::new();
@@ -58,6 +76,7 @@ async fn idle_connections_to_the_limit_of_descriptors_keep_no_user_from_working(
     }
     before.say("Go on").await;
     event(&before.completed().await, "MockResponse");
+    ask(&mut kept).await;
     // Most of the idle ones are gone, and those that came last are still there.
     let open = async || {
         let open = idle.iter().filter(|stream| !is_closed(stream)).count();
