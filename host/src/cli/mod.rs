@@ -96,6 +96,17 @@ enum Command {
     Plugin(plugin::PluginArgs),
     /// Print an example of a manifest, or its schema for editors
     Manifest(ManifestArgs),
+    /// Compile the component on standard input, for a server that keeps its distance from compilers
+    #[command(hide = true)]
+    CompileComponent(CompileArgs),
+}
+
+#[derive(Debug, Args)]
+struct CompileArgs {
+    /// Memory for it, in bytes
+    memory: u64,
+    /// Processor time for it, in seconds
+    seconds: u64,
 }
 
 /// What becomes of the sessions of the last run.
@@ -224,6 +235,9 @@ fn execute() -> ExitCode {
         out!("{}", args.what.text());
         return ExitCode::SUCCESS;
     }
+    if let Command::CompileComponent(args) = &command {
+        return lucid_wasm::compile_stdin(args.memory, args.seconds);
+    }
     if let Command::Plugin(args) = command {
         return plugin::main(args);
     }
@@ -256,8 +270,10 @@ fn execute() -> ExitCode {
         Command::Token(args) => token(&config, &args),
         Command::Doctor => runtime.block_on(doctor::doctor(config)),
         Command::Check(args) => runtime.block_on(check::check(config, args.file)),
-        // It was printed before anything else could fail.
-        Command::Manifest(_) | Command::Plugin(_) => ExitCode::SUCCESS,
+        // These were done before anything else could fail.
+        Command::Manifest(_) | Command::Plugin(_) | Command::CompileComponent(_) => {
+            ExitCode::SUCCESS
+        }
     };
     // A thread that waits for a file system would otherwise block the exit.
     runtime.shutdown_timeout(LAST_THREADS);
@@ -356,6 +372,13 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_process_that_compiles_is_started_by_a_command_that_nobody_is_shown() {
+        let command = Cli::command();
+        let compile = command.find_subcommand(lucid_wasm::COMPILE_COMMAND);
+        assert!(compile.is_some_and(clap::Command::is_hide_set));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use self::error::ComponentError;
 use super::{WRONG, failed, wrong};
 use crate::cli::report::{Severity, is_json, print_message};
 use crate::config::Config;
-use lucid_wasm::{Engine, EngineError, EngineOptions, PluginKind};
+use lucid_wasm::{Compiler, Engine, EngineError, EngineOptions, PluginKind};
 
 /// What a plugin's author does.
 #[derive(Debug, Args)]
@@ -199,6 +199,7 @@ fn engine() -> Result<Engine, ComponentError> {
         cache_bytes: 512 << 20,
         calls: 2,
         streams: 2,
+        compiler: Compiler::lucid(),
         ..EngineOptions::default()
     };
     let kept = Engine::new(options(compiled));

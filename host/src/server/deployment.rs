@@ -10,7 +10,7 @@ use crate::deployment::snapshot::DeploymentSnapshot;
 use crate::deployment::uploads::UploadStore;
 use lucid_net::oci::ComponentStore;
 use lucid_store::blobs::Blobs;
-use lucid_wasm::{Engine, EngineOptions};
+use lucid_wasm::{Compiler, Engine, EngineOptions};
 
 /// The deployment that the manifest and the environment say, with the plugins compiled or taken from
 /// the cache. `blobs` has the files of conversations.
@@ -55,6 +55,7 @@ fn engine(folders: &DataDirs) -> Result<Engine, StartError> {
     create_dir(&folders.root)?;
     Ok(Engine::new(EngineOptions {
         cache: Some(folders.cache.clone()),
+        compiler: Compiler::lucid(),
         ..EngineOptions::default()
     })?)
 }

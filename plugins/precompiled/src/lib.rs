@@ -1,9 +1,12 @@
-//! The cache folder of compiled components, and the one `unsafe` call that loading them takes.
+//! The cache folder of compiled components, the process that compiles one, and the one `unsafe` call
+//! that loading them takes.
 //!
 //! # Safety
 //!
-//! Nothing is loaded as native code that this program, under this user, did not write itself.
-//! [`ComponentCacheDir::component`] is a safe function on these grounds:
+//! Nothing is loaded as native code that this program, under this user, did not write itself:
+//! [`CompiledCode`] is made by its compiler, in this process or in [one](CompilerProcess) of the same
+//! program, or comes from the cache folder. [`ComponentCacheDir::component`] is a safe function on these
+//! grounds:
 //!
 //! - The folder was created by this user for nobody else: it is opened without following a link,
 //!   and its owner and its mode (0700) are checked on the open handle. Every file is reached
@@ -23,6 +26,16 @@
 //!
 //! The folder's size is limited: a new entry in a full folder replaces the least recently used
 //! ones. Two processes may share a folder, since a missing file is recompiled.
+//!
+//! # Failures
+//!
+//! A component whose compilation a process did not survive is remembered beside the code, in a file that
+//! is written and trusted like it, so that the next start refuses it at once. It is tried again by
+//! another version of this program, after a month, or when the file is deleted.
+
+mod code;
+mod confinement;
+mod process;
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -36,22 +49,36 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+pub use code::CompiledCode;
+pub use confinement::{ResourceLimitError, confine};
+pub use process::{
+    CompileDeath, CompileLimits, CompilerProcess, ProcessFailure, REFUSED, UNREADY,
+};
+
 const DIGEST: usize = 32;
 const NOW: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: UTIME_NOW,
 };
 /// The maximum size of a compiled component, in bytes. A larger file is not read.
-const LARGEST: u64 = 1 << 30;
-/// The file name extension.
+const LARGEST: u64 = process::LARGEST_CODE + DIGEST as u64;
+/// The file name extension of code.
 const KIND: &str = ".cwasm";
+/// The file name extension of a failure.
+const FAILURE: &str = ".failed";
 /// How long an incomplete file is kept until its writer counts as dead.
 const DRAFT: Duration = Duration::from_secs(60 * 60);
+/// How long a failure is remembered.
+const MEMORY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// A failure is one of this version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A cache folder of compiled components.
 #[derive(Debug)]
 pub struct ComponentCacheDir {
     folder: OwnedFd,
+    /// Where it was opened, for people.
+    path: PathBuf,
     /// Its maximum size in bytes.
     size: u64,
 }
@@ -81,6 +108,15 @@ pub enum ComponentCacheError {
         /// Its permission bits.
         mode: u32,
     },
+}
+
+/// A failure that was remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownFailure {
+    /// What was to be remembered.
+    pub why: String,
+    /// The file that remembers it.
+    pub file: PathBuf,
 }
 
 /// The origin of a component.
@@ -120,31 +156,26 @@ impl ComponentCacheDir {
                 mode,
             });
         }
-        Ok(Self { folder, size })
+        Ok(Self {
+            folder,
+            path: path.to_owned(),
+            size,
+        })
     }
 
-    /// Returns a component, from the cache or compiled. Compiling occupies a core for a while, so
-    /// call this where that does no harm.
+    /// Returns a component, from the cache or compiled by `compile`, which may take a while: so call this
+    /// where that does no harm.
     ///
     /// # Errors
     ///
-    /// An error is the component's own.
-    pub fn component(
+    /// An error of `compile`, or that its code cannot be loaded.
+    pub fn component<E: From<wasmtime::Error>>(
         &self,
         engine: &Engine,
         wasm: &[u8],
-    ) -> wasmtime::Result<(Component, CacheOutcome)> {
-        self.component_noting(engine, wasm, || {})
-    }
-
-    /// As [`Self::component`], and calls `compiles` before a compilation, which takes a while.
-    pub fn component_noting(
-        &self,
-        engine: &Engine,
-        wasm: &[u8],
-        compiles: impl FnOnce(),
-    ) -> wasmtime::Result<(Component, CacheOutcome)> {
-        let name = name_of(engine, wasm);
+        compile: impl FnOnce() -> Result<CompiledCode, E>,
+    ) -> Result<(Component, CacheOutcome), E> {
+        let name = name_of(engine, wasm, KIND);
         if let Some(component) = self.take(engine, &name) {
             // The time of last use. If it cannot be set, the component is only recompiled sooner.
             let now = Timestamps {
@@ -154,9 +185,9 @@ impl ComponentCacheDir {
             let _ = rustix::fs::utimensat(&self.folder, &name, &now, AtFlags::SYMLINK_NOFOLLOW);
             return Ok((component, CacheOutcome::Cached));
         }
-        compiles();
-        let component = Component::from_binary(engine, wasm)?;
-        let origin = match self.put(&name, &component.serialize()?) {
+        let code = compile()?;
+        let component = code.load(engine)?;
+        let origin = match self.put(&name, code.bytes()) {
             Ok(()) => {
                 // What cannot be removed now is tried again with the next one.
                 let _ = self.shrink(&name);
@@ -167,17 +198,29 @@ impl ComponentCacheDir {
         Ok((component, origin))
     }
 
-    #[expect(
-        unsafe_code,
-        reason = "loading native code; see this file's first comment"
-    )]
     fn take(&self, engine: &Engine, name: &str) -> Option<Component> {
         let code = self.read(name).ok()??;
-        // SAFETY: `code` is what `Component::serialize` gave to a process of this user for an
-        // engine of the same compatibility hash: the folder and the file belong to this user and
-        // can be written by nobody else, the file's name identifies component and engine, and the
-        // digest in front of it matches these very bytes, which nobody else holds.
-        unsafe { Component::deserialize(engine, code) }.ok()
+        CompiledCode::of(code).load(engine).ok()
+    }
+
+    /// Remembers how compiling a component ended, so that it is not tried again.
+    pub fn remember_failure(&self, engine: &Engine, wasm: &[u8], why: &str) -> io::Result<()> {
+        let text = format!("{VERSION}\n{why}");
+        self.put(&name_of(engine, wasm, FAILURE), text.as_bytes())
+    }
+
+    /// How compiling a component ended, if it was tried by this version and failed.
+    pub fn failure(&self, engine: &Engine, wasm: &[u8]) -> Option<KnownFailure> {
+        let name = name_of(engine, wasm, FAILURE);
+        let text = String::from_utf8(self.read(&name).ok()??).ok()?;
+        let (version, why) = text.split_once('\n')?;
+        let file = self.path.join(&name);
+        let written = file.symlink_metadata().ok()?.modified().ok()?;
+        let age = SystemTime::now().duration_since(written).unwrap_or_default();
+        (version == VERSION && age <= MEMORY).then(|| KnownFailure {
+            why: why.to_owned(),
+            file,
+        })
     }
 
     /// The verified bytes of a file. `None` if the file does not exist or cannot be trusted.
@@ -240,7 +283,9 @@ impl ComponentCacheDir {
                 files.push((used, name.to_owned(), size));
             } else if name == kept {
                 files.push(((i64::MAX, 0), name.to_owned(), size));
-            } else if name.ends_with(".draft") && age(stat.st_mtime) > DRAFT {
+            } else if name.ends_with(".draft") && age(stat.st_mtime) > DRAFT
+                || name.ends_with(FAILURE) && age(stat.st_mtime) > MEMORY
+            {
                 rustix::fs::unlinkat(&self.folder, name, AtFlags::empty())?;
             }
         }
@@ -276,7 +321,7 @@ fn seal(name: &str, code: &[u8]) -> [u8; DIGEST] {
 }
 
 /// A name that identifies both the component and the engine it was compiled for.
-fn name_of(engine: &Engine, wasm: &[u8]) -> String {
+fn name_of(engine: &Engine, wasm: &[u8], kind: &str) -> String {
     struct Feed(Sha256);
     impl Hasher for Feed {
         fn finish(&self) -> u64 {
@@ -290,7 +335,7 @@ fn name_of(engine: &Engine, wasm: &[u8]) -> String {
     engine.precompile_compatibility_hash().hash(&mut feed);
     let host = hex::encode(feed.0.finalize());
     format!(
-        "{}-{}{KIND}",
+        "{}-{}{kind}",
         hex::encode(Sha256::digest(wasm)),
         &host[..32]
     )
@@ -315,6 +360,15 @@ mod tests {
         [EMPTY, &[0, 3, 1, b'n', number]].concat()
     }
 
+    fn component(
+        shelf: &ComponentCacheDir,
+        engine: &Engine,
+        wasm: &[u8],
+    ) -> (Component, CacheOutcome) {
+        let compiled = shelf.component(engine, wasm, || CompiledCode::compile(engine, wasm));
+        compiled.unwrap()
+    }
+
     fn only_file(folder: &tempfile::TempDir) -> PathBuf {
         let mut files = std::fs::read_dir(folder.path().join("cwasm")).unwrap();
         let file = files.next().unwrap().unwrap().path();
@@ -326,8 +380,8 @@ mod tests {
     fn a_component_is_compiled_once_and_then_taken_from_the_shelf() {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
-        let (_, first) = shelf.component(&engine, EMPTY).unwrap();
-        let (_, second) = shelf.component(&engine, EMPTY).unwrap();
+        let (_, first) = component(&shelf, &engine, EMPTY);
+        let (_, second) = component(&shelf, &engine, EMPTY);
         assert!(matches!(
             (first, second),
             (CacheOutcome::Compiled, CacheOutcome::Cached)
@@ -340,7 +394,7 @@ mod tests {
     fn a_damaged_file_is_compiled_anew() {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
-        shelf.component(&engine, EMPTY).unwrap();
+        component(&shelf, &engine, EMPTY);
         let file = only_file(&folder);
         let whole = std::fs::read(&file).unwrap();
         for damage in [whole[..whole.len() - 1].to_vec(), Vec::new(), {
@@ -349,7 +403,7 @@ mod tests {
             flipped
         }] {
             std::fs::write(&file, damage).unwrap();
-            let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
+            let (_, origin) = component(&shelf, &engine, EMPTY);
             assert!(matches!(origin, CacheOutcome::Compiled));
         }
     }
@@ -358,11 +412,11 @@ mod tests {
     fn a_file_under_anothers_name_is_not_taken() {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
-        shelf.component(&engine, &numbered(1)).unwrap();
+        component(&shelf, &engine, &numbered(1));
         let one = only_file(&folder);
-        let other = one.with_file_name(name_of(&engine, &numbered(2)));
+        let other = one.with_file_name(name_of(&engine, &numbered(2), KIND));
         std::fs::rename(one, other).unwrap();
-        let (_, origin) = shelf.component(&engine, &numbered(2)).unwrap();
+        let (_, origin) = component(&shelf, &engine, &numbered(2));
         assert!(matches!(origin, CacheOutcome::Compiled));
     }
 
@@ -370,16 +424,16 @@ mod tests {
     fn a_file_that_others_can_write_or_a_link_is_not_taken() {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
-        shelf.component(&engine, EMPTY).unwrap();
+        component(&shelf, &engine, EMPTY);
         let file = only_file(&folder);
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
-        let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
+        let (_, origin) = component(&shelf, &engine, EMPTY);
         assert!(matches!(origin, CacheOutcome::Compiled));
 
         let elsewhere = folder.path().join("elsewhere");
         std::fs::rename(&file, &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
-        let (_, origin) = shelf.component(&engine, EMPTY).unwrap();
+        let (_, origin) = component(&shelf, &engine, EMPTY);
         assert!(matches!(origin, CacheOutcome::Compiled));
     }
 
@@ -400,7 +454,7 @@ mod tests {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
         let origin = |shelf: &ComponentCacheDir, number| {
-            shelf.component(&engine, &numbered(number)).unwrap().1
+            component(shelf, &engine, &numbered(number)).1
         };
         origin(&shelf, 0);
         let one = only_file(&folder).metadata().unwrap().len();
@@ -440,10 +494,37 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_is_remembered_until_its_file_is_gone_or_old() {
+        let (_folder, shelf) = shelf();
+        let engine = Engine::default();
+        assert_eq!(shelf.failure(&engine, EMPTY), None);
+        shelf.remember_failure(&engine, EMPTY, "too slow").unwrap();
+        let known = shelf.failure(&engine, EMPTY).unwrap();
+        assert_eq!(known.why, "too slow");
+        assert_eq!(shelf.failure(&engine, &numbered(1)), None);
+
+        let file = File::options().write(true).open(&known.file).unwrap();
+        file.set_modified(SystemTime::now() - MEMORY - Duration::from_secs(60))
+            .unwrap();
+        assert_eq!(shelf.failure(&engine, EMPTY), None);
+        component(&shelf, &engine, &numbered(1));
+        assert!(!known.file.exists(), "an old failure stays");
+
+        shelf.remember_failure(&engine, EMPTY, "too slow").unwrap();
+        std::fs::write(&known.file, "damaged").unwrap();
+        assert_eq!(shelf.failure(&engine, EMPTY), None);
+        std::fs::remove_file(&known.file).unwrap();
+        assert_eq!(shelf.failure(&engine, EMPTY), None);
+    }
+
+    #[test]
     fn another_engine_has_another_file() {
         let mut config = wasmtime::Config::new();
         config.consume_fuel(true);
         let fuelled = Engine::new(&config).unwrap();
-        assert_ne!(name_of(&Engine::default(), EMPTY), name_of(&fuelled, EMPTY));
+        assert_ne!(
+            name_of(&Engine::default(), EMPTY, KIND),
+            name_of(&fuelled, EMPTY, KIND)
+        );
     }
 }

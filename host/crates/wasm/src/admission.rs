@@ -5,13 +5,18 @@
 //!
 //! # Invariants
 //! - An admitted component imports nothing but the log, type definitions and a WASI that leads
-//!   nowhere, exports everything its kind requires, and is within the size limit.
+//!   nowhere, exports everything its kind requires, and is within the limits of size and complexity.
 //! - All of that is read from the component's type, before it is instantiated.
 //! - Each refusal is a [`LoadError`] that names what is wrong.
 
+use std::path::PathBuf;
+
+use lucid_precompiled::{CompileDeath, KnownFailure, ProcessFailure};
 use wasmtime::component::Component;
 use wasmtime::component::types::Component as ComponentType;
 
+use super::bounds::BoundsError;
+use super::compiler::{CompileError, Refusal};
 use super::engine::Engine;
 use super::exports::{self, ComponentExports, MissingExport};
 use super::kind::PluginKind;
@@ -46,6 +51,43 @@ pub enum LoadError {
         plugin: String,
         /// The compiler's message, sanitized and truncated.
         detail: String,
+    },
+    /// The component has more of something than is compiled.
+    #[error("the plugin `{plugin}` has {source}; report it to the plugin's author")]
+    TooComplex {
+        /// The plugin's name.
+        plugin: String,
+        /// What it has too much of.
+        source: BoundsError,
+    },
+    /// The process that compiled the component did not survive it.
+    #[error("compiling the plugin `{plugin}` failed: {source}; report it to the plugin's author")]
+    CompilerDied {
+        /// The plugin's name.
+        plugin: String,
+        /// The limit or signal.
+        source: CompileDeath,
+    },
+    /// Compiling this component failed before, with this version of the host.
+    #[error(
+        "compiling the plugin `{plugin}` failed before ({why}), so it is not tried again: use another build of it or another version of Lucid, or delete {} to try again",
+        .file.display()
+    )]
+    KnownToFail {
+        /// The plugin's name.
+        plugin: String,
+        /// How it failed.
+        why: String,
+        /// The file that remembers it.
+        file: PathBuf,
+    },
+    /// There was no process to compile the component in.
+    #[error("the plugin `{plugin}` was not compiled: {source}")]
+    NoCompiler {
+        /// The plugin's name.
+        plugin: String,
+        /// The cause.
+        source: ProcessFailure,
     },
     /// The component imports something that plugins are not given.
     #[error(
@@ -158,10 +200,7 @@ pub(super) fn admit(
     }
     let component = engine
         .compile(plugin, wasm)
-        .map_err(|error| LoadError::NotAComponent {
-            plugin: plugin.to_owned(),
-            detail: sanitize(&format!("{error:#}"), 500),
-        })?;
+        .map_err(|error| not_compiled(plugin, error))?;
     let shape = component.component_type();
     check_imports(engine, plugin, &shape)?;
     let functions =
@@ -177,6 +216,24 @@ pub(super) fn admit(
     let digest = Digest::of(wasm);
     let exports = ComponentExports::new(pre, functions);
     Ok(AdmittedComponent { exports, digest })
+}
+
+fn not_compiled(plugin: &str, error: CompileError) -> LoadError {
+    let plugin = plugin.to_owned();
+    match error {
+        CompileError::Refused(
+            Refusal::Component(detail) | Refusal::Bounds(BoundsError::Malformed(detail)),
+        ) => LoadError::NotAComponent {
+            plugin,
+            detail: sanitize(&detail, 500),
+        },
+        CompileError::Refused(Refusal::Bounds(source)) => LoadError::TooComplex { plugin, source },
+        CompileError::Died(source) => LoadError::CompilerDied { plugin, source },
+        CompileError::KnownToFail(KnownFailure { why, file }) => {
+            LoadError::KnownToFail { plugin, why, file }
+        }
+        CompileError::Process(source) => LoadError::NoCompiler { plugin, source },
+    }
 }
 
 /// The names of everything that a component imports.

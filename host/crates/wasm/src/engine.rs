@@ -14,13 +14,18 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::compiler::{self, CompileError, Compiler};
 use super::host_state::{self, HostState};
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::progress::{Activities, ActivityKind};
 use super::wasi;
-use lucid_precompiled::{CacheOutcome, ComponentCacheDir, ComponentCacheError};
+use lucid_precompiled::{CacheOutcome, CompiledCode, ComponentCacheDir, ComponentCacheError};
+
+/// How many components are compiled at once at most. Each may take the memory that a compiling process
+/// is allowed.
+const MOST_COMPILATIONS: usize = 4;
 
 /// How long a guest computes before it yields to other tasks of its executor thread.
 const TICK: Duration = Duration::from_millis(10);
@@ -41,6 +46,8 @@ pub struct EngineOptions {
     pub largest_component: usize,
     /// Maximum size of one linear memory in bytes, whatever a plugin's own limit says.
     pub largest_memory: usize,
+    /// Where components are compiled.
+    pub compiler: Compiler,
 }
 
 impl Default for EngineOptions {
@@ -52,6 +59,7 @@ impl Default for EngineOptions {
             streams: 128,
             largest_component: 64 << 20,
             largest_memory: 512 << 20,
+            compiler: Compiler::InProcess,
         }
     }
 }
@@ -88,6 +96,7 @@ struct Inner {
     cache: Option<ComponentCacheDir>,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    compilations: Semaphore,
     options: EngineOptions,
     activities: Activities,
 }
@@ -117,6 +126,7 @@ impl Engine {
             cache,
             calls: Arc::new(Semaphore::new(options.calls as usize)),
             streams: Arc::new(Semaphore::new(options.streams as usize)),
+            compilations: Semaphore::new(most_compilations()),
             options,
             activities: Activities::default(),
         })))
@@ -140,19 +150,16 @@ impl Engine {
     }
 
     /// Compiles a component, or reuses cached code.
-    pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> wasmtime::Result<Component> {
+    pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> Result<Component, CompileError> {
         let work = self.0.activities.begin(plugin, ActivityKind::Loading);
-        let compiles = || {
+        let engine = &self.0.engine;
+        let compile = || {
             work.set_kind(ActivityKind::Compiling);
-            tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
+            self.compile_anew(plugin, wasm)
         };
         let (component, origin) = match &self.0.cache {
-            Some(cache) => cache.component_noting(&self.0.engine, wasm, compiles)?,
-            None => {
-                compiles();
-                let component = Component::from_binary(&self.0.engine, wasm)?;
-                (component, CacheOutcome::Compiled)
-            }
+            Some(cache) => cache.component(engine, wasm, compile)?,
+            None => (compile()?.load(engine)?, CacheOutcome::Compiled),
         };
         match origin {
             CacheOutcome::Cached => {
@@ -167,6 +174,26 @@ impl Engine {
         }
         tracing::info!(plugin, millis = work.millis(), "a component was compiled");
         Ok(component)
+    }
+
+    fn compile_anew(&self, plugin: &str, wasm: &[u8]) -> Result<CompiledCode, CompileError> {
+        let Inner { engine, cache, .. } = &*self.0;
+        if let Some(known) = cache.as_ref().and_then(|cache| cache.failure(engine, wasm)) {
+            return Err(CompileError::KnownToFail(known));
+        }
+        // An error means that the engine is being torn down; then it does not matter.
+        let _turn = futures::executor::block_on(self.0.compilations.acquire());
+        tracing::info!(plugin, bytes = wasm.len(), "compiling a component");
+        let compiled = self.0.options.compiler.compile(engine, wasm);
+        if let (Err(CompileError::Died(death)), Some(cache)) = (&compiled, cache)
+            && let Err(cause) = cache.remember_failure(engine, wasm, &death.to_string())
+        {
+            tracing::warn!(
+                plugin,
+                "it could not be remembered that compiling this plugin fails, so the next start tries again: {cause}"
+            );
+        }
+        compiled
     }
 
     /// Waits for a free slot. `None` only if the engine is being torn down.
@@ -195,21 +222,14 @@ fn config(options: &EngineOptions) -> Config {
         .max_unused_warm_slots(8)
         .linear_memory_keep_resident(128 << 10)
         .table_keep_resident(4 << 10);
-    let mut config = Config::new();
+    let mut config = compiler::settings();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
-        .memory_init_cow(true)
-        .cranelift_opt_level(OptLevel::Speed)
-        .cranelift_nan_canonicalization(true)
-        .wasm_relaxed_simd(false)
-        .wasm_features(wasmtime::WasmFeatures::THREADS, false)
-        // Nothing reads these tables: traps are reported by function, and only wasmtime unwinds
-        // guests.
-        .generate_address_map(false)
-        .native_unwind_info(false)
-        .consume_fuel(true)
-        .epoch_interruption(true);
-    config
+}
+
+fn most_compilations() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.min(MOST_COMPILATIONS)
 }
 
 /// Starts the epoch thread: an operating system thread, so that a busy executor cannot delay it.

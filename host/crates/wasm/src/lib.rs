@@ -5,6 +5,7 @@
 //!
 //! # Layout
 //! - `engine`: the engine, its pool and its epoch clock. `progress`: what is being compiled.
+//! - `bounds`, `compiler`: what may be compiled, and the process that does it.
 //! - `kind`: the kinds of plugins. `admission`: the checks before a component runs. `exports`: its functions.
 //! - `plugin`: what plugins of all kinds have in common. `policy`, `llm`, `tools` and `git`: what each kind can be
 //!   asked for. `any_plugin`: a plugin of unknown kind. `plugin_set`: all that are loaded. `core`: the state that all kinds have.
@@ -17,12 +18,15 @@
 //!   admitted.
 //! - No component can block or bring down the host or another session: each call has limits, and
 //!   exceeding one is an ordinary error of that call.
+//! - No component can bring down `lucid` by being compiled.
 
 #![forbid(unsafe_code)]
 
 mod admission;
 mod any_plugin;
+mod bounds;
 mod call_stats;
+mod compiler;
 mod core;
 mod engine;
 mod exports;
@@ -52,10 +56,13 @@ pub use self::call_stats::CallFigures;
 pub use self::log_label::LOG_TARGET;
 pub use self::progress::{Activities, Activity, ActivityGuard, ActivityKind};
 pub use admission::{ALLOWED_IMPORTS, DescriptorError, LoadError};
+pub use bounds::{Bound, BoundsError};
+pub use compiler::{COMPILE_COMMAND, Compiler, compile_stdin};
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use exports::MissingExport;
 pub use git::GitPlugin;
 pub use kind::PluginKind;
+pub use lucid_precompiled::{CompileDeath, CompileLimits, CompilerProcess, ProcessFailure};
 pub use limits::{CallError, CallOutcome, CallSite, CallUsage, PluginLimits};
 pub use llm::{DecoderSession, LlmPlugin};
 pub use plugin::{Plugin, TypedPlugin, World};

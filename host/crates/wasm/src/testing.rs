@@ -241,6 +241,41 @@ pub fn llm(guest: &Llm) -> Vec<u8> {
     component(&module, "llm", "llm-plugin", Resolve::default())
 }
 
+/// A component with one function that has these many locals, each of them used, and loops: what a
+/// compiler carries through each of them.
+///
+/// # Panics
+/// If the text is no WebAssembly.
+pub fn many_locals(locals: usize, loops: usize) -> Vec<u8> {
+    let mut text = "(component (core module (func (local".to_owned();
+    text.push_str(&" i32".repeat(locals));
+    text.push(')');
+    for local in 0..locals {
+        write!(text, " local.get {local} drop").unwrap();
+    }
+    text.push_str(&" loop nop end".repeat(loops));
+    text.push_str(")))");
+    wat::parse_str(text).unwrap()
+}
+
+/// A component of types of instances, each of which exports an instance of the type before it.
+///
+/// # Panics
+/// If the text is no WebAssembly.
+pub fn type_chain(levels: usize) -> Vec<u8> {
+    let mut text = "(component (type $t0 (instance))".to_owned();
+    for level in 1..=levels {
+        let below = level - 1;
+        write!(
+            text,
+            r#"(type $t{level} (instance (alias outer 1 $t{below} (type $b)) (export "x" (instance (type $b)))))"#
+        )
+        .unwrap();
+    }
+    text.push(')');
+    wat::parse_str(text).unwrap()
+}
+
 fn component(module: &str, package: &str, world: &str, mut resolve: Resolve) -> Vec<u8> {
     let mut module = wat::parse_str(module).unwrap();
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../wit");
