@@ -10,6 +10,7 @@ use lucid_tests::{
     Host, HostBuilder, Model, ModelTurn, Socket, claims_token, command, counting, eventually,
     text_of,
 };
+use lucid_wasm::testing::type_chain;
 
 const KEY: &str = "the-key-of-the-tests-0123456789";
 const OTHER: &str = "sk-for-somebody-else-987654321";
@@ -194,6 +195,32 @@ fn a_manifest_is_checked_before_it_is_run() {
     assert!(
         text_of(&done.stderr).contains("bad.toml:3:14: "),
         "{done:?}"
+    );
+}
+
+#[test]
+fn a_component_that_a_compiler_does_not_survive_is_tried_once_and_then_refused_at_each_start() {
+    let folder = tempfile::tempdir().unwrap();
+    lucid_tests::with_compiled_plugins(&folder.path().join("storage"));
+    std::fs::write(folder.path().join("bad.wasm"), type_chain(200)).unwrap();
+    let text = "[policies.bad]\ncomponent = \"bad.wasm\"\n";
+    written(folder.path(), text);
+    let serve = || {
+        let done = command(folder.path(), &["serve"])
+            .env("PORT", "0")
+            .env("WORKSPACE_BASE_PATH", "storage")
+            .output()
+            .unwrap();
+        assert_eq!(done.status.code(), Some(2), "{done:?}");
+        text_of(&done.stderr)
+    };
+    let first = serve();
+    let reason = "compiling the plugin `bad` failed: the compiler failed (exit code 101)";
+    assert!(first.contains(reason), "{first}");
+    let second = serve();
+    assert!(
+        second.contains("lucid.toml:2:13: compiling the plugin `bad` failed before"),
+        "{second}"
     );
 }
 

@@ -1,20 +1,24 @@
 //! Guests that loop, allocate, trap, flood or want the network: each is stopped with its own error,
 //! while another session's steps go on. And a look into the guests' memory for the API key.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
-use lucid::builtin::{MOCK, OPENAI};
+use lucid::builtin::{CODER, MOCK, OPENAI};
 use lucid_session::AvailableModels;
-use lucid_tests::{HOSTILE, Host, Model, ModelTurn, Socket, guest_memories, within};
+use lucid_tests::{
+    HOSTILE, Host, Model, ModelTurn, Socket, binary, command, eventually, guest_memories, within,
+};
 use lucid_types::wit::llm::CompletionRequest;
 use lucid_types::wit::policy::{Command, Context, Input, Start, Transition, UserMessage};
 use lucid_types::wit::types::{Content, Message, Role};
 use lucid_wasm::{
-    CallError, CallOutcome, Engine, EngineOptions, LlmPlugin, LoadError, PluginLimits, PolicyPlugin,
+    COMPILE_COMMAND, CallError, CallOutcome, CompileLimits, Compiler, Engine, EngineOptions,
+    LlmPlugin, LoadError, PluginLimits, PolicyPlugin,
 };
 
 fn limits() -> PluginLimits {
@@ -302,6 +306,92 @@ async fn a_guest_that_wants_the_network_is_refused_by_name() {
         matches!(refused, LoadError::MissingExport { .. }),
         "{refused}"
     );
+}
+
+/// An honest component under limits that it cannot meet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_compiles_ends_at_its_limits_and_that_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let enough = CompileLimits {
+        memory: 2 << 30,
+        processor: Duration::from_secs(600),
+        wall: Duration::from_secs(600),
+    };
+    let load = async |cache: &str, limits| {
+        let engine = Engine::new(EngineOptions {
+            cache: Some(folder.path().join(cache)),
+            compiler: Compiler::lucid_at(binary(), limits),
+            ..EngineOptions::default()
+        });
+        let limits = PluginLimits::default();
+        PolicyPlugin::load(&engine.unwrap(), "coder", CODER, &limits).await
+    };
+    let wall = Duration::from_millis(5);
+    for (cache, limits, reason) in [
+        (
+            "slow",
+            CompileLimits { wall, ..enough },
+            "it took longer than 0.005 s",
+        ),
+        (
+            "large",
+            CompileLimits {
+                memory: 20 << 20,
+                ..enough
+            },
+            "it took more than 20 MiB of memory",
+        ),
+    ] {
+        let refused = load(cache, limits).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!(
+                "compiling the plugin `coder` failed: {reason}; report it to the plugin's author"
+            )
+        );
+        let again = load(cache, enough).await.unwrap_err();
+        let LoadError::KnownToFail { why, file, .. } = again else {
+            panic!("{again}");
+        };
+        assert_eq!(why, reason);
+        std::fs::remove_file(file).unwrap();
+        load(cache, enough).await.unwrap();
+        // From the cache, for which no process is needed.
+        load(cache, limits).await.unwrap();
+    }
+    let nowhere = Engine::new(EngineOptions {
+        compiler: Compiler::lucid_at(&folder.path().join("lucid"), enough),
+        ..EngineOptions::default()
+    });
+    let refused = PolicyPlugin::load(&nowhere.unwrap(), "mock", MOCK, &limits()).await;
+    assert!(matches!(refused, Err(LoadError::NoCompiler { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_compiles_is_confined_before_it_reads_a_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = command(folder.path(), &[COMPILE_COMMAND, "1073741824", "60"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let about = |what: &str| std::fs::read_to_string(format!("/proc/{}/{what}", child.id()));
+    eventually("the system call filter", async || {
+        let status = about("status").unwrap();
+        (status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1")).then_some(())
+    })
+    .await;
+    let limits = about("limits").unwrap();
+    for (limit, value) in [
+        ("Max data size", "1073741824"),
+        ("Max cpu time", "60"),
+        ("Max core file size", "0"),
+    ] {
+        let line = limits.lines().find(|line| line.starts_with(limit)).unwrap();
+        assert_eq!(line[limit.len()..].split_whitespace().next(), Some(value));
+    }
+    assert_eq!(about("oom_score_adj").unwrap(), "1000\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

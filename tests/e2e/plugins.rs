@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use lucid_tests::{
     DEADLINE, HOSTILE, Host, HostBuilder, HttpAnswer, JWT_SECRET, Socket, binary, claims_token,
     command, counting, eventually, expired_token, text_of, token, with_compiled_plugins,
 };
+use lucid_wasm::testing::{many_locals, type_chain};
 
 const INTERNAL: &str = "the-internal-key-of-the-tests";
 const PLUGINS: &str = "/api/v1/plugins";
@@ -532,6 +534,56 @@ async fn a_policy_can_be_added_by_an_upload_and_a_provider_needs_the_manifest() 
         fixture.plugin("llm", "house").await["digest"],
         before["digest"]
     );
+}
+
+/// A minute and 2 GB of compiling, and a panic of the compiler.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_that_a_compiler_does_not_survive_is_refused_and_the_host_goes_on() {
+    let fixture = Fixture::new();
+    let refused = async |wasm: Vec<u8>| {
+        let started = Instant::now();
+        let (status, answer) = fixture.send(wasm).await;
+        assert_eq!(status, 422, "{answer}");
+        let detail = answer["detail"].as_str().unwrap_or_default().to_owned();
+        (detail, started.elapsed())
+    };
+    let (detail, took) = refused(many_locals(49_000, 1_000)).await;
+    assert!(
+        detail.contains("has 49000 locals in one function, and at most 5000 are compiled"),
+        "{detail}"
+    );
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let (detail, _) = refused(many_locals(4_900, 1_000)).await;
+    assert!(detail.contains("4900000 locals times blocks"), "{detail}");
+
+    let (detail, _) = refused(type_chain(200)).await;
+    assert!(
+        detail.contains("the compiler failed (exit code 101); report it to the plugin's author"),
+        "{detail}"
+    );
+    let (detail, _) = refused(type_chain(200)).await;
+    assert!(
+        detail.contains("failed before (the compiler failed (exit code 101))"),
+        "{detail}"
+    );
+    // The sentence says how to try again.
+    let cache = fixture.host.folder().join("storage/.lucid/cache");
+    let failures = std::fs::read_dir(&cache).unwrap().flatten();
+    let failures: Vec<_> = failures
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "failed"))
+        .collect();
+    let [failure] = &failures[..] else {
+        panic!("{failures:?}")
+    };
+    let name = failure.file_name().unwrap().to_str().unwrap();
+    assert!(detail.contains(name), "{detail}");
+    std::fs::remove_file(failure).unwrap();
+    let (detail, _) = refused(type_chain(200)).await;
+    assert!(!detail.contains("before"), "{detail}");
+
+    assert_eq!(fixture.list().await["uploads"], json!([]));
+    fixture.upload(counting(2, "good")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

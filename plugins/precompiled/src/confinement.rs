@@ -6,10 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _,
-    Scope,
-};
+use landlock::{ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, Scope};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -65,7 +62,11 @@ pub fn confine(memory: u64, seconds: u64) -> Result<(), ResourceLimitError> {
         let most = getrlimit(resource).maximum;
         let value = most.map_or(value, |most| value.min(most));
         // At the hard limit the kernel kills without a word, so the soft one has to come first.
-        let grace = if matches!(resource, Resource::Cpu) { 5 } else { 0 };
+        let grace = if matches!(resource, Resource::Cpu) {
+            5
+        } else {
+            0
+        };
         let limit = Rlimit {
             current: Some(value),
             maximum: Some(most.map_or(value + grace, |most| most.min(value + grace))),

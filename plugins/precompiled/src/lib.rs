@@ -51,9 +51,7 @@ use wasmtime::component::Component;
 
 pub use code::CompiledCode;
 pub use confinement::{ResourceLimitError, confine};
-pub use process::{
-    CompileDeath, CompileLimits, CompilerProcess, ProcessFailure, REFUSED, UNREADY,
-};
+pub use process::{CompileDeath, CompileLimits, CompilerProcess, ProcessFailure, REFUSED, UNREADY};
 
 const DIGEST: usize = 32;
 const NOW: Timespec = Timespec {
@@ -216,7 +214,9 @@ impl ComponentCacheDir {
         let (version, why) = text.split_once('\n')?;
         let file = self.path.join(&name);
         let written = file.symlink_metadata().ok()?.modified().ok()?;
-        let age = SystemTime::now().duration_since(written).unwrap_or_default();
+        let age = SystemTime::now()
+            .duration_since(written)
+            .unwrap_or_default();
         (version == VERSION && age <= MEMORY).then(|| KnownFailure {
             why: why.to_owned(),
             file,
@@ -453,9 +453,8 @@ mod tests {
     fn a_full_shelf_gives_away_what_was_not_taken_for_the_longest_time() {
         let (folder, shelf) = shelf();
         let engine = Engine::default();
-        let origin = |shelf: &ComponentCacheDir, number| {
-            component(shelf, &engine, &numbered(number)).1
-        };
+        let origin =
+            |shelf: &ComponentCacheDir, number| component(shelf, &engine, &numbered(number)).1;
         origin(&shelf, 0);
         let one = only_file(&folder).metadata().unwrap().len();
         origin(&shelf, 1);

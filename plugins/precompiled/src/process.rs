@@ -326,6 +326,9 @@ mod tests {
                 wall: LONG,
             },
         };
-        assert!(matches!(process.compile(b""), Err(ProcessFailure::Start(_))));
+        assert!(matches!(
+            process.compile(b""),
+            Err(ProcessFailure::Start(_))
+        ));
     }
 }

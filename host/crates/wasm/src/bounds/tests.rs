@@ -56,12 +56,13 @@ async fn a_function_of_many_locals_and_loops_is_refused_before_it_is_compiled() 
 
 #[test]
 fn what_a_compiler_carries_from_block_to_block_is_bounded() {
-    assert_eq!(exceeded(&many_locals(4_000, 1_000)), Bound::LocalsTimesBlocks);
-    // Each function is let through, and all together are not.
-    let one = "(func (local i32) loop nop end)".replace(
-        "loop nop end",
-        &"loop nop end ".repeat(20_000),
+    assert_eq!(
+        exceeded(&many_locals(4_000, 1_000)),
+        Bound::LocalsTimesBlocks
     );
+    // Each function is let through, and all together are not.
+    let one =
+        "(func (local i32) loop nop end)".replace("loop nop end", &"loop nop end ".repeat(20_000));
     let all = one.replace("(local i32)", &format!("(local{})", " i32".repeat(90)));
     let module = format!("(core module {})", all.repeat(17));
     assert_eq!(exceeded(&component(&module)), Bound::AllLocalsTimesBlocks);
@@ -76,6 +77,12 @@ fn blocks_and_branches_of_a_function_are_bounded() {
     );
     let nested = "block ".repeat(5_001) + &"end ".repeat(5_001);
     assert_eq!(exceeded(&function(&nested)), Bound::BlockDepth);
+    assert_eq!(
+        exceeded(&function(&"loop end ".repeat(2_001))),
+        Bound::Loops
+    );
+    let nested = "loop block ".repeat(65) + &"end end ".repeat(65);
+    assert_eq!(exceeded(&function(&nested)), Bound::LoopDepth);
     let table = format!("block i32.const 0 br_table {} end", "0 ".repeat(65_538));
     assert_eq!(exceeded(&function(&table)), Bound::BranchTargets);
     let long = "nop ".repeat(2 << 20);
@@ -190,7 +197,10 @@ fn memories_tables_and_segments_are_bounded() {
         exceeded(&module(&"(global i32 i32.const 0)".repeat(10_001))),
         Bound::Globals
     );
-    assert_eq!(exceeded(&module(&"(func)".repeat(100_001))), Bound::Functions);
+    assert_eq!(
+        exceeded(&module(&"(func)".repeat(100_001))),
+        Bound::Functions
+    );
 }
 
 #[test]
