@@ -16,7 +16,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::Component as ComponentType;
 
 use super::bounds::BoundsError;
-use super::compiler::{CompileError, Refusal};
+use super::compiler::{CompileError, CompileRefusal};
 use super::engine::Engine;
 use super::exports::{self, ComponentExports, MissingExport};
 use super::kind::PluginKind;
@@ -222,12 +222,15 @@ fn not_compiled(plugin: &str, error: CompileError) -> LoadError {
     let plugin = plugin.to_owned();
     match error {
         CompileError::Refused(
-            Refusal::Component(detail) | Refusal::Bounds(BoundsError::Malformed(detail)),
+            CompileRefusal::Component(detail)
+            | CompileRefusal::Bounds(BoundsError::Malformed(detail)),
         ) => LoadError::NotAComponent {
             plugin,
             detail: sanitize(&detail, 500),
         },
-        CompileError::Refused(Refusal::Bounds(source)) => LoadError::TooComplex { plugin, source },
+        CompileError::Refused(CompileRefusal::Bounds(source)) => {
+            LoadError::TooComplex { plugin, source }
+        }
         CompileError::Died(source) => LoadError::CompilerDied { plugin, source },
         CompileError::KnownToFail(KnownFailure { why, file }) => {
             LoadError::KnownToFail { plugin, why, file }

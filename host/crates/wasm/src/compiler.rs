@@ -84,7 +84,7 @@ impl Compiler {
 pub(super) enum CompileError {
     /// The compiler refused it.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] CompileRefusal),
     /// It was the end of the process.
     #[error(transparent)]
     Died(CompileDeath),
@@ -98,7 +98,7 @@ pub(super) enum CompileError {
 
 /// A component that the compiler refused.
 #[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
-pub(super) enum Refusal {
+pub(super) enum CompileRefusal {
     /// It is beyond the bounds.
     #[error(transparent)]
     Bounds(#[from] BoundsError),
@@ -109,7 +109,7 @@ pub(super) enum Refusal {
 
 impl From<wasmtime::Error> for CompileError {
     fn from(error: wasmtime::Error) -> Self {
-        Self::Refused(Refusal::Component(format!("{error:#}")))
+        Self::Refused(CompileRefusal::Component(format!("{error:#}")))
     }
 }
 
@@ -118,7 +118,7 @@ impl From<ProcessFailure> for CompileError {
         match failure {
             ProcessFailure::Refused(why) => match serde_json::from_slice(&why) {
                 Ok(refusal) => Self::Refused(refusal),
-                Err(_) => Self::Refused(Refusal::Component(
+                Err(_) => Self::Refused(CompileRefusal::Component(
                     String::from_utf8_lossy(&why).into_owned(),
                 )),
             },
@@ -135,9 +135,10 @@ impl From<ProcessFailure> for CompileError {
 }
 
 /// Compiles within the bounds.
-fn compile(engine: &wasmtime::Engine, wasm: &[u8]) -> Result<CompiledCode, Refusal> {
+fn compile(engine: &wasmtime::Engine, wasm: &[u8]) -> Result<CompiledCode, CompileRefusal> {
     bounds::check(wasm)?;
-    CompiledCode::compile(engine, wasm).map_err(|error| Refusal::Component(format!("{error:#}")))
+    CompiledCode::compile(engine, wasm)
+        .map_err(|error| CompileRefusal::Component(format!("{error:#}")))
 }
 
 /// What decides about the code, and nothing of how it is run: no pool is reserved for these.
