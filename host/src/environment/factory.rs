@@ -152,7 +152,7 @@ impl EnvironmentFactory {
         };
         let proxy = sandbox.take_proxy_listener().map(|listener| {
             let recorder = self.connections.of(spec.session);
-            ForwardProxy::start(listener, self.proxy.clone(), recorder)
+            ForwardProxy::start(listener, &spec.user, self.proxy.clone(), recorder)
         });
         Ok(RunningSandbox {
             tools: SandboxTools::new(sandbox, workspace),

@@ -105,10 +105,14 @@ impl Destination {
     }
 }
 
-/// Whether this machine has that address. A public one leads to servers here that its firewall may
-/// keep from everybody else.
+/// Whether this machine has that address, or may have it. A public one leads to servers here that its
+/// firewall may keep from everybody else.
 pub(super) fn is_of_this_machine(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    match UdpSocket::bind((address, 0)) {
+        Ok(_) => true,
+        // Where it cannot be told, for a lack of descriptors say, it counts as this machine's.
+        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
+    }
 }
 
 /// Why there is no connection.

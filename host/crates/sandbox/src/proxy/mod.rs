@@ -22,10 +22,12 @@ mod request;
 mod tests;
 mod tunnel;
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -33,9 +35,14 @@ use tokio::task::JoinSet;
 pub use self::destination::{Destination, PrivateHosts, PrivateHostsError};
 use self::request::{ProxyRequest, RequestError};
 use self::tunnel::Traffic;
+use lucid_types::user::UserId;
 
 /// The most connections of one sandbox.
 const OF_ONE: usize = 256;
+/// What part of all connections one user's sandboxes may have, and the least that it is: each of them
+/// holds one also while it has no connection.
+const PART_OF_USER: usize = 4;
+const LEAST_OF_USER: usize = 64;
 /// The pause after an error in accepting, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a program may take to say what it wants.
@@ -77,6 +84,9 @@ pub struct ProxyRules {
     private_hosts: Arc<PrivateHosts>,
     /// The connections that may still be opened.
     connections: Arc<Semaphore>,
+    /// The same of each user that has a sandbox.
+    users: Arc<Mutex<HashMap<UserId, Weak<Semaphore>>>>,
+    of_user: usize,
     /// Names are resolved on threads that others need too.
     lookups: Arc<Semaphore>,
 }
@@ -88,8 +98,24 @@ impl ProxyRules {
         Self {
             private_hosts: Arc::new(private_hosts),
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            users: Arc::default(),
+            of_user: (connections / PART_OF_USER).clamp(LEAST_OF_USER, Semaphore::MAX_PERMITS),
             lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ALL)),
         }
+    }
+}
+
+impl ProxyRules {
+    /// The connections that a user may still open.
+    fn connections_of(&self, user: &UserId) -> Arc<Semaphore> {
+        let mut users = self.users.lock();
+        if let Some(known) = users.get(user).and_then(Weak::upgrade) {
+            return known;
+        }
+        users.retain(|_, known| known.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(self.of_user));
+        users.insert(user.clone(), Arc::downgrade(&new));
+        new
     }
 }
 
@@ -105,13 +131,15 @@ impl fmt::Debug for ForwardProxy {
 }
 
 impl ForwardProxy {
-    /// Serves the programs that connect to the listener.
+    /// Serves the programs of a user's sandbox, which connect to the listener.
     pub fn start(
         listener: TcpListener,
+        user: &UserId,
         rules: ProxyRules,
         recorder: Arc<dyn ConnectionRecorder>,
     ) -> Self {
         let shared = Arc::new(Shared {
+            of_user: rules.connections_of(user),
             rules,
             recorder,
             lookups: Semaphore::new(destination::LOOKUPS_OF_ONE),
@@ -130,6 +158,8 @@ impl Drop for ForwardProxy {
 
 struct Shared {
     rules: ProxyRules,
+    /// The user's share of the connections.
+    of_user: Arc<Semaphore>,
     recorder: Arc<dyn ConnectionRecorder>,
     /// This sandbox's own share of the lookups.
     lookups: Semaphore,
@@ -139,15 +169,14 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     let slots = Arc::new(Semaphore::new(OF_ONE));
     let mut connections = JoinSet::new();
     loop {
-        // Whoever finds no slot waits in the listener's queue.
+        // Whoever finds no slot of their own waits in the listener's queue.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
         };
-        let all = Arc::clone(&shared.rules.connections);
-        let Ok(slot_of_all) = all.acquire_owned().await else {
+        let Ok(slot_of_user) = Arc::clone(&shared.of_user).acquire_owned().await else {
             return;
         };
-        let program = match listener.accept().await {
+        let mut program = match listener.accept().await {
             Ok((program, _)) => program,
             Err(error) => {
                 tracing::warn!(%error, "a sandbox's program could not be connected to the proxy");
@@ -156,9 +185,14 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
             }
         };
         while connections.try_join_next().is_some() {}
+        // Asked for only now: a sandbox without a connection holds none of what all need.
+        let Ok(slot_of_all) = Arc::clone(&shared.rules.connections).try_acquire_owned() else {
+            request::refuse_unread(&mut program, &RequestError::Busy).await;
+            continue;
+        };
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            let _slots = (slot, slot_of_all);
+            let _slots = (slot, slot_of_user, slot_of_all);
             serve(program, &shared).await;
         });
     }

@@ -38,6 +38,8 @@ pub(super) enum RequestError {
     Io(#[from] io::Error),
     #[error("the request did not arrive in time")]
     Slow,
+    #[error("the server has as many connections as it may have; try again in a moment")]
+    Busy,
     #[error("the request is not HTTP")]
     Http(#[from] httparse::Error),
     #[error("the request has more than {MAX_HEAD} bytes before its body")]
@@ -204,6 +206,10 @@ pub(super) async fn refuse_unread(program: &mut TcpStream, error: &RequestError)
         RequestError::Io(_) => return,
         // No acceptable method, which is all that the protocol has for any of it.
         RequestError::Socks => vec![SOCKS, 0xff],
+        RequestError::Busy => http_answer(
+            "503 Service Unavailable",
+            &format!("Lucid's proxy: {error}."),
+        ),
         error => http_answer("400 Bad Request", &format!("Lucid's proxy: {error}.")),
     };
     let _ = program.write_all(&answer).await;

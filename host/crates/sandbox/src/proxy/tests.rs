@@ -25,14 +25,17 @@ struct ProxyFixture {
 
 impl ProxyFixture {
     async fn new(private_hosts: &str) -> Self {
+        Self::with_rules(ProxyRules::new(private_hosts.parse().unwrap(), 64)).await
+    }
+
+    async fn with_rules(rules: ProxyRules) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let recorder = Arc::new(Recorder::default());
-        let rules = ProxyRules::new(private_hosts.parse().unwrap(), 64);
         Self {
             address,
             recorder: recorder.clone(),
-            _proxy: ForwardProxy::start(listener, rules, recorder),
+            _proxy: ForwardProxy::start(listener, &"alice".into(), rules, recorder),
         }
     }
 
@@ -276,6 +279,39 @@ async fn both_sides_may_end_their_halves_and_all_bytes_arrive() {
         (recorded[0].sent, recorded[0].received),
         (3_000_000, 3_000_000)
     );
+}
+
+#[tokio::test]
+async fn a_sandbox_without_a_connection_holds_none_of_those_that_all_have() {
+    let rules = ProxyRules::new("127.0.0.1".parse().unwrap(), 2);
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        idle.push(ProxyFixture::with_rules(rules.clone()).await);
+    }
+    let port = mirror().await;
+    let proxy = ProxyFixture::with_rules(rules.clone()).await;
+    let request = format!("CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\nhello\r\n\r\n");
+    let answer = proxy.ask_text(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // With all of them held, the next one is told so.
+    let _held = rules.connections.try_acquire_many(2).unwrap();
+    let answer = proxy.ask_text(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("try again"), "{answer}");
+}
+
+#[test]
+fn a_users_share_is_one_for_all_their_sandboxes_and_goes_with_the_last() {
+    let rules = ProxyRules::new(PrivateHosts::default(), 4000);
+    let (alice, again) = (
+        rules.connections_of(&"alice".into()),
+        rules.connections_of(&"alice".into()),
+    );
+    assert!(Arc::ptr_eq(&alice, &again));
+    assert_eq!(alice.available_permits(), 1000);
+    drop((alice, again));
+    let _bob = rules.connections_of(&"bob".into());
+    assert_eq!(rules.users.lock().len(), 1, "alice has no sandbox any more");
 }
 
 #[tokio::test]

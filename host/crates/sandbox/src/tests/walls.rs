@@ -58,7 +58,7 @@ fn proxy(sandbox: &Sandbox, private_hosts: &str) -> (ForwardProxy, Arc<Recorder>
         .expect("the sandbox has a listener");
     let recorder = Arc::new(Recorder::default());
     let rules = ProxyRules::new(private_hosts.parse().unwrap(), 64);
-    let proxy = ForwardProxy::start(listener, rules, recorder.clone());
+    let proxy = ForwardProxy::start(listener, &"alice".into(), rules, recorder.clone());
     (proxy, recorder)
 }
 
