@@ -294,7 +294,11 @@ async fn a_sandbox_without_a_connection_holds_none_of_those_that_all_have() {
     let answer = proxy.ask_text(&request).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     // With all of them held, the next one is told so.
-    let _held = rules.connections.try_acquire_many(2).unwrap();
+    let held = rules.connections.acquire_many(2);
+    let _held = tokio::time::timeout(Duration::from_secs(20), held)
+        .await
+        .expect("a connection that is over gives its place back")
+        .unwrap();
     let answer = proxy.ask_text(&request).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(answer.contains("try again"), "{answer}");
