@@ -43,6 +43,7 @@ use crate::environment::log_reserve;
 use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::{Accounts, TokenCipher};
 use crate::git_providers::pull_requests::PullRequestOpener;
+use lucid_sandbox::proxy::ProxyRules;
 use lucid_sandbox::workspace::Watcher;
 use lucid_sandbox::{Sandboxes, git};
 use lucid_session::{Sealer, SessionDeps, SessionLimits, Sessions};
@@ -57,6 +58,7 @@ pub struct App {
     sessions: Sessions,
     workspaces: Workspaces,
     connections: ConnectionLog,
+    proxy: ProxyRules,
     sandboxes: Sandboxes,
     chats: Chats,
     accounts: Accounts,
@@ -143,6 +145,7 @@ impl App {
         let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
         let connections = ConnectionLog::start(store.clone());
+        let proxy = proxy_rules(&config);
         let factory = EnvironmentFactory {
             sandboxes: sandboxes.clone(),
             workspaces: workspaces.clone(),
@@ -156,7 +159,7 @@ impl App {
                 largest: config.git_size_limit,
                 longest: config.git_timeout,
             },
-            proxy: proxy_rules(&config),
+            proxy: proxy.clone(),
             connections: connections.clone(),
             git_user: Arc::new(move |url| git.now().snapshot.git.git_user(url)),
             keep: keep == WorkspaceRetention::Workspaces,
@@ -198,6 +201,7 @@ impl App {
             sessions,
             workspaces,
             connections,
+            proxy,
             sandboxes,
             chats,
             accounts,

@@ -22,7 +22,7 @@ const COLLECT: Duration = Duration::from_millis(500);
 const MAX_WAITING: usize = 256;
 
 /// One server, and how a connection to it ended.
-type Server = (String, u16, &'static str);
+type Server = (String, u16, String);
 
 /// Collects connections, and writes them to the store.
 #[derive(Clone)]
@@ -30,6 +30,8 @@ pub(crate) struct ConnectionLog(Arc<Shared>);
 
 struct Shared {
     waiting: Mutex<HashMap<SessionId, HashMap<Server, ConnectionTotals>>>,
+    /// Held by who writes.
+    turn: tokio::sync::Mutex<()>,
     added: Notify,
     store: Store,
 }
@@ -39,6 +41,7 @@ impl ConnectionLog {
     pub(crate) fn start(store: Store) -> Self {
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
             added: Notify::new(),
             store,
         });
@@ -86,6 +89,8 @@ impl ConnectionLog {
 
 impl Shared {
     async fn flush(&self) {
+        // Whoever reads after this reads what another flush is writing, too.
+        let _turn = self.turn.lock().await;
         let waiting = std::mem::take(&mut *self.waiting.lock());
         let rows: Vec<_> = waiting
             .into_iter()
@@ -94,9 +99,37 @@ impl Shared {
         if rows.is_empty() {
             return;
         }
-        if let Err(error) = self.store.add_connections(rows).await {
-            tracing::warn!(%error, "connections of sandboxes could not be recorded");
+        if let Err(error) = self.store.add_connections(rows.clone()).await {
+            tracing::warn!(%error, "connections of sandboxes could not be recorded yet");
+            for (session, row) in rows {
+                self.merge(session, &row);
+            }
         }
+    }
+
+    /// Counts connections together with those that wait.
+    fn merge(&self, session: SessionId, new: &ConnectionTotals) {
+        let mut waiting = self.waiting.lock();
+        let servers = waiting.entry(session).or_default();
+        let mut server = (new.host.clone(), new.port, new.outcome.clone());
+        if servers.len() >= MAX_WAITING && !servers.contains_key(&server) {
+            (server.0, server.1) = (String::new(), 0);
+        }
+        let totals = servers
+            .entry(server.clone())
+            .or_insert_with(|| ConnectionTotals {
+                host: server.0,
+                port: server.1,
+                count: 0,
+                sent: 0,
+                received: 0,
+                ..new.clone()
+            });
+        totals.count += new.count;
+        totals.sent += new.sent;
+        totals.received += new.received;
+        totals.first_at = totals.first_at.min(new.first_at);
+        totals.last_at = totals.last_at.max(new.last_at);
     }
 
     fn add(&self, session: SessionId, connection: ProxiedConnection) {
@@ -105,31 +138,18 @@ impl Shared {
             ConnectionOutcome::Refused => "refused",
             ConnectionOutcome::Failed => "failed",
         };
-        let destination = connection.destination;
-        let mut waiting = self.waiting.lock();
-        let servers = waiting.entry(session).or_default();
-        let mut server = (destination.host, destination.port, outcome);
-        if servers.len() >= MAX_WAITING && !servers.contains_key(&server) {
-            server = (String::new(), 0, outcome);
-        }
         let now = Utc::now();
-        let totals = servers
-            .entry(server.clone())
-            .or_insert_with(|| ConnectionTotals {
-                host: server.0,
-                port: server.1,
-                outcome: outcome.to_owned(),
-                count: 0,
-                sent: 0,
-                received: 0,
-                first_at: now,
-                last_at: now,
-            });
-        totals.count += 1;
-        totals.sent += connection.sent;
-        totals.received += connection.received;
-        totals.last_at = now;
-        drop(waiting);
+        let totals = ConnectionTotals {
+            host: connection.destination.host,
+            port: connection.destination.port,
+            outcome: outcome.to_owned(),
+            count: 1,
+            sent: connection.sent,
+            received: connection.received,
+            first_at: now,
+            last_at: now,
+        };
+        self.merge(session, &totals);
         self.added.notify_one();
     }
 }

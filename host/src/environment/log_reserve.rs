@@ -86,6 +86,10 @@ impl LogReserve {
         };
         if !self.reserve.is_nearly_full(free) {
             self.counted_at = None;
+            // It is files that the disk can hold no more of, which no figure of bytes tells.
+            if self.reserve.shortage().is_some() {
+                self.count(open).await;
+            }
             return self.reserve.next_look(free);
         }
         let fell = self

@@ -1,5 +1,7 @@
 //! The shutdown of a server, within a limited time.
 
+use std::time::Duration;
+
 use tokio::time::{Instant, timeout};
 
 use super::App;
@@ -10,6 +12,9 @@ use lucid_session::PausedSessions;
 const AFTER_SESSIONS: f64 = 0.35;
 /// How much of what is then left the record of chats may take.
 const LAST_RECORDS: f64 = 0.4;
+
+/// How long the proxy's connections may take to end, all of whose sandboxes are gone.
+const LAST_CONNECTIONS: Duration = Duration::from_millis(500);
 
 impl App {
     /// Brings everything to rest by `end`: no session ends, and no sandbox stays. Commands that run may come
@@ -35,6 +40,7 @@ impl App {
         if removed.await.is_err() {
             tracing::warn!("some containers were not removed; the next start removes them");
         }
+        let _ = timeout(LAST_CONNECTIONS, self.proxy.ended()).await;
         self.connections.flush().await;
     }
 }

@@ -178,7 +178,6 @@ const CALLS: &[c_long] = &[
     libc::SYS_pread64,
     libc::SYS_preadv,
     libc::SYS_preadv2,
-    libc::SYS_prlimit64,
     libc::SYS_process_mrelease,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -347,6 +346,11 @@ pub(crate) fn allowed() -> Result<BpfProgram, seccompiler::Error> {
         libc::SYS_clone,
         vec![rule(vec![masked(0, NAMESPACES, 0)?])?],
     );
+    // Limits of this process alone, and those of others only to look: in a sandbox without a process
+    // namespace there are others of this user.
+    let own = rule(vec![equal(0, 0)?])?;
+    let reads = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    rules.insert(libc::SYS_prlimit64, vec![own, rule(vec![reads])?]);
     let personas = [
         0,
         libc::ADDR_NO_RANDOMIZE,
@@ -368,7 +372,8 @@ pub(crate) fn allowed() -> Result<BpfProgram, seccompiler::Error> {
     )
 }
 
-/// Refuses to create any other socket than these.
+/// Refuses to create any other socket than these, and with [`Sockets::Proxy`] the ways around rules for
+/// TCP's ports.
 pub(crate) fn sockets(wanted: Sockets) -> Result<BpfProgram, seccompiler::Error> {
     let mut refused = vec![other_family(wanted)?];
     if wanted != Sockets::Local {
@@ -392,7 +397,20 @@ pub(crate) fn sockets(wanted: Sockets) -> Result<BpfProgram, seccompiler::Error>
             ])?);
         }
     }
-    let rules = BTreeMap::from([(libc::SYS_socket, refused)]);
+    let mut rules = BTreeMap::from([(libc::SYS_socket, refused)]);
+    if wanted == Sockets::Proxy {
+        // Connects without a call to connect(2).
+        for (call, flags) in [
+            (libc::SYS_sendto, 3),
+            (libc::SYS_sendmsg, 2),
+            (libc::SYS_sendmmsg, 3),
+        ] {
+            let fast_open = masked(flags, libc::MSG_FASTOPEN, libc::MSG_FASTOPEN)?;
+            rules.insert(call, vec![rule(vec![fast_open])?]);
+        }
+        // Finds a port without a call to bind(2).
+        rules.insert(libc::SYS_listen, Vec::new());
+    }
     let refusal = SeccompAction::Errno(libc::EACCES.cast_unsigned());
     program(rules, SeccompAction::Allow, refusal)
 }

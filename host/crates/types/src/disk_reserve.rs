@@ -50,6 +50,8 @@ struct Inner {
     folder: PathBuf,
     bytes: u64,
     is_short: AtomicBool,
+    /// Of files, whatever its bytes.
+    is_of_files: AtomicBool,
 }
 
 impl DiskReserve {
@@ -59,6 +61,7 @@ impl DiskReserve {
             folder: folder.to_owned(),
             bytes,
             is_short: AtomicBool::new(false),
+            is_of_files: AtomicBool::new(false),
         };
         if bytes == 0 {
             inner.release_all();
@@ -80,7 +83,9 @@ impl DiskReserve {
         let inner = self.0.as_ref()?;
         let disk = statvfs(&inner.folder).ok()?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let is_short = free < inner.bytes || is_short_of_files(disk.f_favail, disk.f_files);
+        let of_files = is_short_of_files(disk.f_favail, disk.f_files);
+        let is_short = free < inner.bytes || of_files;
+        inner.is_of_files.store(of_files, Ordering::Relaxed);
         let was_short = inner.is_short.swap(is_short, Ordering::Relaxed);
         match (was_short, is_short) {
             (false, true) => tracing::warn!(
@@ -97,7 +102,13 @@ impl DiskReserve {
     /// A sentence where the disk was short when it was last looked at.
     pub fn shortage(&self) -> Option<String> {
         let inner = self.0.as_ref()?;
-        inner.is_short.load(Ordering::Relaxed).then(|| {
+        let is = |what: &AtomicBool| what.load(Ordering::Relaxed);
+        if is(&inner.is_short) && is(&inner.is_of_files) {
+            return Some(
+                "The server's disk can hold few more files, which are kept for its log.".to_owned(),
+            );
+        }
+        is(&inner.is_short).then(|| {
             format!(
                 "The server's disk is nearly full: the last {} of it are kept for its log.",
                 plural::size(inner.bytes)

@@ -80,11 +80,19 @@ impl ContainerSocket {
                 tracing::warn!(socket = %self.path.display(), "a command in a container connects as if it were the exec server");
             }
         };
+        let has_untrusted_peers = self.has_untrusted_peers;
         // From here on nobody else in the container is listened to.
         drop(self);
         let mut stream = stream;
         let process = peer_of(&stream);
-        let proxy = greet(&mut stream, patience).await?;
+        // A descriptor of a command's could block whoever uses it, so none is taken from a peer that may
+        // be one.
+        let proxy = if has_untrusted_peers && process.is_none() {
+            read_hello(&mut stream, patience).await?;
+            None
+        } else {
+            greet(&mut stream, patience).await?
+        };
         let (reader, writer) = stream.into_split();
         Ok(
             Connection::from_streams(reader, writer, Some(end_reason_lookup))

@@ -5,9 +5,11 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use super::ConnectionOutcome;
 use lucid_net::resolver::{AddressPolicy, ResolveError, resolve};
@@ -67,17 +69,23 @@ impl Destination {
         Self::new(host, port.parse().ok()?)
     }
 
-    /// The addresses that may be connected to.
+    /// The addresses that may be connected to. A name is resolved in its turn, which it keeps for as
+    /// long as it takes a thread, even if nobody waits for it any more.
     pub(super) async fn resolve(
         &self,
         private_hosts: &PrivateHosts,
+        turns: [&Arc<Semaphore>; 2],
     ) -> Result<Vec<SocketAddr>, ConnectError> {
         let is_named = private_hosts.contains(self);
         let policy = AddressPolicy::public_or_private(is_named);
-        let resolved = resolve(&policy, &self.host, self.port);
-        let mut addresses = tokio::time::timeout(LOOKUP_TIMEOUT, resolved)
-            .await
-            .map_err(|_| ConnectError::SlowLookup)??;
+        let mut addresses = if self.host.parse::<IpAddr>().is_ok() {
+            resolve(&policy, &self.host, self.port).await?
+        } else {
+            let resolved = lookup(policy, self.host.clone(), self.port, turns.map(Arc::clone));
+            tokio::time::timeout(LOOKUP_TIMEOUT, resolved)
+                .await
+                .map_err(|_| ConnectError::SlowLookup)??
+        };
         if !is_named {
             addresses.retain(|address| !is_of_this_machine(address.ip()));
         }
@@ -103,6 +111,25 @@ impl Destination {
         }
         Err(last)
     }
+}
+
+async fn lookup(
+    policy: AddressPolicy,
+    host: String,
+    port: u16,
+    turns: [Arc<Semaphore>; 2],
+) -> Result<Vec<SocketAddr>, ConnectError> {
+    let mut held = Vec::new();
+    for turn in turns {
+        held.push(turn.acquire_owned().await);
+    }
+    let resolving = tokio::spawn(async move {
+        let resolved = resolve(&policy, &host, port).await;
+        drop(held);
+        resolved
+    });
+    let resolved = resolving.await.map_err(|_| ConnectError::SlowLookup)?;
+    Ok(resolved?)
 }
 
 /// Whether this machine has that address, or may have it. A public one leads to servers here that its

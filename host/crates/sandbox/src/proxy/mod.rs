@@ -24,6 +24,7 @@ mod tunnel;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -31,12 +32,16 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 pub use self::destination::{Destination, PrivateHosts, PrivateHostsError};
 use self::request::{ProxyRequest, RequestError};
 use self::tunnel::Traffic;
 use lucid_types::user::UserId;
 
+/// The most connections of all sandboxes, whatever the descriptors: each may hold megabytes of the
+/// kernel's memory.
+const OF_ALL: usize = 4096;
 /// The most connections of one sandbox.
 const OF_ONE: usize = 256;
 /// What part of all connections one user's sandboxes may have, and the least that it is: each of them
@@ -87,6 +92,8 @@ pub struct ProxyRules {
     /// The same of each user that has a sandbox.
     users: Arc<Mutex<HashMap<UserId, Weak<Semaphore>>>>,
     of_user: usize,
+    /// The connections that are open.
+    open: TaskTracker,
     /// Names are resolved on threads that others need too.
     lookups: Arc<Semaphore>,
 }
@@ -95,17 +102,26 @@ impl ProxyRules {
     /// `connections` is how many all sandboxes together may hold open; each takes two descriptors.
     #[must_use]
     pub fn new(private_hosts: PrivateHosts, connections: usize) -> Self {
+        let connections = connections.min(OF_ALL);
         Self {
             private_hosts: Arc::new(private_hosts),
-            connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            connections: Arc::new(Semaphore::new(connections)),
             users: Arc::default(),
-            of_user: (connections / PART_OF_USER).clamp(LEAST_OF_USER, Semaphore::MAX_PERMITS),
+            of_user: (connections / PART_OF_USER).max(LEAST_OF_USER),
+            open: TaskTracker::new(),
             lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ALL)),
         }
     }
 }
 
 impl ProxyRules {
+    /// Waits until no connection is open, all of them being recorded. For the end, when no sandbox has a
+    /// proxy any more.
+    pub async fn ended(&self) {
+        self.open.close();
+        self.open.wait().await;
+    }
+
     /// The connections that a user may still open.
     fn connections_of(&self, user: &UserId) -> Arc<Semaphore> {
         let mut users = self.users.lock();
@@ -142,7 +158,7 @@ impl ForwardProxy {
             of_user: rules.connections_of(user),
             rules,
             recorder,
-            lookups: Semaphore::new(destination::LOOKUPS_OF_ONE),
+            lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ONE)),
         });
         Self {
             task: tokio::spawn(listen(listener, shared)),
@@ -162,12 +178,13 @@ struct Shared {
     of_user: Arc<Semaphore>,
     recorder: Arc<dyn ConnectionRecorder>,
     /// This sandbox's own share of the lookups.
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
 }
 
 async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     let slots = Arc::new(Semaphore::new(OF_ONE));
     let mut connections = JoinSet::new();
+    let mut failing = false;
     loop {
         // Whoever finds no slot of their own waits in the listener's queue.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -178,23 +195,29 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         };
         let mut program = match listener.accept().await {
             Ok((program, _)) => program,
+            // The sandbox shut its listener down.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) => {
-                tracing::warn!(%error, "a sandbox's program could not be connected to the proxy");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "programs of a sandbox cannot be connected to the proxy");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+        failing = false;
         while connections.try_join_next().is_some() {}
         // Asked for only now: a sandbox without a connection holds none of what all need.
-        let Ok(slot_of_all) = Arc::clone(&shared.rules.connections).try_acquire_owned() else {
-            request::refuse_unread(&mut program, &RequestError::Busy).await;
-            continue;
-        };
+        let slot_of_all = Arc::clone(&shared.rules.connections).try_acquire_owned();
         let shared = Arc::clone(&shared);
-        connections.spawn(async move {
-            let _slots = (slot, slot_of_user, slot_of_all);
-            serve(program, &shared).await;
-        });
+        let open = shared.rules.open.clone();
+        connections.spawn(open.track_future(async move {
+            let _slots = (slot, slot_of_user);
+            match slot_of_all {
+                Ok(_slot) => serve(program, &shared).await,
+                Err(_) => request::refuse_unread(&mut program, &RequestError::Busy).await,
+            }
+        }));
     }
 }
 
@@ -223,16 +246,8 @@ async fn serve(mut program: TcpStream, shared: &Shared) {
     };
     recorded.outcome = ConnectionOutcome::Connected;
     let _ = server.set_nodelay(true);
-    if request.accept(&mut program).await.is_err() {
-        return;
-    }
-    if recorded
-        .traffic
-        .send_first(&mut server, &request.first)
-        .await
-        .is_ok()
-    {
-        tunnel::copy(&mut program, &mut server, &recorded.traffic).await;
+    if request.accept(&mut program).await.is_ok() {
+        tunnel::copy(&request, &mut program, &mut server, &recorded.traffic).await;
     }
 }
 
@@ -242,11 +257,9 @@ impl Shared {
         request: &ProxyRequest,
     ) -> Result<TcpStream, destination::ConnectError> {
         let destination = &request.destination;
-        let addresses = {
-            let _turn = self.lookups.acquire().await;
-            let _turn_of_all = self.rules.lookups.acquire().await;
-            destination.resolve(&self.rules.private_hosts).await?
-        };
+        let turns = [&self.lookups, &self.rules.lookups];
+        let private_hosts = &self.rules.private_hosts;
+        let addresses = destination.resolve(private_hosts, turns).await?;
         destination.connect(&addresses).await
     }
 }

@@ -3,12 +3,15 @@
 //! # Invariants
 //! - A request is bounded in size, and nothing of it reaches a server before its destination was
 //!   allowed.
-//! - A connection carries one request: the destination of a second one would be nobody's to check.
+//! - A connection carries one request, and its answer says so: a second one would go to the first one's
+//!   server, whatever it asked for.
 
 use std::io;
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use url::Url;
 
 use super::destination::{ConnectError, Destination};
@@ -24,6 +27,9 @@ const OF_CONNECTION: [&str; 5] = [
     "proxy-connection",
     "host",
 ];
+
+/// How long a program may take to be told why it is not connected.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 const SOCKS: u8 = 5;
 const SOCKS_NO_LOGIN: u8 = 0;
@@ -78,17 +84,26 @@ pub(super) async fn read(program: &mut TcpStream) -> Result<ProxyRequest, Reques
         return read_socks(program).await;
     }
     let mut bytes = Vec::with_capacity(1024);
-    loop {
-        if let Some(request) = parse_http(&bytes)? {
-            return Ok(request);
-        }
-        if bytes.len() >= MAX_HEAD {
-            return Err(RequestError::TooLong);
-        }
-        if program.read_buf(&mut bytes).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    read_head(program, &mut bytes).await?;
+    parse_http(&bytes)?.ok_or(RequestError::TooLong)
+}
+
+/// Reads up to the empty line that ends a head, and maybe beyond it. A head that is too long is cut.
+async fn read_head(from: &mut (impl AsyncRead + Unpin), bytes: &mut Vec<u8>) -> io::Result<()> {
+    let mut seen = 0;
+    // It is looked for in what is new: a head that comes byte by byte is not read again for each.
+    while !has_empty_line(&bytes[seen..]) && bytes.len() < MAX_HEAD {
+        seen = bytes.len().saturating_sub(3);
+        if from.read_buf(bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
+    Ok(())
+}
+
+fn has_empty_line(bytes: &[u8]) -> bool {
+    let is_end = |window: &[u8]| window.starts_with(b"\n\n") || window == b"\n\r\n";
+    bytes.windows(3).any(is_end) || bytes.ends_with(b"\n\n")
 }
 
 /// `None` if there is more to come.
@@ -129,6 +144,82 @@ pub(super) fn parse_http(bytes: &[u8]) -> Result<Option<ProxyRequest>, RequestEr
     }))
 }
 
+/// Copies the head of a server's answer to a request for a URL, as the last of the connection: whether
+/// the server keeps its side open is not the program's to know. Interim answers come before it.
+pub(super) async fn forward_answer(
+    server: &mut ReadHalf<'_>,
+    program: &mut WriteHalf<'_>,
+) -> io::Result<u64> {
+    let mut bytes = Vec::with_capacity(1024);
+    let mut received = 0;
+    loop {
+        read_head(server, &mut bytes).await?;
+        let Some(head) = last_answer(&bytes) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        received += head.length as u64;
+        program.write_all(&head.bytes).await?;
+        bytes.drain(..head.length);
+        if !head.is_interim {
+            program.write_all(&bytes).await?;
+            return Ok(received + bytes.len() as u64);
+        }
+    }
+}
+
+/// The head of an answer, for the program.
+struct AnswerHead {
+    bytes: Vec<u8>,
+    /// How long it was as the server sent it.
+    length: usize,
+    /// Whether another one follows.
+    is_interim: bool,
+}
+
+/// `None` for what is no answer.
+fn last_answer(bytes: &[u8]) -> Option<AnswerHead> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut answer = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = answer.parse(bytes).ok()? else {
+        return None;
+    };
+    let code = answer.code?;
+    let is_interim = code / 100 == 1 && code != 101;
+    if is_interim || code == 101 {
+        return Some(AnswerHead {
+            bytes: bytes[..length].to_vec(),
+            length,
+            is_interim,
+        });
+    }
+    let (version, reason) = (answer.version?, answer.reason.unwrap_or_default());
+    let mut head = format!("HTTP/1.{version} {code} {reason}\r\n").into_bytes();
+    add_headers(&mut head, answer.headers);
+    head.extend(b"Connection: close\r\n\r\n");
+    Some(AnswerHead {
+        bytes: head,
+        length,
+        is_interim,
+    })
+}
+
+/// Adds all that are not of one connection. Returns whether one asks for another protocol.
+fn add_headers(head: &mut Vec<u8>, headers: &[httparse::Header<'_>]) -> bool {
+    let mut upgrades = false;
+    for header in headers {
+        let name = header.name.to_ascii_lowercase();
+        if OF_CONNECTION.contains(&name.as_str()) {
+            continue;
+        }
+        upgrades |= name == "upgrade";
+        head.extend(header.name.as_bytes());
+        head.extend(b": ");
+        head.extend(header.value);
+        head.extend(b"\r\n");
+    }
+    upgrades
+}
+
 /// The request as the server gets it: with a path in place of the URL, and as the connection's last.
 fn for_server(request: &httparse::Request<'_, '_>, url: &Url) -> Vec<u8> {
     let target = match url.query() {
@@ -142,20 +233,8 @@ fn for_server(request: &httparse::Request<'_, '_>, url: &Url) -> Vec<u8> {
     let method = request.method.unwrap_or_default();
     let version = request.version.unwrap_or(1);
     let mut head = format!("{method} {target} HTTP/1.{version}\r\nHost: {host}\r\n").into_bytes();
-    let mut upgrades = false;
-    for header in request.headers.iter() {
-        let name = header.name.to_ascii_lowercase();
-        if OF_CONNECTION.contains(&name.as_str()) {
-            continue;
-        }
-        upgrades |= name == "upgrade";
-        head.extend(header.name.as_bytes());
-        head.extend(b": ");
-        head.extend(header.value);
-        head.extend(b"\r\n");
-    }
-    let end: &[u8] = if upgrades {
-        b"Connection: Upgrade\r\n\r\n"
+    let end: &[u8] = if add_headers(&mut head, request.headers) {
+        b"Connection: close, Upgrade\r\n\r\n"
     } else {
         b"Connection: close\r\n\r\n"
     };
@@ -212,11 +291,34 @@ pub(super) async fn refuse_unread(program: &mut TcpStream, error: &RequestError)
         ),
         error => http_answer("400 Bad Request", &format!("Lucid's proxy: {error}.")),
     };
-    let _ = program.write_all(&answer).await;
-    let _ = program.shutdown().await;
+    tell(program, &answer).await;
+}
+
+/// Sends the last words of a connection. What the program still sends is read for a moment: the kernel
+/// would discard them with a connection that is closed with bytes unread.
+async fn tell(program: &mut TcpStream, answer: &[u8]) {
+    let told = async {
+        program.write_all(answer).await?;
+        program.shutdown().await?;
+        let mut rest = [0; 4096];
+        let mut left = MAX_HEAD;
+        while left > 0 {
+            match program.read(&mut rest).await? {
+                0 => break,
+                count => left = left.saturating_sub(count),
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, told).await;
 }
 
 impl ProxyRequest {
+    /// Whether the server answers in HTTP, to one request.
+    pub(super) fn is_forwarded(&self) -> bool {
+        self.form == Form::Forward
+    }
+
     /// Tells the program that it is connected.
     pub(super) async fn accept(&self, program: &mut TcpStream) -> io::Result<()> {
         match self.form {
@@ -247,8 +349,7 @@ impl ProxyRequest {
                 )
             }
         };
-        let _ = program.write_all(&answer).await;
-        let _ = program.shutdown().await;
+        tell(program, &answer).await;
     }
 }
 

@@ -93,6 +93,27 @@ async fn mirror() -> u16 {
     port
 }
 
+/// A server that keeps its connections, as it says, and answers with the request that it saw.
+async fn web_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") && stream.read_buf(&mut seen).await.unwrap_or(0) > 0
+            {
+            }
+            let head = format!(
+                "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: {}\r\n\r\n",
+                seen.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(&seen).await;
+        }
+    });
+    port
+}
+
 fn outcomes(recorded: &[ProxiedConnection]) -> Vec<ConnectionOutcome> {
     recorded.iter().map(|it| it.outcome).collect()
 }
@@ -107,16 +128,22 @@ async fn a_program_is_connected_by_connect_by_url_and_by_socks_and_each_is_recor
         ))
         .await;
     assert_eq!(by_connect, "HTTP/1.1 200 Connected\r\n\r\nhello\r\n\r\n");
+    let web = web_server().await;
     let by_url = proxy
         .ask_text(&format!(
-            "GET http://127.0.0.1:{port}/a?b HTTP/1.1\r\nHost: other\r\nProxy-Authorization: x\r\nAccept: */*\r\n\r\n"
+            "GET http://127.0.0.1:{web}/a?b HTTP/1.1\r\nHost: other\r\nProxy-Authorization: x\r\nAccept: */*\r\n\r\n"
         ))
         .await;
+    let seen = format!(
+        "GET /a?b HTTP/1.1\r\nHost: 127.0.0.1:{web}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
     assert_eq!(
         by_url,
         format!(
-            "GET /a?b HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-        )
+            "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{seen}",
+            seen.len()
+        ),
+        "the answer is the connection's last, whatever the server says"
     );
     let [high, low] = port.to_be_bytes();
     let socks = [
@@ -128,11 +155,12 @@ async fn a_program_is_connected_by_connect_by_url_and_by_socks_and_each_is_recor
     let recorded = proxy.recorded(3).await;
     assert_eq!(outcomes(&recorded), [ConnectionOutcome::Connected; 3]);
     assert_eq!((recorded[0].sent, recorded[0].received), (9, 9));
-    assert!(
-        recorded
-            .iter()
-            .all(|it| it.destination.to_string() == format!("127.0.0.1:{port}"))
-    );
+    let asked: Vec<String> = recorded
+        .iter()
+        .map(|it| it.destination.to_string())
+        .collect();
+    let at = |port: u16| format!("127.0.0.1:{port}");
+    assert_eq!(asked, [at(port), at(web), at(port)]);
 }
 
 #[tokio::test]

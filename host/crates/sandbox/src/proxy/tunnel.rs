@@ -8,6 +8,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::request::{ProxyRequest, forward_answer};
+
 /// How much is copied at a time, in bytes. Held only while there is something to copy.
 const BUFFER: usize = 64 << 10;
 /// How long both sides may be silent.
@@ -26,24 +28,32 @@ impl Traffic {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (load(&self.sent), load(&self.received))
     }
-
-    /// Sends what the program said together with its request.
-    pub(super) async fn send_first(&self, server: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
-        server.write_all(bytes).await?;
-        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
 }
 
-/// Copies in both directions. Ends when both are at their end, when one breaks, or after a long
-/// silence.
-pub(super) async fn copy(program: &mut TcpStream, server: &mut TcpStream, traffic: &Traffic) {
-    let (from_program, to_program) = program.split();
-    let (from_server, to_server) = server.split();
+/// Sends what the program said together with its request, and copies in both directions. Ends when both
+/// are at their end, when one breaks, or after a long silence.
+pub(super) async fn copy(
+    request: &ProxyRequest,
+    program: &mut TcpStream,
+    server: &mut TcpStream,
+    traffic: &Traffic,
+) {
     let both = async {
+        server.write_all(&request.first).await?;
+        let sent = request.first.len() as u64;
+        traffic.sent.fetch_add(sent, Ordering::Relaxed);
+        let (from_program, mut to_program) = program.split();
+        let (mut from_server, to_server) = server.split();
+        let answers = async {
+            if request.is_forwarded() {
+                let head = forward_answer(&mut from_server, &mut to_program).await?;
+                traffic.received.fetch_add(head, Ordering::Relaxed);
+            }
+            copy_one_way(from_server, to_program, &traffic.received).await
+        };
         tokio::try_join!(
             copy_one_way(from_program, to_server, &traffic.sent),
-            copy_one_way(from_server, to_program, &traffic.received),
+            answers
         )
     };
     let silence = async {

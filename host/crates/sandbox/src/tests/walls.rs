@@ -171,6 +171,52 @@ while True: s.accept()[0].sendall(b\"reached\")' > port 2>&1 & while ! test -s p
 }
 
 #[tokio::test]
+async fn rules_for_ports_are_not_passed_by_calls_that_name_none() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let fixture = Kind::LandlockWithoutNamespaces
+        .fixture(Network::Proxy)
+        .await;
+    let sandbox = fixture.start("one", None).await;
+    for attempt in [
+        // Connects and sends at once.
+        format!("s.sendto(b'x', 0x20000000, ('127.0.0.1', {port}))"),
+        // Listens at any port of every address.
+        "s.listen()".to_owned(),
+    ] {
+        let program = format!(
+            "import socket\ns = socket.socket()\ntry:\n  {attempt}\n  print('passed')\nexcept OSError: print('kept out')"
+        );
+        let request = ExecRequest::argv(["python3", "-c", &program]);
+        let ran = sandbox.exec(request, |_| {}).await.unwrap();
+        assert_eq!(ran.output, "kept out\n", "{attempt}");
+    }
+    assert!(server.accept().is_err(), "nobody came");
+    sandbox.close().await;
+}
+
+#[tokio::test]
+async fn limits_of_other_processes_are_not_a_sandboxs_to_set() {
+    for kind in KINDS {
+        let fixture = kind.fixture(Network::None).await;
+        let sandbox = fixture.start("one", None).await;
+        let program = "import os, resource
+print(resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)[0] > 0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+try:
+  resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (100, 100))
+  print('set')
+except OSError: print('kept out')";
+        // The shell is the other process: the exec server itself cannot be asked for.
+        let command = format!("python3 -c \"{program}\"; true");
+        let ran = shell(&sandbox, &command).await;
+        assert_eq!(ran.output, "True\nkept out\n", "{kind:?}");
+        sandbox.close().await;
+    }
+}
+
+#[tokio::test]
 async fn abstract_sockets_of_the_host_and_packets_that_are_not_tcp_do_not_pass() {
     use std::os::linux::net::SocketAddrExt as _;
     let name = format!("lucid-wall-{}", std::process::id());

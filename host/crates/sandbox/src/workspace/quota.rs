@@ -23,6 +23,8 @@ use super::walk::{DEEPEST, MOST_ENTRIES, Walk, WalkStep};
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::plural;
 
+/// What an inode takes of most file systems, in bytes.
+const INODE: u64 = 256;
 /// By which part of the limit it may be passed before a sandbox is ended for it.
 const MARGIN: u64 = 10;
 /// A count that takes less than this is made whenever it is wanted.
@@ -84,10 +86,13 @@ impl Workspace {
         DiskUsage::Counted { bytes, entries }
     }
 
-    /// What all of it takes on the disk, in bytes; none where it cannot be counted. Blocks.
+    /// What all of it takes on the disk, in bytes, its inodes included; none where it cannot be counted.
+    /// Blocks.
     pub fn disk_usage(&self) -> Option<u64> {
         match self.usage() {
-            DiskUsage::Counted { bytes, .. } => Some(bytes),
+            DiskUsage::Counted { bytes, entries } => {
+                Some(bytes.saturating_add(entries.saturating_mul(INODE)))
+            }
             DiskUsage::Unknown(_) => None,
         }
     }
