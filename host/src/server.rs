@@ -164,10 +164,11 @@ impl App {
             git_user: Arc::new(move |url| git.now().snapshot.git.git_user(url)),
             keep: keep == WorkspaceRetention::Workspaces,
             watcher: watcher(storage),
-            limits: WorkspaceLimits {
-                bytes: config.sandbox_disk_limit,
-                entries: config.sandbox_file_limit,
-            },
+            limits: WorkspaceLimits::on_disk_of(
+                storage,
+                config.sandbox_disk_limit,
+                config.sandbox_file_limit,
+            ),
             quota_reserve: reserve.for_folder(storage),
             reserve: reserve.clone(),
             open: OpenEnvironments::default(),

@@ -75,6 +75,10 @@ pub(crate) fn watch(base: &Path, limits: WorkspaceLimits, open: &OpenEnvironment
     let environments = Arc::downgrade(&open.0);
     tokio::spawn(async move {
         let mut disk = DiskState::new(limits);
+        // What is taken before the first look counts as well.
+        if let Some(free) = free_of(base.clone()).await {
+            disk.needs_count(free);
+        }
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(environments) = environments.upgrade() else {

@@ -7,6 +7,7 @@
 //! - The git token goes to the gateway and nowhere else.
 //! - A failure leaves no sandbox behind.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -38,12 +39,30 @@ const NO_GIT_GATEWAY: &str = "The containers of this deployment's Docker engine 
 /// The user name that goes with a token for a repository's URL.
 pub(super) type GitUserName = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
+/// Of all files that a disk can hold, one workspace may have this part.
+const PART_OF_FILES: u64 = 4;
+
 /// What one workspace may take of the disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WorkspaceLimits {
     pub(crate) bytes: u64,
     /// Files and folders.
     pub(crate) entries: u64,
+}
+
+impl WorkspaceLimits {
+    /// So many bytes and entries, but no more than a part of the files that the disk of `folder` can
+    /// hold, so that no workspace alone takes the last one.
+    pub(crate) fn on_disk_of(folder: &Path, bytes: u64, entries: u64) -> Self {
+        let disk = rustix::fs::statvfs(folder).ok();
+        // A file system that makes inodes as they are needed says that it has none.
+        let files = disk.map_or(0, |disk| disk.f_files);
+        let entries = match files / PART_OF_FILES {
+            0 => entries,
+            part => entries.min(part),
+        };
+        Self { bytes, entries }
+    }
 }
 
 /// What all places have in common.

@@ -2,9 +2,10 @@
 //!
 //! # Invariants
 //!
-//! - While the disk is short, a sandbox is ended with every process in it that takes more and more of it, in
-//!   its workspace, its own folders or files that have no name any more. Its files stay, and its next command
-//!   may remove some. Those that cannot be counted are ended only where none is seen to grow.
+//! - While the disk is short of bytes or of files, a sandbox is ended with every process in it that takes
+//!   more and more of it, in its workspace, its own folders or files that have no name any more. Its files
+//!   stay, and its next command may remove some. Those that cannot be counted are ended only where none is
+//!   seen to grow.
 //! - Where the log finds no room, it gets a piece of what is held for it.
 //! - Whether the log can be written is known while nobody writes, too.
 
@@ -86,8 +87,7 @@ impl LogReserve {
         };
         if !self.reserve.is_nearly_full(free) {
             self.counted_at = None;
-            // It is files that the disk can hold no more of, which no figure of bytes tells.
-            if self.reserve.shortage().is_some() {
+            if self.reserve.lacks_files() {
                 self.count(open).await;
             }
             return self.reserve.next_look(free);
@@ -125,7 +125,7 @@ impl LogReserve {
             .map(|(environment, bytes)| (environment.session(), *bytes))
             .collect();
         let before = std::mem::replace(&mut self.sizes, sizes);
-        if self.reserve.shortage().is_none() {
+        if self.reserve.shortage().is_none() && !self.reserve.lacks_files() {
             return;
         }
         let guilty = growing_sessions(&before, &self.sizes);

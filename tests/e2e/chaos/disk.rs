@@ -251,6 +251,38 @@ async fn a_program_fills_the_disk(host: HostBuilder, fill: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_makes_more_files_than_a_workspace_may_have_is_ended() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    // The second has no limit of its own that it could meet: a part of the disk's is one.
+    for (limit, most) in [("2000", "2000"), ("500000", "4096")] {
+        let model = Model::start(move |number, _| match number {
+            0 => call(
+                "terminal",
+                json!({"command": "python3 -c 'for i in range(16000): open(str(i), \"w\").close()' >/dev/null 2>&1; sleep 60"}),
+            ),
+            _ => ModelTurn::Say("It ran.".into()),
+        })
+        .await;
+        let host = Host::with_defaults()
+            .on_disk_of("128m,nr_inodes=16k")
+            .set("DISK_RESERVE", "8m")
+            .set("SANDBOX_FILE_LIMIT", limit)
+            .set("LLM_API_KEY", "sk-test")
+            .set("LLM_BASE_URL", &model.url)
+            .start();
+        let first = json!({"task": "Make files", "modelProvider": "openai", "policy": "coder"});
+        let mut maker = Socket::open(&host, "mallory", first).await;
+        let ended = |frame: &Value| {
+            let content = frame["content"].as_str().unwrap_or_default();
+            content.contains(&format!("files and folders; it may have {most}."))
+        };
+        maker.until("the end of its sandbox", ended).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_begins_while_no_file_can_be_made_waits_and_goes_on_by_itself() {
     if !SmallDisk::possible() {
         return;

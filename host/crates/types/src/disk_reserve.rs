@@ -50,8 +50,8 @@ struct Inner {
     folder: PathBuf,
     bytes: u64,
     is_short: AtomicBool,
-    /// Of files, whatever its bytes.
-    is_of_files: AtomicBool,
+    /// It can hold few more files, whatever its bytes.
+    lacks_files: AtomicBool,
 }
 
 impl DiskReserve {
@@ -61,7 +61,7 @@ impl DiskReserve {
             folder: folder.to_owned(),
             bytes,
             is_short: AtomicBool::new(false),
-            is_of_files: AtomicBool::new(false),
+            lacks_files: AtomicBool::new(false),
         };
         if bytes == 0 {
             inner.release_all();
@@ -83,9 +83,9 @@ impl DiskReserve {
         let inner = self.0.as_ref()?;
         let disk = statvfs(&inner.folder).ok()?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let of_files = is_short_of_files(disk.f_favail, disk.f_files);
-        let is_short = free < inner.bytes || of_files;
-        inner.is_of_files.store(of_files, Ordering::Relaxed);
+        let few_files = are_few_files(disk.f_favail, disk.f_files);
+        inner.lacks_files.store(few_files, Ordering::Relaxed);
+        let is_short = free < inner.bytes;
         let was_short = inner.is_short.swap(is_short, Ordering::Relaxed);
         match (was_short, is_short) {
             (false, true) => tracing::warn!(
@@ -102,13 +102,7 @@ impl DiskReserve {
     /// A sentence where the disk was short when it was last looked at.
     pub fn shortage(&self) -> Option<String> {
         let inner = self.0.as_ref()?;
-        let is = |what: &AtomicBool| what.load(Ordering::Relaxed);
-        if is(&inner.is_short) && is(&inner.is_of_files) {
-            return Some(
-                "The server's disk can hold few more files, which are kept for its log.".to_owned(),
-            );
-        }
-        is(&inner.is_short).then(|| {
+        inner.is_short.load(Ordering::Relaxed).then(|| {
             format!(
                 "The server's disk is nearly full: the last {} of it are kept for its log.",
                 plural::size(inner.bytes)
@@ -116,7 +110,14 @@ impl DiskReserve {
         })
     }
 
-    /// The same for a look now. Blocks shortly.
+    /// Whether the disk could hold few more files when it was last looked at, so that the log may soon
+    /// find none for what SQLite keeps beside it.
+    pub fn lacks_files(&self) -> bool {
+        let inner = self.0.as_ref();
+        inner.is_some_and(|inner| inner.lacks_files.load(Ordering::Relaxed))
+    }
+
+    /// [`Self::shortage`] after a look now. Blocks shortly.
     pub fn shortage_now(&self) -> Option<String> {
         self.check();
         self.shortage()
@@ -214,7 +215,7 @@ impl DiskReserve {
 
 /// Whether so few files can still be made that they are kept for the log. File systems that make
 /// inodes as they are needed say that they have none.
-fn is_short_of_files(free: u64, all: u64) -> bool {
+fn are_few_files(free: u64, all: u64) -> bool {
     free < FILES_FOR_LOG.min(all / FEW_FILES)
 }
 
@@ -290,13 +291,10 @@ mod tests {
 
     #[test]
     fn the_last_files_that_a_disk_can_hold_are_kept_too() {
-        assert!(is_short_of_files(1023, 1_000_000) && !is_short_of_files(1024, 1_000_000));
+        assert!(are_few_files(1023, 1_000_000) && !are_few_files(1024, 1_000_000));
         // A small disk has few at all.
-        assert!(is_short_of_files(99, 6400) && !is_short_of_files(100, 6400));
-        assert!(
-            !is_short_of_files(0, 0),
-            "inodes are made as they are needed"
-        );
+        assert!(are_few_files(99, 6400) && !are_few_files(100, 6400));
+        assert!(!are_few_files(0, 0), "inodes are made as they are needed");
     }
 
     #[test]
