@@ -2,8 +2,8 @@
 -- run again at any time.
 --
 -- Whoever may write a row could otherwise choose where the token in it is sent. Only the server can make
--- the digest; a row without the right one, such as another application writes, has its token sent to the
--- deployment's own servers only.
+-- the digest; the token of a row without the right one, such as another application writes, is sent to no
+-- server but the deployment's own, and nowhere if the row names another.
 
 BEGIN;
 

@@ -237,14 +237,18 @@ async fn whoever_changes_the_server_in_an_accounts_row_does_not_get_its_token() 
     assert_eq!(database.execute(change, [changed]).unwrap(), 1);
     drop(database);
     host.start_again();
-    // The account is still there, on the deployment's own server.
-    host.get("alice", repos).await.ok();
+    // The account is still there, and its token goes nowhere.
+    let said = host.get("alice", repos).await.problem(409);
+    assert!(said.ends_with("Connect the account again."), "{said}");
     let listed = host.get("alice", accounts).await.ok();
     assert!(listed["integrations"][0].get("url").is_none(), "{listed}");
     let seen = [&evil, &house, &deployment].map(|server| server.seen().len());
-    assert_eq!(seen, [0, 2, 1]);
+    assert_eq!(seen, [0, 2, 0]);
     host.says("names a server without having been connected to it here")
         .await;
+    let own = json!({"provider": "gitlab", "token": TOKEN, "gitlabUrl": house.url});
+    host.post("alice", accounts, own).await.ok();
+    host.get("alice", repos).await.ok();
 }
 
 /// An agent that pushes a branch, changes nothing, and then pushes more twice.

@@ -276,7 +276,7 @@ pub(super) async fn disconnect(
         (status = 400, description = "No such provider", body = Problem),
         (status = 401, body = Problem),
         (status = 404, description = "No account is connected", body = Problem),
-        (status = 409, description = "The account's row does not open", body = Problem),
+        (status = 409, description = "The account's row does not open, or has to be connected again", body = Problem),
         (status = 422, description = "The provider refuses the token, or its address is refused", body = Problem),
         (status = 502, description = "The provider fails", body = Problem),
     ),
@@ -307,7 +307,7 @@ pub(super) async fn repositories(
         (status = 400, description = "No such provider, or the body is not JSON", body = Problem),
         (status = 401, body = Problem),
         (status = 404, description = "No account is connected", body = Problem),
-        (status = 409, description = "The account's row does not open", body = Problem),
+        (status = 409, description = "The account's row does not open, or has to be connected again", body = Problem),
         (status = 422, description = "The repository is on another server, or a field is missing", body = Problem),
         (status = 502, description = "The provider fails, or says no", body = Problem),
     ),
@@ -362,7 +362,9 @@ impl From<AccountError> for Problem {
             | AccountError::OtherServer(_) => Self::unprocessable(detail),
             AccountError::NotSaved(_) => Self::not_found(detail),
             AccountError::Provider(_) => Self::bad_gateway(detail),
-            AccountError::Undecryptable(_) => Self::conflict(detail),
+            AccountError::Undecryptable(_) | AccountError::UnconfirmedServer(_) => {
+                Self::conflict(detail)
+            }
             AccountError::Store(error) => error.into(),
         }
     }

@@ -6,8 +6,9 @@
 //!   log line.
 //! - It goes to the server it was saved for and to no other, whatever a later request names.
 //! - A row names a server of its user's own only if it has the code that this host gave it, and
-//!   only for the provider that has such servers. The token of any other row, such as another
-//!   application writes or somebody changed, goes to the deployment's own server.
+//!   only for the provider that has such servers. Any other row that names a server other than the
+//!   deployment's, such as another application writes or somebody changed, is not used: its token is
+//!   for a server that cannot be known, so it goes nowhere.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::git_providers::{GitInstance, GitInstanceError, GitProviders};
 use lucid_store::{ChatStoreError, Integration, Integrations, NewIntegration};
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
-use lucid_types::sentence::{full_stop, with_advice};
+use lucid_types::sentence::with_advice;
 use lucid_types::wit::git::{Change, NewChange, Repository};
 use lucid_types::wit::types::{Error, ErrorKind};
 
@@ -47,6 +48,11 @@ pub enum AccountError {
     /// The row cannot be decrypted.
     #[error(transparent)]
     Undecryptable(#[from] DecryptionError),
+    /// The row names another server than the deployment's, and no account was connected to it here.
+    #[error(
+        "the saved {0} account names another server, but was not connected to it here, so its token is sent nowhere"
+    )]
+    UnconfirmedServer(String),
     /// The account is for a server other than the requested one.
     #[error("{0}")]
     OtherServer(String),
@@ -72,6 +78,7 @@ impl AccountError {
                 Some(format!("There {are}: {}.", known.join(", ")).into())
             }
             Self::NotSaved(_) => Some("Connect the account first.".into()),
+            Self::UnconfirmedServer(_) => Some("Connect the account again.".into()),
             Self::Undecryptable(_) => {
                 Some("Connect the account again, or put the old key back.".into())
             }
@@ -131,22 +138,6 @@ pub struct AccountView {
 struct OpenAccount {
     instance: GitInstance,
     token: Secret,
-    /// Whether its row names another server, and the token does not go there.
-    ignores_server: bool,
-}
-
-impl OpenAccount {
-    /// An error of the provider, and why it was this one that was asked.
-    fn provider_error(&self, mut error: Error) -> AccountError {
-        if self.ignores_server {
-            error.message = format!(
-                "{} The account names another server, but was not connected to it here, so its token goes to {} only: connect the account again.",
-                full_stop(&error.message),
-                self.instance.host()
-            );
-        }
-        AccountError::Provider(error)
-    }
 }
 
 /// The users' git accounts. Cheap to clone.
@@ -250,7 +241,7 @@ impl Accounts {
     ) -> Result<Vec<Repository>, AccountError> {
         let account = self.account(who, provider).await?;
         let found = account.instance.repositories(&account.token).await;
-        found.map_err(|error| account.provider_error(error))
+        found.map_err(AccountError::Provider)
     }
 
     /// Opens a pull request with an account's token. `own` is the server that the client means, if
@@ -267,15 +258,10 @@ impl Accounts {
         if let Some(own) = own.filter(|_| provider == OWN_SERVERS) {
             let meant = (self.providers)().find_instance(provider, Some(own))?;
             if meant.own_url() != instance.own_url() {
-                let mut sentence = format!(
+                return Err(AccountError::OtherServer(format!(
                     "The saved {provider} token is for {}, and goes to no other server.",
                     instance.host()
-                );
-                if account.ignores_server {
-                    sentence
-                        .push_str(" To use it on a server of your own, connect the account again.");
-                }
-                return Err(AccountError::OtherServer(sentence));
+                )));
             }
         }
         let path = instance.path_of(&wanted.repository).ok_or_else(|| {
@@ -286,7 +272,7 @@ impl Accounts {
         })?;
         let wanted = wanted.into_change(path);
         let opened = instance.open_change(&account.token, wanted).await;
-        opened.map_err(|error| account.provider_error(error))
+        opened.map_err(AccountError::Provider)
     }
 
     /// Opens a session's pull request: with the session's token, else with the account that the
@@ -299,14 +285,20 @@ impl Accounts {
     ) -> Result<Change, AccountError> {
         let providers = (self.providers)();
         let at_deployment = providers.of_repository(&wanted.repository);
-        let mut found = None;
+        let (mut found, mut unusable) = (None, None);
         if let (Some(instance), Some(token)) = (&at_deployment, token) {
             found = Some((instance.clone(), token.clone()));
         } else {
             for row in self.rows.list(who).await? {
                 let provider = row.provider.to_ascii_lowercase();
-                let Ok(account) = self.opened(who, &provider, &row) else {
-                    continue;
+                let account = match self.opened(who, &provider, &row) {
+                    Ok(account) => account,
+                    Err(error) => {
+                        if names_server_of(&providers, &provider, &row, &wanted.repository) {
+                            unusable = Some(error);
+                        }
+                        continue;
+                    }
                 };
                 if account.instance.path_of(&wanted.repository).is_some() {
                     let token = token.cloned().unwrap_or(account.token);
@@ -316,6 +308,9 @@ impl Accounts {
             }
         }
         let Some((instance, token)) = found else {
+            if let Some(error) = unusable {
+                return Err(error);
+            }
             return Err(AccountError::OtherServer(match at_deployment {
                 Some(instance) => AccountError::NotSaved(instance.provider().to_owned()).sentence(),
                 None => {
@@ -349,12 +344,12 @@ impl Accounts {
         let providers = (self.providers)();
         let own = self.own_server(who, row);
         let instance = providers.find_instance(provider, own)?;
-        let ignores_server = own.is_none() && names_another_server(&providers, provider, row);
-        if ignores_server {
+        if own.is_none() && names_another_server(&providers, provider, row) {
             tracing::warn!(
                 integration = row.id,
-                "a git account names a server without having been connected to it here, so its token goes to the deployment's own"
+                "a git account names a server without having been connected to it here, so its token is sent nowhere"
             );
+            return Err(AccountError::UnconfirmedServer(provider.to_owned()));
         }
         let token = self.cipher.decrypt(&EncryptedToken {
             token: row.access_token_encrypted.clone(),
@@ -369,7 +364,6 @@ impl Accounts {
         Ok(OpenAccount {
             instance,
             token: token?,
-            ignores_server,
         })
     }
 
@@ -410,6 +404,20 @@ fn names_another_server(providers: &GitProviders, provider: &str, row: &Integrat
     own.is_some_and(|own| {
         let named = providers.find_instance(provider, Some(own));
         named.map_or(true, |instance| instance.own_url().is_some())
+    })
+}
+
+/// Whether a repository is on the server that a row names, or on the deployment's of that provider.
+fn names_server_of(
+    providers: &GitProviders,
+    provider: &str,
+    row: &Integration,
+    repository: &str,
+) -> bool {
+    let (_, own) = parts(row.scopes.as_deref().unwrap_or_default());
+    [None, own].into_iter().any(|server| {
+        let instance = providers.find_instance(provider, server);
+        instance.is_ok_and(|instance| instance.path_of(repository).is_some())
     })
 }
 
