@@ -31,7 +31,8 @@
 //!
 //! A component whose compilation a process did not survive is remembered beside the code, in a file that
 //! is written and trusted like it, so that the next start refuses it at once. It is tried again by
-//! another version of this program, after a month, or when the file is deleted.
+//! another version of this program, after a month, or when the file is deleted. Only what is the
+//! component's doing is remembered: not that the machine was too busy, or had no process for it.
 
 mod code;
 mod confinement;

@@ -8,6 +8,8 @@
 //!   other file that this one opened, no terminal, no working directory.
 //! - It ends: by itself, by its limit of processor time, after its wall-clock time, or with this
 //!   process.
+//! - A [`CompileDeath`] is the component's doing; what the machine did to the process is any other
+//!   [`ProcessFailure`], and says nothing about the component.
 //! - What it gives back is read from memory that it had and nobody else, after it is gone.
 
 use std::fs::File;
@@ -19,7 +21,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::code::CompiledCode;
 
@@ -77,6 +79,12 @@ pub enum ProcessFailure {
     /// It reached a limit or failed.
     #[error(transparent)]
     Died(#[from] CompileDeath),
+    /// It was not done in time, and how fast it is depends on what else the machine does.
+    #[error(
+        "the process that compiles plugins took longer than {} s; try again when the machine is less busy",
+        .0.as_secs_f32()
+    )]
+    TimedOut(Duration),
     /// Somebody else ended it.
     #[error("the process that compiles plugins was ended by signal {0}; try again")]
     Killed(i32),
@@ -85,9 +93,9 @@ pub enum ProcessFailure {
 /// The end of a process that compiled a component, where another one would end the same way.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileDeath {
-    /// It took too long.
-    #[error("it took longer than {} s", .0.as_secs_f32())]
-    TookTooLong(Duration),
+    /// It computed for too long.
+    #[error("it took more than {} s of processor time", .0.as_secs_f32())]
+    TookTooMuchProcessorTime(Duration),
     /// It wanted too much memory.
     #[error("it took more than {} MiB of memory", .0 >> 20)]
     TookTooMuchMemory(u64),
@@ -126,7 +134,7 @@ impl CompilerProcess {
         let ended = process.wait(self.limits.wall);
         let status = ended.map_err(ProcessFailure::Start)?;
         let Some(status) = status else {
-            return Err(CompileDeath::TookTooLong(self.limits.wall).into());
+            return Err(ProcessFailure::TimedOut(self.limits.wall));
         };
         match status.code() {
             Some(0) => read(output, LARGEST_CODE)
@@ -155,7 +163,8 @@ impl CompilerProcess {
             .env_clear()
             .env("RAYON_NUM_THREADS", threads.min(MOST_THREADS).to_string())
             .current_dir("/")
-            // What a terminal sends to this process is not for it.
+            // What a terminal sends to this process is not for it, and whatever it started ends with
+            // it.
             .process_group(0)
             .stdin(Stdio::from(OwnedFd::from(input)))
             .stdout(Stdio::from(OwnedFd::from(output.try_clone()?)))
@@ -170,7 +179,7 @@ impl CompilerProcess {
         let signal = status.signal();
         let is = |one: Signal| signal == Some(one.as_raw());
         if is(Signal::XCPU) {
-            return CompileDeath::TookTooLong(self.limits.processor).into();
+            return CompileDeath::TookTooMuchProcessorTime(self.limits.processor).into();
         }
         if is(Signal::XFSZ) {
             return CompileDeath::TooMuchCode(LARGEST_CODE).into();
@@ -207,7 +216,7 @@ impl From<CompileLimits> for Limits {
     }
 }
 
-/// A process that is ended with this value.
+/// A process that is ended with this value, and its group with it.
 struct Process(Child);
 
 impl Process {
@@ -230,7 +239,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing where it has ended already.
+        // The number of one that was waited for may be another's by now.
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
+        }
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+        // It may have left its group.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -293,7 +307,7 @@ mod tests {
         for (script, death) in [
             ("kill -SEGV $$", "the compiler failed (signal 11)"),
             ("exit 101", "the compiler failed (exit code 101)"),
-            ("kill -XCPU $$", "it took longer than 2 s"),
+            ("kill -XCPU $$", "it took more than 2 s of processor time"),
             (
                 "echo memory allocation of 9 bytes failed >&2; kill -ABRT $$",
                 "it took more than 1 MiB of memory",
@@ -311,8 +325,30 @@ mod tests {
     fn a_process_that_goes_on_is_ended() {
         let started = Instant::now();
         let slow = run("exec sleep 60", Duration::from_millis(300)).unwrap_err();
-        assert_eq!(slow.to_string(), "it took longer than 0.3 s");
+        assert!(matches!(slow, ProcessFailure::TimedOut(_)), "{slow:?}");
+        assert_eq!(
+            slow.to_string(),
+            "the process that compiles plugins took longer than 0.3 s; try again when the machine is less busy"
+        );
         assert!(started.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_a_process_started_is_ended_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {}; wait", file.display());
+        let slow = run(&script, Duration::from_secs(5)).unwrap_err();
+        assert!(matches!(slow, ProcessFailure::TimedOut(_)), "{slow:?}");
+        let pid = std::fs::read_to_string(&file).unwrap();
+        // Empty where it has ended and nobody has waited for it yet.
+        let command = format!("/proc/{}/cmdline", pid.trim());
+        let is_there = || std::fs::read(&command).is_ok_and(|line| !line.is_empty());
+        let started = Instant::now();
+        while is_there() && started.elapsed() < LONG {
+            std::thread::sleep(LAST_LOOK);
+        }
+        assert!(!is_there(), "process {pid} goes on");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! # Invariants
 //! - A component is compiled within its bounds, whichever way.
 //! - In a process of its own, it is limited in memory and time, and what it did not survive is
-//!   remembered in the cache folder.
+//!   remembered in the cache folder, unless that was the machine's fault.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -39,8 +39,14 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 const LIMITS: CompileLimits = CompileLimits {
     memory: 2 << 30,
     processor: Duration::from_secs(300),
-    wall: Duration::from_secs(300),
+    // Longer, so that a component that takes too much is found out by its processor time, which does
+    // not depend on what else the machine does.
+    wall: Duration::from_secs(600),
 };
+
+/// How much of a compiler's message is handed over, in characters. However they are escaped, a refusal
+/// is then shorter than what is read of one.
+const LONGEST_DETAIL: usize = 2_000;
 
 /// Where components are compiled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,6 +111,20 @@ pub(super) enum CompileRefusal {
     /// It is no component that this engine can compile.
     #[error("{0}")]
     Component(String),
+}
+
+impl CompileRefusal {
+    /// The same, with a message that is short enough to be handed over.
+    fn truncated(self) -> Self {
+        let cut = |detail: String| sanitize(&detail, LONGEST_DETAIL);
+        match self {
+            Self::Component(detail) => Self::Component(cut(detail)),
+            Self::Bounds(BoundsError::Malformed(detail)) => {
+                Self::Bounds(BoundsError::Malformed(cut(detail)))
+            }
+            Self::Bounds(exceeded @ BoundsError::Exceeded { .. }) => Self::Bounds(exceeded),
+        }
+    }
 }
 
 impl From<wasmtime::Error> for CompileError {
@@ -174,6 +194,9 @@ pub fn compile_stdin(memory: u64, seconds: u64) -> ExitCode {
 
 fn answer(memory: u64, seconds: u64) -> Result<ExitCode, Box<dyn std::error::Error>> {
     lucid_precompiled::confine(memory, seconds)?;
+    // Here, where it is the machine's fault if there are no threads: later it would look like the
+    // component's.
+    rayon::ThreadPoolBuilder::new().build_global()?;
     let mut wasm = Vec::new();
     io::stdin().lock().read_to_end(&mut wasm)?;
     let engine = wasmtime::Engine::new(&settings())?;
@@ -183,8 +206,29 @@ fn answer(memory: u64, seconds: u64) -> Result<ExitCode, Box<dyn std::error::Err
             Ok(ExitCode::SUCCESS)
         }
         Err(refusal) => {
-            serde_json::to_writer(io::stdout().lock(), &refusal)?;
+            serde_json::to_writer(io::stdout().lock(), &refusal.truncated())?;
             Ok(ExitCode::from(REFUSED))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_any_length_is_short_enough_to_be_read_whole() {
+        for text in ["\u{10ffff}", "\"\\", "\u{1}", "\u{7f}x", "a"] {
+            let long = text.repeat(100_000);
+            for refusal in [
+                CompileRefusal::Component(long.clone()),
+                CompileRefusal::Bounds(BoundsError::Malformed(long.clone())),
+            ] {
+                let written = serde_json::to_vec(&refusal.truncated()).unwrap();
+                assert!(written.len() < 16 << 10, "{text:?}: {}", written.len());
+                let read = CompileError::from(ProcessFailure::Refused(written));
+                assert!(matches!(read, CompileError::Refused(_)), "{read:?}");
+            }
         }
     }
 }
