@@ -38,7 +38,8 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::AcceptBackoff;
 pub use self::budget::{
-    ConnectionBudget, ConnectionLimits, ConnectionSlot, ConnectionUse, TooManySockets, UserSocket,
+    ConnectionBudget, ConnectionLimits, ConnectionSlot, ConnectionUse, TooManyInUse,
+    TooManySockets, UserSocket,
 };
 use self::refusal::Refusals;
 use self::response::{Exchange, TrackedBody};
@@ -53,8 +54,9 @@ const LARGEST_HEADER: usize = 64 * 1024;
 pub struct ConnectionTimeouts {
     /// For a whole header: from the connection's begin, or from the first byte of another request.
     pub header: Duration,
-    /// For another request. Longer than the 60 s for which proxies keep connections by default, so
-    /// that it is the proxy that closes one, and never while it sends a request.
+    /// For another request. Longer than proxies keep connections by default (nginx 60 s, Traefik and
+    /// Go 90 s, Caddy 2 minutes), so that it is the proxy that closes one, and a request is never sent
+    /// on a connection that is closed at that moment.
     pub idle: Duration,
     /// For the client to take any more of an answer.
     pub write: Duration,
@@ -64,7 +66,7 @@ impl Default for ConnectionTimeouts {
     fn default() -> Self {
         Self {
             header: Duration::from_secs(10),
-            idle: Duration::from_secs(75),
+            idle: Duration::from_secs(180),
             write: Duration::from_secs(60),
         }
     }

@@ -102,10 +102,10 @@ async fn a_user_has_so_many_sockets_and_others_have_their_own() {
         }
         sockets.push(socket);
     };
-    // A quarter of three fifths of the descriptors.
-    assert_eq!(sockets.len(), 24);
+    // Two thirds of a quarter of three fifths of the descriptors.
+    assert_eq!(sockets.len(), 16);
     let text =
-        "You have 24 connections already, which is as many as you may have. Close one first.";
+        "You have 16 connections already, which is as many as you may have. Close one first.";
     assert_eq!(refused.frames[0]["message"], text);
     let mut refused = refused;
     assert_eq!(refused.end().await, 1000);
@@ -116,6 +116,42 @@ async fn a_user_has_so_many_sockets_and_others_have_their_own() {
     eventually("a place for another socket", async || {
         let mut socket = Socket::open(&host, "alice", again.clone()).await;
         (socket.next().await.unwrap()["type"] != "error").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_whose_requests_never_end_keeps_no_other_user_from_working() {
+    let host = small_host(160);
+    let request = format!(
+        "POST /api/v1/sessions HTTP/1.1\r\nhost: lucid\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
+        token("alice")
+    );
+    // More of them than there may be connections, and a quarter of those is in use for one user.
+    let mut endless = Vec::new();
+    for _ in 0..100 {
+        let mut stream = connect_from(&host, 1).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        endless.push(stream);
+    }
+    let refused = eventually("a refusal", async || {
+        let answer = host.get("alice", "/api/v1/sessions").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(
+        refused.problem(429),
+        "You have 24 requests and connections in progress, which is as many as you may have. \
+         Try again when one has ended."
+    );
+    host.get("bob", "/api/v1/sessions").await.ok();
+    let mut other = Socket::open(&host, "bob", json!({"task": "Task"})).await;
+    other.completed().await;
+    drop(endless);
+    eventually("a place for another request", async || {
+        let answer = host.get("alice", "/api/v1/sessions").await;
+        (answer.status == 200).then_some(())
     })
     .await;
 }

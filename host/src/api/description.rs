@@ -96,6 +96,7 @@ fn shared(operation: &Operation) -> Vec<(&'static str, &'static str)> {
     let secured = operation.security.as_ref();
     if secured.is_some_and(|ways| !ways.is_empty()) {
         shared.push(("401", "Not authenticated"));
+        shared.push(("429", "The caller has too many requests in progress"));
         shared.push((
             "503",
             "Not now: the store cannot be reached, or the keys that tokens are checked with cannot",

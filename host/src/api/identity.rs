@@ -4,6 +4,7 @@
 //!
 //! - A caller who sends a Bearer token is accepted or refused on that token alone.
 //! - Anything that leaves the sender's identity ambiguous is refused.
+//! - A request counts as one of its user's before any of its body is read.
 
 use std::sync::Arc;
 
@@ -13,8 +14,9 @@ use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::api::problem::Problem;
 use crate::auth::{Admin, AuthError, Authenticator};
-use crate::listener::ConnectionSlot;
+use crate::listener::{ConnectionSlot, TooManyInUse};
 use lucid_types::identity::Identity;
+use lucid_types::sentence::with_advice;
 use lucid_types::user::UserId;
 
 const USER_HEADER: HeaderName = HeaderName::from_static("x-user-id");
@@ -89,13 +91,21 @@ where
     }
 }
 
-/// Authenticates a request. Its connection is from then on a known user's.
-async fn identity(auth: &Authenticator, parts: &Parts) -> Result<Identity, AuthError> {
+/// Authenticates a request. Its connection is from then on a known user's, who may have so many
+/// requests in progress.
+async fn identity(auth: &Authenticator, parts: &Parts) -> Result<Identity, Problem> {
     let who = auth.headers(&parts.headers).await?;
     if let Some(connection) = parts.extensions.get::<ConnectionSlot>() {
         connection.authenticate();
+        connection.count_use(&who.user)?;
     }
     Ok(who)
+}
+
+impl From<TooManyInUse> for Problem {
+    fn from(error: TooManyInUse) -> Self {
+        Self::too_many(with_advice(error, Some("Try again when one has ended.")))
+    }
 }
 
 enum Bearer<'a> {

@@ -13,6 +13,8 @@
 //! - Only a connection with nothing in progress gives way.
 //! - An address is limited only in connections without a token: behind a reverse proxy, all users have
 //!   the proxy's.
+//! - A user is limited in the connections that their requests and WebSockets use at once, so that all
+//!   that one token can do leaves room for others.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -29,6 +31,8 @@ use lucid_types::user::UserId;
 const PART_OF_DESCRIPTORS: (u64, u64) = (3, 5);
 /// Connections without a token live for seconds, so more of them than this are no use to anybody.
 const MOST_ANONYMOUS: usize = 4096;
+/// The part of a user's connections in use that may be WebSockets. The rest is for requests.
+const PART_OF_SOCKETS: (usize, usize) = (2, 3);
 /// A WebSocket for each tab of a browser is normal.
 const MOST_SOCKETS_PER_USER: usize = 100;
 
@@ -41,7 +45,9 @@ pub struct ConnectionLimits {
     pub anonymous: usize,
     /// Of these, from one address, or from one /64 network of IPv6.
     pub anonymous_per_address: usize,
-    /// WebSockets of one user.
+    /// In use for one user at once: requests in progress, and WebSockets.
+    pub in_use_per_user: usize,
+    /// Of these, WebSockets.
     pub sockets_per_user: usize,
 }
 
@@ -53,11 +59,17 @@ impl ConnectionLimits {
             .unwrap_or(usize::MAX)
             .max(8);
         let anonymous = (total / 2).min(MOST_ANONYMOUS);
+        let in_use_per_user = total / 4;
+        let (part, whole) = PART_OF_SOCKETS;
         Self {
             total,
             anonymous,
             anonymous_per_address: anonymous / 2,
-            sockets_per_user: (total / 4).min(MOST_SOCKETS_PER_USER),
+            in_use_per_user,
+            sockets_per_user: in_use_per_user
+                .saturating_mul(part)
+                .div_ceil(whole)
+                .min(MOST_SOCKETS_PER_USER),
         }
     }
 }
@@ -66,6 +78,11 @@ impl ConnectionLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("you have {0} connections already, which is as many as you may have")]
 pub struct TooManySockets(pub usize);
+
+/// The user has as many connections in use as one may have. Holds the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("you have {0} requests and connections in progress, which is as many as you may have")]
+pub struct TooManyInUse(pub usize);
 
 /// The connections of a server. Cheap to clone.
 #[derive(Clone)]
@@ -103,6 +120,12 @@ impl ConnectionBudget {
             shared: self.shared.clone(),
         })))
     }
+
+    /// How many connections have nothing in progress.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.shared.open.lock().idle.len()
+    }
 }
 
 /// Whom connections are counted for. A provider gives each of its customers a /64 network of IPv6, at
@@ -126,6 +149,7 @@ struct OpenConnections {
     idle: BTreeMap<Order, u64>,
     anonymous: usize,
     anonymous_of: HashMap<IpAddr, usize>,
+    in_use: HashMap<UserId, usize>,
     sockets: HashMap<UserId, usize>,
 }
 
@@ -134,6 +158,8 @@ struct Entry {
     is_known: bool,
     /// What it is used for right now.
     uses: u32,
+    /// Whose use that is, once it is known.
+    user: Option<UserId>,
     /// Its place among those that are idle.
     since: u64,
     closing: Arc<Notify>,
@@ -157,6 +183,7 @@ impl OpenConnections {
             network,
             is_known: false,
             uses: 0,
+            user: None,
             since: number,
             closing,
         };
@@ -224,10 +251,28 @@ impl OpenConnections {
         if entry.uses > 0 {
             return;
         }
+        if let Some(user) = entry.user.take() {
+            decrement(&mut self.in_use, &user);
+        }
         if entry.is_known {
             entry.since = now;
         }
         self.idle.insert(entry.order(), number);
+    }
+
+    /// Counts the use of a connection as a user's until it ends, unless it counts already.
+    fn count_use(&mut self, number: u64, user: &UserId, most: usize) -> Result<(), TooManyInUse> {
+        let in_use = self.all.get_mut(&number).filter(|entry| entry.uses > 0);
+        let Some(entry) = in_use.filter(|entry| entry.user.is_none()) else {
+            return Ok(());
+        };
+        let count = self.in_use.entry(user.clone()).or_default();
+        if *count >= most {
+            return Err(TooManyInUse(most));
+        }
+        *count += 1;
+        entry.user = Some(user.clone());
+        Ok(())
     }
 
     fn authenticate(&mut self, number: u64) {
@@ -286,6 +331,13 @@ impl ConnectionSlot {
     /// A valid token came over this connection.
     pub fn authenticate(&self) {
         self.0.shared.open.lock().authenticate(self.0.number);
+    }
+
+    /// What the connection is used for now counts as this user's, until that ends.
+    pub fn count_use(&self, user: &UserId) -> Result<(), TooManyInUse> {
+        let shared = &self.0.shared;
+        let most = shared.limits.in_use_per_user;
+        shared.open.lock().count_use(self.0.number, user, most)
     }
 
     /// The connection is in use until this is dropped, and gives way to no other. `None` if it has
@@ -349,6 +401,7 @@ mod tests {
         total: 8,
         anonymous: 4,
         anonymous_per_address: 2,
+        in_use_per_user: 3,
         sockets_per_user: 2,
     };
 
@@ -444,6 +497,38 @@ mod tests {
     }
 
     #[test]
+    fn a_user_has_so_many_connections_in_use_and_another_user_has_their_own() {
+        let budget = ConnectionBudget::new(LIMITS);
+        let (alice, bob) = (UserId::from("alice"), UserId::from("bob"));
+        let slots: Vec<_> = (1..=5).map(|last| known(&budget, last)).collect();
+        let mut uses: Vec<_> = slots.iter().map(ConnectionSlot::begin).collect();
+        for slot in &slots[..3] {
+            // One use counts once, whoever asks how often.
+            assert_eq!(slot.count_use(&alice), Ok(()));
+            assert_eq!(slot.count_use(&alice), Ok(()));
+        }
+        assert_eq!(slots[3].count_use(&alice), Err(TooManyInUse(3)));
+        assert_eq!(slots[4].count_use(&bob), Ok(()));
+        // It ends with the use, and the connection's next one may be another user's.
+        drop(uses.remove(0));
+        assert_eq!(slots[3].count_use(&alice), Ok(()));
+        let _next = slots[0].begin();
+        assert_eq!(slots[0].count_use(&alice), Err(TooManyInUse(3)));
+        assert_eq!(slots[0].count_use(&bob), Ok(()));
+    }
+
+    #[test]
+    fn a_connection_that_nothing_uses_counts_for_nobody() {
+        let budget = ConnectionBudget::new(LIMITS);
+        let alice = UserId::from("alice");
+        let slots: Vec<_> = (1..=5).map(|last| known(&budget, last)).collect();
+        for slot in &slots {
+            assert_eq!(slot.count_use(&alice), Ok(()));
+        }
+        assert!(budget.shared.open.lock().in_use.is_empty());
+    }
+
+    #[test]
     fn nothing_is_left_of_connections_that_ended() {
         let budget = ConnectionBudget::new(LIMITS);
         for round in 0..20 {
@@ -452,13 +537,15 @@ mod tests {
                 slot.authenticate();
             }
             let using = slot.begin();
-            let socket = slot.open_socket(&UserId::from("alice"));
+            let alice = UserId::from("alice");
+            slot.count_use(&alice).unwrap();
+            let socket = slot.open_socket(&alice);
             drop(slot);
             drop((using, socket));
         }
         let open = budget.shared.open.lock();
         assert!(open.all.is_empty() && open.idle.is_empty() && open.sockets.is_empty());
-        assert!(open.anonymous == 0 && open.anonymous_of.is_empty());
+        assert!(open.anonymous == 0 && open.anonymous_of.is_empty() && open.in_use.is_empty());
     }
 
     #[test]
@@ -479,6 +566,8 @@ mod tests {
             );
             assert!(limits.anonymous <= limits.total / 2);
             assert!(limits.anonymous_per_address >= 2 && limits.sockets_per_user >= 2);
+            assert!(limits.in_use_per_user <= limits.total / 4);
+            assert!(limits.sockets_per_user <= limits.in_use_per_user);
         }
         assert_eq!(
             ConnectionLimits::for_descriptors(1024),
@@ -486,6 +575,7 @@ mod tests {
                 total: 612,
                 anonymous: 306,
                 anonymous_per_address: 153,
+                in_use_per_user: 153,
                 sockets_per_user: 100,
             }
         );

@@ -1,5 +1,6 @@
 //! The listener, with time limits that a test can wait for.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -7,7 +8,7 @@ use axum::extract::WebSocketUpgrade;
 use axum::routing::get;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
@@ -22,8 +23,32 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: lucid\r\n\r\n";
 const SLOW: &[u8] = b"GET /slow HTTP/1.1\r\nhost: lucid\r\n\r\n";
 
+/// What holds the answers of `/slow` back.
+struct Gate {
+    /// The requests that have come.
+    come: Semaphore,
+    /// The answers that may be given.
+    open: Semaphore,
+}
+
+impl Gate {
+    async fn pass(&self) -> &'static str {
+        self.come.add_permits(1);
+        self.open.acquire().await.unwrap().forget();
+        "done"
+    }
+
+    /// Waits until so many more requests have come.
+    async fn come(&self, count: u32) {
+        let come = timeout(DEADLINE, self.come.acquire_many(count)).await;
+        come.unwrap().unwrap().forget();
+    }
+}
+
 struct Served {
     address: SocketAddr,
+    budget: ConnectionBudget,
+    gate: Arc<Gate>,
     stop: Option<oneshot::Sender<()>>,
     ended: JoinHandle<()>,
 }
@@ -36,9 +61,13 @@ impl Served {
             let piece = || Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 64 * 1024]));
             Body::from_stream(futures::stream::repeat_with(piece))
         };
-        let slow = || async {
-            sleep(2 * HEADER).await;
-            "done"
+        let gate = Arc::new(Gate {
+            come: Semaphore::new(0),
+            open: Semaphore::new(0),
+        });
+        let slow = {
+            let gate = gate.clone();
+            move || async move { gate.pass().await }
         };
         let echo = |upgrade: WebSocketUpgrade| async {
             upgrade.on_upgrade(|mut socket| async move {
@@ -59,11 +88,14 @@ impl Served {
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let budget = ConnectionBudget::new(limits);
-        let ended = tokio::spawn(serve(listener, router, (budget, timeouts), async move {
+        let budgets = (budget.clone(), timeouts);
+        let ended = tokio::spawn(serve(listener, router, budgets, async move {
             let _ = stopped.await;
         }));
         Self {
             address,
+            budget,
+            gate,
             stop: Some(stop),
             ended,
         }
@@ -136,6 +168,9 @@ async fn a_connection_is_kept_for_another_request_and_for_a_slow_answer() {
         assert!(read(&mut stream).await.ends_with("here"));
     }
     stream.write_all(SLOW).await.unwrap();
+    served.gate.come(1).await;
+    sleep(2 * HEADER).await;
+    served.gate.open.add_permits(1);
     assert!(read(&mut stream).await.ends_with("done"));
     let idle = closed(&mut stream).await;
     assert!(idle > 2 * HEADER, "closed after {idle:?}");
@@ -203,11 +238,12 @@ async fn a_stop_answers_what_is_in_progress_and_closes_what_is_idle() {
     kept.write_all(REQUEST).await.unwrap();
     assert!(read(&mut kept).await.ends_with("here"));
     busy.write_all(SLOW).await.unwrap();
-    sleep(HEADER / 2).await;
+    served.gate.come(1).await;
     served.stop();
     closed(&mut kept).await;
     closed(&mut unused).await;
     assert!(!served.ended.is_finished());
+    served.gate.open.add_permits(1);
     let answer = read(&mut busy).await;
     assert!(answer.ends_with("done"), "{answer}");
     assert!(answer.contains("connection: close"), "{answer}");
@@ -221,6 +257,7 @@ async fn where_everything_is_in_use_a_client_is_told_to_come_again_and_can_when_
         total: 4,
         anonymous: 2,
         anonymous_per_address: 2,
+        in_use_per_user: 1,
         sockets_per_user: 1,
     };
     let served = Served::start(limits).await;
@@ -228,7 +265,7 @@ async fn where_everything_is_in_use_a_client_is_told_to_come_again_and_can_when_
     for stream in &mut busy {
         stream.write_all(SLOW).await.unwrap();
     }
-    sleep(HEADER / 2).await;
+    served.gate.come(2).await;
     let mut late = served.connect().await;
     late.write_all(REQUEST).await.unwrap();
     let answer = read(&mut late).await;
@@ -236,10 +273,18 @@ async fn where_everything_is_in_use_a_client_is_told_to_come_again_and_can_when_
     assert!(answer.contains("\r\nretry-after: 5\r\n"), "{answer}");
     let detail = r#""detail":"The server has too many connections. Try again in a moment."}"#;
     assert!(answer.ends_with(detail), "{answer}");
+    served.gate.open.add_permits(2);
     for stream in &mut busy {
         assert!(read(stream).await.ends_with("done"));
     }
-    // Those are idle now, and the first of them gives way.
+    // An exchange ends a moment after its answer is read.
+    let are_idle = async {
+        while served.budget.idle() < 2 {
+            sleep(HEADER / 100).await;
+        }
+    };
+    timeout(DEADLINE, are_idle).await.unwrap();
+    // The first of them gives way.
     let mut later = served.connect().await;
     later.write_all(REQUEST).await.unwrap();
     assert!(read(&mut later).await.ends_with("here"));

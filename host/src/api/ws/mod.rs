@@ -16,6 +16,7 @@ mod fault;
 mod frames;
 mod handshake;
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -245,12 +246,7 @@ impl KnownClient {
             connection.authenticate();
             connection.open_socket(&who.user)
         });
-        // 1000, as for too many sessions: the same would fail in the same way, so the client should
-        // not retry by itself.
-        let socket = counted.transpose().map_err(|error| {
-            let text = with_advice(error, Some("Close one first."));
-            Rejection::with_message(close_code::NORMAL, text)
-        })?;
+        let socket = counted.transpose().map_err(crowded)?;
         Ok(Self { who, socket })
     }
 }
@@ -289,7 +285,7 @@ async fn admit(
         }
     };
     // Before anything is begun for the client.
-    let used = connection.map(|connection| connection.begin().ok_or(ConnectError::Displaced));
+    let used = connection.map(|connection| use_for(connection, &known.who));
     let place = Place {
         _connection: used.transpose()?,
         _socket: known.socket,
@@ -311,6 +307,21 @@ async fn admit(
         uncounted,
         place,
     })
+}
+
+/// Uses the connection for a user from now on.
+fn use_for(connection: &ConnectionSlot, who: &Identity) -> Result<ConnectionUse, ConnectError> {
+    let used = connection.begin().ok_or(ConnectError::Displaced)?;
+    connection.count_use(&who.user).map_err(crowded)?;
+    Ok(used)
+}
+
+/// Refuses a client whose user has too many connections.
+fn crowded(error: impl Display) -> Rejection {
+    // 1000, as for too many sessions: the same would fail in the same way, so the client should not
+    // retry by itself.
+    let text = with_advice(error, Some("Close one first."));
+    Rejection::with_message(close_code::NORMAL, text)
 }
 
 /// Refuses a client whose token cannot be verified now. It is sent no error frame, which would be
