@@ -326,12 +326,15 @@ async fn a_process_that_compiles_ends_at_its_limits_and_the_components_fault_is_
         let limits = PluginLimits::default();
         PolicyPlugin::load(&engine.unwrap(), "coder", CODER, &limits).await
     };
+    // The stacks of its threads, of which there are as many as processors, count as well.
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(8));
+    let mebibytes = 16 + 2 * threads as u64;
     let small = CompileLimits {
-        memory: 40 << 20,
+        memory: mebibytes << 20,
         ..enough
     };
     let refused = load("large", small).await.unwrap_err();
-    let reason = "it took more than 40 MiB of memory";
+    let reason = format!("it took more than {mebibytes} MiB of memory");
     assert_eq!(
         refused.to_string(),
         format!("compiling the plugin `coder` failed: {reason}; report it to the plugin's author")
