@@ -44,8 +44,7 @@ use lucid_types::user::UserId;
 const OF_ALL: usize = 4096;
 /// The most connections of one sandbox.
 const OF_ONE: usize = 256;
-/// What part of all connections one user's sandboxes may have, and the least that it is: each of them
-/// holds one also while it has no connection.
+/// What part of all connections one user's sandboxes may have, and the least that it is.
 const PART_OF_USER: usize = 4;
 const LEAST_OF_USER: usize = 64;
 /// The pause after an error in accepting, such as a lack of descriptors.
@@ -112,9 +111,7 @@ impl ProxyRules {
             lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ALL)),
         }
     }
-}
 
-impl ProxyRules {
     /// Waits until no connection is open, all of them being recorded. For the end, when no sandbox has a
     /// proxy any more.
     pub async fn ended(&self) {
@@ -186,11 +183,8 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     let mut failing = false;
     loop {
-        // Whoever finds no slot of their own waits in the listener's queue.
+        // Whoever finds no slot waits in the listener's queue.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
-        let Ok(slot_of_user) = Arc::clone(&shared.of_user).acquire_owned().await else {
             return;
         };
         let mut program = match listener.accept().await {
@@ -207,16 +201,19 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         };
         failing = false;
         while connections.try_join_next().is_some() {}
-        // Asked for only now: a sandbox without a connection holds none of what all need.
-        let slot_of_all = Arc::clone(&shared.rules.connections).try_acquire_owned();
+        // Asked for only now: a sandbox without a connection holds none of what others need.
+        let shares = [&shared.of_user, &shared.rules.connections];
+        let shares = shares.map(|share| Arc::clone(share).try_acquire_owned());
         let shared = Arc::clone(&shared);
         let open = shared.rules.open.clone();
         connections.spawn(open.track_future(async move {
-            let _slots = (slot, slot_of_user);
-            match slot_of_all {
-                Ok(_slot) => serve(program, &shared).await,
-                Err(_) => request::refuse_unread(&mut program, &RequestError::Busy).await,
+            let _slot = slot;
+            if shares.iter().all(Result::is_ok) {
+                serve(program, &shared).await;
+            } else {
+                request::refuse_unread(&mut program, &RequestError::Busy).await;
             }
+            drop(shares);
         }));
     }
 }

@@ -44,7 +44,9 @@ pub(super) enum RequestError {
     Io(#[from] io::Error),
     #[error("the request did not arrive in time")]
     Slow,
-    #[error("the server has as many connections as it may have; try again in a moment")]
+    #[error(
+        "there are as many connections as there may be, of your sandboxes or of all; try again in a moment"
+    )]
     Busy,
     #[error("the request is not HTTP")]
     Http(#[from] httparse::Error),
