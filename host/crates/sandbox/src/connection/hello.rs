@@ -123,3 +123,28 @@ fn checked(
         Err(_) => Err(GreetError::NotReady(patience)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_the_descriptors_that_a_sandbox_could_send_only_a_listening_tcp_socket_is_taken() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connected = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (local, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        let others: [OwnedFd; 4] = [
+            connected.into(),
+            local.into(),
+            datagrams.into(),
+            file.into(),
+        ];
+        for other in others {
+            let shown = format!("{other:?}");
+            assert!(tcp_listener(other).is_none(), "{shown}");
+        }
+        assert!(tcp_listener(listener.into()).is_some());
+    }
+}
