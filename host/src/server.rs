@@ -46,10 +46,11 @@ use crate::git_providers::pull_requests::PullRequestOpener;
 use lucid_sandbox::proxy::ProxyRules;
 use lucid_sandbox::workspace::Watcher;
 use lucid_sandbox::{Sandboxes, git};
-use lucid_session::{Sealer, SessionDeps, SessionLimits, Sessions};
+use lucid_session::{Sealer, SessionDeps, SessionLimits, Sessions, UserLogLimits};
 use lucid_store::blobs::Blobs;
 use lucid_store::{Chats, Outbox, Store};
 use lucid_types::disk_reserve::DiskReserve;
+use lucid_types::user_work::UserWork;
 
 /// Everything, running.
 pub struct App {
@@ -57,6 +58,7 @@ pub struct App {
     auth: Arc<Authenticator>,
     sessions: Sessions,
     workspaces: Workspaces,
+    user_work: UserWork,
     connections: ConnectionLog,
     proxy: ProxyRules,
     sandboxes: Sandboxes,
@@ -144,6 +146,7 @@ impl App {
         });
         let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
+        let user_work = UserWork::default();
         let connections = ConnectionLog::start(store.clone());
         let proxy = proxy_rules(&config);
         let factory = EnvironmentFactory {
@@ -172,6 +175,7 @@ impl App {
             quota_reserve: reserve.for_folder(storage),
             reserve: reserve.clone(),
             open: OpenEnvironments::default(),
+            user_work: user_work.clone(),
         };
         disk_guard::watch(storage, factory.limits, &factory.open);
         log_reserve::watch(reserve.clone(), store.clone(), &factory.open);
@@ -195,12 +199,17 @@ impl App {
                 sessions_per_user: usize::try_from(config.max_sessions_per_user)
                     .unwrap_or(usize::MAX),
             },
+            user_logs: UserLogLimits {
+                rate: config.user_log_rate,
+                total: config.user_log_limit,
+            },
         });
         Ok(Self {
             config,
             auth: Arc::new(auth),
             sessions,
             workspaces,
+            user_work,
             connections,
             proxy,
             sandboxes,

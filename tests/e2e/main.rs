@@ -20,6 +20,7 @@ mod connections;
 mod crash;
 mod deployment;
 mod docker;
+mod fairness;
 mod files;
 mod frontend;
 mod git;

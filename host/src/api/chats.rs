@@ -14,6 +14,7 @@ use super::Api;
 use super::problem::{Json, Path, Problem, Query};
 use super::sessions::UsageView;
 use crate::api::identity::Authenticated;
+use lucid_session::UserLogExceeded;
 use lucid_store::{Chat, ChatMessage, ChatStoreError, Principal};
 use lucid_types::sentence::sentence;
 
@@ -217,6 +218,7 @@ pub(super) struct RenamedView {
         (status = 400, description = "No title, or the body is not JSON", body = Problem),
         (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem),
         (status = 404, body = Problem),
+        (status = 429, description = "The caller has written as much as they may", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -232,6 +234,7 @@ pub(super) async fn rename(
         .map(str::trim)
         .filter(|title| !title.is_empty());
     let title = title.ok_or_else(|| Problem::bad_request("Missing 'title'"))?;
+    api.parts.sessions.admit_change(&who.user, title.len())?;
     let title = api
         .parts
         .chats
@@ -282,6 +285,12 @@ pub(super) async fn delete(
 
 fn no_chat() -> Problem {
     Problem::not_found("Chat not found")
+}
+
+impl From<UserLogExceeded> for Problem {
+    fn from(error: UserLogExceeded) -> Self {
+        Self::too_many(error.sentence())
+    }
 }
 
 impl From<ChatStoreError> for Problem {

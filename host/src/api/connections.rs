@@ -54,6 +54,7 @@ pub(super) struct ConnectionsView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's", body = Problem),
         (status = 404, body = Problem),
+        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
         (status = 503, description = "The log cannot be read at the moment", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),

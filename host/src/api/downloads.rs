@@ -7,12 +7,15 @@
 //! - A browser never renders a response as a page: it is sent as bytes to save, under a sanitized
 //!   file name.
 //! - Memory is bounded, whatever the size of the workspace.
+//! - A file is read in pieces, each in its user's turn.
 //! - The number of concurrent archives is bounded, and an archive ends with its connection or when
 //!   nobody reads it.
 
 use std::collections::HashSet;
-use std::io::{self, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,26 +23,27 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::Stream;
 use http_range_header::parse_range_header;
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
-use tokio_util::io::ReaderStream;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::files::{NOT_YOURS, no_file, not_yet, run_blocking};
+use super::files::{NOT_YOURS, no_file, not_yet};
 use super::problem::{Problem, Query};
 use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::Workspace;
 use lucid_types::user::UserId;
+use lucid_types::user_work::{CancelFlag, UserWork};
 
 /// The size of a chunk that is read and sent, in bytes.
 const PIECE: usize = 64 * 1024;
 /// The maximum number of archive chunks buffered for a slow client.
 const BUFFERED_CHUNKS: usize = 4;
-/// The maximum number of concurrent archives. Each has a thread.
+/// The maximum number of concurrent archives. Each has a thread for as long as it is sent, so these
+/// are not taken from the slots of other work.
 const MOST_ARCHIVES: usize = 4;
 /// A client that reads nothing for this long is gone.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -74,6 +78,7 @@ pub(super) struct DownloadQuery {
         (status = 503, description = "The server's database cannot be used at the moment", body = Problem),
         (status = 416, description = "The file is not so long", body = Problem),
         (status = 422, body = Problem),
+        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -87,7 +92,7 @@ pub(super) async fn file(
     let asked = query.path;
     let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
-    let opened = run_blocking(workspace, move |workspace| {
+    let opened = api.run_blocking(&who.user, workspace, move |workspace, _| {
         let path = workspace.path(&path)?;
         let (file, length) = workspace.open(&path)?;
         Ok((path.display(), file, length))
@@ -128,15 +133,45 @@ pub(super) async fn file(
     };
     response.insert(header::ETAG, tag);
     response.insert(header::CONTENT_LENGTH, count.into());
-    let mut file = tokio::fs::File::from_std(file);
-    if first > 0 {
-        let sought = file.seek(SeekFrom::Start(first)).await;
-        sought.map_err(|cause| Problem::internal(&cause))?;
-    }
     // A file that shrinks meanwhile ends the connection early, which the client detects by the
     // length.
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(count), PIECE));
+    let body = Body::from_stream(pieces(
+        api.parts.user_work.clone(),
+        who.user,
+        file,
+        first..first + count,
+    ));
     Ok((status, response, body).into_response())
+}
+
+/// A range of a file, read as the client takes it.
+fn pieces(
+    user_work: UserWork,
+    user: UserId,
+    file: File,
+    range: Range<u64>,
+) -> impl Stream<Item = io::Result<Bytes>> {
+    let file = Arc::new(file);
+    futures::stream::try_unfold(range.start, move |at| {
+        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+        let (user_work, user, file) = (user_work.clone(), user.clone(), file.clone());
+        async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            // The download has begun, so it waits however many others do.
+            let slot = user_work.patient_slot(&user).await;
+            let read = slot.run(move || {
+                let mut piece = vec![0; left.min(PIECE)];
+                let count = file.read_at(&mut piece, at)?;
+                piece.truncate(count);
+                Ok::<_, io::Error>(piece)
+            });
+            let piece = read.await.map_err(io::Error::other)??;
+            let next = at + piece.len() as u64;
+            Ok((!piece.is_empty()).then(|| (piece.into(), next)))
+        }
+    })
 }
 
 /// Whose workspace is asked for.
@@ -158,7 +193,7 @@ pub(super) struct ArchiveQuery {
         (status = 403, description = "Another user's session", body = Problem),
         (status = 404, body = Problem),
         (status = 422, body = Problem),
-        (status = 429, description = "An archive is being made for this user already", body = Problem),
+        (status = 429, description = "An archive is being made for this user already, or too many of their requests wait", body = Problem),
         (status = 503, description = "Too many archives are being made", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -178,18 +213,28 @@ pub(super) async fn archive(
     let (sender, mut pieces) = mpsc::channel(BUFFERED_CHUNKS);
     let id = query.session_id;
     let name = format!("workspace-{id}.tar.gz");
+    let cancelled = CancelFlag::default();
+    let connection = cancelled.on_drop();
     tokio::task::spawn_blocking(move || {
         // Held for as long as the thread is busy, whatever happens to the connection.
         let _turn = turn;
-        pack(&workspace, sender, &id);
+        pack(&workspace, sender, &id, &cancelled);
     });
-    let body = futures::stream::poll_fn(move |context| pieces.poll_recv(context));
+    let body = futures::stream::poll_fn(move |context| {
+        let _connection = &connection;
+        pieces.poll_recv(context)
+    });
     let headers = save_as(&name, "application/gzip");
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
 /// Sends an archive to its end, or logs why not. Blocks.
-fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session: &str) {
+fn pack(
+    workspace: &Workspace,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    session: &str,
+    cancelled: &CancelFlag,
+) {
     let mut pipe = ChunkWriter {
         sender,
         piece: Vec::with_capacity(PIECE),
@@ -197,7 +242,7 @@ fn pack(workspace: &Workspace, sender: mpsc::Sender<io::Result<Bytes>>, session:
         sent: 0,
         disconnected: false,
     };
-    let packed = workspace.archive(&mut pipe);
+    let packed = workspace.archive(&mut pipe, cancelled);
     if let Err(cause) = packed {
         tracing::info!(session, %cause, "an archive was not sent to its end");
         // The connection is aborted: half an archive must not look like a complete one.
@@ -509,7 +554,9 @@ mod tests {
         let large = std::fs::File::create(workspace.host_path().join("large")).unwrap();
         large.set_len(8 << 30).unwrap();
         let (sender, mut pieces) = mpsc::channel(BUFFERED_CHUNKS);
-        let packing = tokio::task::spawn_blocking(move || pack(&workspace, sender, "s"));
+        let packing = tokio::task::spawn_blocking(move || {
+            pack(&workspace, sender, "s", &CancelFlag::default());
+        });
         assert!(pieces.recv().await.unwrap().is_ok());
         drop(pieces);
         let ended = tokio::time::timeout(Duration::from_secs(30), packing);

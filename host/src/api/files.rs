@@ -4,11 +4,13 @@
 //!
 //! - The session is looked up together with its user.
 //! - The workspace checks the path, and no path leads out of it.
-//! - An async thread never blocks on the file system.
+//! - An async thread never blocks on the file system, and no user takes another's threads
+//!   ([`UserWork`](lucid_types::user_work::UserWork)).
 
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -18,8 +20,12 @@ use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::{TreeNode, Workspace, WorkspaceError};
 use lucid_types::plural;
 use lucid_types::sentence::{full_stop, sentence};
+use lucid_types::user::UserId;
+use lucid_types::user_work::{CancelFlag, UserWorkError};
 
 pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
+/// `Retry-After` while as many of a user's requests wait as may, in seconds.
+const QUEUE_AGAIN: u32 = 1;
 /// The maximum size of a displayed file, in bytes.
 const LARGEST_FILE: u64 = 8 * 1024 * 1024;
 
@@ -75,6 +81,7 @@ enum NodeKindView {
         (status = 404, body = Problem),
         (status = 503, description = "The server's database cannot be used at the moment", body = Problem),
         (status = 422, body = Problem),
+        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -82,14 +89,18 @@ pub(super) async fn list(
     State(api): State<Api>,
     Authenticated(who): Authenticated,
     Query(query): Query<TreeQuery>,
-) -> Result<Json<TreeView>, Problem> {
+) -> Result<Response, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     // A session that has not started has no workspace yet, which is equivalent to an empty one.
     let Some(workspace) = workspace else {
-        return Ok(Json(TreeView { tree: Vec::new() }));
+        return Ok(Json(TreeView { tree: Vec::new() }).into_response());
     };
-    let tree = run_blocking(workspace, |workspace| workspace.tree()).await?;
-    Ok(Json(TreeView { tree }))
+    let listed = api.run_blocking(&who.user, workspace, |workspace, cancelled| {
+        let tree = workspace.tree_until(cancelled)?;
+        // Written there too: it may have a megabyte.
+        Ok(Json(TreeView { tree }).into_response())
+    });
+    listed.await
 }
 
 /// Which file is asked for.
@@ -123,6 +134,7 @@ pub(super) struct FileView {
         (status = 413, description = "The file is larger than 8 MiB; it can be downloaded", body = Problem),
         (status = 415, description = "The file is no text; it can be downloaded", body = Problem),
         (status = 422, body = Problem),
+        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
@@ -135,16 +147,17 @@ pub(super) async fn read(
     let asked = query.path;
     let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
-    let bytes = run_blocking(workspace, move |workspace| {
+    let read = api.run_blocking(&who.user, workspace, move |workspace, _| {
         workspace.read(&workspace.path(&path)?, LARGEST_FILE)
-    })
-    .await
+    });
     // With the path as the client wrote it.
-    .map_err(|problem| match problem.status().as_u16() {
-        404 => no_file(&asked),
-        413 => Problem::too_large(format!("{} Download it instead.", problem.detail())),
-        _ => problem,
-    })?;
+    let bytes = read
+        .await
+        .map_err(|problem| match problem.status().as_u16() {
+            404 => no_file(&asked),
+            413 => Problem::too_large(format!("{} Download it instead.", problem.detail())),
+            _ => problem,
+        })?;
     if bytes.contains(&0) {
         return Err(no_text(&asked, bytes.len()));
     }
@@ -173,13 +186,28 @@ pub(super) fn not_yet(path: &str) -> Problem {
     }
 }
 
-pub(super) async fn run_blocking<T: Send + 'static>(
-    workspace: Arc<Workspace>,
-    work: impl FnOnce(&Workspace) -> Result<T, WorkspaceError> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::task::spawn_blocking(move || work(&workspace)).await {
-        Ok(done) => Ok(done?),
-        Err(cause) => Err(Problem::internal(&cause)),
+impl Api {
+    /// Works on a workspace's files in the user's turn. The flag is set when the client leaves.
+    pub(super) async fn run_blocking<T: Send + 'static>(
+        &self,
+        user: &UserId,
+        workspace: Arc<Workspace>,
+        work: impl FnOnce(&Workspace, &CancelFlag) -> Result<T, WorkspaceError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let work = move |cancelled: &CancelFlag| work(&workspace, cancelled);
+        Ok(self.parts.user_work.run(user, work).await??)
+    }
+}
+
+impl From<UserWorkError> for Problem {
+    fn from(error: UserWorkError) -> Self {
+        match error {
+            UserWorkError::QueueFull => Self::too_many(
+                "Too many of your requests wait for their turn already. Try again in a moment.",
+            )
+            .retry_after(QUEUE_AGAIN),
+            UserWorkError::Panicked(_) => Self::internal(&error),
+        }
     }
 }
 
@@ -236,26 +264,29 @@ mod tests {
         assert_eq!(no_file("a/b.py").detail(), "File not found: a/b.py");
     }
 
-    #[tokio::test]
-    async fn a_file_is_read_from_the_workspaces_root_under_each_of_its_names() {
+    #[test]
+    fn a_file_is_read_from_the_workspaces_root_under_each_of_its_names() {
         let base = tempfile::tempdir().unwrap();
-        let workspace =
-            Arc::new(Workspace::create(base.path(), &"u1".into(), SessionId::new()).unwrap());
+        let workspace = Workspace::create(base.path(), &"u1".into(), SessionId::new()).unwrap();
         std::fs::write(workspace.host_path().join("a.txt"), "hello").unwrap();
+        let read = |name: &str| {
+            let read = workspace.read(&workspace.path(name)?, LARGEST_FILE)?;
+            Ok::<_, Problem>(read)
+        };
         for name in ["a.txt", "/a.txt", "/workspace/a.txt"] {
-            let read = run_blocking(workspace.clone(), move |w| {
-                w.read(&w.path(name)?, LARGEST_FILE)
-            })
-            .await
-            .unwrap();
-            assert_eq!(read, b"hello", "{name}");
+            assert_eq!(read(name).unwrap(), b"hello", "{name}");
         }
-        let out = run_blocking(workspace, |w| w.read(&w.path("../x")?, LARGEST_FILE))
-            .await
-            .unwrap_err();
+        let out = read("../x").unwrap_err();
         assert_eq!(
             (out.status().as_u16(), out.detail()),
             (400, "Path traversal not allowed.")
         );
+    }
+
+    #[test]
+    fn a_queue_that_is_full_is_said_in_a_sentence() {
+        let refused = Problem::from(UserWorkError::QueueFull);
+        assert_eq!(refused.status(), 429);
+        assert!(refused.detail().starts_with("Too many of your requests"));
     }
 }

@@ -62,6 +62,7 @@ use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::Accounts;
 use lucid_session::Sessions;
 use lucid_store::Chats;
+use lucid_types::user_work::UserWork;
 
 /// The maximum size of a body, and of a WebSocket message, in bytes.
 const LARGEST_BODY: usize = 1024 * 1024;
@@ -85,6 +86,7 @@ struct ApiState {
     shadows: ShadowRuns,
     about: Box<dyn Fn() -> DeploymentInfo + Send + Sync>,
     archives: ArchiveSlots,
+    user_work: UserWork,
     stop: CancellationToken,
     sockets: TaskTracker,
 }
@@ -94,6 +96,7 @@ pub(crate) struct ApiParts {
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) sessions: Sessions,
     pub(crate) workspaces: Workspaces,
+    pub(crate) user_work: UserWork,
     pub(crate) connections: ConnectionLog,
     pub(crate) chats: Chats,
     pub(crate) accounts: Accounts,
@@ -110,6 +113,7 @@ impl Api {
             auth,
             sessions,
             workspaces,
+            user_work,
             connections,
             chats,
             accounts,
@@ -127,6 +131,7 @@ impl Api {
             shadows: ShadowRuns::default(),
             about: Box::new(about),
             archives: ArchiveSlots::default(),
+            user_work,
             stop: CancellationToken::new(),
             sockets: TaskTracker::new(),
         };

@@ -56,7 +56,7 @@ pub(super) struct CreatedView {
         (status = 400, description = "Unknown provider, model or policy, no key for it, or a repository that is refused; or the body is not JSON", body = Problem),
         (status = 401, description = "Not authenticated, or the provider refused the key", body = Problem),
         (status = 422, description = "No task, or the body does not fit", body = Problem),
-        (status = 429, description = "The caller has as many sessions as they may", body = Problem),
+        (status = 429, description = "The caller has as many sessions as they may, or has written as much", body = Problem),
         (status = 503, description = "Nothing to run commands in, no room on the disk, or the log cannot be written: with `Retry-After` where that passes", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -235,6 +235,7 @@ impl From<SessionDetails> for DetailsView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's", body = Problem),
         (status = 404, body = Problem),
+        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
         (status = 503, description = "The log cannot be read at the moment", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -255,6 +256,8 @@ pub(super) async fn details_of(
     id: &str,
 ) -> Result<(SessionId, SessionDetails), Problem> {
     let parsed = session_id(id)?;
+    // Whatever id is named, it is this user's turn to read the log.
+    let _slot = api.parts.user_work.slot(&who.user).await?;
     match api.parts.sessions.details(&parsed, &who.user).await {
         Ok(details) => Ok((parsed, details)),
         Err(SessionDetailsError::Lookup(LookupError::NotFound)) => Err(no_session(id)),
@@ -390,13 +393,14 @@ impl Api {
         not_yours: &str,
     ) -> Result<Option<std::sync::Arc<Workspace>>, Problem> {
         let parsed = session_id(id)?;
+        // Also while the log is read: whatever id is named, it is this user's turn.
+        let slot = self.parts.user_work.slot(&who.user).await?;
         let known = self.parts.sessions.has_workspace(&parsed, &who.user).await;
         if !known.map_err(|error| of_lookup(&error, id, not_yours))? {
             return Ok(None);
         }
         let (workspaces, user) = (self.parts.workspaces.clone(), who.user.clone());
-        let open = move || workspaces.find(&user, parsed);
-        let opened = tokio::task::spawn_blocking(open).await;
+        let opened = slot.run(move || workspaces.find(&user, parsed)).await;
         let opened = opened.map_err(|cause| Problem::internal(&cause))?;
         Ok(opened.map(std::sync::Arc::new))
     }
@@ -439,7 +443,7 @@ impl From<CreateError> for Problem {
             | CreateError::Repository(_)
             | CreateError::UnknownPolicy(..) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
-            CreateError::TooManySessions(_) => Self::too_many(detail),
+            CreateError::TooManySessions(_) | CreateError::UserLog(_) => Self::too_many(detail),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
             CreateError::Paused(_) => Self::unavailable(detail).retry_after(STORE_AGAIN),
             CreateError::DiskShort(_) => Self::unavailable(detail).retry_after(DISK_AGAIN),

@@ -7,6 +7,7 @@
 //! - The exit code is 1 if no session could run.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use owo_colors::Style;
@@ -21,6 +22,7 @@ use lucid_sandbox::docker::Transport;
 use lucid_sandbox::{BackendKind, Sandboxes};
 use lucid_store::blobs::Blobs;
 use lucid_store::{ChatStoreError, Store, StoreError, Supabase};
+use lucid_types::plural;
 use lucid_types::sentence::{full_stop, sentence};
 use url::Url;
 
@@ -206,15 +208,35 @@ fn store(report: &mut DoctorReport, config: &Config) {
     }
     let folders = DataDirs::under(&config.workspace_base_path);
     match server::open_store(&folders) {
-        Ok(store) => report.line(CheckStatus::Good, &format!("{} in {}", Store::kind(&store), store.folder().display())),
+        Ok(store) => {
+            report.line(CheckStatus::Good, &format!("{} in {}", Store::kind(&store), store.folder().display()));
+            database_size(report, store.folder());
+        }
         // In use, so it works.
         Err(StartError::Store(StoreError::InUse(folder))) => {
             report.line(CheckStatus::Good, &format!("in {}, in use by a lucid that runs now", folder.display()));
+            database_size(report, &folder);
         }
         Err(error) => report.line(
             CheckStatus::Bad,
             &format!("{}\nLet this user write to that folder, or set WORKSPACE_BASE_PATH to another one.", error.sentence()),
         ),
+    }
+}
+
+/// Says of a database that an older version made, and that is too large to be rewritten at a start,
+/// how its space comes back.
+fn database_size(report: &mut DoctorReport, folder: &Path) {
+    let stays = lucid_store::open_read_only(folder);
+    if let Ok(Some(size)) = stays.and_then(|database| lucid_store::size_that_stays(&database)) {
+        report.line(
+            CheckStatus::Note,
+            &format!(
+                "The database takes {} and keeps its size when chats are deleted, since an older version made it.\nTo have the space back, stop the server and run: sqlite3 {}/lucid.db 'PRAGMA auto_vacuum = incremental; VACUUM'",
+                plural::size(size),
+                folder.display()
+            ),
+        );
     }
 }
 

@@ -101,6 +101,12 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// `MAX_SESSIONS_PER_USER` (20).
     pub max_sessions_per_user: u32,
+    /// `USER_LOG_RATE` (32m): how many bytes a user may send into the log in a minute. `None` for
+    /// any number, which is 0 in the setting.
+    pub user_log_rate: Option<u64>,
+    /// `USER_LOG_LIMIT` (4g): how many bytes the log may hold of a user. `None` for any number,
+    /// which is 0 in the setting.
+    pub user_log_limit: Option<u64>,
     /// `SANDBOX_BACKEND` (`auto`).
     pub sandbox_backend: SandboxBackend,
     /// `SANDBOX_NETWORK` (`proxy`).

@@ -51,6 +51,8 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.sandbox_disk_limit, 10 << 30);
     assert_eq!(config.sandbox_file_limit, 500_000);
     assert_eq!(config.disk_reserve, 256 << 20);
+    assert_eq!(config.user_log_rate, Some(32 << 20));
+    assert_eq!(config.user_log_limit, Some(4 << 30));
     assert!(!config.sandbox_allow_local);
     assert_eq!(config.sandbox_image, "lucid-sandbox:bookworm");
     assert_eq!(config.sandbox_cpu_limit, 1.0);
@@ -331,6 +333,8 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ),
         ("SANDBOX_DISK_LIMIT", &["0", "1023k", "2x", "1025t", "much"]),
         ("DISK_RESERVE", &["-1", "2x", "1025t", "none"]),
+        ("USER_LOG_RATE", &["-1", "1k", "1025t", "none"]),
+        ("USER_LOG_LIMIT", &["-1", "1k", "1025t", "none"]),
         ("SANDBOX_ALLOW_LOCAL", &["perhaps"]),
         ("SANDBOX_IMAGE", &["-v", "a b", "a\nb"]),
         ("SANDBOX_CPU_LIMIT", &["0", "-1", "NaN", "inf", "all"]),

@@ -185,6 +185,8 @@ impl Config {
                 "a whole number from 1 to 10000",
                 count,
             )?,
+            user_log_rate: limit(values, "USER_LOG_RATE", 32 * MIB)?,
+            user_log_limit: limit(values, "USER_LOG_LIMIT", 4096 * MIB)?,
             sandbox_backend,
             sandbox_network,
             sandbox_private_hosts: values.parsed(
@@ -316,4 +318,19 @@ impl Config {
             misspelt: Vec::new(),
         })
     }
+}
+
+/// A size that nothing may exceed; `None` for 0.
+fn limit(
+    values: &SettingValues,
+    name: &'static str,
+    default: u64,
+) -> Result<Option<u64>, ConfigError> {
+    let bytes = values.parsed(
+        name,
+        default,
+        "a size from 1m to 1024t, such as 500m or 10g, or 0 for no limit",
+        |text| size(text).filter(|bytes| *bytes == 0 || (MIB..=1024 * MIB * MIB).contains(bytes)),
+    )?;
+    Ok((bytes > 0).then_some(bytes))
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::SessionEnvironment;
-use super::factory::{WorkspaceLimits, blocking};
+use super::factory::WorkspaceLimits;
 use lucid_sandbox::BackendKind;
 use lucid_sandbox::workspace::QuotaCheck;
 use lucid_types::ids::SessionId;
@@ -160,7 +160,8 @@ async fn end_oversized(open: &OpenEnvironments) -> bool {
     let mut sure = true;
     for environment in open.all() {
         let (workspace, quota) = environment.files();
-        let counted = blocking(move || Ok(quota.check(&workspace))).await;
+        // One at a time, and it must not wait for the user's own work.
+        let counted = tokio::task::spawn_blocking(move || quota.check(&workspace)).await;
         match counted {
             Ok(QuotaCheck::Within) => {}
             Ok(QuotaCheck::Exceeded(sentence)) => environment.end_sandbox(&sentence).await,

@@ -31,6 +31,8 @@ use lucid_store::blobs::Blobs;
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::ids::SessionId;
 use lucid_types::repository_url::repository_url;
+use lucid_types::user::UserId;
+use lucid_types::user_work::UserWork;
 use lucid_types::wit::types::ToolCall;
 
 /// Said of containers that commands reach by `docker exec` only.
@@ -96,9 +98,18 @@ pub(crate) struct EnvironmentFactory {
     pub(crate) reserve: DiskReserve,
     /// The places that are open.
     pub(crate) open: OpenEnvironments,
+    /// The slots for users' blocking work.
+    pub(crate) user_work: UserWork,
 }
 
 impl EnvironmentFactory {
+    pub(super) fn work_of(&self, spec: &EnvironmentSpec) -> SessionWork {
+        SessionWork {
+            slots: self.user_work.clone(),
+            user: spec.user.clone(),
+        }
+    }
+
     /// The workspace of a session, made where it is not there.
     async fn open_workspace(
         &self,
@@ -108,7 +119,7 @@ impl EnvironmentFactory {
         let (user, session) = (spec.user.clone(), spec.session);
         let workspaces = self.workspaces.clone();
         let sandboxes = self.sandboxes.clone();
-        blocking(move || {
+        let opened = self.work_of(spec).run(move || {
             let workspace = workspaces.create(&user, session)?;
             if !fresh {
                 return Ok(workspace);
@@ -118,10 +129,8 @@ impl EnvironmentFactory {
             // The folder of a container that waits becomes this one, and that container the session's.
             let _is_warm = sandboxes.claim_warm(session, &path);
             workspaces.create(&user, session)
-        })
-        .await
-        .map(Arc::new)
-        .map_err(EnvironmentError::failed)
+        });
+        opened.await.map(Arc::new).map_err(EnvironmentError::failed)
     }
 
     async fn open(
@@ -230,7 +239,8 @@ impl EnvironmentFactory {
         let quota = Quota::new(self.limits.bytes)
             .with_entries(self.limits.entries)
             .with_reserve(self.quota_reserve.clone());
-        let files = TreeTracker::new(workspace.clone(), self.watcher.as_ref(), quota);
+        let work = self.work_of(&spec);
+        let files = TreeTracker::new(workspace.clone(), self.watcher.as_ref(), quota, work);
         let environments = self.open.clone();
         let environment = SessionEnvironment {
             factory: self,
@@ -320,7 +330,7 @@ impl EnvironmentProvider for EnvironmentFactory {
             }
             let files = factory.blobs.of(spec.session);
             files.remove().await.map_err(EnvironmentError::failed)?;
-            let wiped = blocking(move || {
+            let wiped = factory.work_of(&spec).run(move || {
                 if !factory.workspaces.contains(&spec.user, spec.session) {
                     return Ok(());
                 }
@@ -335,15 +345,25 @@ impl EnvironmentProvider for EnvironmentFactory {
     }
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, WorkspaceError> + Send + 'static,
-) -> Result<T, WorkspaceError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|cause| {
+/// Blocking work of one session, done in its user's turn.
+#[derive(Debug, Clone)]
+pub(super) struct SessionWork {
+    pub(super) slots: UserWork,
+    pub(super) user: UserId,
+}
+
+impl SessionWork {
+    /// Does the work, also if the caller stops waiting.
+    pub(super) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, WorkspaceError> + Send + 'static,
+    ) -> Result<T, WorkspaceError> {
+        let done = self.slots.run_to_end(&self.user, work).await;
+        done.unwrap_or_else(|cause| {
             Err(WorkspaceError::Io {
                 path: "the workspace".to_owned(),
                 cause: std::io::Error::other(cause),
             })
         })
+    }
 }

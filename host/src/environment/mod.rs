@@ -22,7 +22,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc};
 
-use self::factory::{EnvironmentFactory, blocking};
+use self::factory::EnvironmentFactory;
 use self::tree_watch::TreeTracker;
 use lucid_sandbox::git::{self, GitGateway};
 use lucid_sandbox::proxy::ForwardProxy;
@@ -328,8 +328,9 @@ impl Environment for SharedEnvironment {
 
     fn instructions(&self) -> BoxFuture<'static, Vec<String>> {
         let workspace = self.0.workspace.clone();
+        let work = self.0.factory.work_of(&self.0.spec);
         async move {
-            let read = blocking(move || Ok(agent_instructions::read_instructions(&workspace)));
+            let read = work.run(move || Ok(agent_instructions::read_instructions(&workspace)));
             read.await.unwrap_or_default()
         }
         .boxed()

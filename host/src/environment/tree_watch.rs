@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::factory::blocking;
+use super::factory::SessionWork;
 use lucid_sandbox::tools::ToolOutcome;
 use lucid_sandbox::workspace::{Quota, WatchedWorkspace, Watcher, Workspace};
 
@@ -31,6 +31,7 @@ pub(crate) struct TreeTracker {
     /// `None` if this machine does not let the host watch folders.
     watched: Option<WatchedWorkspace>,
     pace: Mutex<CountPacing>,
+    work: SessionWork,
 }
 
 #[derive(Default)]
@@ -45,12 +46,18 @@ struct CountPacing {
 
 impl TreeTracker {
     /// The files of a workspace with a disk quota.
-    pub(super) fn new(workspace: Arc<Workspace>, watcher: Option<&Watcher>, quota: Quota) -> Self {
+    pub(super) fn new(
+        workspace: Arc<Workspace>,
+        watcher: Option<&Watcher>,
+        quota: Quota,
+        work: SessionWork,
+    ) -> Self {
         Self {
             workspace,
             quota: Arc::new(quota),
             watched: watcher.map(Watcher::workspace),
             pace: Mutex::default(),
+            work,
         }
     }
 
@@ -61,7 +68,8 @@ impl TreeTracker {
 
     /// The tree, as a JSON list of nodes.
     pub(super) async fn tree(self: Arc<Self>) -> Option<String> {
-        let made = blocking(move || {
+        let work = self.work.clone();
+        let made = work.run(move || {
             let begun = Instant::now();
             let tree = match &self.watched {
                 Some(watched) => self.workspace.watched_tree(watched)?,
@@ -122,7 +130,7 @@ impl TreeTracker {
     pub(super) async fn after_tool(&self, outcome: &mut ToolOutcome) -> Option<String> {
         let (workspace, quota) = (self.workspace.clone(), self.quota.clone());
         let command = outcome.exit_code.is_some();
-        let counted = blocking(move || {
+        let counted = self.work.clone().run(move || {
             if command {
                 quota.changed();
             }
@@ -148,6 +156,8 @@ impl TreeTracker {
 
 #[cfg(test)]
 mod tests {
+    use lucid_types::user_work::UserWork;
+
     use super::*;
     use lucid_types::ids::SessionId;
 
@@ -156,7 +166,11 @@ mod tests {
     fn files(watcher: Option<&Watcher>, limit: u64) -> (tempfile::TempDir, Arc<TreeTracker>) {
         let base = tempfile::tempdir().unwrap();
         let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
-        let files = TreeTracker::new(Arc::new(workspace), watcher, Quota::new(limit));
+        let work = SessionWork {
+            slots: UserWork::default(),
+            user: "user".into(),
+        };
+        let files = TreeTracker::new(Arc::new(workspace), watcher, Quota::new(limit), work);
         (base, Arc::new(files))
     }
 

@@ -37,6 +37,7 @@ impl App {
             auth: self.auth.clone(),
             sessions: self.sessions.clone(),
             workspaces: self.workspaces.clone(),
+            user_work: self.user_work.clone(),
             connections: self.connections.clone(),
             chats: self.chats.clone(),
             accounts: self.accounts.clone(),

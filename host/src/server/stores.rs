@@ -28,6 +28,12 @@ pub(super) async fn open_user_stores(
     store: &Store,
     keep: WorkspaceRetention,
 ) -> Result<UserStores, StartError> {
+    let deletions = store.clone();
+    tokio::spawn(async move {
+        if let Err(cause) = deletions.finish_deletions().await {
+            tracing::warn!(%cause, "the log of deleted chats is deleted at the next start: it could not be now");
+        }
+    });
     let Some(settings) = config
         .supabase
         .as_ref()

@@ -167,6 +167,8 @@ impl Sessions {
         let cost_limit = lower(deps.limits.session_cost, new.cost_limit);
         let id = SessionId::new();
         let claim = self.shared.claim(&new.user, id)?;
+        let user_logs = &self.shared.user_logs;
+        user_logs.admit(&new.user, new.task.len()).await?;
         if info.calls_models {
             models.check(&provider.name, new.api_key.clone()).await?;
         }
@@ -218,7 +220,9 @@ impl Sessions {
         // Runs to completion even if the caller goes away: a session that is written must exist.
         let made = tokio::spawn(async move {
             let _claim = claim;
+            let (user, size) = (fixed.user.clone(), first.size() + fixed.task.len() as u64);
             shared.deps.log.create(fixed, first).await?;
+            shared.user_logs.wrote(&user, size);
             if let Some(turn) = turn {
                 turn.commit();
             }
@@ -296,8 +300,8 @@ impl SessionsShared {
                 actors.spawn(caller.scope(actor::live(shared, session, found, message)));
             }
         });
-        let log = self.deps.log.clone();
-        let session = SessionHandle::new(about, last_seq, log, mailbox, launch, plugins);
+        let logs = (self.deps.log.clone(), self.user_logs.clone());
+        let session = SessionHandle::new(about, last_seq, logs, mailbox, launch, plugins);
         self.register(&session);
         session
     }

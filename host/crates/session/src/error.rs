@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::user_logs::UserLogExceeded;
 use lucid_types::log::LogError;
 use lucid_types::plural;
 use lucid_types::repository_url::RepositoryUrlError;
@@ -57,6 +58,9 @@ pub enum CreateError {
     /// The user has reached the limit of live sessions. Holds the limit.
     #[error("you have {} already, which is as many as you may have", plural::count(.0.to_owned(), "session"))]
     TooManySessions(usize),
+    /// The user has written as much as one may.
+    #[error(transparent)]
+    UserLog(#[from] UserLogExceeded),
     /// The host is shutting down.
     #[error("the server is about to restart")]
     ShuttingDown,
@@ -83,7 +87,10 @@ impl From<LogError> for CreateError {
 impl CreateError {
     /// Returns whether the same request may succeed in a moment without any change by its user.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Paused(_) | Self::DiskShort(_))
+        matches!(
+            self,
+            Self::Paused(_) | Self::DiskShort(_) | Self::UserLog(UserLogExceeded::Rate(_))
+        )
     }
 
     /// The text for a user: a sentence, and what to do.
@@ -118,6 +125,7 @@ impl CreateError {
                 "Choose another model, or ask the operator to set its `prices` in the deployment's manifest.",
             )),
             Self::TooManySessions(_) => Some(Cow::Borrowed("Stop one first.")),
+            Self::UserLog(exceeded) => Some(Cow::Borrowed(exceeded.advice())),
             Self::ShuttingDown | Self::Paused(_) => Some(Cow::Borrowed("Try again in a moment.")),
             Self::DiskShort(why) => Some(Cow::Borrowed(why.as_str())),
             Self::UnknownProvider(..)

@@ -20,6 +20,7 @@ use super::stream::frames::Features;
 use super::stream::positions::{ClientPosition, ClientPositions, ConnectionLoss};
 use super::stream::subscription::Subscription;
 use super::types::{CloseReason, Closing, MessageRejected};
+use super::user_logs::UserLogs;
 use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, SessionLog};
@@ -43,6 +44,7 @@ pub(crate) enum IdleState {
 pub struct SessionHandle {
     pub(super) info: SessionInfo,
     pub(super) log: Arc<dyn SessionLog>,
+    user_logs: Arc<UserLogs>,
     pub(super) mailbox: Mailbox,
     /// Whether the session's files can be read.
     has_workspace: AtomicBool,
@@ -121,7 +123,7 @@ impl SessionHandle {
     pub(super) fn new(
         about: SessionInfo,
         seq: u64,
-        log: Arc<dyn SessionLog>,
+        (log, user_logs): (Arc<dyn SessionLog>, Arc<UserLogs>),
         mailbox: Mailbox,
         launch: ActorLauncher,
         plugins: SessionPlugins,
@@ -129,6 +131,7 @@ impl SessionHandle {
         Arc::new(Self {
             info: about,
             log,
+            user_logs,
             mailbox,
             has_workspace: AtomicBool::new(false),
             stop: CancellationToken::new(),
@@ -197,8 +200,8 @@ impl SessionHandle {
     /// processed once, even after a crash.
     ///
     /// # Errors
-    /// Fails if the session is over, if too many messages are waiting already, or if the log could
-    /// not be written.
+    /// Fails if the session is over, if too many messages are waiting already, if the user has
+    /// written as much as one may, or if the log could not be written.
     pub async fn message(&self, text: impl Into<String>) -> Result<(), MessageRejected> {
         if !self.is_alive() {
             return Err(MessageRejected::Over);
@@ -208,7 +211,9 @@ impl SessionHandle {
             mpsc::error::TrySendError::Full(_) => MessageRejected::Busy,
             mpsc::error::TrySendError::Closed(_) => MessageRejected::Over,
         })?;
-        let queued = self.log.keep_message(self.info.id, text.into());
+        let text = text.into();
+        self.user_logs.admit(&self.info.user, text.len()).await?;
+        let queued = self.log.keep_message(self.info.id, text);
         // Runs to completion even if the client goes away: a message that is written is also
         // delivered.
         let queued = tokio::spawn(async move {

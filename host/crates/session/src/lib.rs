@@ -47,6 +47,7 @@ mod sessions;
 mod shared;
 mod traffic_split;
 mod types;
+mod user_logs;
 mod workspaces;
 
 pub mod stream;
@@ -86,4 +87,5 @@ pub use self::types::{
     CloseReason, LookupError, MessageRejected, OpenChange, PausedSessions, SessionLimits,
     SessionSummary,
 };
+pub use self::user_logs::{UserLogExceeded, UserLogLimits};
 pub use self::workspaces::WorkspaceLookupError;

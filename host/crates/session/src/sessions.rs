@@ -24,6 +24,7 @@ use super::retention;
 use super::shared::{CREATION_LOCKS, SessionDeps, SessionsShared};
 use super::stream::frames;
 use super::types::{CloseReason, LookupError, PausedSessions, SessionSummary};
+use super::user_logs::{UserLogExceeded, UserLogs};
 use lucid_types::ids::SessionId;
 use lucid_types::transient::TransientFailure;
 use lucid_types::user::UserId;
@@ -46,8 +47,10 @@ impl Sessions {
     /// Creates an empty set; call [`Sessions::recover`] for the sessions of the last run. Needs a
     /// tokio runtime.
     pub fn new(deps: SessionDeps) -> Self {
+        let user_logs = UserLogs::new(deps.log.clone(), deps.user_logs);
         let shared = Arc::new(SessionsShared {
             deps,
+            user_logs: Arc::new(user_logs),
             halt: CancellationToken::new(),
             deadline_passed: CancellationToken::new(),
             paused_sessions: Mutex::default(),
@@ -75,6 +78,11 @@ impl Sessions {
             shared.halt.clone(),
         ));
         Self { shared }
+    }
+
+    /// Checks that a user may change so many bytes of what is written, and counts them.
+    pub fn admit_change(&self, user: &UserId, bytes: usize) -> Result<(), UserLogExceeded> {
+        self.shared.user_logs.admit_change(user, bytes)
     }
 
     /// Starts a session that has not been started.

@@ -13,6 +13,7 @@ use super::handle::SessionHandle;
 use super::ports::{Deployment, EnvironmentProvider, PullRequests};
 use super::seal::Sealer;
 use super::types::{PausedSessions, SessionLimits};
+use super::user_logs::{UserLogLimits, UserLogs};
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::ids::SessionId;
 use lucid_types::log::SessionLog;
@@ -34,6 +35,8 @@ pub struct SessionDeps {
     pub reserve: DiskReserve,
     /// The limits of each session.
     pub limits: SessionLimits,
+    /// How much each user may write into the log.
+    pub user_logs: UserLogLimits,
 }
 
 /// The number of locks for concurrent lookups and creations.
@@ -42,6 +45,8 @@ pub(super) const CREATION_LOCKS: usize = 64;
 /// What all sessions have in common.
 pub(crate) struct SessionsShared {
     pub(super) deps: SessionDeps,
+    /// How much users have written.
+    pub(super) user_logs: Arc<UserLogs>,
     pub(super) halt: CancellationToken,
     /// Cancelled when the time for what still runs at a shutdown is up.
     pub(super) deadline_passed: CancellationToken,

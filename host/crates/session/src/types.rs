@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::user_logs::UserLogExceeded;
 use lucid_types::ids::SessionId;
 use lucid_types::plural;
 use lucid_types::sentence::with_advice;
@@ -133,6 +134,9 @@ pub enum MessageRejected {
     /// Too many messages are waiting already.
     #[error("the session has not yet taken the messages before this one")]
     Busy,
+    /// The user has written as much as one may.
+    #[error(transparent)]
+    UserLog(#[from] UserLogExceeded),
     /// The log could not be written.
     #[error("the server could not write the message down")]
     Unwritten,
@@ -143,6 +147,7 @@ impl MessageRejected {
     pub fn sentence(self) -> String {
         let advice = match self {
             Self::Over => None,
+            Self::UserLog(exceeded) => Some(exceeded.advice()),
             Self::Busy | Self::Unwritten => Some("Try again in a moment."),
         };
         with_advice(self, advice)

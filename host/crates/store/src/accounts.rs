@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::chat_store::ChatStoreError;
 use crate::error::StoreError;
-use crate::sqlite::Store;
+use crate::sqlite::{Reader, Store};
 use lucid_types::identity::Identity;
 
 /// A git account that a user connected.
@@ -85,6 +85,7 @@ const COLUMNS: &str = "id, provider, label, access_token_encrypted, iv, external
 impl Integrations for Store {
     fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
         let (store, user) = (self.clone(), who.user.clone());
+        let reader = Reader::User(user.clone());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 ORDER BY provider"
@@ -92,11 +93,12 @@ impl Integrations for Store {
             let rows = select.query_map([user.as_str()], integration)?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         };
-        async move { Ok(store.read(work).await?) }.boxed()
+        async move { Ok(store.read_for(reader, work).await?) }.boxed()
     }
 
     fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>> {
         let (store, user, provider) = (self.clone(), who.user.clone(), provider.to_owned());
+        let reader = Reader::User(user.clone());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 AND provider = ?2"
@@ -105,7 +107,7 @@ impl Integrations for Store {
                 .query_row([user.as_str(), &provider], integration)
                 .optional()?)
         };
-        async move { Ok(store.read(work).await?) }.boxed()
+        async move { Ok(store.read_for(reader, work).await?) }.boxed()
     }
 
     fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()> {

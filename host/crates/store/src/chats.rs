@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::chat_store::sqlite::SqliteChatStore;
 use crate::chat_store::{Chat, ChatMessage, ChatStore, ChatStoreError, Principal};
-use crate::log::discard;
+use crate::error::StoreError;
 use crate::outbox::Outbox;
 use crate::sqlite::Store;
 use lucid_types::ids::SessionId;
@@ -106,9 +106,10 @@ impl Chats {
             outbox.forget(id).await?;
         }
         // Even if the chat is not there: an earlier call may have stopped after deleting it.
-        let (user, id) = (caller.user().clone(), id.to_owned());
-        let discard = move |connection: &_| discard::of_chat(connection, &user, &id);
-        let sessions = self.store.erase(discard).await?;
+        let (store, user, id) = (self.store.clone(), caller.user().clone(), id.to_owned());
+        // To its end, even if the caller leaves.
+        let discarding = tokio::spawn(async move { store.discard_chat(user, id).await });
+        let sessions = discarding.await.map_err(|_| StoreError::Closed)??;
         Ok(DeletedChat { chat, sessions })
     }
 

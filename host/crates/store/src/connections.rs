@@ -9,8 +9,8 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::StoreError;
-use crate::sqlite::database::Store;
-use crate::sqlite::sql::to_sql;
+use crate::sqlite::sql::{AsText, to_sql};
+use crate::sqlite::{Reader, Store};
 use lucid_types::ids::SessionId;
 
 /// The most servers of a session that are kept apart.
@@ -62,12 +62,12 @@ impl Store {
         &self,
         session: SessionId,
     ) -> Result<Vec<ConnectionTotals>, StoreError> {
-        self.read(move |connection| {
+        let read = move |connection: &Connection| {
             let mut select = connection.prepare_cached(
                 "SELECT host, port, outcome, count, sent, received, first_at, last_at
                  FROM connections WHERE session_id = ?1 ORDER BY last_at DESC, host, port, outcome",
             )?;
-            let rows = select.query_map([session.to_string()], |row| {
+            let rows = select.query_map([AsText(session)], |row| {
                 let number =
                     |name| Ok::<_, rusqlite::Error>(row.get::<_, i64>(name)?.cast_unsigned());
                 let time = |name| {
@@ -88,8 +88,8 @@ impl Store {
                 })
             })?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
-        })
-        .await
+        };
+        self.read_for(Reader::Session(session), read).await
     }
 }
 
@@ -98,15 +98,15 @@ fn add(
     session: SessionId,
     totals: &ConnectionTotals,
 ) -> Result<(), StoreError> {
-    let id = session.to_string();
+    let id = AsText(session);
     let exists = connection
         .prepare_cached("SELECT 1 FROM sessions WHERE id = ?1")?
-        .query_row([&id], |_| Ok(()))
+        .query_row([id], |_| Ok(()))
         .optional()?;
     if exists.is_none() {
         return Ok(());
     }
-    let (host, port) = if has_room(connection, &id, totals)? {
+    let (host, port) = if has_room(connection, session, totals)? {
         (totals.host.as_str(), totals.port)
     } else {
         ("", 0)
@@ -135,7 +135,7 @@ fn add(
 /// Whether a server has a row already, or may get one.
 fn has_room(
     connection: &Connection,
-    session: &str,
+    session: SessionId,
     totals: &ConnectionTotals,
 ) -> Result<bool, StoreError> {
     let (known, rows): (bool, i64) = connection
@@ -145,7 +145,7 @@ fn has_room(
              (SELECT count(*) FROM connections WHERE session_id = ?1)",
         )?
         .query_row(
-            params![session, totals.host, totals.port, totals.outcome],
+            params![AsText(session), totals.host, totals.port, totals.outcome],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
     Ok(known || rows < MAX_DESTINATIONS)

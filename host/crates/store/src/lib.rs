@@ -47,7 +47,7 @@ pub use self::connections::ConnectionTotals;
 pub use self::error::StoreError;
 pub use self::log::read::{find_session, logged_steps};
 pub use self::outbox::Outbox;
-pub use self::sqlite::database::{Store, open_read_only};
+pub use self::sqlite::database::{Store, open_read_only, size_that_stays};
 pub use self::sqlite::failure::transient_cause;
 pub use self::sqlite::origin::{HostOrigin, last_start, record_start, release_sessions};
 pub use self::supabase::{Supabase, SupabaseChatStore, SupabaseSettings};

@@ -4,7 +4,8 @@
 //! - `ids`, `user`, `identity`, `digest`, `secret`: who and what something is.
 //! - `wit`: the types of the WIT packages, written by the build. `log`: the session log, as a trait of values, with
 //!   `transient` for failures that pass. `exec`: commands for a sandbox. `repository_url`: how people name repositories.
-//! - `disk_reserve`, `limits`: disk that is kept for the log, and what several crates limit alike.
+//! - `disk_reserve`, `limits`: disk that is kept for the log, and what several crates limit alike. `fair`, `user_work`:
+//!   users' work in turn.
 //! - `text`, `unicode`, `sanitize`: text of others. `plural`, `sentence`: text for people. `log_label`: whom a plugin's
 //!   log line belongs to.
 
@@ -13,6 +14,7 @@
 pub mod digest;
 pub mod disk_reserve;
 pub mod exec;
+pub mod fair;
 pub mod identity;
 pub mod ids;
 pub mod limits;
@@ -27,4 +29,5 @@ pub mod text;
 pub mod transient;
 pub mod unicode;
 pub mod user;
+pub mod user_work;
 pub mod wit;

@@ -20,6 +20,7 @@ use tar::{Builder, EntryType, Header};
 use super::walk::{DEEPEST, MOST_ENTRIES, Walk, WalkEntry, WalkStep};
 use super::{Workspace, WorkspaceError, WorkspacePath, explain};
 use lucid_types::plural;
+use lucid_types::user_work::CancelFlag;
 
 /// The top-level folder of the archive.
 const TOP: &str = "workspace";
@@ -33,8 +34,9 @@ const HOLES: u64 = 16 << 30;
 const NAMES: usize = 16 << 20;
 
 impl Workspace {
-    /// Writes the archive. Blocks for as long as `to` takes it; ends at the first error of `to`.
-    pub fn archive(&self, to: impl Write) -> Result<(), WorkspaceError> {
+    /// Writes the archive. Blocks for as long as `to` takes it; ends at the first error of `to`, or
+    /// when nobody wants it any more.
+    pub fn archive(&self, to: impl Write, cancelled: &CancelFlag) -> Result<(), WorkspaceError> {
         let failed = |cause| explain(&WorkspacePath::root(), cause);
         let walk = Walk::new(self).map_err(failed)?;
         let packed = Archive {
@@ -44,7 +46,7 @@ impl Workspace {
             names: HashMap::new(),
             names_left: NAMES,
         };
-        packed.pack(walk).map_err(failed)
+        packed.pack(walk, cancelled).map_err(failed)
     }
 }
 
@@ -75,9 +77,13 @@ impl SkippedEntries {
 }
 
 impl<W: Write> Archive<W> {
-    fn pack(mut self, mut walk: Walk) -> io::Result<()> {
+    fn pack(mut self, mut walk: Walk, cancelled: &CancelFlag) -> io::Result<()> {
         self.folder(Path::new(TOP), 0o755, None)?;
         while let Some(step) = walk.next() {
+            // What is left out sends nothing, so an error of `to` would not tell.
+            if cancelled.is_set() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             match step {
                 WalkStep::Found(found) => self.entry(&walk, &found)?,
                 WalkStep::Closed(path, error) => {
@@ -276,7 +282,9 @@ mod tests {
 
     fn packed(workspace: &Workspace) -> Vec<u8> {
         let mut bytes = Vec::new();
-        workspace.archive(&mut bytes).unwrap();
+        workspace
+            .archive(&mut bytes, &CancelFlag::default())
+            .unwrap();
         bytes
     }
 
@@ -459,6 +467,9 @@ mod tests {
         // Reading it to its end would take a day.
         let endless = fs::File::create(workspace.host_path().join("endless")).unwrap();
         endless.set_len(HOLES - 1).unwrap();
-        assert!(workspace.archive(Takes(100_000)).is_err());
+        let wanted = CancelFlag::default();
+        assert!(workspace.archive(Takes(100_000), &wanted).is_err());
+        drop(wanted.on_drop());
+        assert!(workspace.archive(Takes(usize::MAX), &wanted).is_err());
     }
 }

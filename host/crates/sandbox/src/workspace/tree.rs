@@ -1,7 +1,8 @@
 //! The file tree of a workspace that clients are shown.
 //!
 //! # Invariants
-//! - Its depth and its size are bounded.
+//! - Its depth and its size are bounded, and so is the number of entries that are read for it, those
+//!   that it does not show included.
 //! - Links are shown and not followed.
 //! - Folders that nobody looks for are left out.
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use super::names::encode_name;
 use super::{WatchedWorkspace, Workspace, WorkspaceError, WorkspacePath, explain};
+use lucid_types::user_work::CancelFlag;
 
 /// The depth limit of a tree.
 const MAX_DEPTH: usize = 24;
@@ -20,6 +22,8 @@ pub(super) const MAX_NODES: usize = 10_000;
 /// The most bytes that a tree's names and paths take together: the tree is logged each time it
 /// changes.
 const MAX_BYTES: usize = 1 << 20;
+/// The most entries that are read for a tree. What is left out of it takes time all the same.
+pub(super) const MAX_READ: usize = 50_000;
 /// Folders left out of a tree, besides those whose name starts with a dot.
 const LEFT_OUT: [&str; 12] = [
     ".git",
@@ -65,7 +69,12 @@ impl Workspace {
     /// The tree that clients are shown: bounded, without folders that nobody looks for, links not
     /// followed.
     pub fn tree(&self) -> Result<Vec<TreeNode>, WorkspaceError> {
-        self.tree_of(&mut |_| {})
+        self.tree_until(&CancelFlag::default())
+    }
+
+    /// The same tree, for somebody who may leave: it is then cut short.
+    pub fn tree_until(&self, cancelled: &CancelFlag) -> Result<Vec<TreeNode>, WorkspaceError> {
+        self.tree_of(cancelled, &mut |_| {})
     }
 
     /// The same tree, whose folders are watched from here on.
@@ -74,13 +83,21 @@ impl Workspace {
         watched: &WatchedWorkspace,
     ) -> Result<Vec<TreeNode>, WorkspaceError> {
         let mut round = watched.round();
-        self.tree_of(&mut |folder| round.folder(folder.as_fd()))
+        self.tree_of(&CancelFlag::default(), &mut |folder| {
+            round.folder(folder.as_fd())
+        })
     }
 
-    fn tree_of(&self, visit: &mut dyn FnMut(&Dir)) -> Result<Vec<TreeNode>, WorkspaceError> {
+    fn tree_of(
+        &self,
+        cancelled: &CancelFlag,
+        visit: &mut dyn FnMut(&Dir),
+    ) -> Result<Vec<TreeNode>, WorkspaceError> {
         let mut left = TreeBudget {
             nodes: MAX_NODES,
             bytes: MAX_BYTES,
+            reads: MAX_READ,
+            cancelled,
         };
         visit(&self.dir);
         let entries = self
@@ -92,12 +109,24 @@ impl Workspace {
 }
 
 /// The remaining limits of a tree.
-struct TreeBudget {
+struct TreeBudget<'a> {
     nodes: usize,
     bytes: usize,
+    /// Entries that may still be read.
+    reads: usize,
+    cancelled: &'a CancelFlag,
 }
 
-impl TreeBudget {
+impl TreeBudget<'_> {
+    /// Takes one entry to be read; false if there is none left, or nobody wants the tree any more.
+    fn read(&mut self) -> bool {
+        if self.nodes == 0 || self.reads == 0 || self.cancelled.is_set() {
+            return false;
+        }
+        self.reads -= 1;
+        true
+    }
+
     /// Takes space for an entry with names of that many bytes; false if there is none left.
     fn take(&mut self, bytes: usize) -> bool {
         let Some(left) = self.bytes.checked_sub(bytes) else {
@@ -115,15 +144,16 @@ fn branch(
     entries: ReadDir,
     parent: &str,
     depth: usize,
-    left: &mut TreeBudget,
+    left: &mut TreeBudget<'_>,
     visit: &mut dyn FnMut(&Dir),
 ) -> Vec<TreeNode> {
     let mut nodes = Vec::new();
     let mut folders = Vec::new();
-    for entry in entries.flatten() {
-        if left.nodes == 0 {
+    for entry in entries {
+        if !left.read() {
             break;
         }
+        let Ok(entry) = entry else { continue };
         let name = encode_name(&entry.file_name());
         let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if LEFT_OUT.contains(&name.as_str())
@@ -168,4 +198,42 @@ fn branch(
     }
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
     nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lucid_types::ids::SessionId;
+
+    #[test]
+    fn hidden_names_count_and_nothing_is_read_for_somebody_who_left() {
+        let base = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
+        for number in 0..20 {
+            let root = workspace.host_path();
+            std::fs::write(root.join(format!(".lucid-{number}")), "").unwrap();
+            std::fs::create_dir(root.join(format!(".d{number}"))).unwrap();
+        }
+        let nothing = CancelFlag::default();
+        let mut left = TreeBudget {
+            nodes: MAX_NODES,
+            bytes: MAX_BYTES,
+            reads: 30,
+            cancelled: &nothing,
+        };
+        let nodes = branch(
+            workspace.dir.entries().unwrap(),
+            "",
+            MAX_DEPTH,
+            &mut left,
+            &mut |_| {},
+        );
+        assert_eq!((nodes.len(), left.nodes, left.reads), (0, MAX_NODES, 0));
+
+        std::fs::write(workspace.host_path().join("a"), "").unwrap();
+        assert_eq!(workspace.tree().unwrap().len(), 1);
+        let gone = CancelFlag::default();
+        drop(gone.on_drop());
+        assert_eq!(workspace.tree_until(&gone).unwrap(), []);
+    }
 }

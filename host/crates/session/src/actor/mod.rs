@@ -60,6 +60,8 @@ enum ActorEnd {
     Halted,
     /// The open task exceeded its time limit.
     TimedOut,
+    /// The log holds as much of the session's user as it may. Holds the limit in bytes.
+    LogFull(u64),
     /// No execution environment could be provided. Holds the reason.
     NoEnvironment(String),
     /// The log can never be written. Holds the reason.
@@ -517,8 +519,10 @@ impl Actor {
             pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
+        let size = row.size();
         let row = Arc::new(row);
         let waited = self.persist(move |log| log.append(row.clone())).await?;
+        self.shared.user_logs.wrote(&self.fixed.user, size);
         self.counters = counters;
         if waited {
             // Time during which the log could not be written is not charged to the task.
@@ -538,6 +542,12 @@ impl Actor {
         if waited && self.session.stop.is_cancelled() {
             // Everything it held has already been released.
             return Ok(());
+        }
+        // What was done is written; only what would begin now is not.
+        if !begin.is_empty()
+            && let Some(limit) = self.shared.user_logs.exceeded(&self.fixed.user).await
+        {
+            return Err(ActorEnd::LogFull(limit));
         }
         self.effects.at_step(self.counters.step.saturating_sub(1));
         for begin in begin {

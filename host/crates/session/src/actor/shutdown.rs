@@ -22,6 +22,7 @@ use crate::round::{CHANGE, RoundBuilder, RoundContext};
 use crate::shared::SessionsShared;
 use crate::stream::frames::{self, EventDraft};
 use crate::types::CloseReason;
+use crate::user_logs::total_message;
 use lucid_types::ids::EffectId;
 use lucid_types::log::SessionStatus;
 use lucid_types::plural;
@@ -102,11 +103,15 @@ impl Actor {
                 let frame = frames::status("stopping", reason.recorded(), None);
                 (reason, (status != SessionStatus::Stopping).then_some(frame))
             }
-            ActorEnd::TimedOut => {
+            ActorEnd::TimedOut | ActorEnd::LogFull(_) => {
                 let limits = &self.shared.deps.limits;
                 let keeps_workspace = had_environment && !limits.retention.is_zero();
                 let retention = keeps_workspace.then_some(limits.retention);
-                let close = CloseReason::expired(&time_limit_message(limits.task_time), retention);
+                let why = match end {
+                    ActorEnd::LogFull(limit) => total_message(limit),
+                    _ => time_limit_message(limits.task_time),
+                };
+                let close = CloseReason::expired(&why, retention);
                 let frame = frames::error(close.recorded());
                 (close, Some(frame))
             }

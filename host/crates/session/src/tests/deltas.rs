@@ -8,6 +8,7 @@ use super::*;
 use crate::effects::deltas::DeltaStream;
 use crate::handle::SessionInfo;
 use crate::stream::feed::BEHIND;
+use crate::user_logs::UserLogs;
 
 /// An action of the session or of its reader.
 #[derive(Debug, Clone)]
@@ -118,10 +119,14 @@ fn session(store: &Store) -> Arc<SessionHandle> {
         digest: Digest::of("d"),
         provider: String::new(),
     };
+    let log: Arc<dyn lucid_types::log::SessionLog> = Arc::new(store.clone());
     SessionHandle::new(
         about,
         0,
-        Arc::new(store.clone()),
+        (
+            log.clone(),
+            Arc::new(UserLogs::new(log, UserLogLimits::default())),
+        ),
         mailbox,
         Box::new(|_| {}),
         plugins,

@@ -170,6 +170,7 @@ fn deployed(
         sessions_per_user: 100,
     };
     change(&mut limits);
+    let user_logs = world.user_logs;
     let sessions = Sessions::new(SessionDeps {
         log: Arc::new(store.clone()),
         sealer: Sealer::new(&Secret::new(key)),
@@ -178,6 +179,7 @@ fn deployed(
         pull_requests: Arc::new(world.clone()),
         reserve: lucid_types::disk_reserve::DiskReserve::none(),
         limits,
+        user_logs,
     });
     Host { sessions, store }
 }

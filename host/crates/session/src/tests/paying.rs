@@ -147,3 +147,56 @@ async fn a_call_whose_work_comes_to_grief_is_told_of_and_paid_for() {
     assert!(seen.last().unwrap().1.contains("came to grief"), "{seen:?}");
     assert_eq!(totals(&sessions, *session.id()).await, early());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_whose_share_of_the_log_is_used_up_is_told_and_goes_on_once_chats_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(worker);
+    world.user_logs.total = Some(1000);
+    let sessions = sessions(folder.path(), &world);
+    let session = sessions.create(new("u")).await.unwrap();
+    let mut frames = session.subscribe(0);
+    sessions.start(&session);
+    let last = until(&mut frames, "nothing says this").await;
+    let said: String = last.into_iter().map(|(_, frame)| frame).collect();
+    assert!(
+        said.contains("The session was ended: the record of your sessions takes 1000 bytes"),
+        "{said}"
+    );
+    assert!(said.contains("Delete chats before the next one."), "{said}");
+    eventually("the session to be gone", || sessions.count() == 0).await;
+    assert_eq!(world.done("wipe"), 0, "its files are kept");
+    assert_eq!(session.message("more").await, Err(MessageRejected::Over));
+    let refused = sessions.create(new("u")).await.map(drop).unwrap_err();
+    assert_eq!(
+        refused.to_user(),
+        "The record of your sessions takes 1000 bytes, which is as much as it may. Delete chats first."
+    );
+    // Another user has a share of their own.
+    sessions.create(new("v")).await.unwrap();
+
+    let chats = lucid_store::Chats::new(sessions.store.clone());
+    let caller = lucid_store::Principal::service("u");
+    let chat = chats.list(&caller, 1, 0).await.unwrap().remove(0);
+    assert!(chats.delete(&caller, &chat.id).await.unwrap().chat);
+    sessions.create(new("u")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_sends_too_much_in_a_minute_is_refused_and_nobody_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(worker);
+    world.user_logs.rate = Some(3 * 4096);
+    let sessions = sessions(folder.path(), &world);
+    let session = sessions.create(new("u")).await.unwrap();
+    assert_eq!(session.message("one").await, Ok(()));
+    let refused = session.message("x".repeat(9000)).await.unwrap_err();
+    assert_eq!(
+        refused.sentence(),
+        "You have sent more than 12 KiB within a minute, which is as much as you may. Try again in a moment."
+    );
+    assert_eq!(session.message("two").await, Ok(()));
+    let again = sessions.create(new("u")).await.map(drop).unwrap_err();
+    assert!(again.passes(), "{again}");
+    sessions.create(new("v")).await.unwrap();
+}

@@ -89,6 +89,8 @@ pub(super) struct World {
     pub(super) mock: bool,
     pub(super) models: bool,
     pub(super) sandbox: Arc<AtomicBool>,
+    /// How much each user may write.
+    pub(super) user_logs: UserLogLimits,
     pub(super) diary: Arc<Mutex<Vec<String>>>,
     pub(super) prompts: Arc<Mutex<Vec<Vec<Message>>>>,
     pub(super) hold: Arc<AtomicBool>,
@@ -136,6 +138,7 @@ impl World {
             sandbox: Arc::new(AtomicBool::new(true)),
             diary: Arc::default(),
             prompts: Arc::default(),
+            user_logs: UserLogLimits::default(),
             hold: Arc::default(),
             hold_tools: Arc::default(),
             hold_fetch: Arc::default(),

@@ -14,7 +14,7 @@ use super::{
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
-use crate::sqlite::{Store, totals};
+use crate::sqlite::{Reader, Store, totals};
 use lucid_types::ids::SessionId;
 use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
@@ -36,12 +36,16 @@ impl SqliteChatStore {
         Self { store }
     }
 
-    fn read<T, F>(&self, read: F) -> ChatStoreFuture<'_, T>
+    fn read<T, F>(&self, caller: &Principal, read: F) -> ChatStoreFuture<'_, T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        Box::pin(async { self.store.read(read).await.map_err(ChatStoreError::from) })
+        let reader = Reader::User(caller.user().clone());
+        Box::pin(async move {
+            let read = self.store.read_for(reader, read).await;
+            read.map_err(ChatStoreError::from)
+        })
     }
 
     fn write<T, F>(&self, write: F) -> ChatStoreFuture<'_, T>
@@ -56,7 +60,7 @@ impl SqliteChatStore {
 impl ChatStore for SqliteChatStore {
     fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>> {
         let user = caller.user().clone();
-        self.read(move |connection| {
+        self.read(caller, move |connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE user_id = ?1 ORDER BY updated_at DESC, id DESC
                  LIMIT ?2 OFFSET ?3"
@@ -68,7 +72,9 @@ impl ChatStore for SqliteChatStore {
 
     fn find(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Option<Chat>> {
         let (user, id) = (caller.user().clone(), id.to_owned());
-        self.read(move |connection| find_chat(connection, Some(&user), &id))
+        self.read(caller, move |connection| {
+            find_chat(connection, Some(&user), &id)
+        })
     }
 
     fn create(&self, caller: &Principal, chat: Chat) -> ChatStoreFuture<'_, ()> {
@@ -155,7 +161,7 @@ impl ChatStore for SqliteChatStore {
 
     fn messages(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Vec<ChatMessage>> {
         let (user, id) = (caller.user().clone(), id.to_owned());
-        self.read(move |connection| {
+        self.read(caller, move |connection| {
             let Some(chat) = find_chat(connection, Some(&user), &id)? else {
                 return Ok(Vec::new());
             };

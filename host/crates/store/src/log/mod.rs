@@ -1,9 +1,10 @@
 //! The session log: how rounds are written, and how they are read back.
 
-pub(crate) mod discard;
+mod discard;
 mod positions;
 pub(crate) mod read;
 mod retained;
 pub(crate) mod session_log;
+mod sizes;
 mod usage;
 mod write;

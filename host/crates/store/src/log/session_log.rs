@@ -9,15 +9,17 @@ use std::time::Duration;
 use futures::FutureExt;
 use rusqlite::Connection;
 
-use super::{positions, read, retained, write};
+use super::{positions, read, retained, sizes, write};
 use crate::chat_store::sqlite::last_line;
 use crate::error::StoreError;
-use crate::sqlite::{Store, TIMEOUT, origin};
+use crate::sqlite::sql::AsText;
+use crate::sqlite::{Reader, Store, TIMEOUT, origin};
 use lucid_types::ids::SessionId;
 use lucid_types::log::{
     FrameChunk, InboxMessage, LivingSession, LogError, LogHealth, Logged, LoggedCommands,
     LoggedStep, PositionRow, RetainedWorkspace, RoundRow, SessionConfig, SessionLog, SessionRow,
 };
+use lucid_types::user::UserId;
 
 /// How long a session's write waits for another process's lock. The session retries by itself, and
 /// tells its clients of longer waits.
@@ -59,6 +61,15 @@ impl Store {
         let store = self.clone();
         async move { Ok(store.read(read).await?) }.boxed()
     }
+
+    fn session_read<T, F>(&self, session: SessionId, read: F) -> Logged<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (store, reader) = (self.clone(), Reader::Session(session));
+        async move { Ok(store.read_for(reader, read).await?) }.boxed()
+    }
 }
 
 impl SessionLog for Store {
@@ -80,13 +91,22 @@ impl SessionLog for Store {
     fn append(&self, round: Arc<RoundRow>) -> Logged<()> {
         let store = self.clone();
         let (signal, lines) = (store.outbox_signal(), round.chat_lines.len());
+        let session = round.session;
         let insert = move |connection: &Connection| write::insert_round(connection, &round);
         let notify = move || {
             if let Some(signal) = signal {
                 signal.lines(lines);
             }
         };
-        async move { Ok(store.write_then(ATTEMPT, insert, notify).await?) }.boxed()
+        async move {
+            if store.write_then(ATTEMPT, insert, notify).await?
+                && let Err(cause) = store.remove_log(AsText(session)).await
+            {
+                tracing::warn!(%session, %cause, "the log of a deleted chat is deleted at the next start: it could not be now");
+            }
+            Ok(())
+        }
+        .boxed()
     }
 
     fn mark_started(&self, session: SessionId) -> Logged<()> {
@@ -114,7 +134,9 @@ impl SessionLog for Store {
     }
 
     fn find(&self, session: SessionId) -> Logged<Option<SessionRow>> {
-        self.logged_read(move |connection| read::find_session(connection, session))
+        self.session_read(session, move |connection| {
+            read::find_session(connection, session)
+        })
     }
 
     fn living(&self) -> Logged<Vec<LivingSession>> {
@@ -131,19 +153,27 @@ impl SessionLog for Store {
     }
 
     fn frames_after(&self, session: SessionId, seq: u64, most_bytes: usize) -> Logged<FrameChunk> {
-        self.logged_read(move |connection| read::frames_after(connection, session, seq, most_bytes))
+        self.session_read(session, move |connection| {
+            read::frames_after(connection, session, seq, most_bytes)
+        })
     }
 
     fn steps_from(&self, session: SessionId, step: u64) -> Logged<Vec<LoggedStep>> {
-        self.logged_read(move |connection| read::logged_steps(connection, session, step))
+        self.session_read(session, move |connection| {
+            read::logged_steps(connection, session, step)
+        })
     }
 
     fn commands_before(&self, session: SessionId, row: u64) -> Logged<Vec<LoggedCommands>> {
-        self.logged_read(move |connection| read::commands_before(connection, session, row))
+        self.session_read(session, move |connection| {
+            read::commands_before(connection, session, row)
+        })
     }
 
     fn transcript(&self, session: SessionId, first: u64, last: u64) -> Logged<Vec<String>> {
-        self.logged_read(move |connection| read::transcript(connection, session, first, last))
+        self.session_read(session, move |connection| {
+            read::transcript(connection, session, first, last)
+        })
     }
 
     fn last_line(
@@ -154,7 +184,7 @@ impl SessionLog for Store {
         is_wanted: fn(&str) -> bool,
     ) -> Logged<Option<String>> {
         let chat = chat.to_owned();
-        self.logged_read(move |connection| {
+        self.session_read(session, move |connection| {
             last_line(connection, (session, &chat), since, is_wanted)
         })
     }
@@ -174,7 +204,9 @@ impl SessionLog for Store {
     }
 
     fn retained(&self, session: SessionId) -> Logged<Option<RetainedWorkspace>> {
-        self.logged_read(move |connection| retained::retained(connection, session))
+        self.session_read(session, move |connection| {
+            retained::retained(connection, session)
+        })
     }
 
     fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()> {
@@ -187,6 +219,13 @@ impl SessionLog for Store {
         self.logged_write(TIMEOUT, move |connection| {
             retained::forget_retained(connection, session)
         })
+    }
+
+    fn user_size(&self, user: &UserId) -> Logged<u64> {
+        let (store, user) = (self.clone(), user.clone());
+        let reader = Reader::User(user.clone());
+        let read = move |connection: &Connection| sizes::of_user(connection, &user);
+        async move { Ok(store.read_for(reader, read).await?) }.boxed()
     }
 
     fn health(&self) -> &LogHealth {

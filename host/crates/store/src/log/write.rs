@@ -7,13 +7,13 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::{discard, retained, usage};
+use super::{discard, retained, sizes, usage};
 use crate::chat_store::sqlite::{MessageInsert, insert_chat, insert_message};
 use crate::chat_store::{Chat, TITLE_LENGTH};
 use crate::error::StoreError;
 use crate::outbox;
 use crate::sqlite::sql::{AsText, time, to_sql};
-use crate::sqlite::texts::RoundTexts;
+use crate::sqlite::texts::{PackedValue, RoundTexts};
 use lucid_types::ids::SessionId;
 use lucid_types::log::{InboxMessage, RoundRow, SessionConfig, SessionStatus, UsageTotals};
 use lucid_types::text::cut;
@@ -76,6 +76,7 @@ pub(super) fn insert_session(
         updated_at: began,
     };
     insert_chat(connection, &session.user, &chat)?;
+    sizes::insert(connection, session.id, &session.user, session.task.len())?;
     if sent {
         outbox::add(connection, &session.chat_id, &session.user)?;
     }
@@ -129,8 +130,9 @@ pub(super) fn queue_message(
     Ok((queued > 0).then_some(InboxMessage { number, text }))
 }
 
-/// Writes the round. The caller's transaction makes it atomic.
-pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
+/// Writes the round. The caller's transaction makes it atomic. Returns whether it ended a session
+/// whose chat has been deleted.
+pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<bool, StoreError> {
     let session = round.session;
     let counters = &round.counters;
     let state = round
@@ -196,10 +198,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
         retained::retain(connection, session, counters.uptime_ms)?;
     }
     insert_parts(connection, session, round)?;
-    if round.status == SessionStatus::Ended {
-        discard::discard_if_deleted(connection, session)?;
-    }
-    Ok(())
+    Ok(round.status == SessionStatus::Ended && discard::is_discarded(connection, session)?)
 }
 
 fn insert_parts(
@@ -232,6 +231,16 @@ fn insert_parts(
     let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
     // After the texts that they may be the beginning of.
     let frames = texts.pack_json(&frames)?;
+    let mut size = RoundRow::OVERHEAD + frames.len();
+    size += [&inputs, &commands]
+        .into_iter()
+        .flatten()
+        .map(PackedValue::len)
+        .sum::<usize>();
+    size += entries
+        .iter()
+        .map(|(_, message)| message.len())
+        .sum::<usize>();
     connection
         .prepare_cached(
             "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
@@ -268,6 +277,9 @@ fn insert_parts(
         let mut buffer = Uuid::encode_buffer();
         for line in &round.chat_lines {
             let metadata = line.metadata.as_deref();
+            let content = texts.pack_text(&line.content)?;
+            let metadata = metadata.map(|json| texts.pack_json(json)).transpose()?;
+            size += content.len() + metadata.as_ref().map_or(0, PackedValue::len);
             let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
             insert_message(
                 connection,
@@ -275,14 +287,17 @@ fn insert_parts(
                 &MessageInsert {
                     id,
                     role: line.role,
-                    content: texts.pack_text(&line.content)?,
+                    content,
                     event_type: Some(&line.event_type),
-                    metadata: metadata.map(|json| texts.pack_json(json)).transpose()?,
+                    metadata,
                     at: to_sql(round.at),
                 },
             )?;
         }
     }
+    let state = decision.and_then(|decision| decision.state.as_ref());
+    let state = state.map(|(_, bytes)| bytes.len());
+    sizes::add(connection, session, size + texts.stored(), state)?;
     usage::write(
         connection,
         (session, &round.chat),

@@ -30,8 +30,8 @@ use self::relay::OutboxRelay;
 use self::user_tokens::UserTokens;
 use crate::chat_store::{ChatStoreError, Principal};
 use crate::error::StoreError;
-use crate::sqlite::Store;
 use crate::sqlite::outbox_signal::OutboxSignal;
+use crate::sqlite::{Reader, Store};
 use crate::supabase::SupabaseChatStore;
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
@@ -100,10 +100,11 @@ impl Outbox {
 
     /// Sends what is waiting for a user, and waits for that for as long as a caller should.
     pub async fn wait_for_user(&self, user: &UserId) {
-        let user = user.clone();
+        let (reader, user) = (Reader::User(user.clone()), user.clone());
         let work = move |connection: &_| progress::has_pending(connection, &user, None);
+        let pending = self.shared.store.read_for(reader, work);
         // If that cannot be determined, the read that follows reports why.
-        if self.shared.store.read(work).await.unwrap_or(false) {
+        if pending.await.unwrap_or(false) {
             self.flush(TIMEOUT).await;
         }
     }
@@ -126,9 +127,10 @@ impl Outbox {
         user: &UserId,
         chat: &str,
     ) -> Result<bool, ChatStoreError> {
+        let reader = Reader::User(user.clone());
         let (user, chat) = (user.clone(), chat.to_owned());
         let work = move |connection: &_| progress::has_pending(connection, &user, Some(&chat));
-        Ok(self.shared.store.read(work).await?)
+        Ok(self.shared.store.read_for(reader, work).await?)
     }
 
     /// Forgets a deleted chat: nothing more of it is sent, and nothing of it stays here.

@@ -29,7 +29,13 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../../../migrations/0013_texts.sql"),
     include_str!("../../../../../migrations/0014_account_macs.sql"),
     include_str!("../../../../../migrations/0015_connections.sql"),
+    include_str!("../../../../../migrations/0016_user_sizes.sql"),
 ];
+
+/// `PRAGMA auto_vacuum` of a file that can shrink.
+pub(super) const INCREMENTAL: i64 = 2;
+/// The largest file that is rewritten at a start, in bytes. SQLite keeps the copy in memory.
+const LARGEST_REWRITE: u64 = 64 << 20;
 
 /// Opens a connection to the database file.
 pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
@@ -39,6 +45,10 @@ pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, Stor
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.set_prepared_statement_cache_capacity(64);
     if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
+        // Before anything is written. In a file that has something it would be a write for nothing.
+        if path.metadata().is_ok_and(|file| file.len() == 0) {
+            connection.pragma_update(None, "auto_vacuum", "incremental")?;
+        }
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
         // Deleted content is not left behind in free pages.
@@ -72,4 +82,30 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Lets the space of what is deleted go back to the disk, in a file that an older build made. That
+/// rewrites the file, so a large one is left as it is: [`gives_space_back`] tells.
+pub(super) fn make_shrinkable(connection: &Connection) -> Result<(), StoreError> {
+    if gives_space_back(connection)? || file_size(connection)? > LARGEST_REWRITE {
+        return Ok(());
+    }
+    // Only an optimization, and a full disk must not prevent a start.
+    if let Err(cause) = connection.execute_batch("PRAGMA auto_vacuum = incremental; VACUUM") {
+        tracing::warn!(%cause, "the database could not be rewritten, so it keeps its size when chats are deleted");
+    }
+    Ok(())
+}
+
+/// Whether the space of what is deleted can go back to the disk.
+pub(super) fn gives_space_back(connection: &Connection) -> Result<bool, StoreError> {
+    let mode: i64 = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get(0))?;
+    Ok(mode == INCREMENTAL)
+}
+
+/// The size of the file, in bytes.
+pub(super) fn file_size(connection: &Connection) -> Result<u64, StoreError> {
+    let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    let (pages, size) = (number("PRAGMA page_count")?, number("PRAGMA page_size")?);
+    Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
 }

@@ -17,9 +17,11 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::connection::{TIMEOUT, connect, known_version, migrate};
+use super::connection::{
+    TIMEOUT, connect, file_size, gives_space_back, known_version, make_shrinkable, migrate,
+};
 use super::outbox_signal::OutboxSignal;
-use super::readers::Readers;
+use super::readers::{Reader, Readers};
 use super::uptime::{self, Uptime};
 use super::writer::WriterThread;
 use crate::error::StoreError;
@@ -97,6 +99,7 @@ impl Store {
         let path = folder.join(DATABASE);
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut connection)?;
+        make_shrinkable(&connection)?;
         let uptime = Uptime::resume(&connection)?;
         let health = LogHealth::default();
         let writer = WriterThread::start(connection, health.clone())?;
@@ -201,15 +204,24 @@ impl Store {
         self.write(erase).await
     }
 
-    /// Runs one read on a connection of its own, off the async threads. It sees whatever was
-    /// committed before.
+    /// Runs one read of the host's own. It sees whatever was committed before.
     pub async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
+        self.read_for(Reader::Host, read).await
+    }
+
+    /// Runs one read for a user or for a session, off the async threads. Each has its turn, however
+    /// many reads another asked for. It ends early if the future is dropped.
+    pub(crate) async fn read_for<T, F>(&self, reader: Reader, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
         let store = self.inner.clone();
-        store.readers.read(read).await
+        store.readers.read(reader, read).await
     }
 
     /// The host's uptime in milliseconds. Only differences are meaningful.
@@ -243,6 +255,15 @@ impl Store {
     pub fn written(&self) -> (u64, u64) {
         self.inner.writer.written()
     }
+}
+
+/// The size in bytes of a database that keeps its size when something is deleted; `None` of one that
+/// gives the space back.
+pub fn size_that_stays(connection: &Connection) -> Result<Option<u64>, StoreError> {
+    if gives_space_back(connection)? {
+        return Ok(None);
+    }
+    file_size(connection).map(Some)
 }
 
 /// Opens the database in a folder read-only, even while another process uses it.

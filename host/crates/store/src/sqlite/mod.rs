@@ -14,3 +14,4 @@ mod writer;
 
 pub(crate) use self::connection::TIMEOUT;
 pub(crate) use self::database::Store;
+pub(crate) use self::readers::Reader;

@@ -52,6 +52,16 @@ pub(crate) enum PackedValue<'a> {
     Parts(Vec<u8>),
 }
 
+impl PackedValue<'_> {
+    /// Its size in bytes, without the texts that it refers to.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Whole(text) => text.len(),
+            Self::Parts(parts) => parts.len(),
+        }
+    }
+}
+
 impl ToSql for PackedValue<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         let value = match self {
@@ -76,6 +86,8 @@ pub(crate) struct RoundTexts<'a> {
     connection: &'a Connection,
     session: SessionId,
     texts: Vec<(Digest, String)>,
+    /// Bytes of the texts that the session did not have.
+    stored: usize,
 }
 
 impl<'a> RoundTexts<'a> {
@@ -84,7 +96,13 @@ impl<'a> RoundTexts<'a> {
             connection,
             session,
             texts: Vec::new(),
+            stored: 0,
         }
+    }
+
+    /// How many bytes of texts were stored separately.
+    pub(crate) fn stored(&self) -> usize {
+        self.stored
     }
 
     /// Packs JSON, storing its large strings separately.
@@ -128,11 +146,13 @@ impl<'a> RoundTexts<'a> {
         let whole: [u8; 32] = Sha256::digest(json).into();
         let mut digest = Digest::default();
         digest.copy_from_slice(&whole[..16]);
-        self.connection
+        let added = self
+            .connection
             .prepare_cached(
                 "INSERT INTO texts (session_id, digest, text) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             )?
             .execute(params![AsText(self.session), digest, json])?;
+        self.stored += added * json.len();
         self.texts.push((digest, json.to_owned()));
         Ok(TextSlice(digest, 0, json.len()))
     }

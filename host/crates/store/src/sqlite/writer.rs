@@ -9,6 +9,7 @@
 //! - No caller is told of success before its transaction is committed, and every caller is told of
 //!   a failure.
 //! - The queue is bounded, so that sessions slow down before memory fills.
+//! - The space of what was deleted goes back to the disk in small pieces, while no write waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
+use super::connection::INCREMENTAL;
 use super::failure::of_sqlite;
 use crate::error::StoreError;
 use lucid_types::log::LogHealth;
@@ -31,6 +33,10 @@ const QUEUE: usize = 1024;
 /// Maximum number of writes committed together. At about 100 µs each, a group takes well under 50
 /// ms.
 const GROUP: usize = 256;
+/// Free pages that the file keeps for what is written next: 4 MiB.
+const SPARE_PAGES: i64 = 1024;
+/// Pages that are given back at once, while no write waits: 1 MiB, about 10 ms.
+const RECLAIMED_PAGES: i64 = 256;
 /// How long one turn of waiting for another process's lock lasts.
 const TURN: Duration = Duration::from_millis(200);
 
@@ -145,6 +151,7 @@ impl WriterThread {
             waiting,
             group: Vec::with_capacity(GROUP),
             health,
+            is_reclaiming: true,
             #[cfg(any(test, feature = "testing"))]
             probe: probe.clone(),
         };
@@ -233,13 +240,15 @@ struct Work {
     group: Vec<Box<dyn Write>>,
     empty_log: Arc<AtomicBool>,
     health: LogHealth,
+    /// Whether there may be more free pages than the file needs.
+    is_reclaiming: bool,
     #[cfg(any(test, feature = "testing"))]
     probe: Arc<WriterProbe>,
 }
 
 impl Work {
     fn run(&mut self) {
-        while let Some(first) = self.waiting.blocking_recv() {
+        while let Some(first) = self.next() {
             self.group.push(first);
             self.fill();
             #[cfg(any(test, feature = "testing"))]
@@ -250,9 +259,50 @@ impl Work {
             if self.empty_log.swap(false, Ordering::Relaxed) {
                 self.checkpoint();
             }
+            self.is_reclaiming = true;
         }
         // Leaves one file behind instead of three.
         self.checkpoint();
+    }
+
+    /// Waits for a write, and gives space back until there is one. `None` at the end.
+    fn next(&mut self) -> Option<Box<dyn Write>> {
+        let mut reclaimed = false;
+        while self.is_reclaiming {
+            match self.waiting.try_recv() {
+                Ok(write) => return Some(write),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                Err(mpsc::error::TryRecvError::Empty) => {}
+            }
+            // Where it fails it is tried again after the next write.
+            self.is_reclaiming = self.reclaim().unwrap_or(false);
+            reclaimed |= self.is_reclaiming;
+        }
+        if reclaimed {
+            // Only then does the file become smaller. It waits for no reader.
+            let _ = self
+                .connection
+                .execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+        }
+        self.waiting.blocking_recv()
+    }
+
+    /// Gives some free pages back. Returns `false` if there are none to spare.
+    fn reclaim(&self) -> rusqlite::Result<bool> {
+        let mut select = self.connection.prepare_cached("PRAGMA freelist_count")?;
+        let free: i64 = select.query_row([], |row| row.get(0))?;
+        let surplus = (free - SPARE_PAGES).min(RECLAIMED_PAGES);
+        let mut mode = self.connection.prepare_cached("PRAGMA auto_vacuum")?;
+        let cannot_shrink = mode.query_row([], |row| row.get::<_, i64>(0))? != INCREMENTAL;
+        if surplus <= 0 || cannot_shrink {
+            return Ok(false);
+        }
+        let reclaim = format!("PRAGMA incremental_vacuum({surplus})");
+        let mut reclaim = self.connection.prepare(&reclaim)?;
+        // It gives back a page for each row.
+        let mut pages = reclaim.query([])?;
+        while pages.next()?.is_some() {}
+        Ok(true)
     }
 
     /// Empties SQLite's own log. If a reader is in the way, that is left for another time.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use crate::ids::SessionId;
+use crate::user::UserId;
 
 pub use self::error::LogError;
 pub use self::health::{LogHealth, PausedWriter, pauses};
@@ -94,6 +95,9 @@ pub trait SessionLog: Send + Sync {
     fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()>;
     /// Records that a workspace is gone.
     fn forget_retained(&self, session: SessionId) -> Logged<()>;
+
+    /// Reads the size of all that the log holds of a user, in bytes. It falls when a chat is deleted.
+    fn user_size(&self, user: &UserId) -> Logged<u64>;
 
     /// Whether the log can be written at the moment.
     fn health(&self) -> &LogHealth;

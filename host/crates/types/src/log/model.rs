@@ -280,6 +280,27 @@ pub struct RoundRow {
     pub retains_workspace: bool,
 }
 
+impl RoundRow {
+    /// What a round takes in the log beside its texts, in bytes: its rows, and those of indexes.
+    pub const OVERHEAD: usize = 512;
+
+    /// About how many bytes it takes in the log; fewer where a text is in it several times.
+    pub fn size(&self) -> u64 {
+        let decision = self.decision.as_ref().map_or(0, |decision| {
+            let state = decision.state.as_ref().map_or(0, |(_, bytes)| bytes.len());
+            let commands = decision.commands.as_ref().map_or(0, String::len);
+            decision.inputs.len() + commands + state
+        });
+        let frames: usize = self.frames.iter().map(|frame| frame.len()).sum();
+        let entries: usize = self.entries.iter().map(|(_, message)| message.len()).sum();
+        let lines = self
+            .chat_lines
+            .iter()
+            .map(|line| line.content.len() + line.metadata.as_ref().map_or(0, String::len));
+        (Self::OVERHEAD + decision + frames + entries + lines.sum::<usize>()) as u64
+    }
+}
+
 /// Frames read from the log.
 #[derive(Debug, Default)]
 pub struct FrameChunk {

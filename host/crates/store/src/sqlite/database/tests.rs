@@ -262,3 +262,135 @@ async fn a_read_that_can_open_no_connection_takes_the_next_that_comes_back() {
     assert_eq!(second.unwrap(), 0);
     assert_eq!(first.await.unwrap().unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_user_with_many_reads_keeps_no_other_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let flood: Vec<_> = (0..50)
+        .map(|_| {
+            let (store, wait) = (store.clone(), wait.clone());
+            tokio::spawn(async move {
+                let read = move |connection: &Connection| {
+                    let _ = wait.lock().unwrap().recv();
+                    count(connection)
+                };
+                store.read_for(Reader::User("flood".into()), read).await
+            })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    for user in ["one", "other", "one"] {
+        let reader = Reader::User(user.into());
+        assert_eq!(store.read_for(reader, count).await.unwrap(), 0);
+    }
+    drop(go);
+    for read in flood {
+        assert_eq!(read.await.unwrap().unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_read_ends_with_whoever_waits_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let user = || Reader::User("u".into());
+    let endless = |connection: &Connection| {
+        let sql =
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+        Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0))?)
+    };
+    for _ in 0..3 {
+        let reads = (0..5).map(|_| store.read_for(user(), endless));
+        let reads = futures::future::join_all(reads);
+        let late = tokio::time::timeout(Duration::from_millis(50), reads).await;
+        assert!(late.is_err());
+    }
+    let next = tokio::time::timeout(Duration::from_secs(30), store.read_for(user(), count));
+    assert_eq!(next.await.expect("the reads went on").unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_read_that_panics_is_told_and_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    for _ in 0..10 {
+        let panics =
+            |_: &Connection| -> Result<(), StoreError> { panic!("a test panics on purpose") };
+        assert!(matches!(store.read(panics).await, Err(StoreError::Closed)));
+    }
+    assert_eq!(store.read(count).await.unwrap(), 0);
+}
+
+async fn fill(store: &Store, mib: i64) {
+    let fill = move |connection: &Connection| {
+        for entry in 0..mib {
+            connection.execute(
+                "INSERT INTO transcript VALUES ('s', ?1, zeroblob(1048576))",
+                [entry],
+            )?;
+        }
+        Ok(())
+    };
+    store.write(fill).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_deleted_gives_its_space_back_while_nobody_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    fill(&store, 40).await;
+    let file = folder.path().join(DATABASE);
+    let size = || file.metadata().unwrap().len();
+    let delete = |connection: &Connection| Ok(connection.execute("DELETE FROM transcript", [])?);
+    store.erase(delete).await.unwrap();
+    // Some free pages stay for what is written next.
+    let shrunk = async {
+        while size() > 6 << 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let shrunk = tokio::time::timeout(Duration::from_secs(60), shrunk).await;
+    assert!(shrunk.is_ok(), "the file still has {} bytes", size());
+    assert_eq!(
+        store.write(|connection| add(connection, 1)).await.unwrap(),
+        ()
+    );
+    assert_eq!(store.read(count).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_small_file_of_an_older_build_is_made_to_shrink_and_a_large_one_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let as_older_builds_did = |mib| {
+        let store = Store::open(folder.path()).unwrap();
+        async move {
+            fill(&store, mib).await;
+            drop(store);
+        }
+    };
+    let file = folder.path().join(DATABASE);
+    let rewrite = |mode: &str| {
+        let connection = Connection::open(&file).unwrap();
+        let sql = format!("PRAGMA auto_vacuum = {mode}; VACUUM;");
+        connection.execute_batch(&sql).unwrap();
+    };
+    let stays = || size_that_stays(&open_read_only(folder.path()).unwrap()).unwrap();
+    as_older_builds_did(1).await;
+    rewrite("none");
+    assert!(stays().is_some_and(|size| size > 1 << 20));
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(stays(), None);
+    assert_eq!(store.read(count).await.unwrap(), 1);
+    let delete = |connection: &Connection| Ok(connection.execute("DELETE FROM transcript", [])?);
+    store.write(delete).await.unwrap();
+    drop(store);
+
+    as_older_builds_did(70).await;
+    rewrite("none");
+    let store = Store::open(folder.path()).unwrap();
+    assert!(stays().is_some_and(|size| size > 70 << 20));
+    assert_eq!(store.read(count).await.unwrap(), 70);
+}

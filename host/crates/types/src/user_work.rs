@@ -1,0 +1,341 @@
+//! Blocking work on behalf of users: at most a few at a time for each, and the users in turn.
+//!
+//! # Invariants
+//!
+//! - Work of one user never takes the threads that another's needs: it waits for a slot before it
+//!   gets a thread.
+//! - A waiter that is dropped leaves nothing behind. A slot comes back when the work ended, even if
+//!   whoever wanted it is gone.
+//! - Work for a request is told when its client has left ([`CancelFlag`]).
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
+
+use crate::fair::{FairLimits, FairQueue, Ticket};
+use crate::user::UserId;
+
+/// Slots of one user, and in all. More for one would make it faster for those who ask for much, and
+/// take the processors from the others. All together are well below the 512 threads of tokio's
+/// pool, which also resolves names and reads files for the host itself.
+const SLOTS: FairLimits = FairLimits { each: 2, all: 64 };
+/// Requests of one user that may wait for a slot.
+const LONGEST_QUEUE: usize = 64;
+/// How long a refusal takes, so that a client that asks again at once does not make more work than one
+/// that waits.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Why work for a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum UserWorkError {
+    /// As many requests of the user wait as may.
+    #[error("too many requests of this user wait already")]
+    QueueFull,
+    /// The work panicked.
+    #[error("the work ended early")]
+    Panicked(#[from] JoinError),
+}
+
+/// Says whether the client that work is for has left.
+#[derive(Debug, Clone, Default)]
+pub struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    /// Whether nobody wants the result any more.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sets the flag when the returned guard is dropped.
+    pub fn on_drop(&self) -> CancelGuard {
+        CancelGuard(self.clone())
+    }
+}
+
+/// Sets its [`CancelFlag`] when it is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it sets the flag"]
+pub struct CancelGuard(CancelFlag);
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The slots for blocking work of all users. Cheap to clone.
+#[derive(Clone)]
+pub struct UserWork {
+    queue: Arc<Mutex<FairQueue<UserId, oneshot::Sender<UserSlot>>>>,
+}
+
+impl fmt::Debug for UserWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserWork").finish_non_exhaustive()
+    }
+}
+
+impl Default for UserWork {
+    fn default() -> Self {
+        Self::new(SLOTS)
+    }
+}
+
+impl UserWork {
+    /// Work with that many slots.
+    pub fn new(slots: FairLimits) -> Self {
+        Self {
+            queue: Arc::new(Mutex::new(FairQueue::new(slots))),
+        }
+    }
+
+    /// Waits for a slot, for a request; refused, after a pause, if too many of the user's wait
+    /// already.
+    pub async fn slot(&self, user: &UserId) -> Result<UserSlot, UserWorkError> {
+        let waiter = {
+            let mut queue = self.queue.lock();
+            (queue.waiting(user) < LONGEST_QUEUE).then(|| self.waiter(&mut queue, user))
+        };
+        match waiter {
+            Some(waiter) => Ok(waiter.granted().await),
+            None => {
+                tokio::time::sleep(REFUSAL).await;
+                Err(UserWorkError::QueueFull)
+            }
+        }
+    }
+
+    /// Waits for a slot, however many wait: for work whose number something else bounds.
+    pub async fn patient_slot(&self, user: &UserId) -> UserSlot {
+        let waiter = {
+            let mut queue = self.queue.lock();
+            self.waiter(&mut queue, user)
+        };
+        waiter.granted().await
+    }
+
+    /// Does blocking work for a request. If this future is dropped, the work either does not begin
+    /// or finds its flag set.
+    pub async fn run<T, F>(&self, user: &UserId, work: F) -> Result<T, UserWorkError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&CancelFlag) -> T + Send + 'static,
+    {
+        let slot = self.slot(user).await?;
+        let flag = CancelFlag::default();
+        let _guard = flag.on_drop();
+        Ok(slot.run(move || work(&flag)).await?)
+    }
+
+    /// Does blocking work for a session, to its end: also if this future is dropped once it was
+    /// polled.
+    pub async fn run_to_end<T, F>(&self, user: &UserId, work: F) -> Result<T, JoinError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (slots, user) = (self.clone(), user.clone());
+        let working = tokio::spawn(async move {
+            let slot = slots.patient_slot(&user).await;
+            slot.run(work).await
+        });
+        working.await?
+    }
+
+    fn waiter(
+        &self,
+        queue: &mut FairQueue<UserId, oneshot::Sender<UserSlot>>,
+        user: &UserId,
+    ) -> SlotWaiter {
+        let (sender, receiver) = oneshot::channel();
+        SlotWaiter {
+            ticket: queue.push(user.clone(), sender),
+            work: self.clone(),
+            user: user.clone(),
+            receiver,
+        }
+    }
+
+    /// Gives the free slots to those whose turn it is.
+    fn grant(&self) {
+        loop {
+            // The lock is not held while a slot is sent: one that nobody takes comes back here.
+            let next = self.queue.lock().pop();
+            let Some((user, sender)) = next else { return };
+            let slot = UserSlot {
+                work: self.clone(),
+                user,
+            };
+            let _ = sender.send(slot);
+        }
+    }
+}
+
+/// A place in the queue; given up when dropped.
+struct SlotWaiter {
+    work: UserWork,
+    user: UserId,
+    ticket: Ticket,
+    receiver: oneshot::Receiver<UserSlot>,
+}
+
+impl SlotWaiter {
+    async fn granted(mut self) -> UserSlot {
+        self.work.grant();
+        match (&mut self.receiver).await {
+            Ok(slot) => slot,
+            // Its sender is only ever dropped by this waiter.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for SlotWaiter {
+    fn drop(&mut self) {
+        // A slot that was granted meanwhile comes back with the receiver.
+        self.work.queue.lock().remove(&self.user, self.ticket);
+    }
+}
+
+/// A slot for blocking work; comes back when dropped.
+#[derive(Debug)]
+pub struct UserSlot {
+    work: UserWork,
+    user: UserId,
+}
+
+impl UserSlot {
+    /// Does the work in a thread of tokio's pool, and gives the slot back.
+    pub async fn run<T, F>(self, work: F) -> Result<T, JoinError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let working = tokio::task::spawn_blocking(move || {
+            let _slot = self;
+            work()
+        });
+        working.await
+    }
+}
+
+impl Drop for UserSlot {
+    fn drop(&mut self) {
+        self.work.queue.lock().release(&self.user);
+        self.work.grant();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures::FutureExt;
+    use futures::future::join_all;
+
+    use super::*;
+
+    fn few() -> UserWork {
+        UserWork::new(FairLimits { each: 2, all: 3 })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_has_no_more_threads_than_slots_and_another_is_served_meanwhile() {
+        let work = few();
+        let (busy, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let flood = (0..40).map(|_| {
+            let (work, busy, most) = (work.clone(), busy.clone(), most.clone());
+            tokio::spawn(async move {
+                let user = UserId::from("flood");
+                let done = work.run(&user, move |_| {
+                    most.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(20));
+                    busy.fetch_sub(1, Ordering::SeqCst);
+                });
+                done.await.unwrap();
+            })
+        });
+        let flood: Vec<_> = flood.collect();
+        while busy.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        work.run(&"other".into(), |_| ()).await.unwrap();
+        assert!(flood.iter().any(|one| !one.is_finished()), "it came last");
+        join_all(flood).await;
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+        assert!(work.queue.lock().is_idle());
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_refuses_its_user_only() {
+        let work = few();
+        let user = UserId::from("flood");
+        let held = [
+            work.slot(&user).await.unwrap(),
+            work.slot(&user).await.unwrap(),
+        ];
+        let mut waiting: Vec<_> = (0..LONGEST_QUEUE)
+            .map(|_| Box::pin(work.slot(&user)))
+            .collect();
+        for waiter in &mut waiting {
+            assert!(waiter.now_or_never().is_none());
+        }
+        let refused = work.slot(&user).await;
+        assert!(matches!(refused, Err(UserWorkError::QueueFull)));
+        drop(work.slot(&"other".into()).await.unwrap());
+        // Those that do not wait any longer make room, also one whose turn has come.
+        drop(held);
+        drop(waiting);
+        assert!(work.queue.lock().is_idle());
+        drop(work.slot(&user).await.unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_whose_client_has_left_is_told_and_keeps_its_slot_until_it_ends() {
+        let work = few();
+        let user = UserId::from("u");
+        let (begun, has_begun) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        let running = tokio::spawn({
+            let (work, user) = (work.clone(), user.clone());
+            async move {
+                work.run(&user, |flag| {
+                    begun.send(()).unwrap();
+                    while !flag.is_set() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    ended.send(()).unwrap();
+                })
+                .await
+            }
+        });
+        has_begun.await.unwrap();
+        assert!(!work.queue.lock().is_idle());
+        running.abort();
+        has_ended.await.unwrap();
+        while !work.queue.lock().is_idle() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sessions_work_is_done_even_if_nobody_waits_for_it() {
+        let work = few();
+        let user = UserId::from("u");
+        let held = [
+            work.slot(&user).await.unwrap(),
+            work.slot(&user).await.unwrap(),
+        ];
+        let (done, is_done) = oneshot::channel();
+        let mut unwanted = Box::pin(work.run_to_end(&user, || done.send(()).unwrap()));
+        assert!((&mut unwanted).now_or_never().is_none());
+        drop(unwanted);
+        drop(held);
+        is_done.await.unwrap();
+    }
+}
