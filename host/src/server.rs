@@ -146,7 +146,7 @@ impl App {
         });
         let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
-        let user_work = UserWork::default();
+        let user_work = UserWork::start().map_err(StartError::Threads)?;
         let connections = ConnectionLog::start(store.clone());
         let proxy = proxy_rules(&config);
         let factory = EnvironmentFactory {

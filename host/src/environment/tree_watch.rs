@@ -167,7 +167,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let workspace = Workspace::create(base.path(), &"user".into(), SessionId::new()).unwrap();
         let work = SessionWork {
-            slots: UserWork::default(),
+            slots: UserWork::start().unwrap(),
             user: "user".into(),
         };
         let files = TreeTracker::new(Arc::new(workspace), watcher, Quota::new(limit), work);

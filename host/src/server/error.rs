@@ -43,6 +43,9 @@ pub enum StartError {
     /// The sandbox that was asked for.
     #[error("{0}")]
     Sandbox(#[from] SandboxError),
+    /// The threads for users' blocking work.
+    #[error("no threads can be started: {0}")]
+    Threads(#[source] std::io::Error),
     /// The folder everything is in.
     #[error("the folder {path} cannot be made ({cause})")]
     Folder {

@@ -7,13 +7,16 @@
 //! - A waiter that is dropped leaves nothing behind. A slot comes back when the work ended, even if
 //!   whoever wanted it is gone.
 //! - Work for a request is told when its client has left ([`CancelFlag`]).
+//! - Its threads have a lower priority than those that answer requests and run sessions: on a machine
+//!   whose processors are all in use, it takes what they leave.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{fmt, io};
 
 use parking_lot::Mutex;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 
@@ -21,14 +24,17 @@ use crate::fair::{FairLimits, FairQueue, Ticket};
 use crate::user::UserId;
 
 /// Slots of one user, and in all. More for one would make it faster for those who ask for much, and
-/// take the processors from the others. All together are well below the 512 threads of tokio's
-/// pool, which also resolves names and reads files for the host itself.
+/// take the processors from the others.
 const SLOTS: FairLimits = FairLimits { each: 2, all: 64 };
 /// Requests of one user that may wait for a slot.
 const LONGEST_QUEUE: usize = 64;
 /// How long a refusal takes, so that a client that asks again at once does not make more work than one
 /// that waits.
 const REFUSAL: Duration = Duration::from_secs(1);
+
+/// By how much the threads' priority is lower, as a nice value: about a tenth of the processor time of
+/// a thread that does not sleep either.
+const NICE: i32 = 10;
 
 /// Why work for a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +78,41 @@ impl Drop for CancelGuard {
 #[derive(Clone)]
 pub struct UserWork {
     queue: Arc<Mutex<FairQueue<UserId, oneshot::Sender<UserSlot>>>>,
+    threads: Arc<Threads>,
+}
+
+/// A pool of threads for blocking work only, apart from the one that also resolves names and reads
+/// files for the host itself.
+struct Threads {
+    handle: Handle,
+    // `None` only while this is being dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Threads {
+    fn start(most: usize) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread()
+            .max_blocking_threads(most)
+            .thread_name("lucid-user-work")
+            // It stays as it is where that is refused.
+            .on_thread_start(|| {
+                let _ = rustix::process::setpriority_process(None, NICE);
+            })
+            .build()?;
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
+        })
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // The last one may be dropped where nothing may block.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl fmt::Debug for UserWork {
@@ -80,18 +121,17 @@ impl fmt::Debug for UserWork {
     }
 }
 
-impl Default for UserWork {
-    fn default() -> Self {
-        Self::new(SLOTS)
-    }
-}
-
 impl UserWork {
-    /// Work with that many slots.
-    pub fn new(slots: FairLimits) -> Self {
-        Self {
+    /// Makes the pool. Its threads start when they are needed.
+    pub fn start() -> io::Result<Self> {
+        Self::with_slots(SLOTS)
+    }
+
+    fn with_slots(slots: FairLimits) -> io::Result<Self> {
+        Ok(Self {
             queue: Arc::new(Mutex::new(FairQueue::new(slots))),
-        }
+            threads: Arc::new(Threads::start(slots.all)?),
+        })
     }
 
     /// Waits for a slot, for a request; refused, after a pause, if too many of the user's wait
@@ -210,13 +250,14 @@ pub struct UserSlot {
 }
 
 impl UserSlot {
-    /// Does the work in a thread of tokio's pool, and gives the slot back.
+    /// Does the work in a thread of the pool, and gives the slot back.
     pub async fn run<T, F>(self, work: F) -> Result<T, JoinError>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let working = tokio::task::spawn_blocking(move || {
+        let threads = self.work.threads.clone();
+        let working = threads.handle.spawn_blocking(move || {
             let _slot = self;
             work()
         });
@@ -241,7 +282,7 @@ mod tests {
     use super::*;
 
     fn few() -> UserWork {
-        UserWork::new(FairLimits { each: 2, all: 3 })
+        UserWork::with_slots(FairLimits { each: 2, all: 3 }).unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,6 @@ const OF_SESSION: &[&str] = &[
     "texts",
     "client_positions",
     "connections",
-    "session_sizes",
 ];
 
 /// Tables that may have much of a session, and the size of a row.

@@ -3,61 +3,22 @@
 //! # Invariants
 //!
 //! - A session's size changes in the transaction that writes its rows, and goes with them.
-//! - A user's size is the sum over the user's sessions; triggers of the schema keep it.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::Connection;
 
 use crate::error::StoreError;
-use crate::sqlite::sql::{AsText, to_sql};
-use lucid_types::ids::SessionId;
 use lucid_types::user::UserId;
 
-/// Begins to count a session.
-pub(super) fn insert(
-    connection: &Connection,
-    session: SessionId,
-    user: &UserId,
-    bytes: usize,
-) -> Result<(), StoreError> {
-    connection
-        .prepare_cached(
-            "INSERT INTO session_sizes (session_id, user_id, bytes) VALUES (?1, ?2, ?3)",
-        )?
-        .execute(params![
-            AsText(session),
-            user.as_str(),
-            to_sql(bytes as u64)
-        ])?;
-    Ok(())
-}
-
-/// Adds what a round wrote, and replaces the size of the policy's state if there is a new one.
-pub(super) fn add(
-    connection: &Connection,
-    session: SessionId,
-    bytes: usize,
-    state: Option<usize>,
-) -> Result<(), StoreError> {
-    connection
-        .prepare_cached(
-            "UPDATE session_sizes SET bytes = bytes + ?2, state = coalesce(?3, state)
-             WHERE session_id = ?1",
-        )?
-        .execute(params![
-            AsText(session),
-            to_sql(bytes as u64),
-            state.map(|state| to_sql(state as u64))
-        ])?;
-    Ok(())
-}
-
-/// Reads the size of all that the log holds of a user, in bytes.
+/// Reads the size of all that the log holds of a user, in bytes. The policy's last state replaces the
+/// one before, so it is measured here; that does not read it.
 pub(super) fn of_user(connection: &Connection, user: &UserId) -> Result<u64, StoreError> {
-    let bytes: Option<i64> = connection
-        .prepare_cached("SELECT bytes FROM user_sizes WHERE user_id = ?1")?
-        .query_row([user.as_str()], |row| row.get(0))
-        .optional()?;
-    Ok(bytes.map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0)))
+    let bytes: i64 = connection
+        .prepare_cached(
+            "SELECT coalesce(sum(log_bytes + octet_length(task) + coalesce(octet_length(state), 0)), 0)
+             FROM sessions WHERE user_id = ?1",
+        )?
+        .query_row([user.as_str()], |row| row.get(0))?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::{discard, retained, sizes, usage};
+use super::{discard, retained, usage};
 use crate::chat_store::sqlite::{MessageInsert, insert_chat, insert_message};
 use crate::chat_store::{Chat, TITLE_LENGTH};
 use crate::error::StoreError;
@@ -26,15 +26,32 @@ pub(super) fn insert_session(
     first: &RoundRow,
     sent: bool,
 ) -> Result<(), StoreError> {
+    let began = time(session.created_at);
+    let chat = Chat {
+        id: session.chat_id.clone(),
+        agent_session_id: Some(session.id.to_string()),
+        project_id: session.project_id.clone(),
+        title: title_of(&session.task).to_owned(),
+        model_provider: Some(session.provider.clone()),
+        is_active: true,
+        totals: UsageTotals::default(),
+        created_at: began,
+        updated_at: began,
+    };
+    insert_chat(connection, &session.user, &chat)?;
+    if sent {
+        outbox::add(connection, &session.chat_id, &session.user)?;
+    }
+    let written = insert_record(connection, session.id, first)?;
     let counters = &first.counters;
     connection
         .prepare_cached(
             "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
                  policy, provider, model, chat_id, api_key_sealed, git_token_sealed, created_at, status, step,
                  next_row, next_seq, next_entry, task_open, task_started_at, iterations, tokens, steps_alone,
-                 updated_at, token_limit, cost_limit, open_change, uptime_ms)
+                 updated_at, token_limit, cost_limit, open_change, uptime_ms, log_bytes)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, 0, ?17, ?18, ?19,
-                 ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25)",
+                 ?20, ?21, 0, 0, 0, ?15, ?22, ?23, ?24, ?25, ?26)",
         )?
         .execute(params![
             AsText(session.id),
@@ -62,25 +79,9 @@ pub(super) fn insert_session(
             session.cost_limit.map(to_sql),
             session.open_change,
             to_sql(counters.uptime_ms),
+            to_sql(written as u64),
         ])?;
-    let began = time(session.created_at);
-    let chat = Chat {
-        id: session.chat_id.clone(),
-        agent_session_id: Some(session.id.to_string()),
-        project_id: session.project_id.clone(),
-        title: title_of(&session.task).to_owned(),
-        model_provider: Some(session.provider.clone()),
-        is_active: true,
-        totals: UsageTotals::default(),
-        created_at: began,
-        updated_at: began,
-    };
-    insert_chat(connection, &session.user, &chat)?;
-    sizes::insert(connection, session.id, &session.user, session.task.len())?;
-    if sent {
-        outbox::add(connection, &session.chat_id, &session.user)?;
-    }
-    insert_parts(connection, session.id, first)
+    change_effects(connection, session.id, first)
 }
 
 /// The title of a session's chat: the beginning of its task.
@@ -134,6 +135,7 @@ pub(super) fn queue_message(
 /// whose chat has been deleted.
 pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<bool, StoreError> {
     let session = round.session;
+    let written = insert_record(connection, session, round)?;
     let counters = &round.counters;
     let state = round
         .decision
@@ -145,7 +147,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
                  next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
                  steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
                  state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END,
-                 task_used_ms = ?18, uptime_ms = ?19
+                 task_used_ms = ?18, uptime_ms = ?19, log_bytes = log_bytes + ?20
              WHERE id = ?1",
         )?
         .execute(params![
@@ -168,6 +170,7 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
             round.pushed.as_ref().and_then(Option::as_ref),
             to_sql(counters.task_used_ms),
             to_sql(counters.uptime_ms),
+            to_sql(written as u64),
         ])?;
     let over = matches!(round.status, SessionStatus::Stopping | SessionStatus::Ended);
     if over || !round.chat_lines.is_empty() {
@@ -197,15 +200,16 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
     if round.retains_workspace {
         retained::retain(connection, session, counters.uptime_ms)?;
     }
-    insert_parts(connection, session, round)?;
+    change_effects(connection, session, round)?;
     Ok(round.status == SessionStatus::Ended && discard::is_discarded(connection, session)?)
 }
 
-fn insert_parts(
+/// Writes what the round adds to the log and to the chat. Returns its size in bytes.
+fn insert_record(
     connection: &Connection,
     session: SessionId,
     round: &RoundRow,
-) -> Result<(), StoreError> {
+) -> Result<usize, StoreError> {
     let decision = round.decision.as_ref();
     let length = round
         .frames
@@ -295,9 +299,6 @@ fn insert_parts(
             )?;
         }
     }
-    let state = decision.and_then(|decision| decision.state.as_ref());
-    let state = state.map(|(_, bytes)| bytes.len());
-    sizes::add(connection, session, size + texts.stored(), state)?;
     usage::write(
         connection,
         (session, &round.chat),
@@ -305,6 +306,15 @@ fn insert_parts(
         &round.calls,
         &round.counters.totals,
     )?;
+    Ok(size + texts.stored())
+}
+
+/// Removes and adds what is open after the round: users' messages and effects.
+fn change_effects(
+    connection: &Connection,
+    session: SessionId,
+    round: &RoundRow,
+) -> Result<(), StoreError> {
     for number in &round.processed {
         connection
             .prepare_cached("DELETE FROM inbox WHERE n = ?1")?

@@ -11,12 +11,12 @@ mod tests;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::checkpoint::{CheckpointThread, Checkpoints};
 use super::connection::{
     TIMEOUT, connect, file_size, gives_space_back, known_version, make_shrinkable, migrate,
 };
@@ -40,8 +40,10 @@ pub struct Store {
 
 struct Inner {
     // Dropped in this order: the writer drains and ends, then the readers, then the lock.
+    _checkpointing: CheckpointThread,
     writer: WriterThread,
     readers: Readers,
+    checkpoints: Checkpoints,
     health: LogHealth,
     folder: PathBuf,
     uptime: Uptime,
@@ -102,12 +104,17 @@ impl Store {
         make_shrinkable(&connection)?;
         let uptime = Uptime::resume(&connection)?;
         let health = LogHealth::default();
-        let writer = WriterThread::start(connection, health.clone())?;
+        let checkpoints = Checkpoints::new();
+        let copying = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let checkpointing = checkpoints.start(copying)?;
+        let writer = WriterThread::start(connection, checkpoints.clone(), health.clone())?;
         let readers = Readers::open(path)?;
         Ok(Self {
             inner: Arc::new(Inner {
+                _checkpointing: checkpointing,
                 writer,
                 readers,
+                checkpoints,
                 health,
                 folder: folder.to_owned(),
                 uptime,
@@ -196,12 +203,9 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let empty_log = self.inner.writer.empty_log();
-        let erase = move |connection: &Connection| {
-            empty_log.store(true, Ordering::Relaxed);
-            erase(connection)
-        };
-        self.write(erase).await
+        let checkpoints = self.inner.checkpoints.clone();
+        self.write_then(TIMEOUT, erase, move || checkpoints.empty())
+            .await
     }
 
     /// Runs one read of the host's own. It sees whatever was committed before.

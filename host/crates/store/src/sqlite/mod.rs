@@ -1,5 +1,6 @@
 //! The SQLite database: one connection that writes, and several that read.
 
+mod checkpoint;
 mod connection;
 pub(crate) mod database;
 pub(crate) mod failure;

@@ -14,14 +14,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 #[cfg(any(test, feature = "testing"))]
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
+use super::checkpoint::Checkpoints;
 use super::connection::INCREMENTAL;
 use super::failure::of_sqlite;
 use crate::error::StoreError;
@@ -118,8 +119,6 @@ pub(crate) struct WriterThread {
     // `None` only while this is being dropped.
     queue: Option<mpsc::Sender<Box<dyn Write>>>,
     thread: Option<JoinHandle<()>>,
-    /// Set to empty SQLite's own log after the current group.
-    empty_log: Arc<AtomicBool>,
     #[cfg(any(test, feature = "testing"))]
     probe: Arc<WriterProbe>,
 }
@@ -134,8 +133,17 @@ pub(super) struct WriterProbe {
 }
 
 impl WriterThread {
-    pub(crate) fn start(connection: Connection, health: LogHealth) -> Result<Self, StoreError> {
+    pub(crate) fn start(
+        mut connection: Connection,
+        checkpoints: Checkpoints,
+        health: LogHealth,
+    ) -> Result<Self, StoreError> {
         connection.busy_timeout(TURN)?;
+        let watching = checkpoints.clone();
+        connection.wal_hook(Some(move |_: &mut Wal, pages| {
+            watching.grown(pages);
+            Ok(())
+        }))?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         #[cfg(any(test, feature = "testing"))]
         let probe = Arc::new(WriterProbe {
@@ -144,10 +152,9 @@ impl WriterThread {
             groups: AtomicU64::new(0),
             writes: AtomicU64::new(0),
         });
-        let empty_log = Arc::new(AtomicBool::new(false));
         let mut work = Work {
-            empty_log: empty_log.clone(),
             connection,
+            checkpoints,
             waiting,
             group: Vec::with_capacity(GROUP),
             health,
@@ -165,7 +172,6 @@ impl WriterThread {
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
-            empty_log,
             #[cfg(any(test, feature = "testing"))]
             probe,
         })
@@ -194,11 +200,6 @@ impl WriterThread {
         let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
         queue.send(job).await.map_err(|_| StoreError::Closed)?;
         outcome.await.map_err(|_| StoreError::Closed)?
-    }
-
-    /// A write that sets this flag has SQLite's own log emptied after its group.
-    pub(crate) fn empty_log(&self) -> Arc<AtomicBool> {
-        self.empty_log.clone()
     }
 
     #[cfg(any(test, feature = "testing"))]
@@ -238,7 +239,7 @@ struct Work {
     connection: Connection,
     waiting: mpsc::Receiver<Box<dyn Write>>,
     group: Vec<Box<dyn Write>>,
-    empty_log: Arc<AtomicBool>,
+    checkpoints: Checkpoints,
     health: LogHealth,
     /// Whether there may be more free pages than the file needs.
     is_reclaiming: bool,
@@ -253,16 +254,18 @@ impl Work {
             self.fill();
             #[cfg(any(test, feature = "testing"))]
             self.look();
-            if self.begin() {
-                self.commit();
-            }
-            if self.empty_log.swap(false, Ordering::Relaxed) {
-                self.checkpoint();
-            }
+            let checkpoints = self.checkpoints.clone();
+            checkpoints.exclusively(|| {
+                if self.begin() {
+                    self.commit();
+                }
+            });
             self.is_reclaiming = true;
         }
-        // Leaves one file behind instead of three.
-        self.checkpoint();
+        // Leaves one file behind instead of three. If a reader is in the way, it does that.
+        let _ = self
+            .connection
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
     /// Waits for a write, and gives space back until there is one. `None` at the end.
@@ -275,14 +278,13 @@ impl Work {
                 Err(mpsc::error::TryRecvError::Empty) => {}
             }
             // Where it fails it is tried again after the next write.
-            self.is_reclaiming = self.reclaim().unwrap_or(false);
+            let checkpoints = self.checkpoints.clone();
+            self.is_reclaiming = checkpoints.exclusively(|| self.reclaim()).unwrap_or(false);
             reclaimed |= self.is_reclaiming;
         }
         if reclaimed {
-            // Only then does the file become smaller. It waits for no reader.
-            let _ = self
-                .connection
-                .execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+            // Only then does the file become smaller.
+            self.checkpoints.copy();
         }
         self.waiting.blocking_recv()
     }
@@ -303,13 +305,6 @@ impl Work {
         let mut pages = reclaim.query([])?;
         while pages.next()?.is_some() {}
         Ok(true)
-    }
-
-    /// Empties SQLite's own log. If a reader is in the way, that is left for another time.
-    fn checkpoint(&self) {
-        let _ = self
-            .connection
-            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
     /// Adds queued writes to the group.

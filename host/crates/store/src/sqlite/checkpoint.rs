@@ -1,0 +1,173 @@
+//! The thread that copies SQLite's own log (the WAL) into the database file.
+//!
+//! SQLite would have the commit that crosses a threshold do it, and then one session's write, and all
+//! that are committed with it, wait for 16 MB to be copied and synced. Here that is done beside the
+//! writer; only what was committed meanwhile is copied while the writer waits.
+//!
+//! # Invariants
+//! - No write waits for a reader longer than [`READERS`].
+//! - What was deleted for good is gone from SQLite's log too, as soon as no reader needs it.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rusqlite::Connection;
+
+use crate::error::StoreError;
+
+/// How many pages SQLite's log has when they are copied: 16 MB. More make fewer, longer stretches.
+const PAGES: i32 = 4000;
+/// How long to wait, and writes with it, for readers that still need SQLite's log.
+const READERS: Duration = Duration::from_millis(5);
+/// How long to leave readers alone that were in the way.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Asks the thread for its work. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Checkpoints(Arc<Shared>);
+
+struct Shared {
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+    /// Held by whoever uses the database alone: the writer for a transaction, this thread to empty
+    /// SQLite's log. A lock of ours is passed on at once; SQLite's would be polled for.
+    turn: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Wanted {
+    /// To copy what there is.
+    copy: bool,
+    /// To leave nothing in SQLite's log.
+    empty: bool,
+    is_closed: bool,
+}
+
+/// The thread; ends when dropped.
+pub(super) struct CheckpointThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpoints {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Shared {
+            wanted: Mutex::default(),
+            changed: Condvar::new(),
+            turn: Mutex::default(),
+        }))
+    }
+
+    /// Runs something while SQLite's log is not being emptied.
+    pub(super) fn exclusively<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _turn = self.0.turn.lock();
+        run()
+    }
+
+    /// Has SQLite's log copied once it has become long. Takes its length in pages.
+    pub(super) fn grown(&self, pages: i32) {
+        if pages >= PAGES {
+            self.want(|wanted| wanted.copy = true);
+        }
+    }
+
+    /// Has SQLite's log copied.
+    pub(super) fn copy(&self) {
+        self.want(|wanted| wanted.copy = true);
+    }
+
+    /// Has SQLite's log emptied, so that what was deleted before is gone from the disk.
+    pub(super) fn empty(&self) {
+        self.want(|wanted| wanted.empty = true);
+    }
+
+    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.0.wanted.lock());
+        self.0.changed.notify_one();
+    }
+
+    /// Starts the thread, on a connection of its own.
+    pub(super) fn start(&self, connection: Connection) -> Result<CheckpointThread, StoreError> {
+        connection.busy_timeout(READERS)?;
+        let shared = self.0.clone();
+        let thread = std::thread::Builder::new()
+            .name("lucid-checkpoint".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.work(&connection)
+            })
+            .map_err(|cause| StoreError::Folder {
+                path: "the checkpoints' thread".into(),
+                cause,
+            })?;
+        Ok(CheckpointThread {
+            shared,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for CheckpointThread {
+    fn drop(&mut self) {
+        self.shared.wanted.lock().is_closed = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Works until the end.
+    fn work(&self, connection: &Connection) {
+        let mut wanted = self.wanted.lock();
+        while !wanted.is_closed {
+            if !wanted.copy && !wanted.empty {
+                self.changed.wait(&mut wanted);
+                continue;
+            }
+            let must_empty = std::mem::take(&mut *wanted).empty;
+            drop(wanted);
+            let done = self.checkpoint(connection, must_empty);
+            wanted = self.wanted.lock();
+            if !done {
+                wanted.empty |= must_empty;
+                self.pause(&mut wanted);
+            }
+        }
+    }
+
+    /// Copies all there is, so that SQLite's log begins anew; empties its file if it must. Returns
+    /// `false` if something is in the way: a reader, or a disk that takes nothing.
+    fn checkpoint(&self, connection: &Connection, must_empty: bool) -> bool {
+        // Most of it, while others read and write.
+        if connection
+            .execute_batch("PRAGMA wal_checkpoint(PASSIVE)")
+            .is_err()
+        {
+            return false;
+        }
+        let rest = if must_empty {
+            "PRAGMA wal_checkpoint(TRUNCATE)"
+        } else {
+            "PRAGMA wal_checkpoint(RESTART)"
+        };
+        let _turn = self.turn.lock();
+        let is_busy = connection.query_row(rest, [], |row| row.get::<_, bool>(0));
+        is_busy == Ok(false)
+    }
+
+    /// Waits a while, less if the end comes.
+    fn pause(&self, wanted: &mut parking_lot::MutexGuard<'_, Wanted>) {
+        let until = Instant::now() + PAUSE;
+        while !wanted.is_closed {
+            if self.changed.wait_until(wanted, until).timed_out() {
+                return;
+            }
+        }
+    }
+}
