@@ -104,6 +104,7 @@ impl Writer {
         let text = |name: &str| format!(r#"{{"{name}":"{output}"}}"#);
         RoundRow {
             session: self.session,
+            user: "bench".into(),
             chat: self.chat.clone(),
             row,
             at: 1_800_000_000_000 + row,

@@ -213,7 +213,7 @@ impl SessionHandle {
         })?;
         let text = text.into();
         self.user_logs.admit(&self.info.user, text.len()).await?;
-        let queued = self.log.keep_message(self.info.id, text);
+        let queued = self.log.keep_message(self.info.id, &self.info.user, text);
         // Runs to completion even if the client goes away: a message that is written is also
         // delivered.
         let queued = tokio::spawn(async move {

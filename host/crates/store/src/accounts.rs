@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::chat_store::ChatStoreError;
 use crate::error::StoreError;
-use crate::sqlite::{Reader, Store};
+use crate::sqlite::{QueueKey, Store};
 use lucid_types::identity::Identity;
 
 /// A git account that a user connected.
@@ -85,7 +85,7 @@ const COLUMNS: &str = "id, provider, label, access_token_encrypted, iv, external
 impl Integrations for Store {
     fn list(&self, who: &Identity) -> IntegrationFuture<Vec<Integration>> {
         let (store, user) = (self.clone(), who.user.clone());
-        let reader = Reader::User(user.clone());
+        let key = QueueKey::User(user.clone());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 ORDER BY provider"
@@ -93,12 +93,12 @@ impl Integrations for Store {
             let rows = select.query_map([user.as_str()], integration)?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         };
-        async move { Ok(store.read_for(reader, work).await?) }.boxed()
+        async move { Ok(store.read_for(key, work).await?) }.boxed()
     }
 
     fn get(&self, who: &Identity, provider: &str) -> IntegrationFuture<Option<Integration>> {
         let (store, user, provider) = (self.clone(), who.user.clone(), provider.to_owned());
-        let reader = Reader::User(user.clone());
+        let key = QueueKey::User(user.clone());
         let work = move |connection: &Connection| {
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM integrations WHERE user_id = ?1 AND provider = ?2"
@@ -107,11 +107,12 @@ impl Integrations for Store {
                 .query_row([user.as_str(), &provider], integration)
                 .optional()?)
         };
-        async move { Ok(store.read_for(reader, work).await?) }.boxed()
+        async move { Ok(store.read_for(key, work).await?) }.boxed()
     }
 
     fn put(&self, who: &Identity, new: NewIntegration) -> IntegrationFuture<()> {
         let (store, user) = (self.clone(), who.user.clone());
+        let key = QueueKey::User(user.clone());
         let work = move |connection: &Connection| {
             connection
                 .prepare_cached(
@@ -136,18 +137,19 @@ impl Integrations for Store {
                 ])?;
             Ok(())
         };
-        async move { Ok(store.write(work).await?) }.boxed()
+        async move { Ok(store.write_for(key, work).await?) }.boxed()
     }
 
     fn delete(&self, who: &Identity, provider: &str) -> IntegrationFuture<bool> {
         let (store, user, provider) = (self.clone(), who.user.clone(), provider.to_owned());
+        let key = QueueKey::User(user.clone());
         let work = move |connection: &Connection| {
             let deleted = connection
                 .prepare_cached("DELETE FROM integrations WHERE user_id = ?1 AND provider = ?2")?
                 .execute([user.as_str(), &provider])?;
             Ok(deleted > 0)
         };
-        async move { Ok(store.write(work).await?) }.boxed()
+        async move { Ok(store.write_for(key, work).await?) }.boxed()
     }
 }
 

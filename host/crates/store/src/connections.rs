@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::StoreError;
 use crate::sqlite::sql::{AsText, to_sql};
-use crate::sqlite::{Reader, Store};
+use crate::sqlite::{QueueKey, Store};
 use lucid_types::ids::SessionId;
 
 /// The most servers of a session that are kept apart.
@@ -89,7 +89,7 @@ impl Store {
             })?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         };
-        self.read_for(Reader::Session(session), read).await
+        self.read_for(QueueKey::Session(session), read).await
     }
 }
 

@@ -29,6 +29,7 @@ use lucid_types::log::{
     ChatLine, EffectKind, EffectRow, ModelCallRow, PolicyDecision, RoundRow, SessionConfig,
     SessionCounters, SessionStatus,
 };
+use lucid_types::user::UserId;
 use lucid_types::wit::policy::{
     Answer, Command, Context, Failure, Input, ModelCall, ModelReply, Outcome, Snapshot, ToolReply,
     ToolRun,
@@ -41,6 +42,7 @@ pub(super) const STEPS_ALONE: u32 = 10_000;
 /// The context of a round: what does not change while a session lives, as far as a round needs it.
 pub(super) struct RoundContext<'a> {
     pub(super) session: SessionId,
+    pub(super) user: &'a UserId,
     pub(super) chat: &'a Arc<str>,
     pub(super) task: &'a str,
     pub(super) repository: Option<&'a str>,
@@ -70,6 +72,7 @@ impl<'a> RoundContext<'a> {
     ) -> Self {
         Self {
             session: names.0,
+            user: &fixed.user,
             chat: &names.1,
             task: &fixed.task,
             repository: fixed.repo_url.as_deref(),
@@ -561,6 +564,7 @@ impl<'a> RoundBuilder<'a> {
             .retain(|effect| self.open.contains_key(&effect.id));
         let row = RoundRow {
             session: self.context.session,
+            user: self.context.user.clone(),
             chat: self.context.chat.clone(),
             row: self.row,
             at: self.at,

@@ -673,7 +673,7 @@ async fn a_message_to_a_session_that_is_over_is_not_kept() {
     let sessions = sessions(folder.path(), &World::new(greets));
     let session = sessions.create(new("u")).await.unwrap();
     let store = sessions.store.clone();
-    let keep = || store.keep_message(*session.id(), "hello".to_owned());
+    let keep = || store.keep_message(*session.id(), &"user".into(), "hello".to_owned());
     assert!(keep().await.unwrap().is_some());
     sessions.stop(session.id()).await;
     // As if the session ended between the check that it is alive and this.

@@ -126,9 +126,10 @@ fn rounds() -> impl Strategy<Value = BuildAssignment> {
 
 #[test]
 fn what_a_failed_model_call_took_counts_as_well() {
-    let (session, chat) = (SessionId::new(), "c".into());
+    let (session, user, chat) = (SessionId::new(), "u".into(), "c".into());
     let context = RoundContext {
         session,
+        user: &user,
         chat: &chat,
         task: "t",
         repository: None,
@@ -171,9 +172,10 @@ fn what_a_failed_model_call_took_counts_as_well() {
 
 #[test]
 fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
-    let (session, chat) = (SessionId::new(), "c".into());
+    let (session, user, chat) = (SessionId::new(), "u".into(), "c".into());
     let context = RoundContext {
         session,
+        user: &user,
         chat: &chat,
         task: "t",
         repository: None,
@@ -229,10 +231,10 @@ fn a_policy_hears_of_an_answers_own_usage_and_the_sums_count_all_tries() {
 proptest! {
     #[test]
     fn numbers_are_dense_and_a_policy_hears_once_of_each_effect_that_it_waits_for(drawn in rounds()) {
-        let (session, chat) = (SessionId::new(), "c".into());
+        let (session, user, chat) = (SessionId::new(), "u".into(), "c".into());
         let budget = Budget { iterations: 3, ..Budget::default() };
         let scene = RoundContext {
-            session, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
+            session, user: &user, chat: &chat, task: "t", repository: None, branch: None, opens_change: false, pushed: None, model: "m", mock: false,
             settings: "{}", policy_digest: Digest::of("d"), available_models: None, budget, describe: &|_| EventDraft::text("CmdRunAction", "x"),
         };
         let mut counters = SessionCounters { next_seq: 1, ..SessionCounters::default() };
@@ -292,9 +294,10 @@ proptest! {
 
 #[test]
 fn the_next_message_answers_an_open_question() {
-    let (session, chat) = (SessionId::new(), "c".into());
+    let (session, user, chat) = (SessionId::new(), "u".into(), "c".into());
     let context = RoundContext {
         session,
+        user: &user,
         chat: &chat,
         task: "t",
         repository: None,

@@ -98,9 +98,10 @@ async fn changes_while_tools_run_come_in_order_and_none_twice() {
 
 #[test]
 fn a_tree_that_is_older_than_what_was_shown_is_not_shown() {
-    let (session, chat) = (SessionId::new(), "c".into());
+    let (session, user, chat) = (SessionId::new(), "u".into(), "c".into());
     let context = RoundContext {
         session,
+        user: &user,
         chat: &chat,
         task: "t",
         repository: None,

@@ -14,7 +14,7 @@ use super::{
 use crate::error::StoreError;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
-use crate::sqlite::{Reader, Store, totals};
+use crate::sqlite::{QueueKey, Store, totals};
 use lucid_types::ids::SessionId;
 use lucid_types::log::UsageTotals;
 use lucid_types::text::cut;
@@ -41,19 +41,23 @@ impl SqliteChatStore {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let reader = Reader::User(caller.user().clone());
+        let key = QueueKey::User(caller.user().clone());
         Box::pin(async move {
-            let read = self.store.read_for(reader, read).await;
+            let read = self.store.read_for(key, read).await;
             read.map_err(ChatStoreError::from)
         })
     }
 
-    fn write<T, F>(&self, write: F) -> ChatStoreFuture<'_, T>
+    fn write<T, F>(&self, caller: &Principal, write: F) -> ChatStoreFuture<'_, T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        Box::pin(async { self.store.write(write).await.map_err(ChatStoreError::from) })
+        let key = QueueKey::User(caller.user().clone());
+        Box::pin(async move {
+            let written = self.store.write_for(key, write).await;
+            written.map_err(ChatStoreError::from)
+        })
     }
 }
 
@@ -79,7 +83,9 @@ impl ChatStore for SqliteChatStore {
 
     fn create(&self, caller: &Principal, chat: Chat) -> ChatStoreFuture<'_, ()> {
         let user = caller.user().clone();
-        self.write(move |connection| insert_chat(connection, &user, &chat))
+        self.write(caller, move |connection| {
+            insert_chat(connection, &user, &chat)
+        })
     }
 
     fn rename(
@@ -93,7 +99,7 @@ impl ChatStore for SqliteChatStore {
             id.to_owned(),
             cut(title, TITLE_LENGTH).to_owned(),
         );
-        self.write(move |connection| {
+        self.write(caller, move |connection| {
             let changed = connection
                 .prepare_cached("UPDATE chat_sessions SET title = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
                 .execute(params![id, user.as_str(), title, Utc::now().timestamp_millis()])?;
@@ -108,7 +114,7 @@ impl ChatStore for SqliteChatStore {
         progress: ChatProgress,
     ) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (caller.user().clone(), id.to_owned());
-        self.write(move |connection| {
+        self.write(caller, move |connection| {
             let changed = connection
                 .prepare_cached("UPDATE chat_sessions SET is_active = ?3, updated_at = ?4 WHERE id = ?1 AND user_id = ?2")?
                 .execute(params![id, user.as_str(), progress.is_active, Utc::now().timestamp_millis()])?;
@@ -121,7 +127,7 @@ impl ChatStore for SqliteChatStore {
 
     fn delete(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (caller.user().clone(), id.to_owned());
-        self.write(move |connection| {
+        self.write(caller, move |connection| {
             let deleted = connection
                 .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1 AND user_id = ?2")?
                 .execute(params![id, user.as_str()])?;
@@ -141,7 +147,7 @@ impl ChatStore for SqliteChatStore {
         messages: Vec<ChatMessage>,
     ) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (caller.user().clone(), id.to_owned());
-        self.write(move |connection| {
+        self.write(caller, move |connection| {
             if find_chat(connection, Some(&user), &id)?.is_none() {
                 return Ok(false);
             }

@@ -16,8 +16,8 @@ use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 
 use super::read::session_id;
 use crate::error::StoreError;
-use crate::sqlite::Store;
 use crate::sqlite::sql::AsText;
+use crate::sqlite::{QueueKey, Store};
 use lucid_types::ids::SessionId;
 use lucid_types::log::SessionStatus;
 use lucid_types::user::UserId;
@@ -42,10 +42,10 @@ const LARGE: [(&str, &str); 3] = [
     ),
     ("transcript", "octet_length(message)"),
 ];
-/// About how many bytes are deleted at once. It takes about 10 ms.
-const PIECE: i64 = 1 << 20;
+/// About how many bytes are deleted at once. It takes a few milliseconds.
+const PIECE: i64 = 256 << 10;
 /// How many rows are deleted at once.
-const ROWS: u32 = 256;
+const ROWS: u32 = 64;
 
 impl Store {
     /// Deletes the log of the user's session that has this chat, or marks it for deletion at the
@@ -55,11 +55,14 @@ impl Store {
         user: UserId,
         chat: String,
     ) -> Result<Vec<SessionId>, StoreError> {
-        let marked = self.write(move |connection| mark(connection, &user, &chat));
+        let key = QueueKey::User(user.clone());
+        let marked = self.write_for(key.clone(), move |connection| {
+            mark(connection, &user, &chat)
+        });
         let over = marked.await?;
         let mut sessions = Vec::new();
         for (row, session) in over {
-            self.remove_log(row).await?;
+            self.remove_log(key.clone(), row).await?;
             sessions.extend(session);
         }
         Ok(sessions)
@@ -69,16 +72,18 @@ impl Store {
     /// its row has as the id, proper or not.
     pub(super) async fn remove_log(
         &self,
+        key: QueueKey,
         session: impl ToSql + Clone + Send + 'static,
     ) -> Result<(), StoreError> {
         loop {
             let row = session.clone();
-            let piece = self.write(move |connection| remove_piece(connection, row));
+            let piece =
+                self.write_for(key.clone(), move |connection| remove_piece(connection, row));
             if !piece.await? {
                 break;
             }
         }
-        self.erase(move |connection| remove(connection, session))
+        self.erase_for(key, move |connection| remove(connection, session))
             .await
     }
 
@@ -92,7 +97,7 @@ impl Store {
         });
         let begun: Vec<String> = begun.await?;
         for session in begun {
-            self.remove_log(session).await?;
+            self.remove_log(QueueKey::Host, session).await?;
         }
         Ok(())
     }

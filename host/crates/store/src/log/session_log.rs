@@ -13,7 +13,7 @@ use super::{positions, read, retained, sizes, write};
 use crate::chat_store::sqlite::last_line;
 use crate::error::StoreError;
 use crate::sqlite::sql::AsText;
-use crate::sqlite::{Reader, Store, TIMEOUT, origin};
+use crate::sqlite::{QueueKey, Store, TIMEOUT, origin};
 use lucid_types::ids::SessionId;
 use lucid_types::log::{
     FrameChunk, InboxMessage, LivingSession, LogError, LogHealth, Logged, LoggedCommands,
@@ -44,13 +44,13 @@ impl From<StoreError> for LogError {
 }
 
 impl Store {
-    fn logged_write<T, F>(&self, patience: Duration, write: F) -> Logged<T>
+    fn logged_write<T, F>(&self, key: QueueKey, patience: Duration, write: F) -> Logged<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
         let store = self.clone();
-        async move { Ok(store.write_within(patience, write).await?) }.boxed()
+        async move { Ok(store.write_then(key, patience, write, || {}).await?) }.boxed()
     }
 
     fn logged_read<T, F>(&self, read: F) -> Logged<T>
@@ -67,8 +67,8 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let (store, reader) = (self.clone(), Reader::Session(session));
-        async move { Ok(store.read_for(reader, read).await?) }.boxed()
+        let (store, key) = (self.clone(), QueueKey::Session(session));
+        async move { Ok(store.read_for(key, read).await?) }.boxed()
     }
 }
 
@@ -77,6 +77,7 @@ impl SessionLog for Store {
         let store = self.clone();
         let signal = store.outbox_signal();
         let sent = signal.is_some();
+        let key = QueueKey::User(session.user.clone());
         let insert = move |connection: &Connection| {
             write::insert_session(connection, &session, &first, sent)
         };
@@ -85,13 +86,14 @@ impl SessionLog for Store {
                 signal.chat();
             }
         };
-        async move { Ok(store.write_then(TIMEOUT, insert, notify).await?) }.boxed()
+        async move { Ok(store.write_then(key, TIMEOUT, insert, notify).await?) }.boxed()
     }
 
     fn append(&self, round: Arc<RoundRow>) -> Logged<()> {
         let store = self.clone();
         let (signal, lines) = (store.outbox_signal(), round.chat_lines.len());
         let session = round.session;
+        let key = QueueKey::User(round.user.clone());
         let insert = move |connection: &Connection| write::insert_round(connection, &round);
         let notify = move || {
             if let Some(signal) = signal {
@@ -99,8 +101,10 @@ impl SessionLog for Store {
             }
         };
         async move {
-            if store.write_then(ATTEMPT, insert, notify).await?
-                && let Err(cause) = store.remove_log(AsText(session)).await
+            if store
+                .write_then(key.clone(), ATTEMPT, insert, notify)
+                .await?
+                && let Err(cause) = store.remove_log(key, AsText(session)).await
             {
                 tracing::warn!(%session, %cause, "the log of a deleted chat is deleted at the next start: it could not be now");
             }
@@ -110,25 +114,30 @@ impl SessionLog for Store {
     }
 
     fn mark_started(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(ATTEMPT, move |connection| {
+        self.logged_write(QueueKey::Session(session), ATTEMPT, move |connection| {
             write::mark_started(connection, session)
         })
     }
 
     fn mark_begun(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(ATTEMPT, move |connection| {
+        self.logged_write(QueueKey::Session(session), ATTEMPT, move |connection| {
             write::mark_begun(connection, session)
         })
     }
 
     fn release(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(ATTEMPT, move |connection| {
+        self.logged_write(QueueKey::Session(session), ATTEMPT, move |connection| {
             origin::release_sessions(connection, Some(session))
         })
     }
 
-    fn keep_message(&self, session: SessionId, text: String) -> Logged<Option<InboxMessage>> {
-        self.logged_write(MESSAGE, move |connection| {
+    fn keep_message(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        text: String,
+    ) -> Logged<Option<InboxMessage>> {
+        self.logged_write(QueueKey::User(user.clone()), MESSAGE, move |connection| {
             write::queue_message(connection, session, text)
         })
     }
@@ -190,7 +199,7 @@ impl SessionLog for Store {
     }
 
     fn keep_positions(&self, rows: Vec<PositionRow>) -> Logged<()> {
-        self.logged_write(POSITIONS, move |connection| {
+        self.logged_write(QueueKey::Host, POSITIONS, move |connection| {
             positions::save_positions(connection, &rows)
         })
     }
@@ -210,22 +219,22 @@ impl SessionLog for Store {
     }
 
     fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()> {
-        self.logged_write(TIMEOUT, move |connection| {
+        self.logged_write(QueueKey::Session(session), TIMEOUT, move |connection| {
             retained::extend_retention(connection, session, uptime_ms)
         })
     }
 
     fn forget_retained(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(TIMEOUT, move |connection| {
+        self.logged_write(QueueKey::Session(session), TIMEOUT, move |connection| {
             retained::forget_retained(connection, session)
         })
     }
 
     fn user_size(&self, user: &UserId) -> Logged<u64> {
         let (store, user) = (self.clone(), user.clone());
-        let reader = Reader::User(user.clone());
+        let key = QueueKey::User(user.clone());
         let read = move |connection: &Connection| sizes::of_user(connection, &user);
-        async move { Ok(store.read_for(reader, read).await?) }.boxed()
+        async move { Ok(store.read_for(key, read).await?) }.boxed()
     }
 
     fn health(&self) -> &LogHealth {
@@ -283,6 +292,7 @@ pub(crate) mod tests {
     /// A round of that session, with one line of its chat, and with commands if there are any.
     pub(crate) fn round(row: u64, commands: Option<String>) -> RoundRow {
         RoundRow {
+            user: "u".into(),
             session: id(),
             chat: "c".into(),
             row,
@@ -355,7 +365,10 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         store.create(new_session(), round(0, None)).await.unwrap();
-        let kept = store.keep_message(id(), "hello".to_owned()).await.unwrap();
+        let kept = store
+            .keep_message(id(), &"u".into(), "hello".to_owned())
+            .await
+            .unwrap();
         assert_eq!(store.living_ids().await.unwrap(), [id()]);
         let mut living = store.living().await.unwrap();
         let session = living.remove(0);

@@ -31,7 +31,7 @@ use self::user_tokens::UserTokens;
 use crate::chat_store::{ChatStoreError, Principal};
 use crate::error::StoreError;
 use crate::sqlite::outbox_signal::OutboxSignal;
-use crate::sqlite::{Reader, Store};
+use crate::sqlite::{QueueKey, Store};
 use crate::supabase::SupabaseChatStore;
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
@@ -100,9 +100,9 @@ impl Outbox {
 
     /// Sends what is waiting for a user, and waits for that for as long as a caller should.
     pub async fn wait_for_user(&self, user: &UserId) {
-        let (reader, user) = (Reader::User(user.clone()), user.clone());
+        let (key, user) = (QueueKey::User(user.clone()), user.clone());
         let work = move |connection: &_| progress::has_pending(connection, &user, None);
-        let pending = self.shared.store.read_for(reader, work);
+        let pending = self.shared.store.read_for(key, work);
         // If that cannot be determined, the read that follows reports why.
         if pending.await.unwrap_or(false) {
             self.flush(TIMEOUT).await;
@@ -127,10 +127,10 @@ impl Outbox {
         user: &UserId,
         chat: &str,
     ) -> Result<bool, ChatStoreError> {
-        let reader = Reader::User(user.clone());
+        let key = QueueKey::User(user.clone());
         let (user, chat) = (user.clone(), chat.to_owned());
         let work = move |connection: &_| progress::has_pending(connection, &user, Some(&chat));
-        Ok(self.shared.store.read_for(reader, work).await?)
+        Ok(self.shared.store.read_for(key, work).await?)
     }
 
     /// Forgets a deleted chat: nothing more of it is sent, and nothing of it stays here.

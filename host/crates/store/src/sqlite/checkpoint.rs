@@ -171,3 +171,108 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::sqlite::Store;
+
+    /// Whether any file in a folder has a text.
+    fn is_in_a_file(folder: &Path, text: &str) -> bool {
+        std::fs::read_dir(folder).unwrap().any(|entry| {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+        })
+    }
+
+    async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+        let soon = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let soon = tokio::time::timeout(Duration::from_secs(60), soon).await;
+        assert!(soon.is_ok(), "{what}");
+    }
+
+    fn add(connection: &Connection, message: &str) -> Result<(), StoreError> {
+        let sql =
+            "INSERT INTO transcript SELECT 's', coalesce(max(entry), 0) + 1, ?1 FROM transcript";
+        connection.execute(sql, [message])?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_was_erased_is_soon_in_no_file_and_no_write_waits_for_a_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store
+            .write(|connection| add(connection, "a confidential text"))
+            .await
+            .unwrap();
+        assert!(is_in_a_file(folder.path(), "a confidential text"));
+        // A reader that sees it still.
+        let (entered, inside) = mpsc::channel::<()>();
+        let (go, wait) = mpsc::channel::<()>();
+        let reading = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let read = move |connection: &Connection| {
+                    let mut select = connection.prepare("SELECT message FROM transcript")?;
+                    let mut rows = select.query([])?;
+                    rows.next()?;
+                    entered.send(()).unwrap();
+                    let _ = wait.recv();
+                    Ok(())
+                };
+                store.read(read).await
+            }
+        });
+        tokio::task::spawn_blocking(move || inside.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        let erase = |connection: &Connection| {
+            connection.execute("DELETE FROM transcript", [])?;
+            Ok(())
+        };
+        store.erase(erase).await.unwrap();
+        for _ in 0..100 {
+            let write = store.write_within(Duration::ZERO, |connection| add(connection, "another"));
+            write.await.unwrap();
+        }
+        assert!(is_in_a_file(folder.path(), "a confidential text"));
+        go.send(()).unwrap();
+        reading.await.unwrap().unwrap();
+        eventually("it is still there", || {
+            !is_in_a_file(folder.path(), "a confidential text")
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn sqlites_log_stays_bounded_while_writes_follow_one_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let megabyte = "x".repeat(1 << 20);
+        for _ in 0..200 {
+            let megabyte = megabyte.clone();
+            store
+                .write(move |connection| {
+                    connection.execute("DELETE FROM transcript", [])?;
+                    add(connection, &megabyte)
+                })
+                .await
+                .unwrap();
+        }
+        let log = folder.path().join("lucid.db-wal");
+        let length = log.metadata().unwrap().len();
+        // Had it never begun anew, it would have 200 MB.
+        assert!(length < 150 << 20, "{length} bytes");
+    }
+}

@@ -21,7 +21,8 @@ use super::connection::{
     TIMEOUT, connect, file_size, gives_space_back, known_version, make_shrinkable, migrate,
 };
 use super::outbox_signal::OutboxSignal;
-use super::readers::{Reader, Readers};
+use super::queue_key::QueueKey;
+use super::readers::Readers;
 use super::uptime::{self, Uptime};
 use super::writer::WriterThread;
 use crate::error::StoreError;
@@ -147,14 +148,24 @@ impl Store {
         self.inner.signal.get().cloned()
     }
 
-    /// Runs one write in the writer's thread, and returns when it is committed. A write that
-    /// returns an error leaves nothing behind.
+    /// Runs one write of the host's own in the writer's thread, and returns when it is committed. A
+    /// write that returns an error leaves nothing behind.
     pub async fn write<T, F>(&self, write: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.write_within(TIMEOUT, write).await
+        self.write_for(QueueKey::Host, write).await
+    }
+
+    /// Like [`Store::write`], on behalf of a user or a session: each has its turn, however many writes
+    /// another asked for.
+    pub(crate) async fn write_for<T, F>(&self, key: QueueKey, write: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.write_then(key, TIMEOUT, write, || {}).await
     }
 
     /// Like [`Store::write`], but waits less long for another process's lock, for a caller that
@@ -164,13 +175,15 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.write_then(patience, write, || {}).await
+        self.write_then(QueueKey::Host, patience, write, || {})
+            .await
     }
 
-    /// Like [`Store::write_within`]; once the write is committed, the writer calls `then`, even if
-    /// the caller no longer waits.
+    /// Runs a write as the others say; once it is committed, the writer calls `then`, even if the
+    /// caller no longer waits.
     pub(crate) async fn write_then<T, F, N>(
         &self,
+        key: QueueKey,
         patience: Duration,
         write: F,
         then: N,
@@ -180,7 +193,7 @@ impl Store {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
         N: FnOnce() + Send + 'static,
     {
-        self.inner.writer.write(patience, write, then).await
+        self.inner.writer.write(key, patience, write, then).await
     }
 
     /// Whether the log can be written at the moment.
@@ -203,8 +216,17 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
+        self.erase_for(QueueKey::Host, erase).await
+    }
+
+    /// Like [`Store::erase`], on behalf of a user or a session.
+    pub(crate) async fn erase_for<T, F>(&self, key: QueueKey, erase: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
         let checkpoints = self.inner.checkpoints.clone();
-        self.write_then(TIMEOUT, erase, move || checkpoints.empty())
+        self.write_then(key, TIMEOUT, erase, move || checkpoints.empty())
             .await
     }
 
@@ -214,18 +236,18 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.read_for(Reader::Host, read).await
+        self.read_for(QueueKey::Host, read).await
     }
 
     /// Runs one read for a user or for a session, off the async threads. Each has its turn, however
     /// many reads another asked for. It ends early if the future is dropped.
-    pub(crate) async fn read_for<T, F>(&self, reader: Reader, read: F) -> Result<T, StoreError>
+    pub(crate) async fn read_for<T, F>(&self, key: QueueKey, read: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
         let store = self.inner.clone();
-        store.readers.read(reader, read).await
+        store.readers.read(key, read).await
     }
 
     /// The host's uptime in milliseconds. Only differences are meaningful.

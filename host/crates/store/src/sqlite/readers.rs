@@ -6,7 +6,7 @@
 //! # Invariants
 //! - There are never more than a few connections, and they cannot write.
 //! - A read runs in a thread of its own kind, which no other work can occupy.
-//! - Readers (users, and sessions whose log is read) are served in turn, and none has all threads.
+//! - Those on whose behalf something is read are served in turn, and none has all threads.
 //! - A read that nobody waits for any more does not begin, or is interrupted.
 //! - A connection on which a read panicked is not used again.
 
@@ -21,29 +21,17 @@ use rusqlite::{Connection, InterruptHandle, OpenFlags};
 use tokio::sync::oneshot;
 
 use super::connection::connect;
+use super::queue_key::QueueKey;
 use crate::error::StoreError;
 use lucid_types::fair::{FairLimits, FairQueue};
-use lucid_types::ids::SessionId;
-use lucid_types::user::UserId;
 
 /// Enough to keep the disk busy; each has its own page cache.
 const CONNECTIONS: usize = 4;
-/// Reads at the same time for one reader.
+/// Reads at the same time on behalf of one.
 const READS_OF_ONE: usize = 2;
 /// How long to wait for another process's lock, and for a connection to be returned if none can be
 /// opened.
 const TIMEOUT: Duration = Duration::from_secs(2);
-
-/// For whom something is read.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Reader {
-    /// The host itself.
-    Host,
-    /// A user.
-    User(UserId),
-    /// A session whose log is read.
-    Session(SessionId),
-}
 
 /// A queued read.
 type ReadJob = Box<dyn FnOnce(&Shared) + Send>;
@@ -64,7 +52,7 @@ struct Shared {
 
 /// What the threads have to do.
 struct ReadQueue {
-    fair: FairQueue<Reader, ReadJob>,
+    fair: FairQueue<QueueKey, ReadJob>,
     is_closed: bool,
 }
 
@@ -115,14 +103,14 @@ impl Shared {
     fn work(&self) {
         let mut jobs = self.jobs.lock();
         while !jobs.is_closed {
-            let Some((reader, job)) = jobs.fair.pop() else {
+            let Some((key, job)) = jobs.fair.pop() else {
                 self.changed.wait(&mut jobs);
                 continue;
             };
             drop(jobs);
             job(self);
             jobs = self.jobs.lock();
-            jobs.fair.release(&reader);
+            jobs.fair.release(&key);
             self.changed.notify_one();
         }
     }
@@ -187,8 +175,8 @@ impl Readers {
         Ok(readers)
     }
 
-    /// Runs a read in turn with those of other readers. It ends early if the future is dropped.
-    pub(crate) async fn read<T, F>(&self, reader: Reader, read: F) -> Result<T, StoreError>
+    /// Runs a read in turn with those of others. It ends early if the future is dropped.
+    pub(crate) async fn read<T, F>(&self, key: QueueKey, read: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -204,7 +192,7 @@ impl Readers {
                 let _ = done.send(result);
             }
         });
-        self.shared.jobs.lock().fair.push(reader, job);
+        self.shared.jobs.lock().fair.push(key, job);
         self.shared.changed.notify_one();
         outcome.await.map_err(|_| StoreError::Closed)?
     }

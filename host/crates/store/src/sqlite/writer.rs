@@ -4,13 +4,13 @@
 //! patience can be returned meanwhile.
 //!
 //! # Invariants
-//! - Writes are carried out in the order they arrive. Those that wait together form one
-//!   transaction, each in a savepoint of its own.
+//! - Writes are carried out in the order of their [queue](super::write_queue). Those that wait together
+//!   form one transaction, each in a savepoint of its own, until it has taken [`GROUP_TIME`].
 //! - No caller is told of success before its transaction is committed, and every caller is told of
 //!   a failure.
-//! - The queue is bounded, so that sessions slow down before memory fills.
 //! - The space of what was deleted goes back to the disk in small pieces, while no write waits.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 #[cfg(any(test, feature = "testing"))]
@@ -20,24 +20,25 @@ use std::time::{Duration, Instant};
 
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ffi};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::checkpoint::Checkpoints;
 use super::connection::INCREMENTAL;
 use super::failure::of_sqlite;
+use super::queue_key::QueueKey;
+use super::write_queue::WriteQueue;
 use crate::error::StoreError;
 use lucid_types::log::LogHealth;
 use lucid_types::transient::TransientFailure;
 
-/// The capacity of the queue.
-const QUEUE: usize = 1024;
-/// Maximum number of writes committed together. At about 100 µs each, a group takes well under 50
-/// ms.
+/// Maximum number of writes committed together.
 const GROUP: usize = 256;
+/// How long a transaction takes writes in. What is queued meanwhile waits that long and for one write.
+const GROUP_TIME: Duration = Duration::from_millis(5);
 /// Free pages that the file keeps for what is written next: 4 MiB.
 const SPARE_PAGES: i64 = 1024;
-/// Pages that are given back at once, while no write waits: 1 MiB, about 10 ms.
-const RECLAIMED_PAGES: i64 = 256;
+/// Pages that are given back at once, while no write waits: a few milliseconds.
+const RECLAIMED_PAGES: i64 = 64;
 /// How long one turn of waiting for another process's lock lasts.
 const TURN: Duration = Duration::from_millis(200);
 
@@ -47,7 +48,7 @@ type Cause = Arc<rusqlite::Error>;
 type Acknowledge = Box<dyn FnOnce(Option<Cause>) + Send>;
 
 /// A queued write.
-trait Write: Send {
+pub(super) trait Write: Send {
     /// Carries out the write, and returns how to report it.
     fn run(self: Box<Self>, connection: &Connection) -> UncommittedWrite;
     /// Reports to the caller that the write was not carried out.
@@ -57,7 +58,7 @@ trait Write: Send {
 }
 
 /// A write that was carried out and is not yet committed.
-struct UncommittedWrite {
+pub(super) struct UncommittedWrite {
     /// Whether its savepoint is kept.
     succeeded: bool,
     /// SQLite's error code, if the write failed with one.
@@ -116,8 +117,7 @@ where
 }
 
 pub(crate) struct WriterThread {
-    // `None` only while this is being dropped.
-    queue: Option<mpsc::Sender<Box<dyn Write>>>,
+    queue: Arc<WriteQueue>,
     thread: Option<JoinHandle<()>>,
     #[cfg(any(test, feature = "testing"))]
     probe: Arc<WriterProbe>,
@@ -132,6 +132,22 @@ pub(super) struct WriterProbe {
     writes: AtomicU64,
 }
 
+#[cfg(any(test, feature = "testing"))]
+impl WriterProbe {
+    /// Counts a write. Returns whether the writer has stopped before it.
+    fn is_crashed(&self) -> bool {
+        let left = self.left.load(Ordering::SeqCst);
+        if left == 0 {
+            return true;
+        }
+        if left != u64::MAX {
+            self.left.store(left - 1, Ordering::SeqCst);
+        }
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        false
+    }
+}
+
 impl WriterThread {
     pub(crate) fn start(
         mut connection: Connection,
@@ -144,7 +160,7 @@ impl WriterThread {
             watching.grown(pages);
             Ok(())
         }))?;
-        let (queue, waiting) = mpsc::channel(QUEUE);
+        let queue = Arc::new(WriteQueue::new());
         #[cfg(any(test, feature = "testing"))]
         let probe = Arc::new(WriterProbe {
             left: AtomicU64::new(u64::MAX),
@@ -155,8 +171,8 @@ impl WriterThread {
         let mut work = Work {
             connection,
             checkpoints,
-            waiting,
-            group: Vec::with_capacity(GROUP),
+            queue: queue.clone(),
+            group: VecDeque::new(),
             health,
             is_reclaiming: true,
             #[cfg(any(test, feature = "testing"))]
@@ -170,7 +186,7 @@ impl WriterThread {
                 cause,
             })?;
         Ok(Self {
-            queue: Some(queue),
+            queue,
             thread: Some(thread),
             #[cfg(any(test, feature = "testing"))]
             probe,
@@ -181,6 +197,7 @@ impl WriterThread {
     /// to wait for another process's lock.
     pub(crate) async fn write<T, F, N>(
         &self,
+        key: QueueKey,
         patience: Duration,
         write: F,
         then: N,
@@ -197,8 +214,7 @@ impl WriterThread {
             done,
             patient_until: Instant::now() + patience,
         });
-        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
-        queue.send(job).await.map_err(|_| StoreError::Closed)?;
+        self.queue.push(key, job).await?;
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -224,7 +240,7 @@ impl WriterThread {
 
 impl Drop for WriterThread {
     fn drop(&mut self) {
-        self.queue = None;
+        self.queue.close();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
@@ -237,8 +253,9 @@ impl Drop for WriterThread {
 /// The thread's state.
 struct Work {
     connection: Connection,
-    waiting: mpsc::Receiver<Box<dyn Write>>,
-    group: Vec<Box<dyn Write>>,
+    queue: Arc<WriteQueue>,
+    /// Writes that were taken from the queue.
+    group: VecDeque<Box<dyn Write>>,
     checkpoints: Checkpoints,
     health: LogHealth,
     /// Whether there may be more free pages than the file needs.
@@ -247,13 +264,16 @@ struct Work {
     probe: Arc<WriterProbe>,
 }
 
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.queue.abandon();
+    }
+}
+
 impl Work {
     fn run(&mut self) {
         while let Some(first) = self.next() {
-            self.group.push(first);
-            self.fill();
-            #[cfg(any(test, feature = "testing"))]
-            self.look();
+            self.group.push_back(first);
             let checkpoints = self.checkpoints.clone();
             checkpoints.exclusively(|| {
                 if self.begin() {
@@ -272,10 +292,8 @@ impl Work {
     fn next(&mut self) -> Option<Box<dyn Write>> {
         let mut reclaimed = false;
         while self.is_reclaiming {
-            match self.waiting.try_recv() {
-                Ok(write) => return Some(write),
-                Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Err(mpsc::error::TryRecvError::Empty) => {}
+            if let Some(write) = self.queue.try_pop() {
+                return Some(write);
             }
             // Where it fails it is tried again after the next write.
             let checkpoints = self.checkpoints.clone();
@@ -286,7 +304,7 @@ impl Work {
             // Only then does the file become smaller.
             self.checkpoints.copy();
         }
-        self.waiting.blocking_recv()
+        self.queue.pop()
     }
 
     /// Gives some free pages back. Returns `false` if there are none to spare.
@@ -307,27 +325,13 @@ impl Work {
         Ok(true)
     }
 
-    /// Adds queued writes to the group.
-    fn fill(&mut self) {
-        while self.group.len() < GROUP
-            && let Ok(next) = self.waiting.try_recv()
-        {
-            self.group.push(next);
-        }
-    }
-
-    #[cfg(any(test, feature = "testing"))]
-    fn look(&mut self) {
-        let left = self.probe.left.load(Ordering::SeqCst);
-        let kept = usize::try_from(left)
-            .unwrap_or(usize::MAX)
-            .min(self.group.len());
-        self.group.truncate(kept);
-        if left != u64::MAX {
-            self.probe.left.store(left - kept as u64, Ordering::SeqCst);
-        }
-        self.probe.groups.fetch_add(1, Ordering::SeqCst);
-        self.probe.writes.fetch_add(kept as u64, Ordering::SeqCst);
+    /// The next write of a group that was begun at that time. `None` if it has enough; one that failed
+    /// takes no more in.
+    fn next_of_group(&mut self, begun: Instant, is_good: bool) -> Option<Box<dyn Write>> {
+        self.group.pop_front().or_else(|| {
+            let is_open = is_good && begun.elapsed() < GROUP_TIME;
+            is_open.then(|| self.queue.try_pop()).flatten()
+        })
     }
 
     /// Begins the group's transaction. Returns `false` if no write is left in the group.
@@ -342,12 +346,17 @@ impl Work {
             let now = Instant::now();
             for write in std::mem::take(&mut self.group) {
                 if locked && write.is_patient(now) {
-                    self.group.push(write);
+                    self.group.push_back(write);
                 } else {
                     write.refuse(cause.clone());
                 }
             }
-            self.fill();
+            // Those that came meanwhile wait for the lock too, each as long as it likes.
+            while self.group.len() < GROUP
+                && let Some(next) = self.queue.try_pop()
+            {
+                self.group.push_back(next);
+            }
         }
         false
     }
@@ -364,9 +373,20 @@ impl Work {
     }
 
     fn commit(&mut self) {
-        let mut done: Vec<Acknowledge> = Vec::with_capacity(self.group.len());
+        let mut done: Vec<Acknowledge> = Vec::new();
         let mut failed: Option<Cause> = None;
-        for write in std::mem::take(&mut self.group) {
+        let begun = Instant::now();
+        #[cfg(any(test, feature = "testing"))]
+        self.probe.groups.fetch_add(1, Ordering::SeqCst);
+        let mut writes = 0;
+        while writes < GROUP
+            && let Some(write) = self.next_of_group(begun, failed.is_none())
+        {
+            writes += 1;
+            #[cfg(any(test, feature = "testing"))]
+            if self.probe.is_crashed() {
+                continue;
+            }
             if let Some(cause) = &failed {
                 write.refuse(cause.clone());
                 continue;

@@ -52,7 +52,12 @@ pub trait SessionLog: Send + Sync {
     fn release(&self, session: SessionId) -> Logged<()>;
     /// Stores a user's message until a round processes it. Returns `None` if the session is over
     /// and no round will.
-    fn keep_message(&self, session: SessionId, text: String) -> Logged<Option<InboxMessage>>;
+    fn keep_message(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        text: String,
+    ) -> Logged<Option<InboxMessage>>;
 
     /// Reads one session, whatever its status.
     fn find(&self, session: SessionId) -> Logged<Option<SessionRow>>;

@@ -242,6 +242,8 @@ pub struct PolicyDecision {
 pub struct RoundRow {
     /// The session's id.
     pub session: SessionId,
+    /// Whose session it is.
+    pub user: UserId,
     /// The chat's id.
     pub chat: Arc<str>,
     /// The number of this row.
