@@ -231,14 +231,16 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 }
 
 async fn measure(server: &Server, storage: &Path, elsewhere: &Handle) {
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let tenth = User::new(server, &http, "tenth");
+    let client = || reqwest::Client::builder().no_proxy().build().unwrap();
+    let tenth = User::new(server, &client(), "tenth");
     let (_client, session) = tenth.session("Hide").await;
     let hidden = find(storage, &session).unwrap().join("many");
     std::fs::create_dir(&hidden).unwrap();
     for number in 0..HIDDEN {
         std::fs::write(hidden.join(format!(".lucid-{number}")), "").unwrap();
     }
+
+    let http = client();
     let mut users = Vec::new();
     for number in 0..USERS {
         let user = User::new(server, &http, &format!("user-{number}"));
@@ -247,6 +249,7 @@ async fn measure(server: &Server, storage: &Path, elsewhere: &Handle) {
         std::fs::write(find(storage, &session).unwrap().join("hello.txt"), "hello").unwrap();
         users.push((user, session, client));
     }
+
     let stop = Arc::new(AtomicBool::new(false));
     let mut runs = Vec::new();
     let mut flooding = None;
