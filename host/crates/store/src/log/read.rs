@@ -217,13 +217,15 @@ pub(super) fn unread(
 ) -> Result<Vec<InboxMessage>, StoreError> {
     let mut select =
         connection.prepare_cached("SELECT n, text FROM inbox WHERE session_id = ?1 ORDER BY n")?;
-    let rows = select.query_map([AsText(session)], |row| {
-        Ok(InboxMessage {
+    let mut rows = select.query([AsText(session)])?;
+    let mut messages = Vec::new();
+    while let Some(row) = rows.next()? {
+        messages.push(InboxMessage {
             number: from_sql(row, "n")?,
-            text: row.get(1)?,
-        })
-    })?;
-    rows.map(|row| row.map_err(StoreError::from)).collect()
+            text: texts::unpack_column(connection, session, row, 1)?,
+        });
+    }
+    Ok(messages)
 }
 
 /// Reads transcript entries, as JSON, from one number to another, inclusive.

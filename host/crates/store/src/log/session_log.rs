@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use rusqlite::Connection;
 
+use super::packed_round::{PackedMessage, PackedRound};
 use super::{positions, read, retained, sizes, write};
 use crate::chat_store::sqlite::last_line;
 use crate::error::StoreError;
@@ -78,15 +79,20 @@ impl SessionLog for Store {
         let signal = store.outbox_signal();
         let sent = signal.is_some();
         let key = QueueKey::User(session.user.clone());
-        let insert = move |connection: &Connection| {
-            write::insert_session(connection, &session, &first, sent)
-        };
+        let first = PackedRound::new(Arc::new(first));
         let notify = move || {
             if let Some(signal) = signal {
                 signal.chat();
             }
         };
-        async move { Ok(store.write_then(key, TIMEOUT, insert, notify).await?) }.boxed()
+        async move {
+            let first = first?;
+            let insert = move |connection: &Connection| {
+                write::insert_session(connection, &session, &first, sent)
+            };
+            Ok(store.write_then(key, TIMEOUT, insert, notify).await?)
+        }
+        .boxed()
     }
 
     fn append(&self, round: Arc<RoundRow>) -> Logged<()> {
@@ -94,13 +100,15 @@ impl SessionLog for Store {
         let (signal, lines) = (store.outbox_signal(), round.chat_lines.len());
         let session = round.session;
         let key = QueueKey::User(round.user.clone());
-        let insert = move |connection: &Connection| write::insert_round(connection, &round);
+        let packed = PackedRound::new(round);
         let notify = move || {
             if let Some(signal) = signal {
                 signal.lines(lines);
             }
         };
         async move {
+            let packed = packed?;
+            let insert = move |connection: &Connection| write::insert_round(connection, &packed);
             if store
                 .write_then(key.clone(), ATTEMPT, insert, notify)
                 .await?
@@ -137,9 +145,15 @@ impl SessionLog for Store {
         user: &UserId,
         text: String,
     ) -> Logged<Option<InboxMessage>> {
-        self.logged_write(QueueKey::User(user.clone()), MESSAGE, move |connection| {
-            write::queue_message(connection, session, text)
-        })
+        let (store, key) = (self.clone(), QueueKey::User(user.clone()));
+        let message = PackedMessage::new(text);
+        async move {
+            let message = message?;
+            let queue =
+                move |connection: &Connection| write::queue_message(connection, session, message);
+            Ok(store.write_then(key, MESSAGE, queue, || {}).await?)
+        }
+        .boxed()
     }
 
     fn find(&self, session: SessionId) -> Logged<Option<SessionRow>> {

@@ -7,13 +7,14 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::packed_round::{PackedMessage, PackedRound};
 use super::{discard, retained, usage};
 use crate::chat_store::sqlite::{MessageInsert, insert_chat, insert_message};
 use crate::chat_store::{Chat, TITLE_LENGTH};
 use crate::error::StoreError;
 use crate::outbox;
 use crate::sqlite::sql::{AsText, time, to_sql};
-use crate::sqlite::texts::{PackedValue, RoundTexts};
+use crate::sqlite::texts::PackedValue;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{InboxMessage, RoundRow, SessionConfig, SessionStatus, UsageTotals};
 use lucid_types::text::cut;
@@ -23,7 +24,7 @@ use lucid_types::text::cut;
 pub(super) fn insert_session(
     connection: &Connection,
     session: &SessionConfig,
-    first: &RoundRow,
+    first: &PackedRound,
     sent: bool,
 ) -> Result<(), StoreError> {
     let began = time(session.created_at);
@@ -43,6 +44,7 @@ pub(super) fn insert_session(
         outbox::add(connection, &session.chat_id, &session.user)?;
     }
     let written = insert_record(connection, session.id, first)?;
+    let first = &*first.round;
     let counters = &first.counters;
     connection
         .prepare_cached(
@@ -114,7 +116,7 @@ pub(super) fn mark_begun(connection: &Connection, session: SessionId) -> Result<
 pub(super) fn queue_message(
     connection: &Connection,
     session: SessionId,
-    text: String,
+    message: PackedMessage,
 ) -> Result<Option<InboxMessage>, StoreError> {
     let queued = connection
         .prepare_cached(
@@ -123,19 +125,34 @@ pub(super) fn queue_message(
         )?
         .execute(params![
             AsText(session),
-            text,
+            PackedValue::new(&message.text, &message.parts),
             SessionStatus::Created.text(),
             SessionStatus::Running.text()
         ])?;
+    if queued == 0 {
+        return Ok(None);
+    }
     let number = u64::try_from(connection.last_insert_rowid()).unwrap_or(0);
-    Ok((queued > 0).then_some(InboxMessage { number, text }))
+    // The round that processes it refers to the same text.
+    let stored = message.texts.store(connection, session)?;
+    if stored > 0 {
+        connection
+            .prepare_cached("UPDATE sessions SET log_bytes = log_bytes + ?2 WHERE id = ?1")?
+            .execute(params![AsText(session), to_sql(stored as u64)])?;
+    }
+    let text = message.text;
+    Ok(Some(InboxMessage { number, text }))
 }
 
 /// Writes the round. The caller's transaction makes it atomic. Returns whether it ended a session
 /// whose chat has been deleted.
-pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<bool, StoreError> {
+pub(super) fn insert_round(
+    connection: &Connection,
+    packed: &PackedRound,
+) -> Result<bool, StoreError> {
+    let round = &*packed.round;
     let session = round.session;
-    let written = insert_record(connection, session, round)?;
+    let written = insert_record(connection, session, packed)?;
     let counters = &round.counters;
     let state = round
         .decision
@@ -208,43 +225,11 @@ pub(super) fn insert_round(connection: &Connection, round: &RoundRow) -> Result<
 fn insert_record(
     connection: &Connection,
     session: SessionId,
-    round: &RoundRow,
+    packed: &PackedRound,
 ) -> Result<usize, StoreError> {
+    let round = &*packed.round;
     let decision = round.decision.as_ref();
-    let length = round
-        .frames
-        .iter()
-        .map(|frame| frame.len() + 1)
-        .sum::<usize>()
-        + 2;
-    let mut frames = String::with_capacity(length);
-    frames.push('[');
-    for frame in &round.frames {
-        if frames.len() > 1 {
-            frames.push(',');
-        }
-        frames.push_str(frame);
-    }
-    frames.push(']');
-    let mut texts = RoundTexts::new(connection, session);
-    let inputs = decision.map(|d| texts.pack_json(&d.inputs)).transpose()?;
-    let commands = decision.and_then(|d| d.commands.as_deref());
-    let commands = commands.map(|json| texts.pack_json(json)).transpose()?;
-    let entries = round.entries.iter();
-    let entries = entries.map(|(entry, json)| Ok((*entry, texts.pack_json(json)?)));
-    let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
-    // After the texts that they may be the beginning of.
-    let frames = texts.pack_json(&frames)?;
-    let mut size = RoundRow::OVERHEAD + frames.len();
-    size += [&inputs, &commands]
-        .into_iter()
-        .flatten()
-        .map(PackedValue::len)
-        .sum::<usize>();
-    size += entries
-        .iter()
-        .map(|(_, message)| message.len())
-        .sum::<usize>();
+    let stored = packed.texts.store(connection, session)?;
     connection
         .prepare_cached(
             "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
@@ -265,39 +250,33 @@ fn insert_record(
             decision.map(|d| to_sql(d.micros)),
             decision.and_then(|d| d.error.as_ref()),
             decision.map(|d| &d.context),
-            inputs,
-            commands,
-            frames,
+            packed.inputs(),
+            packed.commands(),
+            packed.frames(),
         ])?;
-    if !entries.is_empty() {
+    if !round.entries.is_empty() {
         let mut insert = connection.prepare_cached(
             "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
         )?;
-        for (entry, message) in entries {
+        for (entry, message) in packed.entries() {
             insert.execute(params![AsText(session), to_sql(entry), message])?;
         }
     }
-    if !round.chat_lines.is_empty() {
-        let mut buffer = Uuid::encode_buffer();
-        for line in &round.chat_lines {
-            let metadata = line.metadata.as_deref();
-            let content = texts.pack_text(&line.content)?;
-            let metadata = metadata.map(|json| texts.pack_json(json)).transpose()?;
-            size += content.len() + metadata.as_ref().map_or(0, PackedValue::len);
-            let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
-            insert_message(
-                connection,
-                &round.chat,
-                &MessageInsert {
-                    id,
-                    role: line.role,
-                    content,
-                    event_type: Some(&line.event_type),
-                    metadata,
-                    at: to_sql(round.at),
-                },
-            )?;
-        }
+    let mut buffer = Uuid::encode_buffer();
+    for (line, (content, metadata)) in round.chat_lines.iter().zip(packed.lines()) {
+        let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
+        insert_message(
+            connection,
+            &round.chat,
+            &MessageInsert {
+                id,
+                role: line.role,
+                content,
+                event_type: Some(&line.event_type),
+                metadata,
+                at: to_sql(round.at),
+            },
+        )?;
     }
     usage::write(
         connection,
@@ -306,7 +285,7 @@ fn insert_record(
         &round.calls,
         &round.counters.totals,
     )?;
-    Ok(size + texts.stored())
+    Ok(packed.len() + stored)
 }
 
 /// Removes and adds what is open after the round: users' messages and effects.

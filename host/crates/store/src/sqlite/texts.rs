@@ -43,16 +43,28 @@ enum PackedPart<'a> {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct TextSlice(Digest, usize, usize);
 
+/// What stands for a value with large texts: a serialized list of parts. `None` for a value without one,
+/// which is stored as it is.
+pub(crate) type Parts = Option<Vec<u8>>;
+
 /// A value as it is stored.
 #[derive(Debug)]
 pub(crate) enum PackedValue<'a> {
     /// A value without a large text.
     Whole(&'a str),
     /// A serialized list of parts.
-    Parts(Vec<u8>),
+    Parts(&'a [u8]),
 }
 
-impl PackedValue<'_> {
+impl<'a> PackedValue<'a> {
+    /// A value, and what stands for it.
+    pub(crate) fn new(value: &'a str, parts: &'a Parts) -> Self {
+        match parts {
+            Some(parts) => Self::Parts(parts),
+            None => Self::Whole(value),
+        }
+    }
+
     /// Its size in bytes, without the texts that it refers to.
     pub(crate) fn len(&self) -> usize {
         match self {
@@ -76,85 +88,84 @@ fn content(cause: &dyn std::fmt::Display) -> StoreError {
     StoreError::Content(cause.to_string())
 }
 
-fn parts(parts: &[PackedPart<'_>]) -> Result<PackedValue<'static>, StoreError> {
+fn parts(parts: &[PackedPart<'_>]) -> Result<Parts, StoreError> {
     let parts = serde_json::to_vec(parts).map_err(|cause| content(&cause))?;
-    Ok(PackedValue::Parts(parts))
+    Ok(Some(parts))
 }
 
-/// The large texts of one round.
-pub(crate) struct RoundTexts<'a> {
-    connection: &'a Connection,
-    session: SessionId,
-    texts: Vec<(Digest, String)>,
-    /// Bytes of the texts that the session did not have.
-    stored: usize,
-}
+/// The large texts of what is about to be written, taken out of its values. Finding them takes long and
+/// needs no database, so it is done before the writer is asked.
+#[derive(Debug, Default)]
+pub(crate) struct LargeTexts(Vec<(Digest, String)>);
 
-impl<'a> RoundTexts<'a> {
-    pub(crate) fn new(connection: &'a Connection, session: SessionId) -> Self {
-        Self {
-            connection,
-            session,
-            texts: Vec::new(),
-            stored: 0,
-        }
-    }
-
-    /// How many bytes of texts were stored separately.
-    pub(crate) fn stored(&self) -> usize {
-        self.stored
-    }
-
-    /// Packs JSON, storing its large strings separately.
-    pub(crate) fn pack_json<'b>(&mut self, json: &'b str) -> Result<PackedValue<'b>, StoreError> {
+impl LargeTexts {
+    /// Packs JSON, taking its large strings out.
+    pub(crate) fn pack_json(&mut self, json: &str) -> Result<Parts, StoreError> {
         let mut pieces = Vec::new();
         let mut from = 0;
         for (begin, end) in large_strings(json) {
-            let slice = self.slice(&json[begin..end])?;
+            let slice = self.slice(&json[begin..end]);
             pieces.push(PackedPart::Literal(json[from..begin].into()));
             pieces.push(PackedPart::Json(slice));
             from = end;
         }
         if pieces.is_empty() {
-            return Ok(PackedValue::Whole(json));
+            return Ok(None);
         }
         pieces.push(PackedPart::Literal(json[from..].into()));
         parts(&pieces)
     }
 
-    /// Packs a text that is not JSON; a large one is stored separately.
-    pub(crate) fn pack_text<'b>(&mut self, text: &'b str) -> Result<PackedValue<'b>, StoreError> {
+    /// Packs a text that is not JSON; a large one is taken out.
+    pub(crate) fn pack_text(&mut self, text: &str) -> Result<Parts, StoreError> {
         if text.len() < LARGE {
-            return Ok(PackedValue::Whole(text));
+            return Ok(None);
         }
         let quoted = serde_json::to_string(text).map_err(|cause| content(&cause))?;
-        let slice = self.slice(&quoted[1..quoted.len() - 1])?;
+        let slice = self.slice(&quoted[1..quoted.len() - 1]);
         parts(&[PackedPart::Plain(slice)])
     }
 
-    /// Returns the place of a string in the texts of this round, adding it if necessary. A string
-    /// that is the beginning of a stored text (a frame holds no more than that) is not stored
-    /// again.
-    fn slice(&mut self, json: &str) -> Result<TextSlice, StoreError> {
-        let found = self.texts.iter().find_map(|(digest, kept)| {
-            let at = kept.find(json)?;
+    /// Stores the texts that the session does not have. Returns their bytes.
+    pub(crate) fn store(
+        &self,
+        connection: &Connection,
+        session: SessionId,
+    ) -> Result<usize, StoreError> {
+        let mut stored = 0;
+        for (digest, text) in &self.0 {
+            let added = connection
+                .prepare_cached(
+                    "INSERT INTO texts (session_id, digest, text) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                )?
+                .execute(params![AsText(session), digest, text])?;
+            stored += added * text.len();
+        }
+        Ok(stored)
+    }
+
+    /// The place of a string in the texts, adding it if necessary. A string that is a part of a text (a
+    /// frame holds its beginning) is not added again.
+    fn slice(&mut self, json: &str) -> TextSlice {
+        let found = self.0.iter().find_map(|(digest, kept)| {
+            // A search takes longer than a comparison, and finds nothing in a text of the same length.
+            let at = if kept.starts_with(json) {
+                0
+            } else if kept.len() > json.len() {
+                kept.find(json)?
+            } else {
+                return None;
+            };
             Some(TextSlice(*digest, at, at + json.len()))
         });
         if let Some(slice) = found {
-            return Ok(slice);
+            return slice;
         }
         let whole: [u8; 32] = Sha256::digest(json).into();
         let mut digest = Digest::default();
         digest.copy_from_slice(&whole[..16]);
-        let added = self
-            .connection
-            .prepare_cached(
-                "INSERT INTO texts (session_id, digest, text) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![AsText(self.session), digest, json])?;
-        self.stored += added * json.len();
-        self.texts.push((digest, json.to_owned()));
-        Ok(TextSlice(digest, 0, json.len()))
+        self.0.push((digest, json.to_owned()));
+        TextSlice(digest, 0, json.len())
     }
 }
 
@@ -267,7 +278,7 @@ mod tests {
     }
 
     fn kept(connection: &Connection) -> (i64, i64) {
-        let sums = "SELECT count(*), coalesce(sum(length(text)), 0) FROM texts";
+        let sums = "SELECT count(*), coalesce(sum(octet_length(text)), 0) FROM texts";
         connection
             .query_row(sums, [], |row| Ok((row.get(0)?, row.get(1)?)))
             .unwrap()
@@ -282,7 +293,7 @@ mod tests {
         let entry = json!({"role": "tool", "content": [{"text": said}]}).to_string();
         let frames = json!([{"content": &printed[..2000]}]).to_string();
         let inputs = json!([{"tool-replied": {"outcome": {"text": said}, "entry": 3}}]).to_string();
-        let mut texts = RoundTexts::new(&connection, session);
+        let mut texts = LargeTexts::default();
         let packed = [
             texts.pack_json(&entry).unwrap(),
             texts.pack_json(&inputs).unwrap(),
@@ -290,22 +301,21 @@ mod tests {
             texts.pack_text(&printed).unwrap(),
             texts.pack_text("short").unwrap(),
         ];
+        assert_eq!(
+            texts.store(&connection, session).unwrap(),
+            kept(&connection).1 as usize
+        );
         let whole = [&*entry, &*inputs, &*frames, &*printed, "short"];
-        for (packed, whole) in packed.iter().zip(whole) {
-            assert_eq!(stored(&connection, session, packed), whole);
-            if let PackedValue::Parts(parts) = packed {
-                assert!(parts.len() < 300, "{}", parts.len());
-            }
+        for (parts, whole) in packed.iter().zip(whole) {
+            let packed = PackedValue::new(whole, parts);
+            assert_eq!(stored(&connection, session, &packed), whole);
+            assert!(packed.len() < 300, "{}", packed.len());
         }
         assert_eq!(kept(&connection).0, 1);
         // The same again in a later round, and in another session.
-        RoundTexts::new(&connection, session)
-            .pack_json(&entry)
-            .unwrap();
+        assert_eq!(texts.store(&connection, session).unwrap(), 0);
         assert_eq!(kept(&connection).0, 1);
-        RoundTexts::new(&connection, SessionId::new())
-            .pack_json(&entry)
-            .unwrap();
+        texts.store(&connection, SessionId::new()).unwrap();
         assert_eq!(kept(&connection).0, 2);
     }
 
@@ -324,14 +334,18 @@ mod tests {
         ) {
             let connection = database();
             let session = SessionId::new();
-            let mut texts = RoundTexts::new(&connection, session);
+            let mut texts = LargeTexts::default();
             let strings: Vec<String> =
                 pieces.iter().map(|(text, times)| text.repeat(*times)).collect();
             let json = json!({"all": strings, "again": strings}).to_string();
-            let packed = texts.pack_json(&json).unwrap();
-            prop_assert_eq!(stored(&connection, session, &packed), json);
-            for text in &strings {
-                let packed = texts.pack_text(text).unwrap();
+            let whole = texts.pack_json(&json).unwrap();
+            let parts = strings.iter().map(|text| texts.pack_text(text).unwrap());
+            let parts: Vec<Parts> = parts.collect();
+            texts.store(&connection, session).unwrap();
+            let whole = PackedValue::new(&json, &whole);
+            prop_assert_eq!(&stored(&connection, session, &whole), &json);
+            for (text, parts) in strings.iter().zip(&parts) {
+                let packed = PackedValue::new(text, parts);
                 prop_assert_eq!(&stored(&connection, session, &packed), text);
             }
         }

@@ -1,0 +1,127 @@
+//! A round, and a user's message, as they are written.
+
+use std::sync::Arc;
+
+use crate::error::StoreError;
+use crate::sqlite::texts::{LargeTexts, PackedValue, Parts};
+use lucid_types::log::RoundRow;
+
+/// A round whose large texts were taken out of its values.
+pub(super) struct PackedRound {
+    pub(super) round: Arc<RoundRow>,
+    pub(super) texts: LargeTexts,
+    /// The frames as one JSON list.
+    frames: (String, Parts),
+    inputs: Parts,
+    commands: Parts,
+    entries: Vec<Parts>,
+    /// Content and metadata of the chat's lines.
+    lines: Vec<(Parts, Parts)>,
+}
+
+impl PackedRound {
+    pub(super) fn new(round: Arc<RoundRow>) -> Result<Self, StoreError> {
+        let mut texts = LargeTexts::default();
+        let decision = round.decision.as_ref();
+        let mut pack = |json: Option<&str>| match json {
+            Some(json) => texts.pack_json(json),
+            None => Ok(None),
+        };
+        let inputs = pack(decision.map(|decision| &*decision.inputs))?;
+        let commands = pack(decision.and_then(|decision| decision.commands.as_deref()))?;
+        let entries = round.entries.iter();
+        let entries = entries.map(|(_, json)| pack(Some(json)));
+        let entries = entries.collect::<Result<_, _>>()?;
+        // After the texts that they may be the beginning of.
+        let frames = joined(&round.frames);
+        let packed_frames = pack(Some(&frames))?;
+        let lines = round.chat_lines.iter().map(|line| {
+            let content = texts.pack_text(&line.content)?;
+            let metadata = line.metadata.as_deref();
+            let metadata = metadata.map_or(Ok(None), |json| texts.pack_json(json))?;
+            Ok((content, metadata))
+        });
+        let lines = lines.collect::<Result<_, StoreError>>()?;
+        Ok(Self {
+            texts,
+            frames: (frames, packed_frames),
+            inputs,
+            commands,
+            entries,
+            lines,
+            round,
+        })
+    }
+
+    pub(super) fn frames(&self) -> PackedValue<'_> {
+        PackedValue::new(&self.frames.0, &self.frames.1)
+    }
+
+    pub(super) fn inputs(&self) -> Option<PackedValue<'_>> {
+        let decision = self.round.decision.as_ref()?;
+        Some(PackedValue::new(&decision.inputs, &self.inputs))
+    }
+
+    pub(super) fn commands(&self) -> Option<PackedValue<'_>> {
+        let commands = self.round.decision.as_ref()?.commands.as_deref()?;
+        Some(PackedValue::new(commands, &self.commands))
+    }
+
+    /// The new transcript entries, with their numbers.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u64, PackedValue<'_>)> {
+        let entries = self.round.entries.iter().zip(&self.entries);
+        entries.map(|((entry, json), parts)| (*entry, PackedValue::new(json, parts)))
+    }
+
+    /// Content and metadata of the chat's lines.
+    pub(super) fn lines(&self) -> impl Iterator<Item = (PackedValue<'_>, Option<PackedValue<'_>>)> {
+        let lines = self.round.chat_lines.iter().zip(&self.lines);
+        lines.map(|(line, (content, metadata))| {
+            let json = line.metadata.as_deref();
+            let metadata = json.map(|json| PackedValue::new(json, metadata));
+            (PackedValue::new(&line.content, content), metadata)
+        })
+    }
+
+    /// Its size in bytes, without the texts that were taken out.
+    pub(super) fn len(&self) -> usize {
+        let values = [Some(self.frames()), self.inputs(), self.commands()];
+        let values = values.into_iter().flatten();
+        let values = values.chain(self.entries().map(|(_, message)| message));
+        let lines = self
+            .lines()
+            .map(|(content, metadata)| content.len() + metadata.map_or(0, |it| it.len()));
+        let values: usize = values.map(|value| value.len()).sum();
+        RoundRow::OVERHEAD + values + lines.sum::<usize>()
+    }
+}
+
+/// The frames as one JSON list.
+fn joined(frames: &[Arc<str>]) -> String {
+    let length: usize = frames.iter().map(|frame| frame.len() + 1).sum();
+    let mut list = String::with_capacity(length + 2);
+    list.push('[');
+    for frame in frames {
+        if list.len() > 1 {
+            list.push(',');
+        }
+        list.push_str(frame);
+    }
+    list.push(']');
+    list
+}
+
+/// A user's message whose text, if it is large, was taken out.
+pub(super) struct PackedMessage {
+    pub(super) text: String,
+    pub(super) parts: Parts,
+    pub(super) texts: LargeTexts,
+}
+
+impl PackedMessage {
+    pub(super) fn new(text: String) -> Result<Self, StoreError> {
+        let mut texts = LargeTexts::default();
+        let parts = texts.pack_text(&text)?;
+        Ok(Self { text, parts, texts })
+    }
+}
