@@ -2,7 +2,7 @@
 //!
 //! All of it in one run on one machine, since these times follow it: a command through the exec server
 //! beside the same one through `docker exec`, and a container that waits for a session beside one that
-//! is made for it. Medians; a sandbox's start ends when it answers. Without an engine only the kinds
+//! is made for it, and a download through the proxy beside a direct one. Medians; a sandbox's start ends when it answers. Without an engine only the kinds
 //! that need none are measured.
 
 #![allow(
@@ -11,8 +11,11 @@
     reason = "a benchmark ends where something fails"
 )]
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::process::Command;
@@ -21,6 +24,7 @@ use uuid::Uuid;
 
 use lucid::builtin;
 use lucid_sandbox::docker::{self, Transport};
+use lucid_sandbox::proxy::{ConnectionRecorder, ForwardProxy, ProxiedConnection, ProxyRules};
 use lucid_sandbox::workspace::{Workspace, folder_of};
 use lucid_sandbox::{
     BackendChoice, ExecRequest, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes,
@@ -37,6 +41,9 @@ fn user() -> UserId {
 struct Plan {
     commands: usize,
     starts: usize,
+    downloads: usize,
+    /// The size of a download.
+    megabytes: usize,
 }
 
 fn main() {
@@ -45,27 +52,36 @@ fn main() {
         Plan {
             commands: 200,
             starts: 20,
+            downloads: 5,
+            megabytes: 1024,
         }
     } else {
         // `cargo test --benches` only asks whether it works.
         Plan {
             commands: 2,
             starts: 1,
+            downloads: 1,
+            megabytes: 1,
         }
     };
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
+        let direct = direct_download(&plan).await;
+        show("a download of 1 GiB, outside of sandboxes", direct);
         for (choice, kind) in [
             (BackendChoice::Bubblewrap, "bubblewrap"),
             (BackendChoice::Landlock, "Landlock"),
         ] {
-            let host = Hosted::new(choice, None).await;
+            let host = Hosted::new(choice, None, Network::None).await;
             let time = starts(&plan, &host).await;
             show(&format!("a session's {kind} sandbox"), time);
             let (_workspace, sandbox) = host.start(SessionId::new()).await;
             let time = timed(plan.commands, async || run_true(&sandbox).await).await;
             show(&format!("`true` in it ({kind})"), time);
             sandbox.close().await;
+            let time = proxied_download(&plan, choice).await;
+            show(&format!("a download through its proxy ({kind})"), time);
+            ratio("the direct one is faster by", time, direct);
         }
         let Some(engine) = lucid_tests::docker::engine().await else {
             return;
@@ -82,7 +98,7 @@ fn main() {
                 pool,
                 ..docker::DockerSettings::default()
             };
-            Hosted::new(BackendChoice::Docker, Some(settings))
+            Hosted::new(BackendChoice::Docker, Some(settings), Network::None)
         };
         let socket = docker(Transport::Socket, 0).await;
         let exec = docker(Transport::Exec, 0).await;
@@ -106,7 +122,11 @@ struct Hosted {
 }
 
 impl Hosted {
-    async fn new(choice: BackendChoice, docker: Option<docker::DockerSettings>) -> Self {
+    async fn new(
+        choice: BackendChoice,
+        docker: Option<docker::DockerSettings>,
+        network: Network,
+    ) -> Self {
         let data = tempfile::Builder::new()
             .permissions(PermissionsExt::from_mode(0o711))
             .tempdir()
@@ -114,7 +134,7 @@ impl Hosted {
         let settings = SandboxSettings {
             run_dir: data.path().join("run"),
             memory_bytes: 256 << 20,
-            network: Network::None,
+            network,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker,
@@ -149,6 +169,74 @@ impl Hosted {
 async fn run_true(sandbox: &Sandbox) {
     let ran = sandbox.exec(ExecRequest::argv(["true"]), |_| {}).await;
     assert_eq!(ran.unwrap().exit_code, 0);
+}
+
+/// A server on this machine whose answer has as many megabytes as its path says.
+fn file_server() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let piece = vec![0; 1 << 20];
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 4096];
+            let read = stream.read(&mut head).unwrap();
+            let head = String::from_utf8_lossy(&head[..read]).into_owned();
+            let path = head.split(' ').nth(1).unwrap().trim_start_matches('/');
+            let pieces: usize = path.parse().unwrap();
+            let length = pieces << 20;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            )
+            .unwrap();
+            for _ in 0..pieces {
+                stream.write_all(&piece).unwrap();
+            }
+        }
+    });
+    address
+}
+
+/// A command that downloads, with whatever proxy its environment names.
+fn download_from(server: SocketAddr, plan: &Plan) -> [String; 6] {
+    let url = format!("http://{server}/{}", plan.megabytes);
+    ["curl", "-sSfo", "/dev/null", "--noproxy", "", &url].map(str::to_owned)
+}
+
+/// How long a download takes outside of any sandbox.
+async fn direct_download(plan: &Plan) -> Duration {
+    let [program, arguments @ ..] = download_from(file_server(), plan);
+    timed(plan.downloads, async || {
+        let ran = Command::new(&program).args(&arguments).status().await;
+        assert!(ran.unwrap().success());
+    })
+    .await
+}
+
+/// How long it takes in a sandbox, through its proxy.
+async fn proxied_download(plan: &Plan, choice: BackendChoice) -> Duration {
+    let server = file_server();
+    let host = Hosted::new(choice, None, Network::Proxy).await;
+    let (_workspace, sandbox) = host.start(SessionId::new()).await;
+    let listener = sandbox.take_proxy_listener().unwrap();
+    let rules = ProxyRules::new(server.to_string().parse().unwrap(), 64);
+    let _proxy = ForwardProxy::start(listener, &user(), rules, Arc::new(Unrecorded));
+    let time = timed(plan.downloads, async || {
+        let request = ExecRequest::argv(download_from(server, plan));
+        let ran = sandbox.exec(request, |_| {}).await.unwrap();
+        assert_eq!(ran.exit_code, 0, "{}", ran.output);
+    })
+    .await;
+    sandbox.close().await;
+    time
+}
+
+/// Keeps nothing of what was connected to.
+struct Unrecorded;
+
+impl ConnectionRecorder for Unrecorded {
+    fn record(&self, _: ProxiedConnection) {}
 }
 
 async fn commands(plan: &Plan, prefix: &str, socket: &Hosted, exec: &Hosted) {

@@ -24,6 +24,8 @@ pub(super) const MAX_NODES: usize = 10_000;
 const MAX_BYTES: usize = 1 << 20;
 /// The most entries that are read for a tree. What is left out of it takes time all the same.
 pub(super) const MAX_READ: usize = 50_000;
+/// After how many of them others have the processor, who may wait for less than a time slice.
+const PIECE: usize = 512;
 /// Folders left out of a tree, besides those whose name starts with a dot.
 const LEFT_OUT: [&str; 12] = [
     ".git",
@@ -124,6 +126,9 @@ impl TreeBudget<'_> {
             return false;
         }
         self.reads -= 1;
+        if self.reads.is_multiple_of(PIECE) {
+            std::thread::yield_now();
+        }
         true
     }
 
