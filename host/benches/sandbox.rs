@@ -27,7 +27,8 @@ use lucid_sandbox::docker::{self, Transport};
 use lucid_sandbox::proxy::{ConnectionRecorder, ForwardProxy, ProxiedConnection, ProxyRules};
 use lucid_sandbox::workspace::{Workspace, folder_of};
 use lucid_sandbox::{
-    BackendChoice, ExecRequest, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes,
+    BackendChoice, ExecRequest, Network, PROCESSES, Sandbox, SandboxSettings, SandboxSpec,
+    Sandboxes, UserIdChoice,
 };
 use lucid_types::ids::SessionId;
 use lucid_types::user::UserId;
@@ -134,6 +135,9 @@ impl Hosted {
         let settings = SandboxSettings {
             run_dir: data.path().join("run"),
             memory_bytes: 256 << 20,
+            cpus: 2.0,
+            processes: PROCESSES,
+            users: UserIdChoice::Auto,
             network,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),

@@ -46,6 +46,7 @@ use self::parse::SettingValues;
 pub(crate) use self::parse::{is_model, size, time};
 use self::secret_file::secret_file;
 pub use self::variables::Variables;
+use lucid_sandbox::UserIdChoice;
 use lucid_sandbox::git::BranchPolicy;
 use lucid_sandbox::proxy::PrivateHosts;
 use lucid_store::SupabaseSettings;
@@ -129,6 +130,8 @@ pub struct Config {
     pub sandbox_image: String,
     /// `SANDBOX_CPU_LIMIT` (1.0), in CPUs.
     pub sandbox_cpu_limit: f64,
+    /// `SANDBOX_UIDS`: the user ids of sandboxes that are no containers.
+    pub sandbox_uids: UserIdChoice,
     /// `SANDBOX_CONTAINER_PREFIX` (`lucid-sandbox-`).
     pub sandbox_container_prefix: String,
     /// `SANDBOX_POOL_SIZE` (2): the number of warm containers.

@@ -338,6 +338,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ("SANDBOX_ALLOW_LOCAL", &["perhaps"]),
         ("SANDBOX_IMAGE", &["-v", "a b", "a\nb"]),
         ("SANDBOX_CPU_LIMIT", &["0", "-1", "NaN", "inf", "all"]),
+        ("SANDBOX_UIDS", &["on", "1000", "0-99", "9-5"]),
         ("SANDBOX_CONTAINER_PREFIX", &["-a", "a/b", "a b", "é"]),
         ("SANDBOX_POOL_SIZE", &["-1", "1001", "two"]),
         ("DOCKER_HOST", &["docker.sock", "ssh://a@b", "unix:///a\nb"]),

@@ -20,6 +20,7 @@ use super::parse::{
     origins, quoted_value, seconds, size, unprintable,
 };
 use super::{Config, ConfigError, Variables, supabase};
+use lucid_sandbox::UserIdChoice;
 use lucid_sandbox::git::BranchPolicy;
 use lucid_sandbox::proxy::PrivateHosts;
 use lucid_types::secret::Secret;
@@ -231,6 +232,12 @@ impl Config {
                 1.0,
                 "a number of processors from 0.01 to 1024",
                 |text| text.parse().ok().filter(|cpus| (0.01..=1024.0).contains(cpus)),
+            )?,
+            sandbox_uids: values.parsed(
+                "SANDBOX_UIDS",
+                UserIdChoice::Auto,
+                "a range of at least two user ids without 0, such as 200000-265535, or off",
+                |text| text.parse().ok(),
             )?,
             sandbox_container_prefix: values.parsed(
                 "SANDBOX_CONTAINER_PREFIX",

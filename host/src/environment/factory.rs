@@ -170,6 +170,7 @@ impl EnvironmentFactory {
                 });
                 let opened = GitGateway::start(
                     sandbox.runtime_dir(),
+                    sandbox.user(),
                     url,
                     login,
                     self.git.clone(),

@@ -8,7 +8,7 @@ use crate::builtin;
 use crate::config::{Config, SandboxBackend, SandboxNetwork};
 use lucid_sandbox::docker;
 use lucid_sandbox::proxy::ProxyRules;
-use lucid_sandbox::{BackendChoice, Network, SandboxSettings, Sandboxes};
+use lucid_sandbox::{BackendChoice, Network, PROCESSES, SandboxSettings, Sandboxes};
 
 /// A connection through the proxy takes two descriptors: all of them together a quarter of what this
 /// process may have.
@@ -41,13 +41,15 @@ pub(crate) async fn find_sandboxes(
     let settings = SandboxSettings {
         run_dir: folders.run.clone(),
         memory_bytes: config.sandbox_memory_limit,
+        cpus: config.sandbox_cpu_limit,
+        processes: PROCESSES,
+        users: config.sandbox_uids,
         network,
         several_users: !config.local,
         workspace_mount: config.workspace_mount_path.clone(),
         docker: Some(docker::DockerSettings {
             host: config.docker_host.clone(),
             image: config.sandbox_image.clone(),
-            cpus: config.sandbox_cpu_limit,
             prefix: config.sandbox_container_prefix.clone(),
             network: config.docker_network.clone(),
             host_path: config

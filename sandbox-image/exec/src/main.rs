@@ -6,6 +6,8 @@
 //!   it is lost: the main process of a container;
 //! - `lucid-exec --supervise JSON` serves one host in a child, and kills everything below it when
 //!   the host goes;
+//! - `lucid-exec --launch JSON -- PROGRAM ARGUMENTS` joins the sandbox's control groups, gives up the
+//!   host's rights and becomes that program;
 //! - `lucid-exec --probe` tells whether Landlock works on this kernel;
 //! - called as `git-remote-lucid`, it is the git remote helper that talks to the host's gateway.
 #![forbid(unsafe_code)]
@@ -15,6 +17,7 @@ mod command;
 mod confine;
 mod connect;
 mod git_remote;
+mod launch;
 mod live;
 mod pressure;
 mod proxy;
@@ -23,18 +26,20 @@ mod server;
 mod supervise;
 mod system_calls;
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
 use lucid_exec::protocol::Serve;
+use serde::de::DeserializeOwned;
 
 /// Why the exec server ended.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     /// The command line is unknown.
     #[error(
-        "usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --probe"
+        "usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --launch JSON -- PROGRAM ARGUMENTS | --probe"
     )]
     Usage,
     /// The settings are no JSON, or lack something.
@@ -49,6 +54,9 @@ enum RunError {
     /// It supervised a server.
     #[error(transparent)]
     Supervise(#[from] supervise::SuperviseError),
+    /// It did not become the first process of a sandbox.
+    #[error(transparent)]
+    Launch(#[from] launch::LaunchError),
     /// It tried Landlock.
     #[error(transparent)]
     Probe(#[from] confine::ConfineError),
@@ -57,7 +65,18 @@ enum RunError {
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
+    let arguments: Vec<OsString> = arguments.collect();
+    // The program's arguments are passed on as they are.
+    if let [mode, json, separator, program @ ..] = &arguments[..]
+        && mode == "--launch"
+        && separator == "--"
+    {
+        let launched =
+            parse(&json.to_string_lossy()).and_then(|json| Ok(launch::run(&json, program)?));
+        return report("lucid-exec", launched);
+    }
     let arguments: Vec<String> = arguments
+        .iter()
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
     if Path::new(&name)
@@ -76,7 +95,7 @@ fn run(arguments: &[&str]) -> Result<(), RunError> {
         ["--serve-pipes", json] => server::run_on_pipes(&parse(json)?)?,
         ["--connect", socket, json] => connect::run(Path::new(socket), &parse(json)?)?,
         ["--supervise", json] => {
-            parse(json)?;
+            parse::<Serve>(json)?;
             supervise::run(json)?;
         }
         ["--probe"] => {
@@ -88,7 +107,7 @@ fn run(arguments: &[&str]) -> Result<(), RunError> {
     Ok(())
 }
 
-fn parse(json: &str) -> Result<Serve, RunError> {
+fn parse<T: DeserializeOwned>(json: &str) -> Result<T, RunError> {
     serde_json::from_str(json).map_err(RunError::Settings)
 }
 

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -325,6 +326,17 @@ pub struct Serve {
     /// absent.
     #[serde(default)]
     pub patience_seconds: Option<u64>,
+}
+
+/// What a process does, with the rights of the host, before it becomes the first one of a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Files of control groups that a process writes to in order to join them.
+    pub groups: Vec<PathBuf>,
+    /// How early the kernel ends it when memory runs out, from -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// The user and the group that it then becomes. It stays who it is if absent.
+    pub user: Option<u32>,
 }
 
 /// Resource limits.

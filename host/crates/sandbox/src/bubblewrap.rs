@@ -16,7 +16,6 @@ use crate::error::SandboxError;
 use crate::runtime_dir::{RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
-use crate::workspace::sandbox_user;
 use lucid_exec::protocol::{Serve, Sockets};
 
 /// Why there is no bubblewrap to use.
@@ -81,7 +80,8 @@ impl InstalledBwrap {
         };
         let serve = serde_json::to_string(&serve)
             .map_err(|error| SandboxError::Start(error.to_string()))?;
-        let size = (settings.memory_bytes / 2).max(64 << 20).to_string();
+        let size = settings.temporary_bytes().to_string();
+        let shared_memory = settings.shared_memory_bytes().to_string();
         let mut arguments = Arguments(Vec::new());
         arguments.add([
             "--unshare-all",
@@ -121,7 +121,7 @@ impl InstalledBwrap {
         arguments.add(["--proc", "/proc", "--dev", "/dev"]);
         arguments.add([
             "--size",
-            "67108864",
+            &shared_memory,
             "--perms",
             "1777",
             "--tmpfs",
@@ -134,7 +134,9 @@ impl InstalledBwrap {
         arguments.add(["--size", &size, "--perms", "0700", "--tmpfs", "/home/agent"]);
         arguments.bind("--ro-bind", dir.path(), "/run/lucid");
         arguments.bind("--bind", spec.workspace, &settings.workspace_mount);
-        arguments.add(["--remount-ro", "/", "--chdir", &settings.workspace_mount]);
+        // Nobody needs to write to /proc, and what is there lets the kernel end a process later.
+        arguments.add(["--remount-ro", "/proc", "--remount-ro", "/"]);
+        arguments.add(["--chdir", &settings.workspace_mount]);
         arguments.add(["--", "/run/lucid/bin/lucid-exec", "--serve", &serve]);
 
         let mut command = Command::new(&self.path);
@@ -146,10 +148,6 @@ impl InstalledBwrap {
             "/run/lucid/git.sock",
             spec.repository,
         ));
-        if let Some(user) = sandbox_user() {
-            // std drops the supplementary groups along with the user.
-            command.uid(user).gid(user);
-        }
         Ok(command)
     }
 }

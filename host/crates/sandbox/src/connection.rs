@@ -83,6 +83,7 @@ impl Connection {
     pub(super) async fn open(
         mut command: Command,
         patience: Duration,
+        end_reason_lookup: Option<EndReasonLookup>,
     ) -> Result<(Self, Child), SandboxError> {
         let start = |cause: std::io::Error| match cause.kind() {
             ErrorKind::NotFound | ErrorKind::PermissionDenied => {
@@ -124,7 +125,7 @@ impl Connection {
                 format!("{error}. It said: {stderr_text}")
             }));
         }
-        let connection = Self::from_streams(reader, writer, None)
+        let connection = Self::from_streams(reader, writer, end_reason_lookup)
             .with_process(process.id())
             .with_proxy(greeted?);
         Ok((connection, process))

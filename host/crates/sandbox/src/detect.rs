@@ -17,9 +17,9 @@ use crate::docker::DockerBackend;
 use crate::error::SandboxError;
 use crate::landlock::Isolation;
 use crate::launch::{FoundBackend, SandboxLauncher};
-use crate::runtime_dir::{RuntimeDir, give_to_sandbox_user};
-use crate::settings::{Network, SandboxSettings, SandboxSpec, Transport};
-use crate::workspace::remove_tree;
+use crate::runtime_dir::give_to;
+use crate::settings::{Network, SandboxSpec, Transport};
+use crate::workspace::{remove_tree, sandbox_user};
 use lucid_types::exec::ExecRequest;
 use lucid_types::ids::SessionId;
 use lucid_types::sentence::{full_stop, sentence};
@@ -200,12 +200,7 @@ pub(super) struct BackendDetector {
 }
 
 impl BackendDetector {
-    pub(super) fn new(
-        choice: BackendChoice,
-        settings: SandboxSettings,
-        runtime: RuntimeDir,
-    ) -> Self {
-        let launcher = SandboxLauncher { settings, runtime };
+    pub(super) fn new(choice: BackendChoice, launcher: SandboxLauncher) -> Self {
         Self { choice, launcher }
     }
 
@@ -325,10 +320,12 @@ impl BackendDetector {
     }
 
     async fn find_docker(&self) -> Result<DockerBackend, SandboxError> {
-        let SandboxLauncher { settings, runtime } = &self.launcher;
+        let SandboxLauncher {
+            settings, runtime, ..
+        } = &self.launcher;
         let workspace = runtime.probe_workspace()?;
         let found = async {
-            give_to_sandbox_user(&workspace)?;
+            give_to(&workspace, sandbox_user())?;
             DockerBackend::find(settings, runtime.exec(), &workspace).await
         };
         let found = Box::pin(found).await;
@@ -364,7 +361,12 @@ impl BackendDetector {
             let lacks_proxy = self.launcher.settings.network == Network::Proxy
                 && sandbox.take_proxy_listener().is_none();
             sandbox.close().await;
-            ran.map(|ran| (ran, lacks_proxy.then(|| NO_PROXY.to_owned())))
+            let remarks = lacks_proxy
+                .then(|| NO_PROXY.to_owned())
+                .into_iter()
+                .chain(self.launcher.groups.shortcoming());
+            let remarks: Vec<String> = remarks.collect();
+            ran.map(|ran| (ran, (!remarks.is_empty()).then(|| remarks.join(" "))))
         };
         let outcome = Box::pin(outcome).await;
         let _ = remove_tree(&workspace);

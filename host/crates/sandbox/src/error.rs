@@ -23,6 +23,14 @@ pub enum SandboxError {
     /// The sandbox has no room for another process.
     #[error("{0}")]
     Full(String),
+    /// All user ids for sandboxes are taken.
+    #[error(
+        "no further sandbox can be started: this server has a user id for each session, and all of them are taken. Close a session that is not needed any more, or ask the operator"
+    )]
+    NoUser,
+    /// The user ids that were asked for cannot be had.
+    #[error("{0}")]
+    Users(String),
     /// An operation on the host's own files failed.
     #[error("{what}: {cause}")]
     Io {

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::cgroup::SandboxGroup;
 use crate::connection::{CommandEvent, Connection};
 use crate::error::SandboxError;
 use lucid_exec::protocol::{Exit, Start};
@@ -82,8 +83,10 @@ fn limit_of(exit: &Exit) -> Option<LimitHit> {
     }
 }
 
+/// Runs a command. `group` counts what the exec server cannot see.
 pub(super) async fn run(
     connection: &Connection,
+    group: Option<&SandboxGroup>,
     start: &Start,
     mut on_output: impl FnMut(&[u8]) + Send,
 ) -> Result<ExecResult, SandboxError> {
@@ -105,7 +108,12 @@ pub(super) async fn run(
                 head.extend_from_slice(&bytes);
             }
             Some(CommandEvent::Tail(bytes)) => tail.extend_from_slice(&bytes),
-            Some(CommandEvent::Exit(exit)) => {
+            Some(CommandEvent::Exit(mut exit)) => {
+                if let Some(group) = group {
+                    let (killed, refused) = group.hits_since_last();
+                    exit.memory_kills = exit.memory_kills.saturating_add(killed);
+                    exit.refused_processes = exit.refused_processes.saturating_add(refused);
+                }
                 let exit_code = exit
                     .code
                     // The sandbox sent the number, so it may be any.

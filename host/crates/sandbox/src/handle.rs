@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
 use crate::backend::BackendKind;
+use crate::cgroup::SandboxGroup;
 use crate::connection::Connection;
 use crate::docker::SessionContainer;
 use crate::error::SandboxError;
@@ -34,6 +35,16 @@ const NAMESPACE_END: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Sandbox(Arc<SandboxInner>);
 
+/// A handle that does not keep its sandbox.
+pub(super) struct WeakSandbox(Weak<SandboxInner>);
+
+impl WeakSandbox {
+    /// The sandbox, while it runs.
+    pub(super) fn upgrade(&self) -> Option<Sandbox> {
+        self.0.upgrade().map(Sandbox).filter(Sandbox::is_alive)
+    }
+}
+
 /// State shared by the handles of a sandbox.
 pub(super) struct SandboxInner {
     pub(super) kind: BackendKind,
@@ -43,6 +54,10 @@ pub(super) struct SandboxInner {
     pub(super) environment: BTreeMap<String, String>,
     /// Shared with the task that removes the folder.
     pub(super) dir: Arc<SessionDir>,
+    /// Its control group; `None` if the host has none to give, and for a container, which has its own.
+    pub(super) group: Option<Arc<SandboxGroup>>,
+    /// The user that its processes have, if that is not the host's own.
+    pub(super) user: Option<u32>,
     pub(super) connection: Connection,
     pub(super) process: Mutex<Option<SandboxProcess>>,
     pub(super) notice: Option<String>,
@@ -68,6 +83,16 @@ impl Sandbox {
         Self(Arc::new(inner))
     }
 
+    /// A handle that does not keep the sandbox.
+    pub(super) fn downgrade(&self) -> WeakSandbox {
+        WeakSandbox(Arc::downgrade(&self.0))
+    }
+
+    /// The id on the host of its first process, while that runs.
+    pub(super) fn first_process(&self) -> Option<u32> {
+        self.0.connection.process()
+    }
+
     /// The workspace's path as commands see it.
     #[must_use]
     pub fn workspace_path(&self) -> &str {
@@ -84,6 +109,12 @@ impl Sandbox {
     #[must_use]
     pub fn runtime_dir(&self) -> &Path {
         self.0.dir.path()
+    }
+
+    /// The user on the host that its processes have, if that is not the host's own.
+    #[must_use]
+    pub fn user(&self) -> Option<u32> {
+        self.0.user
     }
 
     /// Whether a socket in [`Sandbox::runtime_dir`] can be reached from inside. With a container on
@@ -146,12 +177,13 @@ impl Sandbox {
         let inner = &self.0;
         let start = exec::start_message(request, inner.shell, &inner.workspace, &inner.environment);
         let begun = Instant::now();
-        let mut ran = exec::run(&inner.connection, &start, &mut on_output).await;
+        let group = inner.group.as_deref();
+        let mut ran = exec::run(&inner.connection, group, &start, &mut on_output).await;
         // Nothing was run. Processes that were killed a moment ago may still be ending, and nothing
         // signals when they have.
         while matches!(ran, Err(SandboxError::Full(_))) && begun.elapsed() < FULL_TIMEOUT {
             tokio::time::sleep(FULL_TIMEOUT / 40).await;
-            ran = exec::run(&inner.connection, &start, &mut on_output).await;
+            ran = exec::run(&inner.connection, group, &start, &mut on_output).await;
         }
         match ran {
             // The exec server may not be the parent of what fills a container, so the container is
@@ -189,9 +221,15 @@ impl Sandbox {
         if let Some(sandbox_process) = sandbox_process {
             wait_or_kill(sandbox_process, self.0.kind).await;
         }
-        let dir = Arc::clone(&self.0.dir);
+        let (dir, group) = (Arc::clone(&self.0.dir), self.0.group.clone());
         // Fails if the runtime is shutting down, and then the closure was dropped with the folder.
-        let _ = tokio::task::spawn_blocking(move || dir.remove()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            if let Some(group) = group {
+                group.remove();
+            }
+            dir.remove();
+        })
+        .await;
     }
 }
 
@@ -203,10 +241,15 @@ impl Drop for SandboxInner {
             (sandbox_process, tokio::runtime::Handle::try_current())
         {
             let (dir, kind) = (Arc::clone(&self.dir), self.kind);
+            let group = self.group.take();
             runtime.spawn(async move {
                 wait_or_kill(sandbox_process, kind).await;
                 // Dropping the last reference removes the folder, so only after the processes ended.
-                let _ = tokio::task::spawn_blocking(move || drop(dir)).await;
+                let _ = tokio::task::spawn_blocking(move || {
+                    drop(group);
+                    drop(dir);
+                })
+                .await;
             });
         }
     }

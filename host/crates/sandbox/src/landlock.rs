@@ -15,7 +15,6 @@ use crate::error::SandboxError;
 use crate::runtime_dir::{RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
-use crate::workspace::sandbox_user;
 use lucid_exec::protocol::{Confine, PrivateRoot, Serve, Sockets};
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
@@ -37,7 +36,6 @@ const OWN: [&str; 6] = [
     "/dev/pts",
     "/dev/tty",
 ];
-const SHARED_MEMORY: u64 = 64 << 20;
 /// The user id of commands in a private root, as in its `/etc/passwd`.
 const AGENT: u32 = 1000;
 /// Stands for a port that is free.
@@ -114,7 +112,7 @@ fn in_private_root(
             mount_point: dir.path_of("bin"),
             shown: system_paths(settings.network),
             placed: placed.into(),
-            shared_memory_bytes: SHARED_MEMORY,
+            shared_memory_bytes: settings.shared_memory_bytes(),
             own_network: settings.network.is_own(),
             user: AGENT,
         }),
@@ -192,9 +190,6 @@ pub(super) fn command(
     if isolation == Isolation::HostRoot {
         // Git fails on a file that exists and may not be read.
         command.env("GIT_CONFIG_NOSYSTEM", "1");
-    }
-    if let Some(user) = sandbox_user() {
-        command.uid(user).gid(user);
     }
     Ok(command)
 }

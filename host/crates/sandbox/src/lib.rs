@@ -10,6 +10,8 @@
 //!   that runs. `settings`, `error`: their types.
 //! - `backend` picks among `docker`, `bubblewrap` and `landlock`; `command_env`, `system_mounts` and `runtime_dir` are what
 //!   commands find.
+//! - `cgroup` limits a sandbox as a whole, `memory_watch` does where the kernel does not, and `users` has
+//!   the user ids of sandboxes.
 //! - `connection` speaks to the exec server; `exec` is one command, `process` one that stays open. `unlinked` finds files
 //!   that are removed and still open.
 //! - `workspace`: a session's files. `tools`: what models do with them. `git`: the only way to a git server.
@@ -19,12 +21,14 @@
 //! - A backend is used only after a sandbox of it really ran here.
 //! - A sandbox sees one session's workspace and no other.
 //! - Commands get an environment built from nothing.
+//! - A sandbox is limited as a whole before its first process runs.
 //! - When a sandbox is closed, none of its processes lives on.
 
 #![forbid(unsafe_code)]
 
 mod backend;
 mod bubblewrap;
+mod cgroup;
 mod command_env;
 mod connection;
 mod detect;
@@ -36,6 +40,7 @@ mod handle;
 mod landlock;
 mod launch;
 mod manager;
+mod memory_watch;
 mod process;
 pub mod proxy;
 mod runtime_dir;
@@ -45,6 +50,7 @@ mod system_mounts;
 mod tests;
 pub mod tools;
 mod unlinked;
+mod users;
 pub mod workspace;
 
 pub use self::backend::{BackendChoice, BackendKind, BackendStatus};
@@ -52,6 +58,7 @@ pub use self::connection::read_frame;
 pub use self::error::SandboxError;
 pub use self::handle::Sandbox;
 pub use self::manager::Sandboxes;
-pub use self::settings::{Network, SandboxSettings, SandboxSpec};
+pub use self::settings::{Network, PROCESSES, SandboxSettings, SandboxSpec};
 pub use self::unlinked::ProcessTable;
+pub use self::users::{NoUserIds, UserIdChoice, UserIds};
 pub use lucid_types::exec::{ExecRequest, ExecResult, LimitHit, Process};

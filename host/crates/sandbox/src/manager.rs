@@ -13,12 +13,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::backend::{BackendChoice, BackendKind, BackendStatus};
+use crate::cgroup::ControlGroups;
 use crate::detect::{BackendDetector, DetectedBackends};
 use crate::docker::Adopted;
 use crate::error::SandboxError;
 use crate::handle::Sandbox;
+use crate::launch::SandboxLauncher;
 use crate::runtime_dir::RuntimeDir;
 use crate::settings::{SandboxSettings, SandboxSpec, Transport};
+use crate::users::SandboxUsers;
 use lucid_types::ids::SessionId;
 use lucid_types::sentence::sentence;
 
@@ -63,8 +66,21 @@ impl Sandboxes {
         settings: SandboxSettings,
         exec: &'static [u8],
     ) -> Result<Self, SandboxError> {
-        let runtime = RuntimeDir::install(&settings.run_dir, exec)?;
-        let detector = BackendDetector::new(choice, settings, runtime);
+        Self::detect_with(choice, settings, exec, ControlGroups::find).await
+    }
+
+    /// The same with the control groups that `find` finds for a runtime folder and an exec server.
+    pub(crate) async fn detect_with(
+        choice: BackendChoice,
+        settings: SandboxSettings,
+        exec: &'static [u8],
+        find: impl FnOnce(&Path, &Path) -> ControlGroups,
+    ) -> Result<Self, SandboxError> {
+        let users = SandboxUsers::new(settings.users)?;
+        let runtime = RuntimeDir::install(&settings.run_dir, exec, users.of_trials())?;
+        let groups = find(&settings.run_dir, runtime.exec());
+        let launcher = SandboxLauncher::new(settings, runtime, users, groups);
+        let detector = BackendDetector::new(choice, launcher);
         let found = detector.detect().await?;
         Ok(Self(Arc::new(SandboxesShared {
             detector,
@@ -117,7 +133,7 @@ impl Sandboxes {
         let started = self.start_with(&found, found.kind, spec, notice).await;
         let error = match started {
             // A failure of the host itself says nothing about the backend.
-            Ok(_) | Err(SandboxError::Io { .. }) => return started,
+            Ok(_) | Err(SandboxError::Io { .. } | SandboxError::NoUser) => return started,
             Err(error) => error,
         };
         let (found, kind) = match (&error, found.fallback) {

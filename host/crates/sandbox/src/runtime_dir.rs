@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{SandboxError, io_error};
-use crate::workspace::{remove_tree, sandbox_user};
+use crate::workspace::remove_tree;
 use lucid_types::ids::SessionId;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -37,13 +37,18 @@ pub(super) struct RuntimeDir {
 }
 
 impl RuntimeDir {
-    pub(super) fn install(run_dir: &Path, exec: &[u8]) -> Result<Self, SandboxError> {
+    /// `user` is one of those that sandboxes run as, if that is not the host's own.
+    pub(super) fn install(
+        run_dir: &Path,
+        exec: &[u8],
+        user: Option<u32>,
+    ) -> Result<Self, SandboxError> {
         make_folder(run_dir)?;
         let run_dir = run_dir.canonicalize().map_err(io_error(format!(
             "{} cannot be resolved",
             run_dir.display()
         )))?;
-        check_reachable(&run_dir)?;
+        check_reachable(&run_dir, user)?;
         remove_leftovers(&run_dir);
         let runtime = Self {
             exec: run_dir.join("bin/lucid-exec"),
@@ -80,6 +85,11 @@ impl RuntimeDir {
         self.etc.join(name)
     }
 
+    /// Whether a workspace is only there to try a sandbox in.
+    pub(super) fn is_probe_workspace(&self, path: &Path) -> bool {
+        path.starts_with(&self.sessions)
+    }
+
     pub(super) fn probe_workspace(&self) -> Result<PathBuf, SandboxError> {
         let path = self.sessions.join(format!(
             "probe-workspace-{}",
@@ -92,11 +102,13 @@ impl RuntimeDir {
 
     /// Creates the folder of a session's sandbox. A number distinguishes a restarted sandbox, and
     /// two that are tried at the same time. `shares`: nothing in the sandbox can change the
-    /// permissions of the exec server's file, so it need not be a copy.
+    /// permissions of the exec server's file, so it need not be a copy. `user` is the sandbox's, if it
+    /// is not the host's own.
     pub(super) fn session(
         &self,
         session: SessionId,
         shares: bool,
+        user: Option<u32>,
     ) -> Result<SessionDir, SandboxError> {
         self.restore_shared_files()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -130,7 +142,7 @@ impl RuntimeDir {
             let folder = dir.0.join(name);
             fs::create_dir(&folder).map_err(failed())?;
             set_mode(&folder, 0o700)?;
-            give_to_sandbox_user(&folder)?;
+            give_to(&folder, user)?;
         }
         Ok(dir)
     }
@@ -154,6 +166,12 @@ impl SessionDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Its name, which no other sandbox of this process has.
+    pub(super) fn name(&self) -> String {
+        let name = self.0.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     /// The path of a file in it, for a command line.
@@ -215,9 +233,9 @@ fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<(), SandboxError
     fs::rename(&temporary, path).map_err(failed())
 }
 
-/// Gives a folder to the user that sandboxes run as, if that differs from the host's.
-pub(super) fn give_to_sandbox_user(path: &Path) -> Result<(), SandboxError> {
-    match sandbox_user() {
+/// Gives a file or folder to the user of a sandbox, if that differs from the host's.
+pub(super) fn give_to(path: &Path, user: Option<u32>) -> Result<(), SandboxError> {
+    match user {
         Some(user) => chown(path, Some(user), Some(user)).map_err(io_error(format!(
             "{} cannot be given to user {user}",
             path.display()
@@ -227,12 +245,12 @@ pub(super) fn give_to_sandbox_user(path: &Path) -> Result<(), SandboxError> {
 }
 
 /// Reports early, by name, which folder on the way to `path` the sandbox's user cannot pass.
-pub(super) fn check_reachable(path: &Path) -> Result<(), SandboxError> {
+pub(super) fn check_reachable(path: &Path, user: Option<u32>) -> Result<(), SandboxError> {
     let path = path.canonicalize().map_err(io_error(format!(
         "the folder {} cannot be resolved",
         path.display()
     )))?;
-    let Some(user) = sandbox_user() else {
+    let Some(user) = user else {
         return Ok(());
     };
     for folder in path.ancestors().skip(1) {
@@ -258,27 +276,29 @@ mod tests {
     fn a_session_that_takes_rights_from_a_shared_program_takes_them_from_no_other_session() {
         let folder = tempfile::tempdir().unwrap();
         let program = fs::read("/bin/true").unwrap();
-        let runtime = RuntimeDir::install(folder.path(), &program).unwrap();
+        let runtime = RuntimeDir::install(folder.path(), &program, None).unwrap();
         let runs = |dir: &SessionDir| {
             let exec = dir.path_of("bin/lucid-exec");
             std::process::Command::new(exec)
                 .status()
                 .is_ok_and(|it| it.success())
         };
-        let one = runtime.session(SessionId::new(), false).unwrap();
+        let one = runtime.session(SessionId::new(), false, None).unwrap();
         // As an owner can, whatever Landlock restricts.
         for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
             set_mode(&taken, 0).unwrap();
         }
-        let two = runtime.session(SessionId::new(), false).unwrap();
+        let two = runtime.session(SessionId::new(), false, None).unwrap();
         assert!(runs(&two) && !runs(&one));
         // And after a machine's cleanup of temporary files.
         fs::remove_dir_all(folder.path()).unwrap();
-        assert!(runs(&runtime.session(SessionId::new(), true).unwrap()));
+        assert!(runs(
+            &runtime.session(SessionId::new(), true, None).unwrap()
+        ));
         assert!(runtime.etc("passwd").exists());
         // Where that is impossible, the disk holds the program once.
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        let shared = runtime.session(SessionId::new(), true).unwrap();
+        let shared = runtime.session(SessionId::new(), true, None).unwrap();
         assert_eq!(
             inode(&shared.path().join("bin/lucid-exec")),
             inode(runtime.exec())

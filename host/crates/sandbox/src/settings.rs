@@ -3,10 +3,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::users::UserIdChoice;
 use lucid_types::ids::SessionId;
 
 /// Where nothing else listens, and the same in every sandbox, so that it may be written to files.
 const PROXY_PORT: u16 = 3128;
+/// The least memory of a sandbox, in bytes: what runs in it before the first command does needs some.
+pub(super) const LEAST_MEMORY: u64 = 64 << 20;
+/// The largest shared memory that has a name, in bytes.
+const MOST_SHARED_MEMORY: u64 = 64 << 20;
 
 /// The network that a sandbox can reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,14 +37,23 @@ impl Network {
     }
 }
 
+/// The number of processes and threads in a sandbox, unless something else is set.
+pub const PROCESSES: u32 = 512;
+
 /// Settings common to all sandboxes.
 #[derive(Debug, Clone)]
 pub struct SandboxSettings {
     /// The host's own folder for programs, sockets and temporary folders of sandboxes.
     pub run_dir: PathBuf,
-    /// Memory that a command may use, in bytes, which is also the base for the sizes of temporary
+    /// Memory that a sandbox may use, in bytes, which is also the base for the sizes of temporary
     /// file systems.
     pub memory_bytes: u64,
+    /// Number of processors that a sandbox may use; more than there are means all.
+    pub cpus: f64,
+    /// Maximum number of processes and threads in a sandbox.
+    pub processes: u32,
+    /// The user ids of sandboxes other than containers.
+    pub users: UserIdChoice,
     /// The network that sandboxes can reach.
     pub network: Network,
     /// Whether several users have sandboxes here: a kind that cannot keep them to the proxy then has
@@ -58,10 +72,6 @@ pub struct DockerSettings {
     pub host: Option<String>,
     /// The image of every container. It needs a shell, and must already exist on the engine.
     pub image: String,
-    /// Number of processors that a container may use; more than there are means all.
-    pub cpus: f64,
-    /// Maximum number of processes and threads in a container.
-    pub processes: u32,
     /// Prefix of the session's id in a container's name.
     pub prefix: String,
     /// The engine's network that containers with network access join; its default if absent.
@@ -80,8 +90,6 @@ impl Default for DockerSettings {
         Self {
             host: None,
             image: "lucid-sandbox:bookworm".to_owned(),
-            cpus: 2.0,
-            processes: 512,
             prefix: "lucid-".to_owned(),
             network: None,
             host_path: None,
@@ -99,6 +107,19 @@ pub enum Transport {
     Socket,
     /// One attached `docker exec` for each container: for an engine on another kernel.
     Exec,
+}
+
+impl SandboxSettings {
+    /// The size of each writable in-memory file system, in bytes. They count as memory, and the kernel
+    /// cannot reclaim them: together they must leave room for a command that cleans up.
+    pub(super) fn temporary_bytes(&self) -> u64 {
+        self.memory_bytes.max(LEAST_MEMORY) / 4
+    }
+
+    /// The same for shared memory.
+    pub(super) fn shared_memory_bytes(&self) -> u64 {
+        self.temporary_bytes().min(MOST_SHARED_MEMORY)
+    }
 }
 
 impl fmt::Display for Transport {

@@ -61,7 +61,7 @@ impl ProcessTable {
         Some(files.files.into_values().fold(0, u64::saturating_add))
     }
 
-    fn with_descendants(&self, root: u32) -> HashSet<u32> {
+    pub(super) fn with_descendants(&self, root: u32) -> HashSet<u32> {
         let (mut found, mut left) = (HashSet::new(), vec![root]);
         while let Some(process) = left.pop() {
             if found.insert(process) {

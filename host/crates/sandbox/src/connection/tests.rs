@@ -141,7 +141,7 @@ async fn any_number_may_stand_for_the_signal_that_ended_a_command() {
     };
     let frame = Frame::json(FrameKind::Exit, 1, &exit).unwrap().encode();
     let start = start(0, 0);
-    let running = super::super::exec::run(&connection, &start, |_| {});
+    let running = super::super::exec::run(&connection, None, &start, |_| {});
     let answer = async {
         read_frame(&mut theirs).await.unwrap();
         theirs.write_all(&frame).await.unwrap();

@@ -118,8 +118,8 @@ impl ContainerTemplate {
             user: format!("{user}:{user}"),
             memory: common.memory_bytes.cast_signed().max(64 << 20),
             // The engine refuses more than its machine has, and less than a hundredth.
-            nano_cpus: (own.cpus.clamp(0.01, most_cpus) * 1e9) as i64,
-            processes: own.processes.into(),
+            nano_cpus: (common.cpus.clamp(0.01, most_cpus) * 1e9) as i64,
+            processes: common.processes.into(),
             network: match (common.network, &own.network) {
                 (Network::None | Network::Proxy, _) => "none".to_owned(),
                 (Network::Host, Some(name)) => name.clone(),

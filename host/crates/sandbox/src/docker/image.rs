@@ -56,7 +56,7 @@ pub(super) async fn probe_image(
         echo bash:$(command -v bash); echo python:$(command -v python); echo python3:$(command -v python3)";
     let request = ExecRequest::argv(["/bin/sh", "-c", command]);
     let start = exec::start_message(request, "sh", workspace, &BTreeMap::new());
-    let ran = exec::run(connection, &start, |_| {}).await?;
+    let ran = exec::run(connection, None, &start, |_| {}).await?;
     if ran.exit_code != 0 {
         return Err(SandboxError::Start(format!(
             "a first command in a container cannot write the workspace: {}. An engine with user name spaces of its own (userns-remap) needs the host to run as the same user",

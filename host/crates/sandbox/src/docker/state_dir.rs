@@ -26,7 +26,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{SandboxError, io_error};
-use crate::runtime_dir::give_to_sandbox_user;
+use crate::runtime_dir::give_to;
+use crate::workspace::sandbox_user;
 use lucid_types::ids::SessionId;
 
 #[cfg(test)]
@@ -310,7 +311,7 @@ impl ContainerDir {
     pub(super) fn make_workspace(&self) -> Result<PathBuf, SandboxError> {
         let path = self.workspace();
         create_private_dir(&path)?;
-        give_to_sandbox_user(&path)?;
+        give_to(&path, sandbox_user())?;
         Ok(path)
     }
 

@@ -25,7 +25,8 @@ use super::container_spec::{ContainerTemplate, EXEC};
 use super::engine::DockerEngine;
 use crate::connection::{Connection, EndReasonLookup, greet, read_hello};
 use crate::error::{SandboxError, io_error};
-use crate::runtime_dir::give_to_sandbox_user;
+use crate::runtime_dir::give_to;
+use crate::workspace::sandbox_user;
 
 /// How much of an attached stream is read at a time, in bytes.
 const BUFFER: usize = 64 << 10;
@@ -46,7 +47,7 @@ impl ContainerSocket {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(failed())?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed())?;
-        give_to_sandbox_user(&path)?;
+        give_to(&path, sandbox_user())?;
         Ok(Self {
             listener,
             path,

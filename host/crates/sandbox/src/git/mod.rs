@@ -44,7 +44,6 @@ pub use self::tracking::CloneState;
 pub use self::upstream::GitCredentials;
 use self::upstream::{LastPush, UpstreamRemote};
 pub use self::url::gateway_prefix;
-use crate::workspace::sandbox_user;
 use lucid_types::repository_url::{RepositoryUrlError, repository_url};
 
 /// The most helpers that a session may have at a time.
@@ -104,11 +103,14 @@ impl fmt::Debug for GitGateway {
 
 impl GitGateway {
     /// Listens in the session's runtime folder ([`Sandbox::runtime_dir`]) for helpers that want the
-    /// repository. `client` is one from [`client`], created with the same `allow_private`.
+    /// repository. `user` is the sandbox's, if it
+    /// is not the host's own ([`Sandbox::user`]). `client` is one from [`client`], created with the same `allow_private`.
     ///
     /// [`Sandbox::runtime_dir`]: crate::Sandbox::runtime_dir
+    /// [`Sandbox::user`]: crate::Sandbox::user
     pub fn start(
         folder: &Path,
+        user: Option<u32>,
         repository: &str,
         login: Option<GitCredentials>,
         rules: GitRules,
@@ -128,7 +130,7 @@ impl GitGateway {
         for path in [&socket, &key_file] {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
                 .map_err(failed)?;
-            if let Some(user) = sandbox_user() {
+            if let Some(user) = user {
                 std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(failed)?;
             }
         }

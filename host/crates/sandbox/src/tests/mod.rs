@@ -64,6 +64,9 @@ impl SandboxFixture {
         let settings = SandboxSettings {
             run_dir: dir.path().join("run"),
             memory_bytes,
+            cpus: 2.0,
+            processes: PROCESSES,
+            users: UserIdChoice::Auto,
             network,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
@@ -689,6 +692,9 @@ async fn a_folder_that_boxes_cannot_reach_is_named() {
     let settings = SandboxSettings {
         run_dir: dir.path().join("run"),
         memory_bytes: 1 << 30,
+        cpus: 2.0,
+        processes: PROCESSES,
+        users: UserIdChoice::Auto,
         network: Network::None,
         several_users: false,
         workspace_mount: "/workspace".to_owned(),

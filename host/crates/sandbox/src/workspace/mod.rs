@@ -8,6 +8,7 @@
 
 mod archive;
 mod names;
+mod owner;
 mod path;
 mod quota;
 mod remove_tree;
@@ -24,8 +25,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
-use rustix::fs::{AtFlags, Gid, OFlags, Uid};
+use rustix::fs::OFlags;
 
+pub(crate) use self::owner::adopt;
+use self::owner::set_owner;
 pub use self::path::WorkspacePath;
 pub use self::quota::{Quota, QuotaCheck, QuotaError, disk_usage_of};
 pub use self::remove_tree::remove_tree;
@@ -38,11 +41,11 @@ use lucid_types::user::UserId;
 
 /// A prefix that every path may have, whatever the sandbox.
 const MOUNT: &str = "/workspace";
-/// The user that owns what a sandbox may write, if the host is root.
-const SANDBOX_USER: u32 = 1000;
+/// The user of sandboxes that share one, and of containers, if the host is root.
+pub(crate) const SANDBOX_USER: u32 = 1000;
 
-/// The owner of sandboxes' files: a user of their own if the host is root, otherwise `None`, for
-/// the host's user.
+/// The user that owns the files of containers, and of workspaces that had no sandbox yet: one of their
+/// own if the host is root, otherwise `None`, for the host's user.
 #[must_use]
 pub fn sandbox_user() -> Option<u32> {
     rustix::process::geteuid().is_root().then_some(SANDBOX_USER)
@@ -134,12 +137,14 @@ impl Workspace {
                 .map_err(failed)?;
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
-        if let Some(user) = sandbox_user() {
-            std::os::unix::fs::chown(&path, Some(user), Some(user)).map_err(failed)?;
-        }
         let path = path.canonicalize().map_err(failed)?;
         let dir = Dir::open_ambient_dir(&path, ambient_authority()).map_err(failed)?;
-        Ok(Self { dir, path })
+        let workspace = Self { dir, path };
+        // One that was just created; any other has the user of its sandboxes.
+        if workspace.owner().map_err(failed)? == Some(0) {
+            set_owner(&workspace.dir, SANDBOX_USER).map_err(failed)?;
+        }
+        Ok(workspace)
     }
 
     /// Opens the folder of a session below `base`; `None` if it does not exist or cannot be opened.
@@ -253,8 +258,8 @@ impl Workspace {
                 .dir
                 .open_with(&temporary, options.write(true).create_new(true).mode(0o600))?;
             file.write_all(content)?;
-            if let Some(user) = sandbox_user() {
-                rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
+            if let Some(user) = self.owner()? {
+                set_owner(&file, user)?;
             }
             file.set_permissions(Permissions::from_mode(mode))?;
             self.dir.rename(&temporary, &self.dir, &target)
@@ -327,13 +332,11 @@ impl Workspace {
             made.push(part);
             match self.dir.create_dir(&made) {
                 Ok(()) => {
-                    if let Some(user) = sandbox_user() {
+                    if let Some(user) = self.owner().map_err(failed)? {
                         // On the open folder, which is not a link: by now the name may be something
                         // else.
                         let folder = self.dir.open_dir(&made).map_err(failed)?;
-                        let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(user)));
-                        rustix::fs::chownat(&folder, "", user, group, AtFlags::EMPTY_PATH)
-                            .map_err(|error| failed(error.into()))?;
+                        set_owner(&folder, user).map_err(failed)?;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}

@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::Workspace;
+use super::owner::set_owner;
 
 /// The deepest nesting of folders. Deeper ones are skipped, and reported.
 pub(super) const DEEPEST: usize = 128;
@@ -102,6 +103,30 @@ impl Walk {
         let (folder, _) = self.levels.last().ok_or(io::ErrorKind::NotFound)?;
         let target = rustix::fs::readlinkat(folder.fd()?, &found.name, Vec::new())?;
         Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// Gives an entry that was just found to a user, if it still is what it was.
+    pub(super) fn give(&self, found: &WalkEntry, user: u32) -> io::Result<()> {
+        let (folder, path) = self.levels.last().ok_or(io::ErrorKind::NotFound)?;
+        if found.kind() == FileType::Directory {
+            // Its own level is the last one, if it could be opened.
+            return if *path == found.path {
+                set_owner(folder.fd()?, user)
+            } else {
+                Ok(())
+            };
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = match rustix::fs::openat(folder.fd()?, &found.name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            entry => entry?,
+        };
+        let stat = rustix::fs::fstat(&entry)?;
+        let same = (stat.st_dev, stat.st_ino) == (found.stat.st_dev, found.stat.st_ino);
+        if same && stat.st_uid == found.stat.st_uid {
+            set_owner(&entry, user)?;
+        }
+        Ok(())
     }
 
     fn look(&mut self, name: CString) -> Option<WalkStep> {

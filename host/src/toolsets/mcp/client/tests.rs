@@ -6,7 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::builtin;
 use lucid_sandbox::workspace::Workspace;
-use lucid_sandbox::{BackendChoice, Network, Sandbox, SandboxSettings, SandboxSpec, Sandboxes};
+use lucid_sandbox::{
+    BackendChoice, Network, PROCESSES, Sandbox, SandboxSettings, SandboxSpec, Sandboxes,
+    UserIdChoice,
+};
 use lucid_session::{DeltaSink, EnvironmentError, OutputSink};
 use lucid_types::exec::{ExecError, ExecRequest, ExecResult, Process};
 use lucid_types::ids::SessionId;
@@ -21,6 +24,9 @@ async fn sandbox() -> (tempfile::TempDir, Sandbox) {
     let settings = SandboxSettings {
         run_dir: folder.path().join("run"),
         memory_bytes: 512 << 20,
+        cpus: 2.0,
+        processes: PROCESSES,
+        users: UserIdChoice::Auto,
         network: Network::None,
         several_users: false,
         workspace_mount: "/workspace".to_owned(),

@@ -1,6 +1,7 @@
 //! Tests of a container's parameters, without an engine.
 
 use super::*;
+use crate::{PROCESSES, UserIdChoice};
 
 fn plan(
     change: impl FnOnce(&mut crate::SandboxSettings, &mut DockerSettings),
@@ -20,6 +21,9 @@ fn plan_for<const N: usize>(
     let mut common = crate::SandboxSettings {
         run_dir: "/run".into(),
         memory_bytes: 1 << 30,
+        cpus: 2.0,
+        processes: PROCESSES,
+        users: UserIdChoice::Auto,
         network: Network::None,
         several_users: false,
         workspace_mount: "/workspace".to_owned(),
@@ -192,7 +196,7 @@ fn the_network_is_the_operators_choice_and_none_is_none() {
 
 #[test]
 fn no_more_processors_are_asked_for_than_there_are() {
-    let cpus = |cpus| plan(|_, own| own.cpus = cpus).nano_cpus;
+    let cpus = |cpus| plan(|common, _| common.cpus = cpus).nano_cpus;
     assert_eq!(cpus(1.5), 1_500_000_000);
     assert_eq!(cpus(64.0), 2_000_000_000);
     assert_eq!(cpus(0.0), 10_000_000);

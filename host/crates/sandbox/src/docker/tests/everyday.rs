@@ -24,12 +24,12 @@ async fn what_people_run_runs_in_a_container() {
     }
     let data = Data::new();
     let mut settings = data.settings(|own| {
-        own.cpus = 2.0;
-        own.processes = 400;
         if let Ok(image) = std::env::var("LUCID_EVERYDAY_IMAGE") {
             own.image = image;
         }
     });
+    settings.cpus = 2.0;
+    settings.processes = 400;
     settings.memory_bytes = 2 << 30;
     let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC)).await;
     let host = host.unwrap();

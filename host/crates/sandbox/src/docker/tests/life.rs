@@ -158,7 +158,8 @@ async fn a_container_is_not_taken_over_for_another_workspace_or_other_settings()
     }
     let data = Data::new();
     let settings = data.settings(|_| {});
-    let (wiped, changed) = (settings.clone(), data.settings(|own| own.processes += 1));
+    let (wiped, mut changed) = (settings.clone(), data.settings(|_| {}));
+    changed.processes += 1;
     for (second, wipe) in [(wiped, true), (changed, false)] {
         let workspace = data.workspace("one");
         let settings = settings.clone();

@@ -50,7 +50,7 @@ async fn a_fork_bomb_meets_the_limit_of_its_own_container() {
     }
     let data = Data::new();
     // Few enough to be there long before the timeout, however busy the machine is.
-    let host = data.host(|own| own.processes = 64).await;
+    let host = data.host_with(|settings| settings.processes = 64).await;
     let bad = data.start(&host, "bad").await;
     let good = data.start(&host, "good").await;
     let bomb = "import os\nwhile True:\n  try:\n    if os.fork() == 0: os.execvp('sleep', ['sleep', '4444'])\n  except OSError: pass";

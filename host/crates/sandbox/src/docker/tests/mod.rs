@@ -109,8 +109,6 @@ impl Data {
         let mut docker = DockerSettings {
             host: engine_host(),
             image: image().unwrap_or_default().to_owned(),
-            cpus: 0.5,
-            processes: PROCESSES,
             prefix: self.prefix.clone(),
             transport: Some(Transport::Socket),
             ..DockerSettings::default()
@@ -119,11 +117,23 @@ impl Data {
         super::super::SandboxSettings {
             run_dir: self.dir.path().join("storage/.lucid/run"),
             memory_bytes: MEMORY,
+            cpus: 0.5,
+            processes: PROCESSES,
+            users: crate::UserIdChoice::Auto,
             network: Network::None,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker: Some(docker),
         }
+    }
+
+    /// The same for what is not the containers' alone.
+    async fn host_with(&self, change: impl FnOnce(&mut crate::SandboxSettings)) -> Sandboxes {
+        let mut settings = self.settings(|_| {});
+        change(&mut settings);
+        Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC))
+            .await
+            .unwrap()
     }
 
     /// Starts a host over this folder.

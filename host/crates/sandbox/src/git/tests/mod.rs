@@ -71,6 +71,7 @@ impl Session {
         Self {
             _gateway: GitGateway::start(
                 sandbox.runtime_dir(),
+                sandbox.user(),
                 url,
                 token.map(GitCredentials::from),
                 rules.clone(),
@@ -413,7 +414,7 @@ async fn without_its_gateway_git_says_so() {
         "{sentence}"
     );
     let (folder, client) = (tempfile::tempdir().unwrap(), client(true).unwrap());
-    session._gateway = GitGateway::start(folder.path(), url, None, RULES, client).unwrap();
+    session._gateway = GitGateway::start(folder.path(), None, url, None, RULES, client).unwrap();
     let sentence = session.clone(None).await.unwrap_err().to_string();
     assert!(sentence.contains("gateway cannot be reached"), "{sentence}");
     session.sandbox.close().await;
@@ -657,7 +658,7 @@ async fn a_helper_without_the_sessions_key_is_refused() {
     let url = server.publish("own", source.path());
     let folder = tempfile::tempdir().unwrap();
     let client = client(true).unwrap();
-    let _gateway = GitGateway::start(folder.path(), &url, None, RULES, client).unwrap();
+    let _gateway = GitGateway::start(folder.path(), None, &url, None, RULES, client).unwrap();
     let mut connection = UnixStream::connect(folder.path().join("git.sock"))
         .await
         .unwrap();

@@ -60,7 +60,7 @@ impl Helper {
             longest: Duration::from_secs(60),
         };
         let client = client(true).unwrap();
-        let gateway = GitGateway::start(folder.path(), &url, None, rules, client).unwrap();
+        let gateway = GitGateway::start(folder.path(), None, &url, None, rules, client).unwrap();
         let stream = UnixStream::connect(folder.path().join("git.sock"));
         let mut helper = Self {
             stream: stream.await.unwrap(),

@@ -1,0 +1,201 @@
+//! Tests of control groups in folders that imitate a hierarchy, and with the machine's own.
+
+use super::*;
+
+const LIMITS: GroupLimits = GroupLimits {
+    memory_bytes: 256 << 20,
+    processes: 100,
+    processors: 1.5,
+};
+
+/// A folder that imitates a delegated group of version 2.
+fn delegated(controllers: &str, is_root_of_all: bool) -> (tempfile::TempDir, OwnGroup) {
+    let folder = tempfile::tempdir().unwrap();
+    let group = folder.path().join("unit");
+    fs::create_dir(&group).unwrap();
+    for (name, content) in [
+        ("cgroup.controllers", controllers),
+        ("cgroup.subtree_control", ""),
+        ("cgroup.procs", "0\n1\n"),
+    ] {
+        fs::write(group.join(name), content).unwrap();
+    }
+    if !is_root_of_all {
+        fs::write(group.join("cgroup.type"), "domain\n").unwrap();
+    }
+    let own = OwnGroup {
+        version: Version::Two,
+        path: group,
+        controllers: Vec::new(),
+        is_root: false,
+    };
+    (folder, own)
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn where_version_2_is_delegated_the_host_moves_to_a_leaf_and_limits_groups_beside_it() {
+    let (folder, own) = delegated("cpuset cpu io memory pids\n", false);
+    let groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    assert_eq!(groups.shortcoming(), None);
+    let me = std::process::id().to_string();
+    assert_eq!(text(&own.path.join("lucid-host/cgroup.procs")), me);
+    let enabled = "+memory +pids +cpu";
+    assert_eq!(text(&own.path.join("cgroup.subtree_control")), enabled);
+    let host = &groups.hierarchies[0].group;
+    assert_eq!(text(&host.join("cgroup.subtree_control")), enabled);
+    let made = groups.make("one", &LIMITS).unwrap();
+    let group = host.join("one");
+    assert_eq!(made[0].entry(), group.join("cgroup.procs"));
+    assert_eq!(text(&group.join("memory.max")), (256 << 20).to_string());
+    assert_eq!(text(&group.join("pids.max")), "100");
+    assert_eq!(text(&group.join("cpu.max")), "150000 100000");
+
+    // The next host in this unit is in the leaf already.
+    let leaf = OwnGroup {
+        path: own.path.join("lucid-host"),
+        ..own.clone()
+    };
+    let again = ControlGroups::in_groups(&[leaf], folder.path());
+    assert_eq!(again.shortcoming(), None);
+    assert_eq!(again.hierarchies[0].group.parent(), Some(&*own.path));
+    assert_ne!(again.hierarchies[0].group, *host);
+}
+
+#[test]
+fn in_a_containers_own_root_what_else_runs_there_moves_too_and_in_the_root_of_all_nothing_does() {
+    let (folder, own) = delegated("memory pids cpu", false);
+    let own = OwnGroup {
+        is_root: true,
+        ..own
+    };
+    let _groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    // The last one that was written. 0 stands for whoever writes, and is not.
+    assert_eq!(text(&own.path.join("lucid-host/cgroup.procs")), "1");
+
+    let (folder, own) = delegated("memory pids cpu", true);
+    let groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    assert_eq!(groups.shortcoming(), None);
+    assert!(!own.path.join("lucid-host").exists());
+}
+
+#[test]
+fn a_group_that_is_not_delegated_is_left_as_it_was() {
+    let (folder, own) = delegated("cpuset io", false);
+    let groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    let said = groups.shortcoming().unwrap();
+    assert!(
+        said.contains("offers none") && said.contains("itself instead"),
+        "{said}"
+    );
+    assert!(!own.path.join("lucid-host").exists());
+
+    // The kernel refuses to hand controllers on while processes of others are in the group.
+    let (folder, own) = delegated("memory", false);
+    fs::remove_file(own.path.join("cgroup.subtree_control")).unwrap();
+    fs::create_dir(own.path.join("cgroup.subtree_control")).unwrap();
+    let groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    assert!(!groups.limit_memory() && groups.shortcoming().is_some());
+    let me = std::process::id().to_string();
+    assert_eq!(text(&own.path.join("cgroup.procs")), me, "it is back");
+    let left: Vec<_> = fs::read_dir(&own.path).unwrap().flatten().collect();
+    assert!(left.iter().all(|entry| {
+        let name = entry.file_name();
+        // The imitation has a file in the leaf, which the kernel would remove with it.
+        name == "lucid-host" || !name.to_string_lossy().starts_with("lucid-")
+    }));
+}
+
+#[test]
+fn what_version_2_lacks_is_taken_from_version_1_and_what_none_has_is_said() {
+    let (folder, two) = delegated("pids", false);
+    let memory = folder.path().join("memory");
+    fs::create_dir(&memory).unwrap();
+    let one = OwnGroup {
+        version: Version::One,
+        path: memory,
+        controllers: vec!["memory".to_owned()],
+        is_root: false,
+    };
+    let systemd = OwnGroup {
+        version: Version::One,
+        path: folder.path().join("systemd"),
+        controllers: vec!["name=systemd".to_owned()],
+        is_root: false,
+    };
+    let groups = ControlGroups::in_groups(&[systemd, one, two], folder.path());
+    let versions: Vec<_> = groups.hierarchies.iter().map(|it| it.version).collect();
+    assert_eq!(versions, [Version::Two, Version::One]);
+    assert_eq!(
+        groups.shortcoming().unwrap(),
+        "No control group limits the processors of a sandbox as a whole (the kernel offers no controller for that)."
+    );
+    let made = groups.make("one", &LIMITS).unwrap();
+    let limit = made[1].path.join("memory.limit_in_bytes");
+    assert_eq!(text(&limit), (256 << 20).to_string());
+    assert_eq!(made[1].entry(), made[1].path.join("tasks"));
+}
+
+#[test]
+fn of_a_host_that_is_gone_all_groups_are_removed_and_of_one_that_lives_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let hierarchy = folder.path().join("memory");
+    fs::create_dir(&hierarchy).unwrap();
+    let groups = |record: &Record| {
+        let group = hierarchy.join(record.name());
+        record.add(&group).unwrap();
+        fs::create_dir_all(group.join("session")).unwrap();
+        group
+    };
+    let alive = Record::create(folder.path()).unwrap();
+    let of_alive = groups(&alive);
+    let gone = Record::create(folder.path()).unwrap();
+    let of_gone = groups(&gone);
+    // Named by a record and not by its name: another's.
+    let others = hierarchy.join("other");
+    fs::create_dir(&others).unwrap();
+    gone.add(&others).unwrap();
+    drop(gone);
+    let next = Record::create(folder.path()).unwrap();
+    assert!(of_alive.exists() && others.exists() && !of_gone.exists());
+    let records = fs::read_dir(folder.path().join("cgroups")).unwrap();
+    assert_eq!(records.count(), 2);
+    drop(alive);
+    next.remove();
+}
+
+#[test]
+fn what_the_kernel_offers_here_is_used_and_gone_afterwards() {
+    let folder = tempfile::tempdir().unwrap();
+    let exec = folder.path().join("lucid-exec");
+    fs::write(&exec, lucid_tests::EXEC).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&exec, mode).unwrap();
+    let groups = Arc::new(ControlGroups::find(folder.path(), &exec));
+    let hosts: Vec<_> = groups
+        .hierarchies
+        .iter()
+        .map(|it| it.group.clone())
+        .collect();
+    match groups.create("one", &LIMITS).unwrap() {
+        None => assert!(
+            groups.shortcoming().unwrap().contains("memory"),
+            "it says why"
+        ),
+        Some(group) => {
+            let entries = group.entries();
+            assert!(entries.iter().all(|entry| entry.exists()));
+            assert_eq!(group.hits_since_last(), (0, 0));
+            assert_eq!(group.end_reason(), None);
+            drop(group);
+            assert!(entries.iter().all(|entry| !entry.exists()));
+        }
+    }
+    drop(groups);
+    assert!(hosts.iter().all(|host| !host.exists()));
+    let records = fs::read_dir(folder.path().join("cgroups")).unwrap();
+    assert_eq!(records.count(), 0);
+}
