@@ -167,6 +167,12 @@ impl Sandbox {
         self.0.notice.as_deref()
     }
 
+    /// A file of its control group.
+    #[cfg(test)]
+    pub(super) fn group_file(&self, name: &str) -> Option<std::path::PathBuf> {
+        self.0.group.as_ref()?.file(name)
+    }
+
     /// Runs a command to its end. `on_output` gets its output as it arrives, up to the request's
     /// head. Dropping the future kills the command and its process group.
     pub async fn exec(

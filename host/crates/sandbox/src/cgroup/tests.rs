@@ -170,10 +170,7 @@ fn of_a_host_that_is_gone_all_groups_are_removed_and_of_one_that_lives_none() {
 #[test]
 fn what_the_kernel_offers_here_is_used_and_gone_afterwards() {
     let folder = tempfile::tempdir().unwrap();
-    let exec = folder.path().join("lucid-exec");
-    fs::write(&exec, lucid_tests::EXEC).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&exec, mode).unwrap();
+    let exec = exec_server(folder.path());
     let groups = Arc::new(ControlGroups::find(folder.path(), &exec));
     let hosts: Vec<_> = groups
         .hierarchies
@@ -198,4 +195,45 @@ fn what_the_kernel_offers_here_is_used_and_gone_afterwards() {
     assert!(hosts.iter().all(|host| !host.exists()));
     let records = fs::read_dir(folder.path().join("cgroups")).unwrap();
     assert_eq!(records.count(), 0);
+}
+
+#[test]
+fn what_a_host_that_crashed_left_running_in_its_groups_is_ended_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let exec = exec_server(folder.path());
+    let mut crashed = ControlGroups::find(folder.path(), &exec);
+    if crashed.hierarchies.is_empty() {
+        assert!(crashed.shortcoming().is_some(), "it says why");
+        return;
+    }
+    let group = crashed.make("one", &LIMITS).unwrap();
+    let launch = Launch {
+        groups: group.iter().map(Group::entry).collect(),
+        ..Launch::default()
+    };
+    let launch = serde_json::to_string(&launch).unwrap();
+    let mut left = Command::new(&exec)
+        .args(["--launch", &launch, "--", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let joined = |group: &Group| !text(&group.path.join("cgroup.procs")).is_empty();
+    while !group.iter().all(joined) {
+        assert!(left.try_wait().unwrap().is_none(), "it joins and stays");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    // The lock goes with the host, and nothing else does.
+    crashed.record = Record::default();
+    std::mem::forget(crashed);
+    let _next = ControlGroups::find(folder.path(), &exec);
+    assert!(group.iter().all(|it| !it.path.exists()));
+    let ended = std::os::unix::process::ExitStatusExt::signal(&left.wait().unwrap());
+    assert_eq!(ended, Some(9));
+}
+
+fn exec_server(folder: &Path) -> PathBuf {
+    let exec = folder.join("lucid-exec");
+    fs::write(&exec, lucid_tests::EXEC).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&exec, mode).unwrap();
+    exec
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod commands;
 pub(crate) mod everyday;
+mod limits;
 mod walls;
 
 use std::os::unix::fs::PermissionsExt;

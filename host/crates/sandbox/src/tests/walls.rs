@@ -14,13 +14,13 @@ use crate::proxy::{
 
 /// A kind of sandbox, in the words of the guide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Bubblewrap,
     Landlock,
     LandlockWithoutNamespaces,
 }
 
-const KINDS: [Kind; 3] = [
+pub(super) const KINDS: [Kind; 3] = [
     Kind::Bubblewrap,
     Kind::Landlock,
     Kind::LandlockWithoutNamespaces,
@@ -28,17 +28,25 @@ const KINDS: [Kind; 3] = [
 
 impl Kind {
     async fn fixture(self, network: Network) -> SandboxFixture {
-        let choice = match self {
+        let fixture = SandboxFixture::with_network(self.choice(), network).await;
+        self.set(&fixture.sandboxes);
+        fixture
+    }
+
+    pub(super) fn choice(self) -> BackendChoice {
+        match self {
             Self::Bubblewrap => BackendChoice::Bubblewrap,
             Self::Landlock | Self::LandlockWithoutNamespaces => BackendChoice::Landlock,
-        };
-        let fixture = SandboxFixture::with_network(choice, network).await;
-        if self == Self::LandlockWithoutNamespaces {
-            let mut found = crate::detect::DetectedBackends::clone(&fixture.sandboxes.0.detected());
-            found.landlock = Some(Isolation::HostRoot);
-            fixture.sandboxes.0.set_detected(found);
         }
-        fixture
+    }
+
+    /// Has new sandboxes be of this kind.
+    pub(super) fn set(self, sandboxes: &Sandboxes) {
+        if self == Self::LandlockWithoutNamespaces {
+            let mut found = crate::detect::DetectedBackends::clone(&sandboxes.0.detected());
+            found.landlock = Some(Isolation::HostRoot);
+            sandboxes.0.set_detected(found);
+        }
     }
 }
 
