@@ -28,7 +28,7 @@ pub enum BackendKind {
 
 impl BackendKind {
     /// Whether commands in one sandbox see none of another sandbox's processes. Landlock sandboxes
-    /// share one user id and one `/proc`, which shows the command lines of all of them.
+    /// share one `/proc`, which shows the command lines of all of them.
     pub(super) fn isolates_users(self) -> bool {
         match self {
             Self::Docker | Self::Bubblewrap => true,

@@ -40,6 +40,9 @@ const EARLIER: i32 = 500;
 /// The earliest that the kernel knows.
 const EARLIEST: i32 = 1000;
 
+/// How many processes more a user may have than a group.
+const BEYOND_GROUP: u64 = 64;
+
 /// A backend that works here, with what starting a sandbox of it takes.
 pub(super) enum FoundBackend {
     Docker(Arc<DockerBackend>),
@@ -180,9 +183,15 @@ impl SandboxLauncher {
         let has_own_user = self.users.are_own()
             || backend.kind() == BackendKind::Bubblewrap
             || isolation == Isolation::PrivateRoot;
+        // The group's limit comes first, since it is counted and can be told.
+        let more_by_user = if self.groups.limit_processes() {
+            BEYOND_GROUP
+        } else {
+            0
+        };
         let serve = Serve {
             limits: ResourceLimits {
-                processes: settings.processes.into(),
+                processes: u64::from(settings.processes) + more_by_user,
                 shared_user: !has_own_user,
                 open_files: 4096,
                 file_bytes: 8 << 30,

@@ -262,6 +262,11 @@ impl ControlGroups {
         self.has(Controller::Memory)
     }
 
+    /// Whether the kernel limits the processes of sandboxes.
+    pub(crate) fn limit_processes(&self) -> bool {
+        self.has(Controller::Processes)
+    }
+
     /// What the kernel does not limit for sandboxes as a whole, as a sentence for the operator.
     pub(crate) fn shortcoming(&self) -> Option<String> {
         let missing = Controller::ALL.into_iter().filter(|it| !self.has(*it));
