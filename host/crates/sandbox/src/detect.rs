@@ -364,7 +364,8 @@ impl BackendDetector {
             let remarks = lacks_proxy
                 .then(|| NO_PROXY.to_owned())
                 .into_iter()
-                .chain(self.launcher.groups.shortcoming());
+                .chain(self.launcher.groups.shortcoming())
+                .chain(self.launcher.users.shortcoming());
             let remarks: Vec<String> = remarks.collect();
             ran.map(|ran| (ran, (!remarks.is_empty()).then(|| remarks.join(" "))))
         };

@@ -252,7 +252,9 @@ impl Drop for SandboxInner {
                 wait_or_kill(sandbox_process, kind).await;
                 // Dropping the last reference removes the folder, so only after the processes ended.
                 let _ = tokio::task::spawn_blocking(move || {
-                    drop(group);
+                    if let Some(group) = group {
+                        group.remove();
+                    }
                     drop(dir);
                 })
                 .await;

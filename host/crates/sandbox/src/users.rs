@@ -160,6 +160,8 @@ fn covers(map: &str, range: UserIds) -> bool {
 pub(crate) struct SandboxUsers {
     /// `None` if all have the same one.
     range: Option<UserIds>,
+    /// Whether the host is root, and the usual range is not to be had.
+    lacks_usual: bool,
     taken: Mutex<TakenIds>,
 }
 
@@ -176,7 +178,12 @@ struct TakenIds {
 
 impl SandboxUsers {
     pub(crate) fn new(choice: UserIdChoice) -> Result<Self, SandboxError> {
-        Ok(Self::with_range(choice.resolve()?))
+        let range = choice.resolve()?;
+        let is_root = rustix::process::geteuid().is_root();
+        Ok(Self {
+            lacks_usual: choice == UserIdChoice::Auto && is_root && range.is_none(),
+            ..Self::with_range(range)
+        })
     }
 
     fn with_range(range: Option<UserIds>) -> Self {
@@ -187,11 +194,21 @@ impl SandboxUsers {
         });
         Self {
             range,
+            lacks_usual: false,
             taken: Mutex::new(TakenIds {
                 next,
                 ..TakenIds::default()
             }),
         }
+    }
+
+    /// Why sessions share a user although nobody chose that, as a sentence for the operator.
+    pub(crate) fn shortcoming(&self) -> Option<String> {
+        self.lacks_usual.then(|| {
+            format!(
+                "All sessions share the user id {SANDBOX_USER}, since this server may not use {USUAL}: set SANDBOX_UIDS to a range that it may, or to off."
+            )
+        })
     }
 
     /// Whether each session has a user of its own.

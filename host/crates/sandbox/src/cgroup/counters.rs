@@ -3,18 +3,21 @@
 //! # Invariants
 //! - Each hit is told once.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 
 use parking_lot::Mutex;
 
 use super::{Controller, Group, Version};
 
-/// The counters of a sandbox's group.
+/// How much of a file is read, which is several times what the kernel writes.
+const LONGEST: usize = 1024;
+
+/// The counters of a sandbox's group. The files stay open: they are read after every command.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    memory: Option<PathBuf>,
-    processes: Option<PathBuf>,
+    memory: Option<File>,
+    processes: Option<File>,
     told: Mutex<(u64, u64)>,
 }
 
@@ -24,10 +27,11 @@ impl Counters {
             let group = groups
                 .iter()
                 .find(|it| it.controllers.contains(&controller))?;
-            Some(group.path.join(match group.version {
+            let name = match group.version {
                 Version::One => one,
                 Version::Two => two,
-            }))
+            };
+            File::open(group.path.join(name)).ok()
         };
         Self {
             memory: file(Controller::Memory, "memory.oom_control", "memory.events"),
@@ -54,8 +58,10 @@ impl Counters {
     }
 }
 
-fn read(file: Option<&PathBuf>, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(file?).ok()?;
+fn read(file: Option<&File>, name: &str) -> Option<u64> {
+    let mut buffer = [0; LONGEST];
+    let length = file?.read_at(&mut buffer, 0).ok()?;
+    let text = std::str::from_utf8(&buffer[..length]).ok()?;
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(' ')?;
         (key == name).then(|| value.trim().parse().ok())?

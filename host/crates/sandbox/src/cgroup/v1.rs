@@ -24,7 +24,7 @@ pub(super) fn host_group(
     }
     let group = own.path.join(record.name());
     record.add(&group).map_err(refused(&group))?;
-    fs::create_dir(&group).map_err(refused(&group))?;
+    fs::create_dir(&group).map_err(refused(&own.path))?;
     Ok(Some(Hierarchy {
         version: Version::One,
         group,

@@ -43,7 +43,7 @@ pub(super) fn host_group(
     let group = parent.join(record.name());
     record.add(&group).map_err(refused(&group))?;
     // Before anything is moved: it tells whether the group is delegated to this process.
-    fs::create_dir(&group).map_err(refused(&group))?;
+    fs::create_dir(&group).map_err(refused(&parent))?;
     let moved = Moved::into_leaf(own, &parent);
     let handed = moved.and_then(|moved| {
         let enabled = enable(&parent, &wanted).and_then(|_| enable(&group, &wanted));
