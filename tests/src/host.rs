@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::{Duration, Instant};
 
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method};
@@ -393,8 +394,30 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
+        remove_control_groups(self.folder.path());
         if std::thread::panicking() {
             eprintln!("--- what the host printed ---\n{}--- end ---", self.log());
+        }
+    }
+}
+
+/// Removes the control groups of a host that was killed, as the next one over its folder would. Its
+/// sandboxes end by themselves, and a group cannot be removed before.
+fn remove_control_groups(folder: &Path) {
+    let records = find(folder, "cgroups").and_then(|records| std::fs::read_dir(records).ok());
+    let records = records.into_iter().flatten().flatten();
+    let texts = records.filter_map(|record| std::fs::read_to_string(record.path()).ok());
+    let deadline = Instant::now() + DEADLINE;
+    for text in texts {
+        for group in text.lines().map(Path::new) {
+            while group.is_dir() && Instant::now() < deadline {
+                for inner in std::fs::read_dir(group).into_iter().flatten().flatten() {
+                    std::fs::remove_dir(inner.path()).ok();
+                }
+                if std::fs::remove_dir(group).is_err() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
         }
     }
 }
