@@ -458,6 +458,9 @@ fn disposition(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
+    use proptest::prelude::*;
+
     use super::*;
     use lucid_types::ids::SessionId;
 
@@ -561,5 +564,19 @@ mod tests {
         drop(pieces);
         let ended = tokio::time::timeout(Duration::from_secs(30), packing);
         ended.await.expect("it went on").unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn a_mutated_range_lies_within_the_file(
+            range in mutated(["bytes=0-499", "bytes=-500", "bytes=9500-", "bytes=0-0,-1"]),
+            length in 0..10_000_u64,
+        ) {
+            if let Ok(value) = HeaderValue::from_bytes(&range)
+                && let ByteRange::Part(first, last) = ByteRange::read(&value, length)
+            {
+                prop_assert!(first <= last && last < length, "{}-{} of {}", first, last, length);
+            }
+        }
     }
 }

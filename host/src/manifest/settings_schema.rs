@@ -230,6 +230,8 @@ fn check_reference(
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -332,5 +334,19 @@ mod tests {
             "that took {:?}",
             begun.elapsed()
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_mutated_schema_is_refused_or_validates(
+            schema in mutated_text([
+                r##"{"type":"object","properties":{"depth":{"$ref":"#/$defs/n"},"name":{"type":"string","pattern":"^(a+)+$","maxLength":20}},"additionalProperties":false,"$defs":{"n":{"type":"integer","minimum":1}}}"##,
+                r##"{"anyOf":[{"required":["a"]},{"not":{"const":[1,{"b":null}]}}],"patternProperties":{"^x-":{"enum":[1,"2"]}},"dependentRequired":{"a":["b"]},"if":{"minProperties":1},"then":{"$ref":"#/anyOf/0"}}"##,
+            ]),
+        ) {
+            if let Ok(schema) = SettingsSchema::new(&schema) {
+                schema.check(&settings(json!({"depth": 5, "name": "aaaaaaaaaaaaaaaaaaaaaaaaaaaa!", "x-1": [1]})));
+            }
+        }
     }
 }

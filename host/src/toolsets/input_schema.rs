@@ -149,6 +149,9 @@ fn want(schema: &mut Map<String, Value>, wanted: Vec<Value>) {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn told(schema: &Value) -> Option<Value> {
@@ -234,6 +237,22 @@ mod tests {
         let wide = json!({"type": "object", "description": "x".repeat(LARGEST)});
         for none in [json!({"type": "string"}), json!([]), json!(true), wide] {
             assert_eq!(told(&none), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_mutated_schema_is_an_objects_within_the_limit_or_none(
+            schema in mutated_text([
+                r##"{"anyOf":[{"$ref":"#/$defs/a"},{"type":"object","properties":{"x":{"type":"integer"}}}],"$defs":{"a":{"oneOf":[{"$ref":"#"}]}}}"##,
+                r#"{"type":"object","allOf":[{"required":["a"]},{"properties":{"a":{"enum":[1]}}}]}"#,
+            ]),
+        ) {
+            if let Some(schema) = usable(&schema) {
+                prop_assert!(schema.len() <= LARGEST);
+                let read: Value = serde_json::from_str(&schema).unwrap();
+                prop_assert_eq!(&read["type"], "object");
+            }
         }
     }
 }

@@ -7,11 +7,14 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use futures::{StreamExt, executor, stream};
+use futures::{StreamExt, TryStreamExt, executor, stream};
+use lucid_mutations::{cuts, mutated, mutated_text, pieces};
 use lucid_plugin::llm::{
     Adapter, Completion, Decoder, Delta, Frame, Sse, ToolCallArguments, ToolCallStart,
 };
 use lucid_plugin::types::{Content, Error, ErrorKind, StopReason, ToolCall, Usage};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use sse_stream::SseStream;
 
@@ -42,6 +45,24 @@ pub fn cut(pieces: &[&[u8]]) -> Vec<Frame> {
             }))
         })
         .collect()
+}
+
+/// What an adapter makes of a stream in these pieces that need not be one of events.
+fn decode_any<A: Adapter>(body: &[&[u8]]) -> Option<CompletionWithDeltas> {
+    let chunks: Vec<_> = body
+        .iter()
+        .map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece)))
+        .collect();
+    let events = SseStream::from_bytes_stream(stream::iter(chunks));
+    let events = executor::block_on(events.try_collect::<Vec<_>>()).ok()?;
+    let frames = events.into_iter().filter_map(|event| {
+        Some(Frame::Sse(Sse {
+            event: event.event,
+            data: event.data?,
+            id: event.id,
+        }))
+    });
+    decode::<A>(frames.collect()).ok()
 }
 
 /// Decodes frames with the adapter's decoder.
@@ -141,6 +162,46 @@ impl<A: Adapter> Suite<A> {
             "{name}, with news"
         );
         self.goes_back(name, &whole.0);
+    }
+
+    /// Checks that whatever a provider may send by mistake is an answer or an error, no larger than what
+    /// was sent, and the same wherever it is cut.
+    pub fn mutated_answers(&self) {
+        let names = self.names();
+        let bodies = |kind: &str| {
+            let files = names.iter().map(|name| format!("{name}.{kind}"));
+            let there: Vec<String> = files.filter(|name| self.has(name)).collect();
+            there.iter().map(|name| self.read(name)).collect::<Vec<_>>()
+        };
+        let mut runner = TestRunner::default();
+        // The host replaces what is no text.
+        let streamed = (mutated_text(bodies("sse")), cuts());
+        let outcome = runner.run(&streamed, |(body, cuts)| {
+            let whole = decode_any::<A>(&[body.as_bytes()]);
+            prop_assert_eq!(&decode_any::<A>(&pieces(body.as_bytes(), &cuts)), &whole);
+            let size = whole.map_or(0, |(completion, _)| format!("{completion:?}").len());
+            prop_assert!(
+                size <= 64 * body.len() + 4_096,
+                "{} of {}",
+                size,
+                body.len()
+            );
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
+        let mut whole = bodies("whole.json");
+        whole.push(self.read("errors.json"));
+        let outcome = runner.run(&(mutated(whole), 100..600_u16), |(body, status)| {
+            let _ = decode::<A>(vec![Frame::Body(body.clone())]);
+            let error = A::classify(status, &[], &body);
+            prop_assert!(
+                error.message.len() <= 3 * body.len() + 1_024,
+                "{}",
+                error.message
+            );
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn names(&self) -> Vec<String> {

@@ -439,6 +439,9 @@ impl GitService {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -492,5 +495,34 @@ mod tests {
         let mut bytes = Frame::new(FrameKind::Output, 7, Vec::new()).encode();
         bytes[4] = 99;
         assert!(Frame::read_from(bytes.as_slice()).is_err());
+    }
+
+    fn stream() -> Vec<u8> {
+        let exit = Frame::json(FrameKind::Exit, 1, &Exit::default()).unwrap();
+        let start = Frame::of_command(2, &Start::default()).unwrap();
+        let output = Frame::new(FrameKind::Output, 1, b"hello".to_vec());
+        [output.encode(), exit.encode(), start].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn frames_of_mutated_bytes_are_those_that_were_sent_up_to_the_first_that_is_none(
+            bytes in mutated([stream()]),
+        ) {
+            let mut rest = bytes.as_slice();
+            let mut read = Vec::new();
+            while let Ok(Some(frame)) = Frame::read_from(&mut rest) {
+                prop_assert!(frame.payload.len() <= MAX_PAYLOAD);
+                read.extend(frame.encode());
+            }
+            prop_assert_eq!(&bytes[..read.len()], read);
+        }
+
+        #[test]
+        fn a_mutated_command_is_one_or_an_error(json in mutated([serde_json::to_vec(&Start::default()).unwrap()])) {
+            if let Ok(start) = serde_json::from_slice::<Start>(&json) {
+                prop_assert!(Frame::of_command(1, &start).is_ok());
+            }
+        }
     }
 }

@@ -33,7 +33,9 @@ fn turns(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::sanitize;
+    use proptest::prelude::*;
+
+    use super::{sanitize, turns};
 
     #[test]
     fn control_characters_are_gone_and_line_breaks_are_spaces() {
@@ -48,5 +50,14 @@ mod tests {
         assert_eq!(sanitize("ääää", 4), "ääää");
         assert_eq!(sanitize("äääää", 4), "äää…");
         assert_eq!(sanitize("abc", 0), "…");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_cut_and_has_nothing_that_is_not_seen(text in any::<String>(), most in 1..40_usize) {
+            let clean = sanitize(&text, most);
+            prop_assert!(clean.chars().count() <= most);
+            prop_assert!(!clean.chars().any(|c| c.is_control() || turns(c)), "{:?}", clean);
+        }
     }
 }

@@ -115,6 +115,9 @@ pub(super) fn parse_message(text: &str) -> ClientMessage {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn hello(text: &str) -> ConnectRequest {
@@ -226,6 +229,25 @@ mod tests {
         assert_eq!(parse_message("{}"), ClientMessage::Unknown);
         for wrong in ["", "nonsense", "[1]", "{"] {
             assert_eq!(parse_message(wrong), ClientMessage::Wrong, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_mutated_message_is_a_request_or_a_sentence_that_repeats_none_of_it(
+            text in mutated_text([
+                r#"{"task":"do it","repoUrl":"https://x/y.git","gitToken":"hunter2-hunter2","branch":"main","apiKey":"hunter2-hunter2"}"#,
+                r#"{"sessionId":"s","lastSeq":7,"token":"hunter2-hunter2","features":["seq","deltas"]}"#,
+                r#"{"type":"message","content":"\ud83d\ude00 or \ud83d"}"#,
+                r#"{"type":"ping"}"#,
+            ]),
+        ) {
+            if let Handshake::Wrong(why) = parse_handshake(&text) {
+                prop_assert!(why.len() < 200 && !why.contains("hunter2"), "{}", why);
+            }
+            if let ClientMessage::Message(content) = parse_message(&text) {
+                prop_assert!(content.len() <= 3 * text.len());
+            }
         }
     }
 }

@@ -8,9 +8,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::FutureExt as _;
 use jsonwebtoken::crypto::rust_crypto;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use lucid_mutations::{mutated, mutated_text};
+use proptest::prelude::*;
 use rand::Rng;
 use serde_json::{Value, json};
 
+use super::keys::KeySet;
 use super::tokens::LONGEST_TOKEN;
 use super::*;
 
@@ -499,4 +502,46 @@ fn an_issued_token_is_an_administrators_only_where_that_was_asked_for() {
             .unwrap()
             .admin
     );
+}
+
+/// A token of these parts, each of them encoded.
+fn token_of(parts: [&[u8]; 3]) -> String {
+    parts.map(|part| URL_SAFE_NO_PAD.encode(part)).join(".")
+}
+
+proptest! {
+    #[test]
+    fn a_mutated_token_is_its_users_or_nobodys(
+        token in mutated_text([good(json!({"sub": "u1", "sessionId": "s"})), good(json!({"userId": "u1"}))]),
+    ) {
+        if let Ok(who) = authenticator().token_now(&token) {
+            prop_assert_eq!(who.user.as_str(), "u1");
+            prop_assert!(!who.admin);
+        }
+    }
+
+    #[test]
+    fn a_token_of_any_parts_that_nobody_signed_is_nobodys(
+        head in mutated([r#"{"alg":"HS256","typ":"JWT","kid":"k"}"#, r#"{"alg":"none"}"#, r#"{"alg":"RS256","crit":["b64"],"b64":false}"#]),
+        claims in mutated([r#"{"sub":"u1","exp":99999999999,"lucid_admin":true}"#]),
+        signature in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        prop_assert!(authenticator().token_now(&token_of([&head, &claims, &signature])).is_err());
+    }
+
+    #[test]
+    fn mutated_keys_are_a_bounded_set_or_an_error(
+        document in mutated([
+            r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"1","alg":"ES256","use":"sig","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#,
+            r#"{"keys":[{"kty":"RSA","kid":"2","key_ops":["verify"],"n":"sXchDaQebHnPiGvyDOAT4saGEUetSyo9MKLOoWFsueri23bOdgWp4Dy1WlUzewbgBHod5pcM9H95GQRV3JDXboIRROSBigeC5yjU1hGzHHyXss8UDprecbAYxknTcQkhslANGRUZmdTOQ5qTRsLAt6BTYuyvVRdhS8exSZEy_c4gs_7svlJJQ4H9_NxsiIoLwAEk7-Q3UXERGYw_75IDrGA84-lA_-Ct4eTlXHBIY2EaV7t7LjJaynVJCpkv4LKjTTAumiGUIuQhrNhZLuF_RJLqHpM2kgWFLU7-VTdL1VbC2tejvcI2BlMkEpk1BzBZI0KQB0GaDWFLN-aEAw3vRw","e":"AQAB"},{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},{"kty":"oct","k":"AA","d":"x"}]}"#,
+        ]),
+    ) {
+        if let Ok(keys) = KeySet::read(&document) {
+            for algorithm in [Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA] {
+                let _ = keys.find(algorithm, None);
+            }
+            // A value of a few bytes is a key of each.
+            prop_assert!(keys.len() + keys.unused.len() <= document.len());
+        }
+    }
 }

@@ -1119,6 +1119,7 @@ proptest! {
                 let end = EXAMPLE.floor_char_boundary(end).max(at);
                 format!("{}{put}{}", &EXAMPLE[..at], &EXAMPLE[end..])
             }),
+            lucid_mutations::mutated_text([EXAMPLE]),
         ]
     ) {
         if let Err(problems) = parse(&text) {

@@ -1,5 +1,6 @@
 //! Tool calls as models write them, and their repaired forms.
 
+use lucid_mutations::mutated_text;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -335,7 +336,14 @@ proptest! {
 
     #[test]
     fn whatever_comes_either_stays_or_becomes_an_object_that_is_not_mended_again(
-        text in "\\PC{0,40}|[\\[\\]{}\"':,\\\\nua0-9 ]{0,30}",
+        text in prop_oneof![
+            "\\PC{0,40}|[\\[\\]{}\"':,\\\\nua0-9 ]{0,30}",
+            mutated_text([
+                r#"```json\n{"command": "ls", 'timeout': 5, // five\n }\n```"#,
+                r#"{"path":"a","lines":"\u00e9\ud83d\ude00","tags":["x",],"options":"{\"deep\":True}"}"#,
+                r#""{\"arguments\":{\"path\":\"a\"}}""#,
+            ]),
+        ],
     ) {
         for name in ["terminal", "files__read_file"] {
             let found = arguments(name, &text);

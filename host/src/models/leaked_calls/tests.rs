@@ -1,5 +1,8 @@
 //! Calls as models write them, and texts that only speak of them.
 
+use lucid_mutations::{cuts, mutated_text};
+use proptest::prelude::*;
+
 use super::*;
 use lucid_types::wit::types::{Message, Role, Usage};
 
@@ -283,4 +286,51 @@ fn what_a_long_answer_holds_does_not_make_it_slow() {
     assert!(shown + 2 >= piece.len() * 100_000, "{shown}");
     let took = began.elapsed();
     assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+}
+
+/// Answers in which a call is written as text.
+const WRITTEN: [&str; 7] = [
+    "I look.\n<tool_call>\n{\"name\": \"terminal\", \"arguments\": {\"command\": \"ls\"}}\n</tool_call>",
+    "<function=terminal><parameter=command>ls -l</parameter><parameter=timeout>5</parameter></function>",
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.terminal <|constrain|>json<|message|>{\"command\":\"ls\"}<|call|>",
+    "```json\n{\"name\":\"file_editor\",\"parameters\":{\"path\":\"a\"}}\n```",
+    "[TOOL_CALLS][{\"name\":\"terminal\",\"arguments\":{}}]",
+    "<invoke name=\"terminal\">\n<parameter name=\"command\">echo `x`</parameter>\n</invoke>",
+    "As in `<tool_call>`:\n\n    <tool_call>{}</tool_call>\n~~~\n[terminal(command=\"ls\")]",
+];
+
+proptest! {
+    #[test]
+    fn of_a_mutated_answer_only_offered_tools_are_called_and_nothing_is_added(text in mutated_text(WRITTEN)) {
+        let mut answer = completion(&text);
+        take(&mut answer, &tools());
+        let offered = ["terminal", "file_editor", "finish"];
+        let mut kept = 0;
+        for piece in &answer.message.content {
+            match piece {
+                Content::ToolCall(call) => prop_assert!(offered.contains(&call.name.as_str()), "{}", call.name),
+                Content::Text(text) | Content::Thinking(Thinking { text, .. }) => kept += text.len(),
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+        prop_assert!(kept <= text.len());
+    }
+
+    #[test]
+    fn what_is_shown_of_a_mutated_answer_is_its_text_wherever_it_is_cut(
+        text in mutated_text(WRITTEN),
+        cuts in cuts(),
+    ) {
+        let mut ends: Vec<usize> = cuts.iter().map(|at| text.floor_char_boundary(at.index(text.len() + 1))).collect();
+        ends.push(text.len());
+        ends.sort_unstable();
+        let (mut watch, mut shown, mut from) = (LeakWatcher::default(), String::new(), 0);
+        for end in ends {
+            shown.push_str(&watch.next(&text[from..end]));
+            prop_assert!(text.starts_with(&shown));
+            from = end;
+        }
+        shown.push_str(&watch.finish());
+        prop_assert_eq!(shown, text);
+    }
 }

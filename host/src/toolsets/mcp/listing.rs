@@ -63,6 +63,9 @@ fn tool(listed: &Value) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -103,5 +106,20 @@ mod tests {
         );
         assert_eq!(read.next_cursor.as_deref(), Some("2"));
         assert!(readable(&json!({"tools": 3})).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn of_a_mutated_list_no_more_tools_are_read_than_are_in_it(
+            listed in mutated([
+                r#"{"tools":[{"name":"good","description":"d","inputSchema":{"type":"object"}},{"name":"bad","inputSchema":null},"x"],"nextCursor":"2"}"#,
+            ]),
+        ) {
+            if let Ok(listed) = serde_json::from_slice::<Value>(&listed)
+                && let Some(read) = readable(&listed)
+            {
+                prop_assert!(read.tools.len() <= listed["tools"].as_array().unwrap().len());
+            }
+        }
     }
 }

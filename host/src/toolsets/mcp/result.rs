@@ -90,6 +90,8 @@ fn block(block: ContentBlock) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -133,5 +135,23 @@ mod tests {
         let part = json!({"type": "text", "text": "x"});
         let (text, _) = of(json!({"content": vec![part; 5000]}));
         assert!(text.ends_with("[4000 more parts are left out.]") && text.len() < 3000);
+    }
+
+    proptest! {
+        #[test]
+        fn a_mutated_result_is_a_text_of_bounded_size_without_controls(
+            result in mutated([
+                r#"{"isError":true,"content":[{"type":"text","text":"one\u001b[2J\ttwo"},{"type":"image","mimeType":"image/png","data":"AAAA"}]}"#,
+                r#"{"content":[{"type":"resource","resource":{"uri":"file:///a","text":"inside"}},{"type":"resource_link","name":"n","uri":"file:///c"}]}"#,
+                r#"{"content":[],"structuredContent":{"a":[1,"\u202e"]}}"#,
+            ]),
+        ) {
+            if let Ok(result) = serde_json::from_slice::<CallToolResult>(&result) {
+                let size = serde_json::to_vec(&result).unwrap().len();
+                let (text, _) = super::text(result);
+                prop_assert!(!text.chars().any(|c| c.is_control() && c != '\n' && c != '\t'), "{:?}", text);
+                prop_assert!(text.len() <= 16 * size + 500, "{} of {}", text.len(), size);
+            }
+        }
     }
 }

@@ -23,6 +23,11 @@ fn every_recorded_answer_means_the_same_however_it_is_cut() {
 }
 
 #[test]
+fn any_damaged_answer_is_an_answer_or_an_error_however_it_is_cut() {
+    suite().mutated_answers();
+}
+
+#[test]
 fn every_recorded_refusal_is_told_for_what_it_is() {
     suite().refusals();
 }

@@ -227,7 +227,31 @@ pub fn base_url_candidates(pasted: Url, usual: &Url) -> (Url, Option<Url>) {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_pasted_is_refused_or_is_a_url_without_a_login_that_is_read_as_itself(
+            text in prop_oneof![
+                any::<String>(),
+                mutated_text([
+                    " \"https://api.example.org/v1/chat/completions?x=1\" ",
+                    "http://[::1]:8080/v1",
+                    "0.0.0.0:11434",
+                    "<https://u:p@resource.openai.azure.com/openai/deployments/d#f>",
+                ]),
+            ],
+        ) {
+            if let Ok(url) = parse_base_url(&text) {
+                prop_assert!(["http", "https"].contains(&url.scheme()) && url.has_host(), "{}", url);
+                prop_assert!(url.username().is_empty() && url.password().is_none() && url.fragment().is_none());
+                prop_assert_eq!(parse_base_url(url.as_str()), Ok(url));
+            }
+        }
+    }
 
     #[test]
     fn a_base_url_is_read_as_people_paste_it() {

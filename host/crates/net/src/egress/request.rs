@@ -214,9 +214,36 @@ pub(super) fn redirect_target(url: &Url, location: Option<&HeaderValue>) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
     use reqwest::header::AUTHORIZATION;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_path_a_plugin_writes_stays_below_the_base_url(
+            path in mutated_text([
+                "/v1/models/gemini-2.5-pro:streamGenerateContent",
+                "/projects/team%20x/merge_requests;a=b",
+                "/a/%2e%2e/b//c",
+                "/projects/group%2Fproject/issues",
+            ]),
+            slashes: bool,
+        ) {
+            let base = Url::parse("https://api.example:8443/base/v4").unwrap();
+            let query = [("a b".to_owned(), path.clone())];
+            if let Ok(url) = join(&base, &path, &query, slashes) {
+                let read = Url::parse(url.as_str()).unwrap();
+                prop_assert_eq!(&read, &url);
+                prop_assert_eq!(read.origin(), base.origin());
+                prop_assert!(read.path().starts_with("/base/v4/"), "{}", read);
+                prop_assert!(read.path_segments().unwrap().all(|part| part != ".." && part != "."));
+                prop_assert_eq!(read.query_pairs().count(), 1);
+                prop_assert!(read.fragment().is_none());
+            }
+        }
+    }
 
     #[test]
     fn the_header_that_holds_the_key_is_the_hosts_own_whatever_it_is_called() {

@@ -34,6 +34,9 @@ pub fn retry_after_ms(headers: &[Header], now: SystemTime) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -54,6 +57,18 @@ mod tests {
         assert_eq!(date("Wed, 21 Oct 2026 07:27:00 GMT"), Some(0));
         for wrong in ["-1", "NaN", "inf", "", "tomorrow"] {
             assert_eq!(read("retry-after", wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_a_delay_or_none(
+            text in mutated_text(["2", "0.5", "Wed, 21 Oct 2026 07:28:03 GMT", "Wednesday, 21-Oct-26 07:28:03 GMT"]),
+        ) {
+            for name in ["retry-after", "retry-after-ms"] {
+                let header = Header { name: name.to_owned(), value: text.clone() };
+                let _ = retry_after_ms(&[header], SystemTime::UNIX_EPOCH);
+            }
         }
     }
 }

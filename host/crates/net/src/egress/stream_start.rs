@@ -8,7 +8,7 @@
 //! - A stream of events passes through unchanged, line by line as it comes, except for bytes that are not UTF-8
 //!   and for lines of JSON outside of any event; each of those becomes an event of its own.
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use super::EgressError;
@@ -75,7 +75,11 @@ fn normalize_event_stream(
         };
         futures::future::ready(Some(mended))
     });
-    lines.try_filter(|chunk| futures::future::ready(!chunk.is_empty()))
+    // Each line on its own: the reader drops what came in one piece with a line that it cannot read, and how
+    // the network cut the stream must make no difference.
+    lines
+        .map_ok(|lines| stream::iter(lines).map(Ok))
+        .try_flatten()
 }
 
 #[derive(Default)]
@@ -85,38 +89,42 @@ struct Lines {
 }
 
 impl Lines {
-    fn take(&mut self, chunk: &[u8]) -> Bytes {
+    fn take(&mut self, chunk: &[u8]) -> Vec<Bytes> {
         let Some(end) = chunk.iter().rposition(|byte| *byte == b'\n') else {
             self.rest.extend_from_slice(chunk);
-            return Bytes::new();
+            return Vec::new();
         };
         let mut whole = std::mem::replace(&mut self.rest, chunk[end + 1..].to_vec());
         whole.extend_from_slice(&chunk[..=end]);
-        let mut out = Vec::with_capacity(whole.len());
-        for line in whole.split_inclusive(|byte| *byte == b'\n') {
+        let mut out = BytesMut::with_capacity(whole.len());
+        let lines = whole.split_inclusive(|byte| *byte == b'\n').map(|line| {
             push_line(line, &mut out);
-        }
-        out.into()
+            out.split().freeze()
+        });
+        lines.collect()
     }
 
     /// The last event may lack the empty line behind it.
-    fn end(&mut self) -> Bytes {
+    fn end(&mut self) -> Vec<Bytes> {
         let rest = std::mem::take(&mut self.rest);
         let data = rest.strip_prefix(b"data:").map(<[u8]>::trim_ascii);
         let is_whole = data.is_some_and(|data| data == b"[DONE]" || is_json(data));
-        let mut out = Vec::new();
+        let mut out = BytesMut::new();
         if is_whole || is_bare_json(&rest) {
             push_line(&rest, &mut out);
-            out.push(b'\n');
+            out.put_u8(b'\n');
         }
         if rest.is_empty() || is_whole {
-            out.push(b'\n');
+            out.put_u8(b'\n');
         }
-        out.into()
+        if out.is_empty() {
+            return Vec::new();
+        }
+        vec![out.freeze()]
     }
 }
 
-fn push_line(line: &[u8], out: &mut Vec<u8>) {
+fn push_line(line: &[u8], out: &mut BytesMut) {
     // Some servers write an error as a field of its own.
     let error = line
         .strip_prefix(b"error:")
@@ -131,7 +139,7 @@ fn push_line(line: &[u8], out: &mut Vec<u8>) {
     } else {
         b""
     };
-    out.push(b'\n');
+    out.put_u8(b'\n');
     out.extend_from_slice(name);
     out.extend_from_slice(b"data: ");
     out.extend_from_slice(String::from_utf8_lossy(json).trim().as_bytes());

@@ -110,6 +110,7 @@ pub(super) fn layer(text: &[u8], largest: u64) -> Result<Layer, OciError> {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -186,6 +187,19 @@ mod tests {
         #[test]
         fn any_bytes_are_a_manifest_or_an_error(bytes in any::<Vec<u8>>()) {
             let _ = layer(&bytes, 100);
+        }
+
+        #[test]
+        fn a_mutated_manifest_is_a_small_layer_or_a_short_error(
+            bytes in mutated([
+                json!({"schemaVersion": 2, "mediaType": ACCEPT, "config": {}, "layers": [of("application/wasm", 100)]}),
+                json!({"schemaVersion": 2, "mediaType": INDEX[1], "manifests": []}),
+            ].map(|manifest| manifest.to_string())),
+        ) {
+            match layer(&bytes, 100) {
+                Ok(layer) => prop_assert!(layer.size <= 100),
+                Err(error) => prop_assert!(error.to_string().len() < 2_000, "{}", error),
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Tests of what a hostile exec server may send: none of it does more than end its own connection.
 
+use lucid_mutations::{cuts, mutated, pieces};
 use proptest::prelude::*;
+use proptest::sample::Index;
 use tokio::io::DuplexStream;
 
 use super::reader::SENTENCE;
@@ -17,7 +19,12 @@ fn start(head: usize, tail: usize) -> Start {
 
 /// A connection, and the other end of it.
 fn pair() -> (Connection, DuplexStream) {
-    let (ours, theirs) = tokio::io::duplex(4096);
+    pair_with_room(4096)
+}
+
+/// The same for a server that sends this much without being read.
+fn pair_with_room(room: usize) -> (Connection, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(room);
     let (reader, writer) = tokio::io::split(ours);
     (Connection::from_streams(reader, writer, None), theirs)
 }
@@ -169,4 +176,70 @@ proptest! {
             connection.ended().await;
         });
     }
+
+    #[test]
+    fn mutated_frames_mean_the_same_wherever_the_stream_of_them_is_cut(
+        bytes in mutated(transcripts()),
+        cuts in cuts(),
+    ) {
+        let whole = told(&bytes, &[]);
+        let (sizes, _) = &whole;
+        prop_assert!(sizes.iter().all(|size| *size <= 2 * SENTENCE * 4));
+        prop_assert_eq!(&told(&bytes, &cuts), &whole);
+    }
+}
+
+/// What an exec server may send to two commands.
+fn transcripts() -> Vec<Vec<u8>> {
+    let frame = |kind, id, payload: &[u8]| Frame::new(kind, id, payload).encode();
+    let exit = |id| {
+        Frame::json(FrameKind::Exit, id, &Exit::default())
+            .unwrap()
+            .encode()
+    };
+    vec![
+        [
+            frame(FrameKind::Output, 1, b"out"),
+            frame(FrameKind::Output, 2, b"more"),
+            frame(FrameKind::Tail, 1, b"the end"),
+            exit(1),
+            exit(2),
+        ]
+        .concat(),
+        [
+            frame(FrameKind::Failed, 2, b"no such program"),
+            frame(FrameKind::Full, 1, b"no room"),
+        ]
+        .concat(),
+    ]
+}
+
+/// The sizes of what two commands are told of a stream in these pieces, and why it ended.
+fn told(bytes: &[u8], cuts: &[Index]) -> (Vec<usize>, String) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (connection, mut theirs) = pair_with_room(bytes.len() + 1);
+        let commands = [0, 1].map(|_| connection.start(&start(8, 8)).unwrap());
+        let ended = connection.ended();
+        for piece in pieces(bytes, cuts) {
+            // The other end may be closed already.
+            let _ = theirs.write_all(piece).await;
+            tokio::task::yield_now().await;
+        }
+        drop(theirs);
+        let mut sizes = Vec::new();
+        for mut command in commands {
+            while let Some(event) = command.next().await {
+                sizes.push(match event {
+                    CommandEvent::Output(bytes) | CommandEvent::Tail(bytes) => bytes.len(),
+                    CommandEvent::Exit(_) => 0,
+                    CommandEvent::Failed(sentence) | CommandEvent::Full(sentence) => sentence.len(),
+                });
+            }
+        }
+        (sizes, ended.await)
+    })
 }

@@ -233,6 +233,7 @@ fn is_hash(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::{Index, select};
@@ -524,6 +525,51 @@ mod tests {
                         "{name:?} came through"
                     );
                 }
+            }
+        }
+
+        #[test]
+        fn no_mutated_list_that_is_taken_changes_anything_else_as_git_reads_it(
+            bytes in mutated([
+                push(&["refs/heads/lucid/a", "refs/heads/lucid/b/c"], ASKED),
+                push(&["refs/heads/main"], "\0push-options"),
+                list(&[format!("shallow {OLD}"), format!("{OLD} {NONE} refs/heads/lucid/a")]),
+            ]),
+        ) {
+            if taken(&bytes) {
+                for name in as_git_reads_them(&bytes) {
+                    let name = String::from_utf8(name).unwrap();
+                    prop_assert!(
+                        name.starts_with("refs/heads/lucid/") && !name.contains(".."),
+                        "{name:?} came through"
+                    );
+                }
+            }
+            if let Ok(commands) = read(&bytes) {
+                let branches = BranchPolicy::default();
+                if let Some(report) = commands.refusal(&branches).and_then(|why| commands.report(&branches, &why)) {
+                    prop_assert!(packets(&report).count() > 0);
+                }
+            }
+        }
+
+        #[test]
+        fn a_mutated_report_names_no_branch_that_was_not_pushed(
+            report in mutated([
+                list(&["unpack ok\n", "ok refs/heads/lucid/a\n", "ng refs/heads/lucid/b no\n", "ok refs/heads/main\n"]),
+                [
+                    packet(b"\x02remote: hello"),
+                    packet(&[b"\x01", list(&["unpack ok\n", "ok refs/heads/lucid/a\n"]).as_slice()].concat()),
+                    b"0000".to_vec(),
+                ]
+                .concat(),
+            ]),
+            banded: bool,
+        ) {
+            let asked = if banded { ASKED } else { "\0 report-status" };
+            let pushed = read(&push(&["refs/heads/lucid/a", "refs/heads/lucid/b"], asked)).unwrap();
+            if let Some(branch) = pushed.accepted_branch(&report) {
+                prop_assert!(["lucid/a", "lucid/b"].contains(&branch.as_str()), "{}", branch);
             }
         }
 

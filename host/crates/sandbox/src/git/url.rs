@@ -58,7 +58,38 @@ pub(super) fn plain(url: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+    use url::Url;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_for_is_the_repository_itself_or_one_beside_it(
+            asked in mutated_text([
+                "https://h.org/group/team/project.git",
+                "https://u:p@h.org/group/team/other.git",
+                "https://h.org/group/team/%2e%2e/x",
+                "https://h.org:443/group/team/a;b",
+            ]),
+        ) {
+            let own = "https://h.org/group/team/project.git";
+            let alone = permitted(own, &asked, false);
+            prop_assert!(alone.is_none_or(|url| url == own));
+            if let Some(url) = permitted(own, &asked, true) {
+                let read = Url::parse(&url).unwrap();
+                prop_assert_eq!(read.origin().ascii_serialization(), "https://h.org");
+                prop_assert!(read.username().is_empty() && read.password().is_none());
+                prop_assert!(read.query().is_none() && read.fragment().is_none(), "{}", url);
+                let segments: Vec<_> = read.path_segments().unwrap().collect();
+                prop_assert_eq!(segments.len(), 3, "{}", url);
+                prop_assert_eq!(&segments[..2], ["group", "team"]);
+            }
+            let neighbour = sibling_repository(own, &asked);
+            prop_assert!(neighbour.is_none_or(|url| !url.contains([' ', ';', '\'', '"', '$', '`', '&', '|', '\n'])));
+        }
+    }
 
     #[test]
     fn a_session_reaches_its_own_repository_only() {

@@ -1,10 +1,12 @@
 //! The proxy between real sockets, and its readers over any bytes.
 
+use lucid_mutations::{cuts, mutated, pieces};
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::request::parse_http;
+use super::request::{forward_answer, parse_http};
 use super::*;
 
 #[derive(Default)]
@@ -405,5 +407,113 @@ proptest! {
             prop_assert!(head.ends_with("\r\n\r\n"));
             prop_assert_eq!(head.to_ascii_lowercase().matches("\r\nhost:").count(), 1);
         }
+    }
+}
+
+/// Two ends of a connection.
+async fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await;
+    let (theirs, _) = listener.accept().await.unwrap();
+    let ours = ours.unwrap();
+    ours.set_nodelay(true).unwrap();
+    (ours, theirs)
+}
+
+/// Sends bytes in these pieces, each of which may arrive alone, and then nothing more. What comes back
+/// is read to its end.
+async fn send_pieces(stream: TcpStream, bytes: &[u8], cuts: &[Index]) -> Vec<u8> {
+    let (mut read, mut write) = stream.into_split();
+    let sending = async {
+        for piece in pieces(bytes, cuts) {
+            if write.write_all(piece).await.is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(write);
+    };
+    let mut back = Vec::new();
+    let (_, ()) = tokio::join!(read.read_to_end(&mut back), sending);
+    back
+}
+
+/// Where a request leads, if it is one.
+async fn destination(bytes: &[u8], cuts: &[Index]) -> Option<Destination> {
+    let (program, mut proxy) = connected().await;
+    let reading = async {
+        let request = request::read(&mut proxy).await;
+        drop(proxy);
+        request
+    };
+    let (request, _) = tokio::join!(reading, send_pieces(program, bytes, cuts));
+    request.ok().map(|request| request.destination)
+}
+
+/// What a program gets of a server's answer, if it is one.
+async fn answer(bytes: &[u8], cuts: &[Index]) -> Option<Vec<u8>> {
+    let ((server, mut from), (mut to, program)) = (connected().await, connected().await);
+    let forwarding = async {
+        let (mut answer, _) = from.split();
+        let (_, mut program) = to.split();
+        let whole = async {
+            forward_answer(&mut answer, &mut program).await?;
+            tokio::io::copy(&mut answer, &mut program).await
+        };
+        let whole = whole.await;
+        drop((from, to));
+        whole
+    };
+    let (whole, _, told) = tokio::join!(
+        forwarding,
+        send_pieces(server, bytes, cuts),
+        send_pieces(program, &[], &[]),
+    );
+    whole.is_ok().then_some(told)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+proptest! {
+    // Each case has connections of its own.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 2))]
+
+    #[test]
+    fn a_mutated_request_leads_to_the_same_server_wherever_it_is_cut(
+        bytes in mutated([
+            &b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n\x16\x03\x01"[..],
+            b"GET http://example.com:8080/a?b=c HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n",
+            b"POST http://[2001:db8::1]/ HTTP/1.0\nContent-Length: 3\n\nabc",
+            b"\x05\x02\x00\x02\x05\x01\x00\x03\x0bexample.com\x01\xbb",
+            b"\x05\x01\x00\x05\x01\x00\x01\x0a\x00\x00\x01\x00\x50",
+            b"\x05\x01\x00\x05\x01\x00\x04\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50",
+        ]),
+        cuts in cuts(),
+    ) {
+        let (whole, cut) = block_on(async {
+            (destination(&bytes, &[]).await, destination(&bytes, &cuts).await)
+        });
+        prop_assert_eq!(whole, cut);
+    }
+
+    #[test]
+    fn a_mutated_answer_is_the_last_of_its_connection_wherever_it_is_cut(
+        bytes in mutated([
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nhello"[..],
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.0 404 \nTransfer-Encoding: chunked\n\n0\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nbytes",
+        ]),
+        cuts in cuts(),
+    ) {
+        let (whole, cut) = block_on(async { (answer(&bytes, &[]).await, answer(&bytes, &cuts).await) });
+        prop_assert_eq!(&whole, &cut);
+        // A head grows by the line that says that it is the last.
+        prop_assert!(whole.is_none_or(|told| told.len() <= 2 * bytes.len() + 64));
     }
 }

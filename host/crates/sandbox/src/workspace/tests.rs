@@ -4,6 +4,8 @@ use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use lucid_mutations::mutated_text;
+use proptest::prelude::*;
 use rustix::fs::{RenameFlags, renameat_with};
 
 use super::tree::MAX_NODES;
@@ -412,4 +414,21 @@ fn removing_takes_the_users_folder_along_with_the_last_session() {
     assert!(two.host_path().is_dir());
     two.remove().unwrap();
     assert_eq!(std::fs::read_dir(base.path()).unwrap().count(), 0);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_written_for_a_path_is_one_inside_the_workspace(
+        text in prop_oneof![
+            any::<String>(),
+            mutated_text(["/workspace/src/../a//b", "a/./b/../../c", "src/\u{fffd}e9", "../x", "/workspaces/x"]),
+        ],
+    ) {
+        if let Ok(path) = WorkspacePath::parse(&text, &["/workspace"]) {
+            let parts: Vec<_> = path.below_root().components().collect();
+            prop_assert!(parts.iter().all(|part| matches!(part, std::path::Component::Normal(_))), "{:?}", path);
+            let again = WorkspacePath::parse(&path.relative(), &[]);
+            prop_assert_eq!(again.ok(), Some(path));
+        }
+    }
 }

@@ -422,6 +422,9 @@ fn without(frame: &str, unwanted: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -434,6 +437,20 @@ mod tests {
         ] {
             let builder = EventDraft::text(event_type, "The model answers again.");
             assert_eq!(builder.is_message(), said, "{event_type}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_fields_of_an_event_are_read_as_far_as_they_fit(
+            fields in mutated_text([r#"{"thought":"t","command":"ls","exitCode":-1,"path":"a","diff":"+x","url":"https://x"}"#, "[]"]),
+        ) {
+            let event = Event {
+                event_type: "CmdRunAction".to_owned(),
+                content: String::new(),
+                fields,
+            };
+            prop_assert_eq!(EventDraft::from_policy(&event).url, None);
         }
     }
 }

@@ -250,6 +250,7 @@ fn unpack(
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -327,7 +328,31 @@ mod tests {
         assert_eq!(stored(&connection, session, &PackedValue::Whole(&old)), old);
     }
 
+    /// Values with a large text.
+    fn large(connection: &Connection, session: SessionId) -> Vec<Vec<u8>> {
+        let text = "line \"one\" \u{fc}\n".repeat(500);
+        let json = json!({"role": "tool", "content": [{"text": text}]}).to_string();
+        let mut texts = RoundTexts::new(connection, session);
+        [
+            texts.pack_json(&json).unwrap(),
+            texts.pack_text(&text).unwrap(),
+        ]
+        .into_iter()
+        .map(|packed| match packed {
+            PackedValue::Parts(parts) => parts,
+            PackedValue::Whole(_) => panic!("it is large"),
+        })
+        .collect()
+    }
+
     proptest! {
+        #[test]
+        fn a_damaged_value_is_read_or_is_an_error(parts in mutated(large(&database(), SessionId::new()))) {
+            let (connection, session) = (database(), SessionId::new());
+            large(&connection, session);
+            let _ = unpack(&connection, Some(session), &parts);
+        }
+
         #[test]
         fn whatever_is_packed_is_read_byte_for_byte(
             pieces in prop::collection::vec(("[\\PC\"\\\\\n\u{1}]{0,40}", 1_usize..80), 0..6),

@@ -227,6 +227,7 @@ impl From<MessageRow> for ChatMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lucid_mutations::mutated;
     use proptest::prelude::*;
 
     fn message(content: &str, metadata: Option<&str>) -> ChatMessage {
@@ -266,6 +267,39 @@ mod tests {
             let mut clean = sent.clone();
             clean_json(&mut clean);
             prop_assert_eq!(sent, clean);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_that_another_application_wrote_are_read_or_refused_and_can_be_written_back(
+            json in mutated([
+                r#"[{"id":"0190a8e0-0000-7000-8000-000000000001","role":"user","content":"Hi","event_type":null,"metadata_json":{"a":[1,"\u0000"]},"created_at":"2026-02-18T10:30:00.123456+00:00"}]"#,
+                r#"[{"id":"7","role":"assistant","content":"","event_type":"CmdRunAction","metadata_json":"{\"exitCode\":0}","created_at":"yesterday"}]"#,
+            ]),
+        ) {
+            if let Ok(rows) = serde_json::from_slice::<Vec<MessageRow>>(&json) {
+                for message in rows.into_iter().map(ChatMessage::from) {
+                    if let Some(row) = MessageRow::new(Uuid::nil(), &message) {
+                        let text = serde_json::to_string(&row).unwrap();
+                        prop_assert!(!text.contains('\0') && text.len() <= 8 * json.len() + 500);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn chats_that_another_application_wrote_are_read_or_refused_and_can_be_written_back(
+            json in mutated([
+                r#"[{"id":"a","agent_session_id":null,"project_id":"p","title":"T","model_provider":null,"is_active":true,"created_at":"2026-02-18T10:30:00+00:00","updated_at":"2026-02-18T10:30:00Z","model_calls":1,"input_tokens":-5,"output_tokens":9223372036854775807,"cache_read_tokens":0,"cache_write_tokens":0,"cost":3}]"#,
+            ]),
+        ) {
+            if let Ok(rows) = serde_json::from_slice::<Vec<ChatRow>>(&json) {
+                for chat in rows.into_iter().map(Chat::from) {
+                    let row = ChatRow::new(Uuid::nil(), &chat);
+                    prop_assert!(serde_json::to_string(&row).is_ok_and(|text| !text.contains('\0')));
+                }
+            }
         }
     }
 }

@@ -53,11 +53,19 @@ pub fn repository_url(text: &str) -> Result<String, RepositoryUrlError> {
     let _ = url.set_password(None);
     url.set_query(None);
     url.set_fragment(None);
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    let url = url.as_str().trim_end_matches('/');
+    // What is escaped is longer than it was.
+    if url.len() > LONGEST {
+        return Err(RepositoryUrlError::Characters);
+    }
+    Ok(url.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -82,6 +90,26 @@ mod tests {
             "https://h/a b",
         ] {
             assert!(repository_url(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_is_a_plain_url_that_is_read_as_itself(
+            text in mutated_text([
+                "https://u:p@github.com/a/b.git?x#y",
+                "http://[fd12::1]:8080/group/sub/project/",
+                "https://h\u{f6}st.example/%61/b",
+            ]),
+        ) {
+            if let Ok(url) = repository_url(&text) {
+                let read = Url::parse(&url).unwrap();
+                prop_assert!(["http", "https"].contains(&read.scheme()));
+                prop_assert!(read.username().is_empty() && read.password().is_none());
+                prop_assert!(read.query().is_none() && read.fragment().is_none());
+                prop_assert!(!url.contains(|c: char| c.is_whitespace() || c.is_control()));
+                prop_assert_eq!(repository_url(&url), Ok(url));
+            }
         }
     }
 }

@@ -21,7 +21,12 @@ const SOURCES: &[&str] = &["branch", "commit", "tag"];
 /// Returns the https form of what was pasted, keeping the credentials of an http URL.
 pub fn parse_repository_url(text: &str) -> String {
     let text = unquote(text);
-    let web = web_form(text).unwrap_or_else(|| text.to_owned());
+    // A parser of URLs passes over line breaks, so what it makes of them is another text.
+    if text.chars().any(char::is_control) {
+        return text.to_owned();
+    }
+    let web = web_form(text).filter(|web| Url::parse(web).is_ok());
+    let web = web.unwrap_or_else(|| text.to_owned());
     without_page(&web).unwrap_or(web)
 }
 
@@ -60,8 +65,10 @@ fn web_form(text: &str) -> Option<String> {
     }
     // `github.com/owner/name`.
     let (host, path) = text.split_once('/')?;
-    let (name, _) = host.split_once(':').unwrap_or((host, ""));
-    let fits = is_name(name) && name.contains('.') && path.contains('/');
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    // What has another port would be read as a login at another server.
+    let has_port = port.bytes().all(|byte| byte.is_ascii_digit());
+    let fits = is_name(name) && name.contains('.') && has_port && path.contains('/');
     fits.then(|| format!("https://{text}"))
 }
 
@@ -122,10 +129,10 @@ fn without_page(text: &str) -> Option<String> {
         return Some(url.into());
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let kept = if let Some(at) = parts.iter().position(|part| *part == "-") {
-        &parts[..at]
-    } else if of_two && parts.len() > 2 {
+    let kept = if of_two && parts.len() > 2 {
         &parts[..2]
+    } else if let Some(at) = parts.iter().position(|part| *part == "-") {
+        &parts[..at]
     } else {
         match parts[..] {
             [_, _, page, _, ..] if PAGES.contains(&page) => &parts[..2],
@@ -141,6 +148,9 @@ fn without_page(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use lucid_mutations::mutated_text;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -248,6 +258,44 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(parse_repository_url(text), meant, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_made_of_a_url_leads_to_the_same_server(
+            text in mutated_text([
+                "https://www.github.com:443/team/project/tree/main/src",
+                "http://gitlab.example.org/group/project/-/merge_requests/5#note_1",
+                "https://api.github.com/repos/team/project/issues",
+                "https://u:p@h.example/api/v3/repos/a/b/c",
+            ]),
+        ) {
+            if let Ok(pasted) = Url::parse(unquote(&text))
+                && ["http", "https"].contains(&pasted.scheme())
+            {
+                let host = pasted.host_str().unwrap();
+                let made = parse_repository_url(&text);
+                let same = Url::parse(&made).is_ok_and(|made| {
+                    let made_host = made.host_str().unwrap();
+                    made_host == host
+                        || made_host == host.strip_prefix("www.").unwrap_or(host)
+                        || (host == "api.github.com" && made_host == "github.com")
+                });
+                prop_assert!(same, "{} became {}", text, made);
+            }
+        }
+
+        #[test]
+        fn whatever_is_pasted_is_an_address_or_stays_as_it_is(
+            text in mutated_text([
+                "git@github.com:team/project.git",
+                "git clone ssh://git@h.org:2222/team/project",
+                "<h.example/team/project>",
+            ]),
+        ) {
+            let made = parse_repository_url(&text);
+            prop_assert!(made == unquote(&text) || Url::parse(&made).is_ok(), "{}", made);
         }
     }
 }

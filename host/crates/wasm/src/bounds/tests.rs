@@ -1,11 +1,14 @@
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
+use lucid_mutations::mutated;
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
+use proptest::test_runner::{RngSeed, TestRunner};
 
 use super::*;
+use crate::compiler::CompileError;
 use crate::testing::{engine, many_locals, type_chain};
 use crate::{LoadError, PluginLimits, PolicyPlugin};
 
@@ -216,6 +219,8 @@ fn config() -> wasm_smith::Config {
     wasm_smith::Config {
         exceptions_enabled: false,
         gc_enabled: false,
+        // Without a collector the engine takes none but those of functions.
+        reference_types_enabled: false,
         relaxed_simd_enabled: false,
         threads_enabled: false,
         ..wasm_smith::Config::default()
@@ -267,4 +272,92 @@ proptest! {
         };
         prop_assert!(as_expected, "{refused}");
     }
+}
+
+/// A number as the sections of a component have it.
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = u8::try_from(number & 0x7f).unwrap();
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+/// A component with one core module and nothing else.
+fn around(module: &[u8]) -> Vec<u8> {
+    [b"\0asm\x0d\0\x01\0\x01", &leb128(module.len())[..], module].concat()
+}
+
+/// The components of wasm-smith are mostly types and aliases; in these there is code to compile.
+#[test]
+fn any_module_within_the_bounds_is_compiled_or_refused() {
+    let limits = wasm_smith::Config {
+        min_types: 4,
+        min_funcs: 4,
+        max_funcs: 40,
+        max_instructions: 400,
+        // Most would be refused otherwise: for imports of one name, or for their size.
+        max_imports: 0,
+        memory64_enabled: false,
+        max_memory32_bytes: 1 << 20,
+        max_table_elements: 1_000,
+        ..config()
+    };
+    let engine = engine();
+    let (compiled, functions) = (Cell::new(0), Cell::new(0));
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 48,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(13),
+        ..ProptestConfig::default()
+    });
+    let seeds = proptest::collection::vec(any::<u8>(), 4_096..16_384);
+    let outcome = runner.run(&seeds, |seed| {
+        let generated = wasm_smith::Module::new(limits.clone(), &mut Unstructured::new(&seed));
+        prop_assume!(generated.is_ok());
+        let wasm = around(&generated.unwrap().to_bytes());
+        let mut scan = Scan::new();
+        let passed = scan.run(&wasm);
+        match engine.compile("any", &wasm) {
+            Ok(_) => {
+                prop_assert_eq!(passed, Ok(()));
+                compiled.set(compiled.get() + 1);
+                functions.set(functions.get() + scan.figures.of(Bound::Functions));
+            }
+            Err(error) => prop_assert!(matches!(error, CompileError::Refused(_)), "{}", error),
+        }
+        Ok(())
+    });
+    outcome.unwrap();
+    let (compiled, functions) = (compiled.get(), functions.get());
+    assert!(
+        compiled >= 30 && functions >= 100,
+        "{compiled} with {functions} functions"
+    );
+}
+
+proptest! {
+    // Reading alone is quick.
+    #[test]
+    fn a_mutated_guest_is_read_within_the_bounds(wasm in mutated(released())) {
+        let mut scan = Scan::new();
+        if scan.run(&wasm).is_ok() {
+            for bound in Bound::ALL {
+                prop_assert!(scan.figures.of(*bound) <= bound.limit());
+            }
+        }
+    }
+}
+
+/// Guests as they were released.
+fn released() -> Vec<Vec<u8>> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../wit/released/0.1.0");
+    ["git", "llm", "policy", "tools"]
+        .map(|guest| std::fs::read(format!("{folder}/{guest}.wasm")).unwrap())
+        .to_vec()
 }

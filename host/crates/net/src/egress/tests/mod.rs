@@ -1,6 +1,7 @@
 //! Tests of what is sent and how a response is read, against a server on the loopback interface.
 
 mod exchange;
+mod framing;
 
 use axum::body::Body;
 use axum::http::StatusCode;
