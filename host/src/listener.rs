@@ -42,7 +42,7 @@ pub use self::budget::{
     TooManySockets, UserSocket,
 };
 use self::refusal::Refusals;
-use self::response::{Exchange, TrackedBody};
+use self::response::{Exchange, TrackedBody, UnsentAnswer};
 use self::stream::{ExchangePhase, TimedStream};
 
 /// The largest header of a request with its first line, in bytes. A connection keeps what it has read
@@ -152,8 +152,15 @@ impl Server {
             return;
         };
         let phase = ExchangePhase::default();
-        let stream = TimedStream::new(stream, self.timeouts, phase.clone(), slot.clone());
-        let exchange = Exchange::new(slot.clone(), phase);
+        let unsent = UnsentAnswer::default();
+        let stream = TimedStream::new(
+            stream,
+            self.timeouts,
+            phase.clone(),
+            unsent.clone(),
+            slot.clone(),
+        );
+        let exchange = Exchange::new(slot.clone(), phase, unsent);
         let routes = self.routes.clone();
         let service = service_fn(move |request| answer(routes.clone(), exchange.clone(), request));
         let serving = self
@@ -198,5 +205,5 @@ async fn answer(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         active.upgrade();
     }
-    Ok(response.map(|body| TrackedBody::new(body, active)))
+    Ok(response.map(|body| exchange.body(body, active)))
 }

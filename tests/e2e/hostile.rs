@@ -348,6 +348,19 @@ async fn a_process_that_compiles_ends_at_its_limits_and_the_components_fault_is_
     load("large", enough).await.unwrap();
     // From the cache, for which no process is needed.
     load("large", small).await.unwrap();
+    // Of two at once the second is told what the first one ended with.
+    let engine = Engine::new(EngineOptions {
+        cache: Some(folder.path().join("twice")),
+        compiler: Compiler::lucid_at(binary(), small),
+        ..EngineOptions::default()
+    })
+    .unwrap();
+    let own = PluginLimits::default();
+    let load_once = || PolicyPlugin::load(&engine, "coder", CODER, &own);
+    let (one, two) = tokio::join!(load_once(), load_once());
+    let refused = [one, two].map(Result::unwrap_err);
+    let known = |error: &&LoadError| matches!(error, LoadError::KnownToFail { .. });
+    assert_eq!(refused.iter().filter(known).count(), 1, "{refused:?}");
     // How long it takes is the machine's doing, which is not remembered.
     let wall = Duration::from_millis(5);
     let refused = load("slow", CompileLimits { wall, ..enough }).await;

@@ -8,6 +8,8 @@
 //!   interval: a flood of tokens with made-up key ids causes no more requests than one such token.
 //! - While the provider is unreachable the last fetched keys stay in use, for a day at most, since
 //!   until then a key that was revoked there is still accepted here.
+//! - At most [`MOST_WAITING`] callers wait for a fetch; one more is told at once to come again. Nobody
+//!   whose key is known waits.
 //! - Without keys no caller is told that their token is invalid, since that cannot be known.
 
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use jsonwebtoken::{Algorithm, DecodingKey};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
@@ -26,6 +28,9 @@ use lucid_types::plural;
 
 /// The maximum size of a key set in bytes, with certificates beside the keys.
 const LARGEST: usize = 256 * 1024;
+
+/// How many callers wait for keys at a time. Anybody can make up a key's id, and a wait holds a connection.
+pub(super) const MOST_WAITING: usize = 256;
 
 /// The timing of fetches.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +103,8 @@ pub struct Jwks {
     known: watch::Sender<JwksCache>,
     /// The number of the fetch that a caller waits for.
     wanted: watch::Sender<u64>,
+    /// A turn of each caller that waits.
+    waiting: Semaphore,
 }
 
 /// The result of inspecting the keys, for the operator.
@@ -127,6 +134,7 @@ impl Jwks {
             pace,
             known: watch::Sender::default(),
             wanted: watch::Sender::default(),
+            waiting: Semaphore::new(MOST_WAITING),
         })
     }
 
@@ -264,6 +272,7 @@ impl Jwks {
             .cooldown_until
             .is_some_and(|until| Instant::now() < until);
         if !rests {
+            let _turn = self.waiting.try_acquire().map_err(|_| AuthError::NoKeys)?;
             let next = known.tries + 1;
             self.wanted.send_if_modified(|wanted| {
                 let sooner = *wanted < next;

@@ -1,24 +1,51 @@
-//! One request and its answer, from the end of the header to the last of the body.
+//! One request and its answer, from the end of the header until the last of the body is on its way.
+//!
+//! # Invariants
+//!
+//! - A connection whose client has not taken its answer is in use: what the server holds of an answer for a
+//!   slow client is not lost to a new connection.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
 
 use super::budget::{ConnectionSlot, ConnectionUse};
 use super::stream::ExchangePhase;
+
+/// An exchange whose answer was handed over, and may not be sent yet.
+#[derive(Clone, Default)]
+pub(super) struct UnsentAnswer(Arc<Mutex<Option<ActiveExchange>>>);
+
+impl UnsentAnswer {
+    /// All that was handed over is sent, or given up.
+    pub(super) fn end(&self) {
+        drop(self.take());
+    }
+
+    fn take(&self) -> Option<ActiveExchange> {
+        self.0.lock().take()
+    }
+}
 
 /// Begins the exchanges of one connection.
 #[derive(Clone)]
 pub(super) struct Exchange {
     slot: ConnectionSlot,
     phase: ExchangePhase,
+    unsent: UnsentAnswer,
 }
 
 impl Exchange {
-    pub(super) fn new(slot: ConnectionSlot, phase: ExchangePhase) -> Self {
-        Self { slot, phase }
+    pub(super) fn new(slot: ConnectionSlot, phase: ExchangePhase, unsent: UnsentAnswer) -> Self {
+        Self {
+            slot,
+            phase,
+            unsent,
+        }
     }
 
     pub(super) fn slot(&self) -> &ConnectionSlot {
@@ -28,11 +55,21 @@ impl Exchange {
     /// Marks a request as in progress. `None` if the connection is closed for another one.
     pub(super) fn begin(&self) -> Option<ActiveExchange> {
         let using = self.slot.begin()?;
+        // A client need not wait for one answer before it asks for the next.
+        self.unsent.end();
         self.phase.begin();
         Some(ActiveExchange {
             phase: self.phase.clone(),
             _using: using,
         })
+    }
+
+    /// The body of an answer, with which an exchange ends once it is sent.
+    pub(super) fn body(&self, body: Body, active: ActiveExchange) -> TrackedBody {
+        TrackedBody {
+            body,
+            active: Some((active, self.unsent.clone())),
+        }
     }
 }
 
@@ -55,25 +92,24 @@ impl Drop for ActiveExchange {
     }
 }
 
-/// An answer's body, with which the exchange ends.
+/// An answer's body.
 pub(super) struct TrackedBody {
     body: Body,
-    _active: Option<ActiveExchange>,
+    active: Option<(ActiveExchange, UnsentAnswer)>,
 }
 
 impl TrackedBody {
-    pub(super) fn new(body: Body, active: ActiveExchange) -> Self {
-        Self {
-            body,
-            _active: Some(active),
-        }
-    }
-
     /// Of an answer that belongs to no exchange.
     pub(super) fn untracked(body: Body) -> Self {
-        Self {
-            body,
-            _active: None,
+        Self { body, active: None }
+    }
+}
+
+impl Drop for TrackedBody {
+    fn drop(&mut self) {
+        // All of it is in a buffer now, which may be large.
+        if let Some((active, unsent)) = self.active.take() {
+            *unsent.0.lock() = Some(active);
         }
     }
 }

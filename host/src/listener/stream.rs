@@ -19,6 +19,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::ConnectionTimeouts;
 use super::budget::ConnectionSlot;
+use super::response::UnsentAnswer;
 
 /// A header is awaited or has come in part.
 const HEADER: u8 = 0;
@@ -71,6 +72,8 @@ pub(super) struct TimedStream {
     stream: TcpStream,
     timeouts: ConnectionTimeouts,
     phase: ExchangePhase,
+    /// The exchange that ends when everything is written.
+    unsent: UnsentAnswer,
     /// There only while a header is awaited.
     header: Option<Pin<Box<Sleep>>>,
     /// There only while the client takes nothing.
@@ -84,6 +87,7 @@ impl TimedStream {
         stream: TcpStream,
         timeouts: ConnectionTimeouts,
         phase: ExchangePhase,
+        unsent: UnsentAnswer,
         slot: ConnectionSlot,
     ) -> Self {
         Self {
@@ -91,6 +95,7 @@ impl TimedStream {
             header: Some(Box::pin(sleep(timeouts.header))),
             timeouts,
             phase,
+            unsent,
             write: None,
             _slot: slot,
         }
@@ -170,8 +175,13 @@ impl AsyncWrite for TimedStream {
         self.stream.is_write_vectored()
     }
 
+    /// Comes behind the last byte that hyper holds.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if flushed.is_ready() {
+            self.unsent.end();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -20,6 +20,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_millis(700);
 /// Wide, since tests run beside each other.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// The size of an answer that no buffer of a connection holds.
+const LARGE: usize = 64 << 20;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: lucid\r\n\r\n";
 const SLOW: &[u8] = b"GET /slow HTTP/1.1\r\nhost: lucid\r\n\r\n";
 
@@ -80,6 +82,7 @@ impl Served {
             .route("/echo", get(echo))
             .route("/", get(|| async { "here" }))
             .route("/slow", get(slow))
+            .route("/large", get(|| async { vec![b'x'; LARGE] }))
             .route("/endless", get(endless));
         let timeouts = ConnectionTimeouts {
             header: HEADER,
@@ -201,6 +204,36 @@ async fn a_client_that_takes_nothing_of_its_answer_is_cut_off_and_a_slow_one_is_
     }
     sleep(3 * WRITE).await;
     closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_in_use_until_its_client_has_taken_the_answer() {
+    let served = Served::with_room().await;
+    let mut stream = served.connect().await;
+    stream
+        .write_all(b"GET /large HTTP/1.1\r\nhost: lucid\r\n\r\n")
+        .await
+        .unwrap();
+    let mut piece = vec![0; 64 << 10];
+    let mut taken = 0;
+    while taken < LARGE {
+        let count = timeout(DEADLINE, stream.read(&mut piece))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(count > 0, "it was closed after {taken} bytes");
+        taken += count;
+        // What the kernel holds for the client is not the server's any more.
+        if taken < LARGE / 2 {
+            assert_eq!(served.budget.idle(), 0, "after {taken} bytes");
+        }
+    }
+    let idle = async {
+        while served.budget.idle() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, idle).await.unwrap();
 }
 
 #[tokio::test]

@@ -31,7 +31,8 @@
 //!
 //! A component whose compilation a process did not survive is remembered beside the code, in a file that
 //! is written and trusted like it, so that the next start refuses it at once. It is tried again by
-//! another version of this program, after a month, or when the file is deleted. Only what is the
+//! another version of this program, after a month, when the file is deleted, or when there were many
+//! others since. Only what is the
 //! component's doing is remembered: not that the machine was too busy, or had no process for it.
 
 mod code;
@@ -67,6 +68,8 @@ const KIND: &str = ".cwasm";
 const FAILURE: &str = ".failed";
 /// How long an incomplete file is kept until its writer counts as dead.
 const DRAFT: Duration = Duration::from_secs(60 * 60);
+/// How many failures are remembered.
+const MOST_FAILURES: usize = 256;
 /// How long a failure is remembered.
 const MEMORY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// A failure is one of this version.
@@ -205,7 +208,37 @@ impl ComponentCacheDir {
     /// Remembers how compiling a component ended, so that it is not tried again.
     pub fn remember_failure(&self, engine: &Engine, wasm: &[u8], why: &str) -> io::Result<()> {
         let text = format!("{VERSION}\n{why}");
-        self.put(&name_of(engine, wasm, FAILURE), text.as_bytes())
+        self.put(&name_of(engine, wasm, FAILURE), text.as_bytes())?;
+        // What cannot be removed now is tried again with the next one.
+        let _ = self.forget_failures();
+        Ok(())
+    }
+
+    /// Removes the oldest failures of too many.
+    fn forget_failures(&self) -> io::Result<()> {
+        let mut failures = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else {
+                continue;
+            };
+            if !name.ends_with(FAILURE) {
+                continue;
+            }
+            // Another process may have removed it meanwhile.
+            if let Ok(stat) = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                failures.push((stat.st_mtime, stat.st_mtime_nsec, name.to_owned()));
+            }
+        }
+        failures.sort_unstable();
+        let surplus = failures.len().saturating_sub(MOST_FAILURES);
+        for (.., name) in &failures[..surplus] {
+            match rustix::fs::unlinkat(&self.folder, name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        Ok(())
     }
 
     /// How compiling a component ended, if it was tried by this version and failed.
@@ -515,6 +548,33 @@ mod tests {
         assert_eq!(shelf.failure(&engine, EMPTY), None);
         std::fs::remove_file(&known.file).unwrap();
         assert_eq!(shelf.failure(&engine, EMPTY), None);
+    }
+
+    #[test]
+    fn of_many_failures_the_last_are_remembered() {
+        let (folder, shelf) = shelf();
+        let engine = Engine::default();
+        let wasm = |number: usize| {
+            let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
+            [EMPTY, &[0, 4, 1, b'n', high, low]].concat()
+        };
+        for number in 0..MOST_FAILURES + 3 {
+            shelf
+                .remember_failure(&engine, &wasm(number), "too slow")
+                .unwrap();
+            if number < 3 {
+                let known = shelf.failure(&engine, &wasm(number)).unwrap();
+                let file = File::options().write(true).open(known.file).unwrap();
+                file.set_modified(SystemTime::now() - Duration::from_secs(60))
+                    .unwrap();
+            }
+        }
+        for number in 0..MOST_FAILURES + 3 {
+            let is_known = shelf.failure(&engine, &wasm(number)).is_some();
+            assert_eq!(is_known, number >= 3, "{number}");
+        }
+        let files = std::fs::read_dir(folder.path().join("cwasm")).unwrap();
+        assert_eq!(files.count(), MOST_FAILURES);
     }
 
     #[test]

@@ -8,10 +8,12 @@
 //!   wait, never fail.
 //! - A call yields to its executor every 10 ms.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -22,6 +24,7 @@ use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::progress::{Activities, ActivityKind};
 use super::wasi;
 use lucid_precompiled::{CacheOutcome, CompiledCode, ComponentCacheDir, ComponentCacheError};
+use lucid_types::digest::Digest;
 
 /// How many components are compiled at once at most. Each may take the memory that a compiling process
 /// is allowed.
@@ -88,6 +91,23 @@ pub(super) enum PoolClass {
     Stream,
 }
 
+/// One turn for each component: what is loaded twice at once is compiled once.
+#[derive(Default)]
+struct ComponentTurns(Mutex<HashMap<Digest, Weak<Mutex<()>>>>);
+
+impl ComponentTurns {
+    fn of(&self, component: Digest) -> Arc<Mutex<()>> {
+        let mut turns = self.0.lock();
+        if let Some(turn) = turns.get(&component).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(component, Arc::downgrade(&turn));
+        turn
+    }
+}
+
 /// Compiles components and hands out pool slots. A clone is the same engine.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
@@ -99,6 +119,7 @@ struct Inner {
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     compilations: Semaphore,
+    turns: ComponentTurns,
     options: EngineOptions,
     activities: Activities,
 }
@@ -130,6 +151,7 @@ impl Engine {
             calls,
             streams: Arc::new(Semaphore::new(options.streams as usize)),
             compilations: Semaphore::new(most_compilations()),
+            turns: ComponentTurns::default(),
             options,
             activities: Activities::default(),
         })))
@@ -155,6 +177,9 @@ impl Engine {
     /// Compiles a component, or reuses cached code.
     pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> Result<Component, CompileError> {
         let work = self.0.activities.begin(plugin, ActivityKind::Loading);
+        // The second of two takes what the first one made, or knows what it failed with.
+        let turn = self.0.turns.of(Digest::of(wasm));
+        let _turn = turn.lock();
         let engine = &self.0.engine;
         let compile = || {
             work.set_kind(ActivityKind::Compiling);
@@ -252,4 +277,20 @@ fn start_clock(engine: &wasmtime::Engine, calls: Arc<Semaphore>) -> Result<(), E
         })
         .map(drop)
         .map_err(EngineError::Ticker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_component_has_one_turn_for_as_long_as_somebody_has_it() {
+        let turns = ComponentTurns::default();
+        let (one, two) = (turns.of(Digest::of("one")), turns.of(Digest::of("two")));
+        assert!(Arc::ptr_eq(&one, &turns.of(Digest::of("one"))));
+        assert!(!Arc::ptr_eq(&one, &two));
+        drop((one, two));
+        drop(turns.of(Digest::of("three")));
+        assert_eq!(turns.0.lock().len(), 1);
+    }
 }

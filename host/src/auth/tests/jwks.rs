@@ -7,7 +7,7 @@ use futures::future::join_all;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
-use crate::auth::jwks::FetchPacing;
+use crate::auth::jwks::{FetchPacing, MOST_WAITING};
 use crate::auth::keys::KeySet;
 use lucid_tests::{
     IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey, eventually, hs256_token,
@@ -511,6 +511,29 @@ async fn a_flood_of_made_up_keys_is_no_flood_of_requests() {
         assert_eq!(site.refused(token).await, AuthError::InvalidToken);
     }
     assert_eq!(site.provider.asked(), 1);
+}
+
+#[tokio::test]
+async fn of_a_flood_of_made_up_keys_few_wait_and_nobody_whose_key_is_known_does() {
+    let (key, forger) = (SigningKey::ec(), SigningKey::ec());
+    let site = KeyServer::new(&[key.jwk("e")], EAGER).await;
+    let token = key.token("e", alice());
+    assert_eq!(site.user(&token).await, "alice");
+    // None of them has been asked for when the last one comes: the task that fetches does not run in between.
+    let forged = forger.token("made up", alice());
+    let mut flood: Vec<_> = (0..MOST_WAITING)
+        .map(|_| Box::pin(site.auth.token(&forged)))
+        .collect();
+    for waiting in &mut flood {
+        assert!(waiting.now_or_never().is_none(), "it should wait");
+    }
+    let next = site.auth.token(&forged).now_or_never();
+    assert_eq!(next.expect("it waits").err(), Some(AuthError::NoKeys));
+    let known = site.auth.token(&token).now_or_never();
+    assert_eq!(known.expect("it waits").unwrap().user.as_str(), "alice");
+    // They give their turns back, also when they go away.
+    drop(flood);
+    assert_eq!(site.refused(&forged).await, AuthError::InvalidToken);
 }
 
 #[tokio::test]
