@@ -15,7 +15,7 @@ mod pool;
 mod removal;
 mod state_dir;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 
 use std::collections::HashMap;

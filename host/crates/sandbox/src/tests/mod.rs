@@ -4,6 +4,7 @@
 pub(crate) mod commands;
 pub(crate) mod everyday;
 mod limits;
+mod table;
 mod walls;
 
 use std::os::unix::fs::PermissionsExt;

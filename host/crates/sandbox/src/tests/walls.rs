@@ -27,7 +27,7 @@ pub(super) const KINDS: [Kind; 3] = [
 ];
 
 impl Kind {
-    async fn fixture(self, network: Network) -> SandboxFixture {
+    pub(super) async fn fixture(self, network: Network) -> SandboxFixture {
         let fixture = SandboxFixture::with_network(self.choice(), network).await;
         self.set(&fixture.sandboxes);
         fixture
@@ -51,7 +51,7 @@ impl Kind {
 }
 
 #[derive(Default)]
-struct Recorder(Mutex<Vec<ProxiedConnection>>);
+pub(super) struct Recorder(Mutex<Vec<ProxiedConnection>>);
 
 impl ConnectionRecorder for Recorder {
     fn record(&self, connection: ProxiedConnection) {
@@ -64,6 +64,14 @@ fn proxy(sandbox: &Sandbox, private_hosts: &str) -> (ForwardProxy, Arc<Recorder>
     let listener = sandbox
         .take_proxy_listener()
         .expect("the sandbox has a listener");
+    serve(listener, private_hosts)
+}
+
+/// The same at a listener.
+pub(super) fn serve(
+    listener: tokio::net::TcpListener,
+    private_hosts: &str,
+) -> (ForwardProxy, Arc<Recorder>) {
     let recorder = Arc::new(Recorder::default());
     let rules = ProxyRules::new(private_hosts.parse().unwrap(), 64);
     let proxy = ForwardProxy::start(listener, &"alice".into(), rules, recorder.clone());
@@ -71,7 +79,7 @@ fn proxy(sandbox: &Sandbox, private_hosts: &str) -> (ForwardProxy, Arc<Recorder>
 }
 
 /// A server on every address of this machine that answers every request with one word.
-fn web_server() -> u16 {
+pub(super) fn web_server() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

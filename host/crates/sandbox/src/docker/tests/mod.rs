@@ -225,6 +225,18 @@ impl Drop for Data {
     }
 }
 
+/// Containers with the network that sandboxes have, for the tests of walls: what to keep for as long as
+/// they are used, and where workspaces are. `None` if there is no engine.
+pub(crate) async fn wall_sandboxes() -> Option<(impl Drop, Sandboxes, PathBuf)> {
+    image()?;
+    let data = Data::new();
+    let mut settings = data.settings(|_| {});
+    settings.network = Network::Proxy;
+    let host = Box::pin(Sandboxes::detect(BackendChoice::Docker, settings, EXEC)).await;
+    let storage = data.dir.path().join("storage");
+    Some((data, host.unwrap(), storage))
+}
+
 /// Polls a condition that nothing signals.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
