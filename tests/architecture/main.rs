@@ -11,6 +11,7 @@
 mod errors;
 mod names;
 mod source;
+mod unsafe_code;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -170,6 +171,44 @@ fn errors_are_lower_case_and_have_no_full_stop() {
     assert!(
         wrong.is_empty(),
         "an error begins in lower case and has no full stop, since the sentence for a person is made where it is shown:\n{wrong}"
+    );
+}
+
+#[test]
+fn unsafe_code_is_where_the_guide_gives_its_reason_and_nowhere_else() {
+    let guide = std::fs::read_to_string(root().join("host/docs/security.md")).unwrap();
+    let (_, section) = guide.split_once("### Unsafe code\n").unwrap();
+    let section = section.split("\n#").next().unwrap();
+    let listed: BTreeMap<String, usize> = section
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let file = cells.next()?.trim_end_matches('`').to_owned();
+            Some((file, cells.next()?.trim().parse().ok()?))
+        })
+        .collect();
+    let found = unsafe_code::places(&packages());
+    assert_eq!(
+        found, listed,
+        "the code has unsafe code in the files on the left, and host/docs/security.md gives a reason for those on \
+         the right: do without it, or say there why it is sound"
+    );
+}
+
+#[test]
+fn crates_without_unsafe_code_forbid_it() {
+    // The bindings of a guest, which wit-bindgen makes, have some.
+    let is_guest =
+        |used: &BTreeSet<String>| used.contains("wit-bindgen") || used.contains("lucid-plugin");
+    let mut wrong = Vec::new();
+    for (name, (manifest, used)) in packages() {
+        if name != "lucid-precompiled" && (name == "lucid-conformance" || !is_guest(&used)) {
+            wrong.extend(unsafe_code::without_a_ban(&manifest));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "these lack `#![forbid(unsafe_code)]`: {wrong:?}"
     );
 }
 

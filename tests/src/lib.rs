@@ -7,6 +7,7 @@
 //! it, tokens included, so that an error of the host cannot hide in code that both share. A wait has
 //! a deadline and says what it waited for; a test that fails prints the host's own log.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

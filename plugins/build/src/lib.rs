@@ -9,6 +9,8 @@
 //! - A component contains no path of the machine it was built on, and is byte for byte the same
 //!   wherever it is built.
 
+#![forbid(unsafe_code)]
+
 mod project;
 mod remap;
 mod sysroot;

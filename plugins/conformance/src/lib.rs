@@ -14,12 +14,14 @@
 //! # fn checks<MyAdapter: Adapter>(valid: lucid_conformance::Valid) {
 //! let suite = lucid_conformance::Suite::<MyAdapter>::new("tests/recorded", valid);
 //! suite.answers();
+//! suite.mutated_answers();
 //! suite.refusals();
 //! suite.requests();
 //! suite.any_transcript();
 //! # }
 //! ```
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
