@@ -232,7 +232,7 @@ fn is_hash(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use lucid_mutations::mutated;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -273,14 +273,15 @@ mod tests {
 
     const OLD: &str = "1111111111111111111111111111111111111111";
     const NONE: &str = "0000000000000000000000000000000000000000";
-    const ASKED: &str = "\0 report-status-v2 side-band-64k object-format=sha1 agent=git/2.47";
+    pub(in super::super) const ASKED: &str =
+        "\0 report-status-v2 side-band-64k object-format=sha1 agent=git/2.47";
 
     fn list<T: AsRef<str>>(lines: &[T]) -> Vec<u8> {
         let lines = lines.iter().map(|line| packet(line.as_ref().as_bytes()));
         lines.chain([b"0000".to_vec()]).flatten().collect()
     }
 
-    fn push(names: &[&str], asked: &str) -> Vec<u8> {
+    pub(in super::super) fn push(names: &[&str], asked: &str) -> Vec<u8> {
         let line = |(number, name): (usize, &&str)| {
             let asked = if number == 0 { asked } else { "" };
             format!("{NONE} {OLD} {name}{asked}")
@@ -305,7 +306,7 @@ mod tests {
 
     /// The refs that git itself would change, read as its receive-pack does: C strings, up to the
     /// first packet that is no line, whatever else follows.
-    fn as_git_reads_them(bytes: &[u8]) -> Vec<Vec<u8>> {
+    pub(in super::super) fn as_git_reads_them(bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut refs = Vec::new();
         let mut rest = bytes;
         while let Some((length, after)) = rest.split_first_chunk::<4>() {

@@ -2,6 +2,8 @@
 //! sandboxes without a network, and against malicious servers.
 
 #[cfg(test)]
+mod helper;
+#[cfg(test)]
 pub(crate) mod push;
 #[cfg(test)]
 pub(crate) mod tracking;
