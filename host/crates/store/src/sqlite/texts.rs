@@ -332,17 +332,13 @@ mod tests {
     fn large(connection: &Connection, session: SessionId) -> Vec<Vec<u8>> {
         let text = "line \"one\" \u{fc}\n".repeat(500);
         let json = json!({"role": "tool", "content": [{"text": text}]}).to_string();
-        let mut texts = RoundTexts::new(connection, session);
-        [
+        let mut texts = LargeTexts::default();
+        let packed = [
             texts.pack_json(&json).unwrap(),
             texts.pack_text(&text).unwrap(),
-        ]
-        .into_iter()
-        .map(|packed| match packed {
-            PackedValue::Parts(parts) => parts,
-            PackedValue::Whole(_) => panic!("it is large"),
-        })
-        .collect()
+        ];
+        texts.store(connection, session).unwrap();
+        packed.map(|parts| parts.expect("it is large")).into()
     }
 
     proptest! {
