@@ -111,7 +111,9 @@ async fn assert_out_of_memory(host: &Host, sandbox: &Sandbox, program: &str, wha
             let most: u64 = fs::read_to_string(most).unwrap().trim().parse().unwrap();
             assert!(most <= MEMORY, "{what}: {most}");
         }
-        assert_eq!(shell(sandbox, "echo well").await.output, "well\n", "{what}");
+        // What it left behind may run out of memory after it.
+        let next = shell(sandbox, "echo well").await.output;
+        assert!(next.starts_with("well\n"), "{what}: {next}");
     } else {
         let gone = ran.unwrap_err();
         assert!(
