@@ -147,6 +147,7 @@ impl App {
         let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
         let user_work = UserWork::start().map_err(StartError::Threads)?;
+        let removals = UserWork::start_for_removals().map_err(StartError::Threads)?;
         let connections = ConnectionLog::start(store.clone());
         let proxy = proxy_rules(&config);
         let factory = EnvironmentFactory {
@@ -176,6 +177,7 @@ impl App {
             reserve: reserve.clone(),
             open: OpenEnvironments::default(),
             user_work: user_work.clone(),
+            removals,
         };
         disk_guard::watch(storage, factory.limits, &factory.open);
         log_reserve::watch(reserve.clone(), store.clone(), &factory.open);

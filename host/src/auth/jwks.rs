@@ -272,7 +272,10 @@ impl Jwks {
             .cooldown_until
             .is_some_and(|until| Instant::now() < until);
         if !rests {
-            let _turn = self.waiting.try_acquire().map_err(|_| AuthError::NoKeys)?;
+            // Before the first keys are there, everybody waits for them.
+            let is_unknown = self.found(&known, algorithm, id).is_some();
+            let turn = is_unknown.then(|| self.waiting.try_acquire()).transpose();
+            let _turn = turn.map_err(|_| AuthError::NoKeys)?;
             let next = known.tries + 1;
             self.wanted.send_if_modified(|wanted| {
                 let sooner = *wanted < next;

@@ -100,6 +100,8 @@ pub(crate) struct EnvironmentFactory {
     pub(crate) open: OpenEnvironments,
     /// The slots for users' blocking work.
     pub(crate) user_work: UserWork,
+    /// For removing workspaces, which nobody waits for.
+    pub(crate) removals: UserWork,
 }
 
 impl EnvironmentFactory {
@@ -331,7 +333,11 @@ impl EnvironmentProvider for EnvironmentFactory {
             }
             let files = factory.blobs.of(spec.session);
             files.remove().await.map_err(EnvironmentError::failed)?;
-            let wiped = factory.work_of(&spec).run(move || {
+            let work = SessionWork {
+                slots: factory.removals.clone(),
+                user: spec.user.clone(),
+            };
+            let wiped = work.run(move || {
                 if !factory.workspaces.contains(&spec.user, spec.session) {
                     return Ok(());
                 }

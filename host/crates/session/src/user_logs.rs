@@ -89,10 +89,12 @@ impl UserLogs {
 
     /// Checks that a user may send so many bytes, and takes them from the user's allowance.
     pub(crate) async fn admit(&self, user: &UserId, bytes: usize) -> Result<(), UserLogExceeded> {
-        if let Some(limit) = self.exceeded(user).await {
-            return Err(UserLogExceeded::Total(limit));
+        // First, since asking the log takes longer.
+        self.admit_change(user, bytes)?;
+        match self.exceeded(user).await {
+            Some(limit) => Err(UserLogExceeded::Total(limit)),
+            None => Ok(()),
         }
-        self.admit_change(user, bytes)
     }
 
     /// The same for a change that leaves the log as large as it is.

@@ -26,6 +26,8 @@ use crate::user::UserId;
 /// Slots of one user, and in all. More for one would make it faster for those who ask for much, and
 /// take the processors from the others.
 const SLOTS: FairLimits = FairLimits { each: 2, all: 64 };
+/// The same for work that nobody waits for.
+const REMOVALS: FairLimits = FairLimits { each: 1, all: 8 };
 /// Requests of one user that may wait for a slot.
 const LONGEST_QUEUE: usize = 64;
 /// How long a refusal takes, so that a client that asks again at once does not make more work than one
@@ -122,9 +124,15 @@ impl fmt::Debug for UserWork {
 }
 
 impl UserWork {
-    /// Makes the pool. Its threads start when they are needed.
+    /// Makes the pool for what users wait for. Its threads start when they are needed.
     pub fn start() -> io::Result<Self> {
         Self::with_slots(SLOTS)
+    }
+
+    /// Makes a pool for work that nobody waits for and that takes long, such as removing a workspace: it
+    /// has no slot that somebody does wait for.
+    pub fn start_for_removals() -> io::Result<Self> {
+        Self::with_slots(REMOVALS)
     }
 
     fn with_slots(slots: FairLimits) -> io::Result<Self> {

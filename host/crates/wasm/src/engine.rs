@@ -6,7 +6,7 @@
 //!   relaxed SIMD and no threads.
 //! - An instance exists only while a slot of the pool is held for it, so a full pool makes callers
 //!   wait, never fail.
-//! - A call yields to its executor every 10 ms.
+//! - A call yields to its executor every few milliseconds.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -143,13 +143,14 @@ impl Engine {
             .map(|folder| ComponentCacheDir::open(folder, options.cache_bytes))
             .transpose()?;
         let calls = Arc::new(Semaphore::new(options.calls as usize));
-        start_clock(&engine, calls.clone())?;
+        let streams = Arc::new(Semaphore::new(options.streams as usize));
+        start_clock(&engine, [calls.clone(), streams.clone()])?;
         Ok(Self(Arc::new(Inner {
             engine,
             linker,
             cache,
             calls,
-            streams: Arc::new(Semaphore::new(options.streams as usize)),
+            streams,
             compilations: Semaphore::new(most_compilations()),
             turns: ComponentTurns::default(),
             options,
@@ -261,9 +262,10 @@ fn most_compilations() -> usize {
 }
 
 /// Starts the epoch thread: an operating system thread, so that a busy executor cannot delay it.
-fn start_clock(engine: &wasmtime::Engine, calls: Arc<Semaphore>) -> Result<(), EngineError> {
+fn start_clock(engine: &wasmtime::Engine, slots: [Arc<Semaphore>; 2]) -> Result<(), EngineError> {
     let weak = engine.weak();
-    let all = calls.available_permits();
+    let free = move || slots.each_ref().map(|slots| slots.available_permits());
+    let all = free();
     std::thread::Builder::new()
         .name("plugin-clock".into())
         .stack_size(64 << 10)
@@ -271,7 +273,7 @@ fn start_clock(engine: &wasmtime::Engine, calls: Arc<Semaphore>) -> Result<(), E
             while let Some(engine) = weak.upgrade() {
                 engine.increment_epoch();
                 drop(engine);
-                let is_idle = calls.available_permits() == all;
+                let is_idle = free() == all;
                 std::thread::sleep(if is_idle { IDLE_TICK } else { TICK });
             }
         })

@@ -336,7 +336,7 @@ pub(super) fn last_sessions(
 ) -> Result<Vec<SessionId>, StoreError> {
     // From the end of the table, so that the cost depends on what is found and no index is needed.
     let mut select = connection.prepare_cached(
-        "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 ORDER BY rowid DESC LIMIT ?2",
+        "SELECT id FROM sessions WHERE policy = ?1 AND step > 0 AND NOT discarded ORDER BY rowid DESC LIMIT ?2",
     )?;
     let rows = select.query_map(params![policy, to_sql(most)], |row| session_id(row, "id"))?;
     let rows = rows.filter_map(|row| row.transpose());

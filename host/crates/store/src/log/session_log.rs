@@ -109,12 +109,16 @@ impl SessionLog for Store {
         async move {
             let packed = packed?;
             let insert = move |connection: &Connection| write::insert_round(connection, &packed);
-            if store
+            let discarded = store
                 .write_then(key.clone(), ATTEMPT, insert, notify)
-                .await?
-                && let Err(cause) = store.remove_log(key, AsText(session)).await
-            {
-                tracing::warn!(%session, %cause, "the log of a deleted chat is deleted at the next start: it could not be now");
+                .await?;
+            if discarded {
+                // It may take long, and nobody waits for it. A start finishes what is cut off.
+                tokio::spawn(async move {
+                    if let Err(cause) = store.remove_log(key, AsText(session)).await {
+                        tracing::warn!(%session, %cause, "the log of a deleted chat is deleted at the next start: it could not be now");
+                    }
+                });
             }
             Ok(())
         }

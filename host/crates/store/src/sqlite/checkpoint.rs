@@ -5,7 +5,8 @@
 //! writer; only what was committed meanwhile is copied while the writer waits.
 //!
 //! # Invariants
-//! - No write waits for a reader longer than [`READERS`].
+//! - No write waits for a reader longer than [`READERS`], or [`READERS_OF_A_LONG_LOG`] where SQLite's log
+//!   would grow without end.
 //! - What was deleted for good is gone from SQLite's log too, as soon as no reader needs it.
 
 use std::sync::Arc;
@@ -21,6 +22,11 @@ use crate::error::StoreError;
 const PAGES: i32 = 4000;
 /// How long to wait, and writes with it, for readers that still need SQLite's log.
 const READERS: Duration = Duration::from_millis(5);
+/// The same once it has become [`LONG`]. Readers that begin meanwhile no longer need it, so a wait as long
+/// as the longest read comes to an end.
+const READERS_OF_A_LONG_LOG: Duration = Duration::from_millis(500);
+/// How many pages are too many: 256 MB.
+const LONG: i64 = 64_000;
 /// How long to leave readers alone that were in the way.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -90,7 +96,6 @@ impl Checkpoints {
 
     /// Starts the thread, on a connection of its own.
     pub(super) fn start(&self, connection: Connection) -> Result<CheckpointThread, StoreError> {
-        connection.busy_timeout(READERS)?;
         let shared = self.0.clone();
         let thread = std::thread::Builder::new()
             .name("lucid-checkpoint".to_owned())
@@ -130,11 +135,13 @@ impl Shared {
                 self.changed.wait(&mut wanted);
                 continue;
             }
-            let must_empty = std::mem::take(&mut *wanted).empty;
+            let (copy, must_empty) = (wanted.copy, wanted.empty);
+            (wanted.copy, wanted.empty) = (false, false);
             drop(wanted);
             let done = self.checkpoint(connection, must_empty);
             wanted = self.wanted.lock();
             if !done {
+                wanted.copy |= copy;
                 wanted.empty |= must_empty;
                 self.pause(&mut wanted);
             }
@@ -145,10 +152,15 @@ impl Shared {
     /// `false` if something is in the way: a reader, or a disk that takes nothing.
     fn checkpoint(&self, connection: &Connection, must_empty: bool) -> bool {
         // Most of it, while others read and write.
-        if connection
-            .execute_batch("PRAGMA wal_checkpoint(PASSIVE)")
-            .is_err()
-        {
+        let pages = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            row.get::<_, i64>(1)
+        });
+        let patience = match pages {
+            Ok(pages) if pages >= LONG => READERS_OF_A_LONG_LOG,
+            Ok(_) => READERS,
+            Err(_) => return false,
+        };
+        if connection.busy_timeout(patience).is_err() {
             return false;
         }
         let rest = if must_empty {
@@ -177,7 +189,10 @@ mod tests {
     use std::path::Path;
     use std::sync::mpsc;
 
+    use lucid_types::log::{ChatLine, SessionLog as _};
+
     use super::*;
+    use crate::log::session_log::tests::{new_session, round};
     use crate::sqlite::Store;
 
     /// Whether any file in a folder has a text.
@@ -256,6 +271,60 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_start_empties_what_a_crash_left_of_something_erased() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store
+            .write(|connection| add(connection, "a confidential text"))
+            .await
+            .unwrap();
+        let delete = |connection: &Connection| {
+            connection.execute("DELETE FROM transcript", [])?;
+            Ok(())
+        };
+        // As if there was no time left to empty it.
+        store.write(delete).await.unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["lucid.db", "lucid.db-wal"] {
+            std::fs::copy(folder.path().join(name), copy.path().join(name)).unwrap();
+        }
+        assert!(is_in_a_file(copy.path(), "a confidential text"));
+        let _store = Store::open(copy.path()).unwrap();
+        eventually("it is still there", || {
+            !is_in_a_file(copy.path(), "a confidential text")
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_lines_of_a_deleted_chat_are_in_no_file_even_if_its_session_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let mut said = round(1, None);
+        said.chat_lines.push(ChatLine {
+            role: "user",
+            content: "a confidential text".to_owned(),
+            event_type: "UserMessage".to_owned(),
+            metadata: None,
+        });
+        store.append(Arc::new(said)).await.unwrap();
+        assert!(is_in_a_file(folder.path(), "a confidential text"));
+        // As the host does it.
+        let delete = |connection: &Connection| {
+            connection.execute("DELETE FROM chat_messages", [])?;
+            Ok(())
+        };
+        store.write(delete).await.unwrap();
+        let over = store.discard_chat("u".into(), "c".to_owned()).await;
+        assert_eq!(over.unwrap(), [], "it lives");
+        eventually("it is still there", || {
+            !is_in_a_file(folder.path(), "a confidential text")
+        })
+        .await;
+    }
+
+    #[tokio::test]
     async fn sqlites_log_stays_bounded_while_writes_follow_one_another() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
@@ -272,7 +341,7 @@ mod tests {
         }
         let log = folder.path().join("lucid.db-wal");
         let length = log.metadata().unwrap().len();
-        // Had it never begun anew, it would have 200 MB.
+        // Had it never begun anew, it would have 200 MB and more.
         assert!(length < 150 << 20, "{length} bytes");
     }
 }

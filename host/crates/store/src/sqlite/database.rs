@@ -40,7 +40,8 @@ pub struct Store {
 }
 
 struct Inner {
-    // Dropped in this order: the writer drains and ends, then the readers, then the lock.
+    // Dropped in this order: nothing is copied any more, the writer drains and ends, then the readers,
+    // then the lock.
     _checkpointing: CheckpointThread,
     writer: WriterThread,
     readers: Readers,
@@ -108,6 +109,8 @@ impl Store {
         let checkpoints = Checkpoints::new();
         let copying = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let checkpointing = checkpoints.start(copying)?;
+        // What was erased shortly before a crash may still be there.
+        checkpoints.empty();
         let writer = WriterThread::start(connection, checkpoints.clone(), health.clone())?;
         let readers = Readers::open(path)?;
         Ok(Self {

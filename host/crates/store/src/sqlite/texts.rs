@@ -147,19 +147,15 @@ impl LargeTexts {
     /// The place of a string in the texts, adding it if necessary. A string that is a part of a text (a
     /// frame holds its beginning) is not added again.
     fn slice(&mut self, json: &str) -> TextSlice {
-        let found = self.0.iter().find_map(|(digest, kept)| {
-            // A search takes longer than a comparison, and finds nothing in a text of the same length.
-            let at = if kept.starts_with(json) {
-                0
-            } else if kept.len() > json.len() {
-                kept.find(json)?
-            } else {
-                return None;
-            };
-            Some(TextSlice(*digest, at, at + json.len()))
+        // A comparison is much shorter than a search.
+        let begins = self.0.iter().find(|(_, kept)| kept.starts_with(json));
+        let begins = begins.map(|(digest, _)| (*digest, 0));
+        let found = begins.or_else(|| {
+            let mut longer = self.0.iter().filter(|(_, kept)| kept.len() > json.len());
+            longer.find_map(|(digest, kept)| Some((*digest, kept.find(json)?)))
         });
-        if let Some(slice) = found {
-            return slice;
+        if let Some((digest, at)) = found {
+            return TextSlice(digest, at, at + json.len());
         }
         let whole: [u8; 32] = Sha256::digest(json).into();
         let mut digest = Digest::default();

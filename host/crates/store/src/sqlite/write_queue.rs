@@ -3,7 +3,8 @@
 //! # Invariants
 //! - Those on whose behalf something is written have their turns, however much each has queued;
 //!   within one, what came first is written first.
-//! - The queue is bounded, so that sessions slow down before memory fills.
+//! - The queue is bounded, so that sessions slow down before memory fills. Places in it are given first
+//!   come, first served.
 //! - What is queued when the queue is closed is still handed out, unless the writer is gone.
 
 use parking_lot::{Condvar, Mutex};
@@ -14,8 +15,8 @@ use super::writer::Write;
 use crate::error::StoreError;
 use lucid_types::fair::{FairLimits, FairQueue};
 
-/// How many writes may wait.
-const LONGEST: usize = 1024;
+/// How many writes may wait. More than one user can have at a time, who has a part of all connections.
+const LONGEST: usize = 16 * 1024;
 /// One thread writes, so there is nothing to share but the turns.
 const LIMITS: FairLimits = FairLimits {
     each: usize::MAX,
@@ -86,6 +87,11 @@ impl WriteQueue {
         waiting.turns.release(&key);
         self.room.add_permits(1);
         Some(write)
+    }
+
+    /// Whether it takes no more writes.
+    pub(super) fn is_closed(&self) -> bool {
+        self.waiting.lock().is_closed
     }
 
     /// Takes no more writes.

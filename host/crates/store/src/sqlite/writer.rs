@@ -282,7 +282,7 @@ impl Work {
             });
             self.is_reclaiming = true;
         }
-        // Leaves one file behind instead of three. If a reader is in the way, it does that.
+        // Leaves one file behind instead of three, unless a reader is in the way.
         let _ = self
             .connection
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
@@ -291,7 +291,7 @@ impl Work {
     /// Waits for a write, and gives space back until there is one. `None` at the end.
     fn next(&mut self) -> Option<Box<dyn Write>> {
         let mut reclaimed = false;
-        while self.is_reclaiming {
+        while self.is_reclaiming && !self.queue.is_closed() {
             if let Some(write) = self.queue.try_pop() {
                 return Some(write);
             }
