@@ -287,9 +287,17 @@ fn no_chat() -> Problem {
     Problem::not_found("Chat not found")
 }
 
+/// When to try again after writing too much within a minute, in seconds: part of what one may write is
+/// back by then.
+const RATE_AGAIN: u32 = 5;
+
 impl From<UserLogExceeded> for Problem {
     fn from(error: UserLogExceeded) -> Self {
-        Self::too_many(error.sentence())
+        let problem = Self::too_many(error.sentence());
+        match error {
+            UserLogExceeded::Rate(_) => problem.retry_after(RATE_AGAIN),
+            UserLogExceeded::Total(_) => problem,
+        }
     }
 }
 

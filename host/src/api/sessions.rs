@@ -443,7 +443,8 @@ impl From<CreateError> for Problem {
             | CreateError::Repository(_)
             | CreateError::UnknownPolicy(..) => Self::bad_request(detail),
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
-            CreateError::TooManySessions(_) | CreateError::UserLog(_) => Self::too_many(detail),
+            CreateError::TooManySessions(_) => Self::too_many(detail),
+            CreateError::UserLog(exceeded) => Self::from(*exceeded),
             CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
             CreateError::Paused(_) => Self::unavailable(detail).retry_after(STORE_AGAIN),
             CreateError::DiskShort(_) => Self::unavailable(detail).retry_after(DISK_AGAIN),

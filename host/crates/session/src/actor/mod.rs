@@ -543,8 +543,8 @@ impl Actor {
             // Everything it held has already been released.
             return Ok(());
         }
-        // What was done is written; only what would begin now is not.
-        if !begin.is_empty()
+        // What was done is written, and what goes on ends as it would; only what would begin now does not.
+        if begin.iter().any(StartedWork::is_new)
             && let Some(limit) = self.shared.user_logs.exceeded(&self.fixed.user).await
         {
             return Err(ActorEnd::LogFull(limit));

@@ -125,6 +125,16 @@ pub(super) enum StartedWork {
     Requeue(ActorMessage),
 }
 
+impl StartedWork {
+    /// Whether it is work of its own, whose result will be written.
+    pub(super) fn is_new(&self) -> bool {
+        match self {
+            Self::Model(_) | Self::Tool(_) | Self::Timer(..) | Self::PullRequest(..) => true,
+            Self::Cancel(_) | Self::CancelAll | Self::Confirm(_) | Self::Requeue(_) => false,
+        }
+    }
+}
+
 /// The last file tree that clients were shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ShownTree {
