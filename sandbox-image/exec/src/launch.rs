@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use lucid_exec::protocol::Launch;
+use nix::sched::{CloneFlags, unshare};
 
 /// How early the kernel ends this process when memory runs out.
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
@@ -55,6 +56,9 @@ pub(crate) fn run(launch: &Launch, program: &[OsString]) -> Result<(), LaunchErr
     let mut command = Command::new(program);
     command.args(arguments);
     if let Some(user) = launch.user {
+        // What System V and POSIX keep beyond processes ends with the sandbox. A kind with namespaces makes
+        // its own, and a machine may refuse.
+        let _ = unshare(CloneFlags::CLONE_NEWIPC);
         // std drops the supplementary groups along with the user.
         command.uid(user).gid(user);
     }

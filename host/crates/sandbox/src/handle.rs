@@ -43,6 +43,11 @@ impl WeakSandbox {
     pub(super) fn upgrade(&self) -> Option<Sandbox> {
         self.0.upgrade().map(Sandbox).filter(Sandbox::is_alive)
     }
+
+    /// Whether another handle is of the same sandbox.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
 }
 
 /// State shared by the handles of a sandbox.
@@ -52,10 +57,11 @@ pub(super) struct SandboxInner {
     pub(super) shell: &'static str,
     /// Variables that commands get beside those of the sandbox itself.
     pub(super) environment: BTreeMap<String, String>,
+    /// Its control group; `None` if the host has none to give, and for a container, which has its own.
+    /// It stands before the folder, since its drop ends the processes.
+    pub(super) group: Option<Arc<SandboxGroup>>,
     /// Shared with the task that removes the folder.
     pub(super) dir: Arc<SessionDir>,
-    /// Its control group; `None` if the host has none to give, and for a container, which has its own.
-    pub(super) group: Option<Arc<SandboxGroup>>,
     /// The user that its processes have, if that is not the host's own.
     pub(super) user: Option<u32>,
     pub(super) connection: Connection,

@@ -33,6 +33,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 const IN_MEMORY: [&str; 3] = ["tmp", "home/agent", "dev/shm"];
 /// The type of a file system in memory (statfs(2)).
 const TMPFS: u64 = 0x0102_1994;
+/// CAP_SYS_PTRACE in a set of capabilities (capabilities(7)).
+const SYS_PTRACE: u64 = 1 << 19;
 
 /// Watches sandboxes. Clones watch the same ones.
 #[derive(Clone)]
@@ -89,14 +91,39 @@ impl MemoryWatch {
                 .collect();
             let counted = tokio::task::spawn_blocking(move || memory_below(&roots)).await;
             let used = counted.unwrap_or_default();
-            for (sandbox, used) in sandboxes.iter().zip(&used) {
+            for (sandbox, used) in sandboxes.into_iter().zip(&used) {
                 if *used > self.limit {
-                    sandbox.end(&end_reason(self.limit)).await;
+                    self.end(sandbox);
                 }
             }
             pause = pause_for(self.limit, used.into_iter().max().unwrap_or(0));
         }
     }
+
+    /// Ends a sandbox, which takes a while, and others are looked at meanwhile.
+    fn end(&self, sandbox: Sandbox) {
+        let ended = sandbox.downgrade();
+        self.watched
+            .lock()
+            .sandboxes
+            .retain(|it| !it.is_same(&ended));
+        let reason = end_reason(self.limit);
+        tokio::spawn(async move { sandbox.end(&reason).await });
+    }
+}
+
+/// Whether the host may look at what processes of sandboxes have open and where their mounts are. Without
+/// this, root may not for those of other users, who are all of them.
+pub(super) fn sees_all() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    !rustix::process::geteuid().is_root() || may_trace(&status)
+}
+
+/// Whether CAP_SYS_PTRACE is effective, by a status (proc(5)).
+fn may_trace(status: &str) -> bool {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    effective.is_some_and(|set| set & SYS_PTRACE != 0)
 }
 
 fn end_reason(limit: u64) -> String {
@@ -151,13 +178,18 @@ impl MemoryUsage {
     fn add_process(&mut self, process: u32) {
         let folder = PathBuf::from(format!("/proc/{process}"));
         let read = |name| fs::read_to_string(folder.join(name)).ok();
+        let status = read("status").unwrap_or_default();
+        self.own += field(&status, "VmPTE:").unwrap_or(0);
         // A process without memory of its own, such as one that ended, has an empty one.
-        if let Some(summary) = read("smaps_rollup").filter(|it| !it.is_empty()) {
-            self.own += field(&summary, "Pss_Anon:").unwrap_or(0);
+        if let Some(summary) = read("smaps_rollup")
+            && let Some(own) = field(&summary, "Pss_Anon:")
+        {
+            self.own += own + field(&summary, "SwapPss:").unwrap_or(0);
             self.shared += field(&summary, "Pss_Shmem:").unwrap_or(0);
         } else if let Some(pages) = read("statm") {
-            // It does not let itself be looked at. What it has mapped of programs counts too.
-            self.own += resident(&pages).unwrap_or(0);
+            // It does not let itself be looked at, or the kernel does not tell apart what it has. What it
+            // has mapped of programs counts too.
+            self.own += resident(&pages).unwrap_or(0) + field(&status, "VmSwap:").unwrap_or(0);
         }
         for open in fs::read_dir(folder.join("fd"))
             .into_iter()
@@ -205,7 +237,7 @@ fn devices_below(root: &Path) -> HashSet<u64> {
     devices.map(|it| it.dev()).collect()
 }
 
-/// A line of smaps_rollup (proc(5)), in bytes.
+/// A line of smaps_rollup or status (proc(5)), in bytes.
 fn field(summary: &str, name: &str) -> Option<u64> {
     let line = summary.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
@@ -220,6 +252,9 @@ fn resident(statm: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -239,6 +274,40 @@ mod tests {
         let page = rustix::param::page_size() as u64;
         assert_eq!(resident("100 7 3 1 0 9 0\n"), Some(7 * page));
         assert_eq!(resident("100"), None);
+    }
+
+    #[test]
+    fn only_a_host_with_the_capability_sees_processes_of_other_users() {
+        assert!(may_trace("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        // What Docker gives a container.
+        assert!(!may_trace("CapEff:\t00000000a80425fb\n"));
+        assert!(!may_trace(""));
+    }
+
+    #[test]
+    fn the_tables_of_pages_count() {
+        let program = "import mmap, sys
+m = mmap.mmap(-1, 16 << 30, mmap.MAP_SHARED | 0x4000)
+m.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, 16 << 30, 2 << 20): m[at]
+print(flush=True); sys.stdin.read()";
+        let mut process = Command::new("python3")
+            .args(["-c", program])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = process.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        let mut usage = MemoryUsage::default();
+        usage.add_process(process.id());
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        assert_eq!(line, "\n", "it did not come so far");
+        // Each of 8192 pages takes a table of its own.
+        assert!(usage.own > 32 << 20, "{usage:?}");
+        assert!(usage.shared >= 32 << 20, "{usage:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! their processes are in namespaces of their own.
 //!
 //! # Invariants
-//! - No two workspaces get the same id, nor does one get the id of a process that runs.
+//! - No two workspaces of this server get the same id, nor does one get the id of a process that runs.
 //! - Giving a workspace away follows no link, and takes nothing that belonged to another user.
 //! - Where the host is not root, nothing is given away: sandboxes have its own user.
 
@@ -172,6 +172,8 @@ struct TakenIds {
     workspaces: HashMap<u32, PathBuf>,
     /// The folders whose workspaces were looked at.
     seen: HashSet<PathBuf>,
+    /// Those whose workspaces are being given to them, and have another owner until that is done.
+    giving: Vec<u32>,
     /// Where to go on looking for a free one: an id is given again as late as possible.
     next: u32,
 }
@@ -228,11 +230,12 @@ impl SandboxUsers {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
-        let user = match self.range {
-            None => SANDBOX_USER,
-            Some(range) => self.user_for(range, workspace)?,
+        let given = match self.range {
+            None => None,
+            Some(range) => Some(self.user_for(range, workspace)?),
         };
-        adopt(workspace, user, |owner| self.is_sandboxs(owner)).map_err(io_error(format!(
+        let user = given.as_ref().map_or(SANDBOX_USER, |it| it.user);
+        adopt(workspace, user, |owner| self.is_sandbox_user(owner)).map_err(io_error(format!(
             "{} cannot be given to user {user}",
             workspace.display()
         )))?;
@@ -245,19 +248,33 @@ impl SandboxUsers {
             return Ok(());
         }
         let user = SANDBOX_USER;
-        adopt(workspace, user, |owner| self.is_sandboxs(owner)).map_err(io_error(format!(
+        adopt(workspace, user, |owner| self.is_sandbox_user(owner)).map_err(io_error(format!(
             "{} cannot be given to user {user}",
             workspace.display()
         )))
     }
 
     /// Whether files of this user in a workspace are those of a sandbox.
-    fn is_sandboxs(&self, owner: u32) -> bool {
+    fn is_sandbox_user(&self, owner: u32) -> bool {
         owner == SANDBOX_USER || self.range.is_some_and(|range| range.contains(owner))
     }
 
-    fn user_for(&self, range: UserIds, workspace: &Path) -> Result<u32, SandboxError> {
+    fn user_for(&self, range: UserIds, workspace: &Path) -> Result<GivenId<'_>, SandboxError> {
         let mut taken = self.taken.lock();
+        let user = Self::find_user(&mut taken, range, workspace)?;
+        taken.workspaces.insert(user, workspace.to_owned());
+        taken.giving.push(user);
+        Ok(GivenId {
+            user,
+            taken: &self.taken,
+        })
+    }
+
+    fn find_user(
+        taken: &mut TakenIds,
+        range: UserIds,
+        workspace: &Path,
+    ) -> Result<u32, SandboxError> {
         if let Some(base) = workspace.parent().and_then(Path::parent)
             && taken.seen.insert(base.to_owned())
         {
@@ -267,7 +284,6 @@ impl SandboxUsers {
         if let Some(user) = owner_of(workspace).filter(is_sessions)
             && taken.is_free_for(user, workspace)
         {
-            taken.workspaces.insert(user, workspace.to_owned());
             return Ok(user);
         }
         let running = running_users();
@@ -275,7 +291,6 @@ impl SandboxUsers {
             let user = range.nth(taken.next);
             taken.next = (taken.next + 1) % range.count();
             if !running.contains(&user) && taken.is_free_for(user, workspace) {
-                taken.workspaces.insert(user, workspace.to_owned());
                 return Ok(user);
             }
         }
@@ -302,9 +317,25 @@ impl TakenIds {
 
     /// Whether no other workspace has an id by now.
     fn is_free_for(&self, user: u32, workspace: &Path) -> bool {
-        self.workspaces
-            .get(&user)
-            .is_none_or(|other| other == workspace || owner_of(other) != Some(user))
+        self.workspaces.get(&user).is_none_or(|other| {
+            other == workspace || !(self.giving.contains(&user) || owner_of(other) == Some(user))
+        })
+    }
+}
+
+/// An id that a workspace is being given to.
+#[derive(Debug)]
+struct GivenId<'a> {
+    user: u32,
+    taken: &'a Mutex<TakenIds>,
+}
+
+impl Drop for GivenId<'_> {
+    fn drop(&mut self) {
+        let giving = &mut self.taken.lock().giving;
+        if let Some(at) = giving.iter().position(|it| *it == self.user) {
+            giving.swap_remove(at);
+        }
     }
 }
 
@@ -426,6 +457,14 @@ mod tests {
         assert!(matches!(take(&next, "four"), Err(SandboxError::NoUser)));
         fs::remove_dir(workspace("one")).unwrap();
         assert_eq!(take(&next, "four").unwrap(), Some(given[0]));
+
+        // Before it is the owner, an id is taken already.
+        fs::remove_dir(workspace("four")).unwrap();
+        let giving = next.user_for(ids, &workspace("five")).unwrap();
+        assert_eq!(giving.user, given[0]);
+        assert!(matches!(take(&next, "six"), Err(SandboxError::NoUser)));
+        drop(giving);
+        assert_eq!(take(&next, "six").unwrap(), Some(given[0]));
 
         // And one that gives all of them the same.
         let shared = SandboxUsers::with_range(None);

@@ -1,7 +1,8 @@
 //! Control groups: the limits of a sandbox as a whole, kept by the kernel.
 //!
 //! The host has a group of its own in each hierarchy that it can use, and every sandbox one below it.
-//! Version 2 is used where it was delegated to this process, version 1 where it is writable.
+//! Both versions are used where this process may write to its group, version 2 because it was delegated
+//! or the process is root.
 //!
 //! # Layout
 //! - `locate` finds the groups that this process is in, `v1` and `v2` make the host's group there and
@@ -25,7 +26,7 @@ mod v2;
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use self::counters::Counters;
 use self::locate::OwnGroup;
 use self::record::Record;
+use crate::memory_watch;
 use crate::settings::LEAST_MEMORY;
 use lucid_exec::protocol::Launch;
 
@@ -147,6 +149,28 @@ struct Hierarchy {
     /// The host's group.
     group: PathBuf,
     controllers: Vec<Controller>,
+}
+
+impl Hierarchy {
+    /// Creates the group of a sandbox, and the host's again if somebody removed that. The record still
+    /// names it.
+    fn create_group(&self, group: &Path) -> Result<(), GroupError> {
+        match fs::create_dir(group) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            made => return made.map_err(refused(group)),
+        }
+        match fs::create_dir(&self.group) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(refused(&self.group)(error));
+            }
+            _ => {}
+        }
+        if self.version == Version::Two {
+            v2::renew(self)?;
+        }
+        tracing::warn!(path = %self.group.display(), "the server's control group was gone, and was made again");
+        fs::create_dir(group).map_err(refused(group))
+    }
 }
 
 /// The host's groups.
@@ -286,8 +310,13 @@ impl ControlGroups {
         } else {
             " The server counts their memory itself instead, and ends one that takes more than its limit."
         };
+        let lacks = if self.limit_memory() || memory_watch::sees_all() {
+            ""
+        } else {
+            " It has no CAP_SYS_PTRACE, so files in memory that no process has mapped do not count."
+        };
         Some(format!(
-            "No control group limits the {what} of a sandbox as a whole ({why}).{instead}"
+            "No control group limits the {what} of a sandbox as a whole ({why}).{instead}{lacks}"
         ))
     }
 
@@ -317,8 +346,8 @@ impl ControlGroups {
                 path: hierarchy.group.join(name),
                 controllers: hierarchy.controllers.clone(),
             };
-            let made = fs::create_dir(&group.path)
-                .map_err(refused(&group.path))
+            let made = hierarchy
+                .create_group(&group.path)
                 .and_then(|()| group.limit(limits));
             groups.push(group);
             if let Err(error) = made {

@@ -1,6 +1,13 @@
 //! Tests of control groups in folders that imitate a hierarchy, and with the machine's own.
 
+use std::time::{Duration, Instant};
+
 use super::*;
+
+/// How long to retry what the lock of a host keeps that is gone: between fork and exec, any process that
+/// another test starts holds a copy of it.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(2);
 
 const LIMITS: GroupLimits = GroupLimits {
     memory_bytes: 256 << 20,
@@ -136,7 +143,22 @@ fn what_version_2_lacks_is_taken_from_version_1_and_what_none_has_is_said() {
     let made = groups.make("one", &LIMITS).unwrap();
     let limit = made[1].path.join("memory.limit_in_bytes");
     assert_eq!(text(&limit), (256 << 20).to_string());
+    assert_eq!(text(&made[1].path.join("memory.swappiness")), "0");
     assert_eq!(made[1].entry(), made[1].path.join("tasks"));
+}
+
+#[test]
+fn a_hosts_group_that_somebody_removed_is_made_again_for_the_next_sandbox() {
+    let (folder, own) = delegated("memory pids", false);
+    let groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    let host = &groups.hierarchies[0].group;
+    groups.make("one", &LIMITS).unwrap();
+    fs::remove_dir_all(host).unwrap();
+    let made = groups.make("two", &LIMITS).unwrap();
+    assert_eq!(text(&host.join("cgroup.subtree_control")), "+memory +pids");
+    assert_eq!(text(&made[0].path.join("pids.max")), "100");
+    fs::remove_dir_all(&own.path).unwrap();
+    assert!(groups.make("three", &LIMITS).is_err());
 }
 
 #[test]
@@ -159,8 +181,15 @@ fn of_a_host_that_is_gone_all_groups_are_removed_and_of_one_that_lives_none() {
     fs::create_dir(&others).unwrap();
     gone.add(&others).unwrap();
     drop(gone);
-    let next = Record::create(folder.path()).unwrap();
-    assert!(of_alive.exists() && others.exists() && !of_gone.exists());
+    let mut next = Record::create(folder.path()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while of_gone.exists() {
+        assert!(Instant::now() < deadline, "the lock goes with its host");
+        std::thread::sleep(PAUSE);
+        next.remove();
+        next = Record::create(folder.path()).unwrap();
+    }
+    assert!(of_alive.exists() && others.exists());
     let records = fs::read_dir(folder.path().join("cgroups")).unwrap();
     assert_eq!(records.count(), 2);
     drop(alive);
@@ -212,22 +241,51 @@ fn what_a_host_that_crashed_left_running_in_its_groups_is_ended_by_the_next() {
         ..Launch::default()
     };
     let launch = serde_json::to_string(&launch).unwrap();
-    let mut left = Command::new(&exec)
-        .args(["--launch", &launch, "--", "sleep", "1000"])
-        .spawn()
-        .unwrap();
+    let hosts = crashed.hierarchies.iter().map(|it| it.group.clone());
+    let mut left = Leftovers {
+        hosts: hosts.collect(),
+        process: Command::new(&exec)
+            .args(["--launch", &launch, "--", "sleep", "1000"])
+            .spawn()
+            .unwrap(),
+    };
     let joined = |group: &Group| !text(&group.path.join("cgroup.procs")).is_empty();
+    let deadline = Instant::now() + PATIENCE;
     while !group.iter().all(joined) {
-        assert!(left.try_wait().unwrap().is_none(), "it joins and stays");
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        let ended = left.process.try_wait().unwrap();
+        assert!(ended.is_none(), "it joins and stays: {ended:?}");
+        assert!(Instant::now() < deadline, "it joins");
+        std::thread::sleep(PAUSE);
     }
     // The lock goes with the host, and nothing else does.
     crashed.record = Record::default();
     std::mem::forget(crashed);
-    let _next = ControlGroups::find(folder.path(), &exec);
-    assert!(group.iter().all(|it| !it.path.exists()));
-    let ended = std::os::unix::process::ExitStatusExt::signal(&left.wait().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    let mut next = ControlGroups::find(folder.path(), &exec);
+    while group.iter().any(|it| it.path.exists()) {
+        assert!(Instant::now() < deadline, "the next one removes the groups");
+        std::thread::sleep(PAUSE);
+        drop(next);
+        next = ControlGroups::find(folder.path(), &exec);
+    }
+    let ended = std::os::unix::process::ExitStatusExt::signal(&left.process.wait().unwrap());
     assert_eq!(ended, Some(9));
+}
+
+/// What is left of a host, gone with the test.
+struct Leftovers {
+    hosts: Vec<PathBuf>,
+    process: std::process::Child,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        for host in &self.hosts {
+            let _ = removal::remove_with_inner(host);
+        }
+    }
 }
 
 fn exec_server(folder: &Path) -> PathBuf {

@@ -46,6 +46,9 @@ pub(super) fn limit(
             let with_swap = group.join("memory.memsw.limit_in_bytes");
             if with_swap.exists() {
                 write(&with_swap, &memory)?;
+            } else {
+                // Otherwise nothing of it goes to swap, as far as the kernel lets that be said.
+                let _ = write(&group.join("memory.swappiness"), "0");
             }
             Ok(())
         }

@@ -142,6 +142,14 @@ fn enable(group: &Path, wanted: &[Controller]) -> Result<Vec<Controller>, GroupE
     }
 }
 
+/// Hands controllers to a host's group that was made again, and to those below it.
+pub(super) fn renew(hierarchy: &Hierarchy) -> Result<(), GroupError> {
+    if let Some(parent) = hierarchy.group.parent() {
+        enable(parent, &hierarchy.controllers)?;
+    }
+    enable(&hierarchy.group, &hierarchy.controllers).map(drop)
+}
+
 /// Sets one limit of a sandbox's group.
 pub(super) fn limit(
     group: &Path,

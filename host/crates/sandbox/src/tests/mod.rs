@@ -47,20 +47,34 @@ impl SandboxFixture {
         }
     }
 
+    /// With one user id for all sandboxes.
+    async fn with_shared_user(choice: BackendChoice, network: Network) -> Self {
+        let room = PROCESS_TABLE_LOCK.read().await;
+        Self {
+            _room: Some(room),
+            ..Self::with_settings(choice, network, 512 << 20, UserIdChoice::Shared).await
+        }
+    }
+
     /// With the memory and the network that everyday programs need.
     pub(crate) async fn roomy(choice: BackendChoice) -> Self {
         let room = PROCESS_TABLE_LOCK.read().await;
         Self {
             _room: Some(room),
-            ..Self::with_memory(choice, Network::None, 4 << 30).await
+            ..Self::with_settings(choice, Network::None, 4 << 30, UserIdChoice::Auto).await
         }
     }
 
     async fn alone(choice: BackendChoice, network: Network) -> Self {
-        Self::with_memory(choice, network, 512 << 20).await
+        Self::with_settings(choice, network, 512 << 20, UserIdChoice::Auto).await
     }
 
-    async fn with_memory(choice: BackendChoice, network: Network, memory_bytes: u64) -> Self {
+    async fn with_settings(
+        choice: BackendChoice,
+        network: Network,
+        memory_bytes: u64,
+        users: UserIdChoice,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let settings = SandboxSettings {
@@ -68,7 +82,7 @@ impl SandboxFixture {
             memory_bytes,
             cpus: 2.0,
             processes: PROCESSES,
-            users: UserIdChoice::Auto,
+            users,
             network,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),

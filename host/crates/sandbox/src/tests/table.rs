@@ -1,5 +1,7 @@
 //! What each kind of sandbox keeps out, as the table in the guide says it. Every try is made in every kind of
-//! sandbox; where nothing is around a command (`local`) it gets through, which shows that it is one.
+//! sandbox; where nothing is around a command (`local`) it gets through, which shows that it is one. So all
+//! sandboxes have the user that other sessions and the host's process have: a user id of their own would
+//! keep out by itself what the kind of sandbox is to keep out.
 
 use std::fmt::Write as _;
 use std::net::UdpSocket;
@@ -154,6 +156,11 @@ const OF_THE_USER: Option<&str> = Some("as the server's user may");
 const ANY: &str = "";
 const SCOPES: &str = "Landlock: Linux 6.12";
 
+/// What a user id of the session's own keeps out as well.
+const OTHER_WORKSPACE: &str = "reading the workspace of another session";
+const ENDING: &str = "ending a process of the host";
+const ENVIRONMENT: &str = "reading the environment of a process of the host";
+
 const TRIES: [Try; 18] = [
     Try {
         what: "reading a file of the host",
@@ -168,7 +175,7 @@ const TRIES: [Try; 18] = [
         script: |of| format!("echo x >> {} && echo {THROUGH}", of.outside.display()),
     },
     Try {
-        what: "reading the workspace of another session",
+        what: OTHER_WORKSPACE,
         needs: ANY,
         local: None,
         script: |of| {
@@ -202,14 +209,14 @@ const TRIES: [Try; 18] = [
         script: |_| format!("grep -q 'NoNewPrivs:.*0' /proc/self/status && echo {THROUGH}"),
     },
     Try {
-        what: "ending a process of the host",
+        what: ENDING,
         needs: SCOPES,
         local: None,
         // In a namespace the number may be another process's, so it is looked at from outside as well.
         script: |of| format!("kill -9 {} && echo {SIGNALLED}", of.victim.process.id()),
     },
     Try {
-        what: "reading the environment of a process of the host",
+        what: ENVIRONMENT,
         needs: ANY,
         local: None,
         script: |of| {
@@ -407,12 +414,6 @@ while True: s.accept()' > port 2>&1 & while ! test -s port; do sleep 0.01; done;
 
 /// What got through in a kind of sandbox. `None` if this machine cannot have it.
 async fn results_of(column: Column) -> Option<Vec<bool>> {
-    let outside_of = |dir: &Path| {
-        let outside = dir.join("outside");
-        std::fs::write(&outside, "the host's").unwrap();
-        std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o666)).unwrap();
-        outside
-    };
     let fixture = match column {
         Column::Docker => {
             let (keep, sandboxes, storage) = wall_sandboxes().await?;
@@ -421,14 +422,32 @@ async fn results_of(column: Column) -> Option<Vec<bool>> {
             drop(keep);
             return Some(results);
         }
-        Column::Walls(kind) => kind.fixture(Network::Proxy).await,
-        Column::Local => SandboxFixture::with_network(BackendChoice::Local, Network::Host).await,
+        Column::Walls(kind) => {
+            let fixture = SandboxFixture::with_shared_user(kind.choice(), Network::Proxy).await;
+            kind.set(&fixture.sandboxes);
+            fixture
+        }
+        Column::Local => {
+            SandboxFixture::with_shared_user(BackendChoice::Local, Network::Host).await
+        }
     };
+    Some(results_in(&fixture).await)
+}
+
+async fn results_in(fixture: &SandboxFixture) -> Vec<bool> {
     let ground = Ground {
         sandboxes: fixture.sandboxes.clone(),
         storage: fixture.dir.path().join("storage"),
     };
-    Some(ground.make_tries(outside_of(fixture.dir.path())).await)
+    ground.make_tries(outside_of(fixture.dir.path())).await
+}
+
+/// A file of the host that everybody may read and write.
+fn outside_of(dir: &Path) -> PathBuf {
+    let outside = dir.join("outside");
+    std::fs::write(&outside, "the host's").unwrap();
+    std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o666)).unwrap();
+    outside
 }
 
 /// The cells of a table, without its head.
@@ -489,6 +508,19 @@ async fn sandboxes_keep_out_what_the_guide_says() {
         "the table in host/docs/security.md is not what this machine shows; if that is right, \
          `{WRITE}=write cargo test -p lucid-sandbox --lib -- tests::table` writes it anew"
     );
+}
+
+#[tokio::test]
+async fn a_user_id_of_its_own_keeps_a_session_from_what_others_have_without_any_walls() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let fixture = SandboxFixture::with_network(BackendChoice::Local, Network::Host).await;
+    let results = results_in(&fixture).await;
+    for (attempt, through) in TRIES.iter().zip(results) {
+        let by_user = [OTHER_WORKSPACE, ENDING, ENVIRONMENT].contains(&attempt.what);
+        assert!(!(by_user && through), "{}", attempt.what);
+    }
 }
 
 #[test]

@@ -103,6 +103,30 @@ fn connect(host: &str, port: u16) -> String {
 }
 
 #[tokio::test]
+async fn what_programs_keep_in_the_kernel_is_gone_with_their_sandbox() {
+    for kind in KINDS {
+        // There, sandboxes have the host's user and its namespaces.
+        if kind == Kind::LandlockWithoutNamespaces && !rustix::process::geteuid().is_root() {
+            continue;
+        }
+        let fixture = kind.fixture(Network::None).await;
+        let key = std::process::id();
+        let get = |call: &str| {
+            format!("python3 -c 'import ctypes; print(ctypes.CDLL(None).{call} >= 0)'")
+        };
+        let open = [format!("shmget({key}, 4096"), format!("msgget({key}")];
+        for (flags, seen) in [("0o1666", "True\n"), ("0", "False\n")] {
+            let sandbox = fixture.start("one", None).await;
+            for call in &open {
+                let got = shell(&sandbox, &get(&format!("{call}, {flags})"))).await;
+                assert_eq!(got.output, seen, "{kind:?} {call}");
+            }
+            sandbox.close().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn past_the_proxy_nothing_is_reached_and_through_it_only_what_is_allowed() {
     let port = web_server();
     let allowed = web_server();

@@ -28,8 +28,12 @@ impl Workspace {
 }
 
 /// Gives a workspace to a user: its folder, and everything in it that belongs to the user it had, or to
-/// one of those that `is_sandboxs` tells. Blocks.
-pub(crate) fn adopt(path: &Path, user: u32, is_sandboxs: impl Fn(u32) -> bool) -> io::Result<()> {
+/// one of those that `is_sandbox_user` tells. Blocks.
+pub(crate) fn adopt(
+    path: &Path,
+    user: u32,
+    is_sandbox_user: impl Fn(u32) -> bool,
+) -> io::Result<()> {
     let dir = Dir::open_ambient_dir(path, ambient_authority())?;
     let owner = fstat(&dir)?.st_uid;
     if owner == user {
@@ -45,7 +49,7 @@ pub(crate) fn adopt(path: &Path, user: u32, is_sandboxs: impl Fn(u32) -> bool) -
             WalkStep::Found(found) => {
                 let was = found.stat.st_uid;
                 // What root has is root's: the host gives away what it writes for a sandbox.
-                let belongs = was != 0 && (was == owner || is_sandboxs(was));
+                let belongs = was != 0 && (was == owner || is_sandbox_user(was));
                 if belongs && was != user {
                     walk.give(&found, user)?;
                 }
