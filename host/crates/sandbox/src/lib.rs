@@ -49,6 +49,7 @@ mod system_mounts;
 #[cfg(test)]
 mod tests;
 pub mod tools;
+mod trace_right;
 mod unlinked;
 mod users;
 pub mod workspace;

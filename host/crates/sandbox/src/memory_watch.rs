@@ -33,8 +33,6 @@ const LONGEST: Duration = Duration::from_secs(1);
 const IN_MEMORY: [&str; 3] = ["tmp", "home/agent", "dev/shm"];
 /// The type of a file system in memory (statfs(2)).
 const TMPFS: u64 = 0x0102_1994;
-/// CAP_SYS_PTRACE in a set of capabilities (capabilities(7)).
-const SYS_PTRACE: u64 = 1 << 19;
 
 /// Watches sandboxes. Clones watch the same ones.
 #[derive(Clone)]
@@ -110,20 +108,6 @@ impl MemoryWatch {
         let reason = end_reason(self.limit);
         tokio::spawn(async move { sandbox.end(&reason).await });
     }
-}
-
-/// Whether the host may look at what processes of sandboxes have open and where their mounts are. Without
-/// this, root may not for those of other users, who are all of them.
-pub(super) fn sees_all() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    !rustix::process::geteuid().is_root() || may_trace(&status)
-}
-
-/// Whether CAP_SYS_PTRACE is effective, by a status (proc(5)).
-fn may_trace(status: &str) -> bool {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
-    effective.is_some_and(|set| set & SYS_PTRACE != 0)
 }
 
 fn end_reason(limit: u64) -> String {
@@ -274,14 +258,6 @@ mod tests {
         let page = rustix::param::page_size() as u64;
         assert_eq!(resident("100 7 3 1 0 9 0\n"), Some(7 * page));
         assert_eq!(resident("100"), None);
-    }
-
-    #[test]
-    fn only_a_host_with_the_capability_sees_processes_of_other_users() {
-        assert!(may_trace("Name:\tx\nCapEff:\t000001ffffffffff\n"));
-        // What Docker gives a container.
-        assert!(!may_trace("CapEff:\t00000000a80425fb\n"));
-        assert!(!may_trace(""));
     }
 
     #[test]

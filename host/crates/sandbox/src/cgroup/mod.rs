@@ -34,8 +34,8 @@ use std::sync::Arc;
 use self::counters::Counters;
 use self::locate::OwnGroup;
 use self::record::Record;
-use crate::memory_watch;
 use crate::settings::LEAST_MEMORY;
+use crate::trace_right;
 use lucid_exec::protocol::Launch;
 
 /// The period of a group's processor quota, in microseconds.
@@ -310,7 +310,7 @@ impl ControlGroups {
         } else {
             " The server counts their memory itself instead, and ends one that takes more than its limit."
         };
-        let lacks = if self.limit_memory() || memory_watch::sees_all() {
+        let lacks = if self.limit_memory() || trace_right::sees_all() {
             ""
         } else {
             " It has no CAP_SYS_PTRACE, so files in memory that no process has mapped do not count."
