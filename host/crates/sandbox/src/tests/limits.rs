@@ -176,6 +176,11 @@ async fn files_in_memory_count_as_memory() {
             continue;
         }
         let host = Host::new(kind, by).await;
+        let remark = host.sandboxes.remark().unwrap_or_default();
+        if remark.contains("CAP_SYS_PTRACE") {
+            // They do not, and the operator reads it.
+            continue;
+        }
         let sandbox = host.start("one").await;
         let what = format!("{kind:?} {by:?}");
         let fill = "head -c 60000000 /dev/zero > /dev/shm/x";
