@@ -26,6 +26,9 @@ const LEAST: u64 = 4096;
 /// The time in which a user may send as much as the rate says, in seconds.
 const MINUTE: f64 = 60.0;
 
+/// How many users are known before those are forgotten of whom nothing is to be remembered.
+const MANY: usize = 10_000;
+
 /// How much each user may write into the log, in bytes. Without a value there is no limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UserLogLimits {
@@ -71,6 +74,14 @@ struct UserLog {
     stored: Option<u64>,
 }
 
+impl UserLog {
+    /// What the user may send at a time, with so many bytes a minute.
+    fn allowance_at(&self, now: Instant, full: f64) -> f64 {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        (self.allowance + since * full / MINUTE).min(full)
+    }
+}
+
 /// How much all users have written.
 pub(crate) struct UserLogs {
     log: Arc<dyn SessionLog>,
@@ -108,13 +119,16 @@ impl UserLogs {
         };
         let full = rate as f64;
         let mut users = self.users.lock();
+        if users.len() >= MANY && !users.contains_key(user) {
+            // What is stored of them is asked of the log again.
+            users.retain(|_, known| known.allowance_at(now, full) < full);
+        }
         let known = users.entry(user.clone()).or_insert_with(|| UserLog {
             allowance: full,
             at: now,
             stored: None,
         });
-        let since = now.saturating_duration_since(known.at).as_secs_f64();
-        known.allowance = (known.allowance + since * full / MINUTE).min(full);
+        known.allowance = known.allowance_at(now, full);
         known.at = now;
         let cost = bytes.max(LEAST) as f64;
         // Something that is larger than a minute's share passes after a quiet minute.
@@ -199,6 +213,23 @@ mod tests {
         let later = begun + Duration::from_secs(2);
         assert_eq!(logs.admit_at(&user, 2 * LEAST, later), Ok(()));
         assert_eq!(logs.admit_at(&user, 1, later), refused);
+    }
+
+    #[test]
+    fn users_who_have_their_whole_share_again_are_forgotten_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = logs(folder.path(), 60 * LEAST);
+        let begun = Instant::now();
+        let debtor = UserId::from("debtor");
+        assert_eq!(logs.admit_at(&debtor, 180 * LEAST, begun), Ok(()));
+        for number in 1..MANY {
+            let user = UserId::from(format!("user-{number}"));
+            assert_eq!(logs.admit_at(&user, 1, begun), Ok(()));
+        }
+        let later = begun + Duration::from_secs(90);
+        assert_eq!(logs.admit_at(&"new".into(), 1, later), Ok(()));
+        assert_eq!(logs.users.lock().len(), 2);
+        assert!(logs.admit_at(&debtor, 1, later).is_err(), "it has to pay");
     }
 
     #[test]

@@ -31,12 +31,12 @@ fn is_root() -> bool {
 }
 
 /// A host whose sandboxes are of a kind.
-struct Host {
+struct LimitedHost {
     dir: tempfile::TempDir,
     sandboxes: Sandboxes,
 }
 
-impl Host {
+impl LimitedHost {
     async fn new(kind: Kind, by: LimitedBy) -> Self {
         Self::in_folder(folder(), kind, by).await
     }
@@ -98,7 +98,7 @@ async fn python(sandbox: &Sandbox, program: &str) -> Result<ExecResult, SandboxE
 }
 
 /// Asserts that memory ran out, and that whoever reads the command's outcome is told.
-async fn assert_out_of_memory(host: &Host, sandbox: &Sandbox, program: &str, what: &str) {
+async fn assert_out_of_memory(host: &LimitedHost, sandbox: &Sandbox, program: &str, what: &str) {
     let ran = python(sandbox, program).await;
     if host.has_groups() {
         let ran = ran.unwrap();
@@ -154,7 +154,7 @@ os._exit(9)",
 #[tokio::test]
 async fn memory_that_processes_share_ends_at_the_limit_of_their_sandbox() {
     for (kind, by) in all() {
-        let host = Host::new(kind, by).await;
+        let host = LimitedHost::new(kind, by).await;
         for (name, program) in TAKES_SHARED_MEMORY {
             let sandbox = host.start(name).await;
             let what = format!("{kind:?} {by:?} {name}");
@@ -175,7 +175,7 @@ async fn files_in_memory_count_as_memory() {
         if kind == Kind::LandlockWithoutNamespaces {
             continue;
         }
-        let host = Host::new(kind, by).await;
+        let host = LimitedHost::new(kind, by).await;
         let remark = host.sandboxes.remark().unwrap_or_default();
         if remark.contains("CAP_SYS_PTRACE") {
             // They do not, and the operator reads it.
@@ -200,7 +200,7 @@ print('passed')";
 async fn a_fork_bomb_in_one_sandbox_refuses_nothing_to_another() {
     let _room = PROCESS_TABLE_LOCK.write().await;
     for (kind, by) in all() {
-        let host = Host::new(kind, by).await;
+        let host = LimitedHost::new(kind, by).await;
         let (one, two) = (host.start("one").await, host.start("two").await);
         let what = format!("{kind:?} {by:?}");
         let mark = mark();
@@ -249,7 +249,7 @@ async fn a_fork_bomb_in_one_sandbox_refuses_nothing_to_another() {
 #[tokio::test]
 async fn processors_are_a_sandboxs_up_to_its_limit() {
     for kind in KINDS {
-        let host = Host::new(kind, LimitedBy::Machine).await;
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
         let (one, two) = (host.start("one").await, host.start("two").await);
         let spin =
             "timeout 1 sh -c 'while :; do :; done' & timeout 1 sh -c 'while :; do :; done'; wait";
@@ -279,7 +279,7 @@ async fn what_is_in_a_sandbox_is_ended_before_the_host_and_cannot_change_that() 
     let own: i32 = own.trim().parse().unwrap();
     let expected = format!("{}\n", (own + 500).min(1000));
     for kind in KINDS {
-        let host = Host::new(kind, LimitedBy::Machine).await;
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
         let sandbox = host.start("one").await;
         let file = "/proc/self/oom_score_adj";
         for change in ["true", "echo -1000 > $f", "echo 0 > $f", "echo 499 > $f"] {
@@ -299,7 +299,7 @@ async fn what_is_in_a_sandbox_is_ended_before_the_host_and_cannot_change_that() 
 #[tokio::test]
 async fn a_group_is_gone_with_its_sandbox_however_that_ends() {
     for kind in KINDS {
-        let host = Host::new(kind, LimitedBy::Machine).await;
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
         let (closed, dropped) = (host.start("one").await, host.start("two").await);
         let Some(groups) = [&closed, &dropped]
             .iter()
@@ -328,7 +328,7 @@ async fn a_group_is_gone_with_its_sandbox_however_that_ends() {
 #[tokio::test]
 async fn no_process_of_a_sandbox_is_outside_of_its_group_or_can_change_it() {
     for kind in KINDS {
-        let host = Host::new(kind, LimitedBy::Machine).await;
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
         let sandbox = host.start("one").await;
         let Some(group) = sandbox.group_file("cgroup.procs") else {
             assert!(!host.has_groups(), "{kind:?}");
@@ -355,7 +355,7 @@ async fn no_process_of_a_sandbox_is_outside_of_its_group_or_can_change_it() {
 #[tokio::test]
 async fn each_session_has_a_user_of_its_own_that_it_keeps_over_a_restart() {
     for kind in KINDS {
-        let host = Host::new(kind, LimitedBy::Machine).await;
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
         let (one, two) = (host.start("one").await, host.start("two").await);
         let (user, other) = (one.user(), two.user());
         assert_eq!(user.is_some(), is_root(), "{kind:?}");
@@ -367,7 +367,7 @@ async fn each_session_has_a_user_of_its_own_that_it_keeps_over_a_restart() {
         let path = host.workspace("one");
         path.write(&path.path("e/host").unwrap(), b"y").unwrap();
         let files = ["", "d", "d/f", "d/l", "e", "e/host"];
-        let owners = |host: &Host| {
+        let owners = |host: &LimitedHost| {
             let root = host.workspace("one").host_path().to_owned();
             files.map(|file| fs::symlink_metadata(root.join(file)).unwrap().uid())
         };
@@ -375,10 +375,10 @@ async fn each_session_has_a_user_of_its_own_that_it_keeps_over_a_restart() {
         assert_eq!(owners(&host), [expected; 6], "{kind:?}");
         one.close().await;
         two.close().await;
-        let Host { dir, sandboxes } = host;
+        let LimitedHost { dir, sandboxes } = host;
         drop(sandboxes);
 
-        let next = Host::in_folder(dir, kind, LimitedBy::Machine).await;
+        let next = LimitedHost::in_folder(dir, kind, LimitedBy::Machine).await;
         // In the other order, so that nothing is by chance as before.
         let (two, one) = (next.start("two").await, next.start("one").await);
         assert_eq!((one.user(), two.user()), (user, other), "{kind:?}");
@@ -394,11 +394,11 @@ async fn each_session_has_a_user_of_its_own_that_it_keeps_over_a_restart() {
 async fn a_workspace_of_before_gets_its_own_user_and_nothing_outside_of_it_does() {
     if !is_root() {
         // A host that is not root gives nothing away.
-        let host = Host::new(Kind::Landlock, LimitedBy::Machine).await;
+        let host = LimitedHost::new(Kind::Landlock, LimitedBy::Machine).await;
         assert_eq!(host.start("one").await.user(), None);
         return;
     }
-    let host = Host::new(Kind::Landlock, LimitedBy::Machine).await;
+    let host = LimitedHost::new(Kind::Landlock, LimitedBy::Machine).await;
     let root = host.workspace("one").host_path().to_owned();
     let outside = host.dir.path().join("outside");
     let roots = host.dir.path().join("roots");

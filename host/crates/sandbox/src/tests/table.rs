@@ -323,12 +323,12 @@ s.connect(('127.0.0.1', {})); s.send(b'x'); s.recv(1)",
 ];
 
 /// One kind of sandbox, and where its workspaces are.
-struct Ground {
+struct TriedBackend {
     sandboxes: Sandboxes,
     storage: PathBuf,
 }
 
-impl Ground {
+impl TriedBackend {
     async fn start(&self, session: &str) -> (Workspace, Sandbox) {
         let workspace =
             Workspace::create(&self.storage, &"user".into(), session_id(session)).unwrap();
@@ -418,7 +418,9 @@ async fn results_of(column: Column) -> Option<Vec<bool>> {
         Column::Docker => {
             let (keep, sandboxes, storage) = wall_sandboxes().await?;
             let outside = outside_of(storage.parent().unwrap());
-            let results = Ground { sandboxes, storage }.make_tries(outside).await;
+            let results = TriedBackend { sandboxes, storage }
+                .make_tries(outside)
+                .await;
             drop(keep);
             return Some(results);
         }
@@ -435,11 +437,11 @@ async fn results_of(column: Column) -> Option<Vec<bool>> {
 }
 
 async fn results_in(fixture: &SandboxFixture) -> Vec<bool> {
-    let ground = Ground {
+    let tried = TriedBackend {
         sandboxes: fixture.sandboxes.clone(),
         storage: fixture.dir.path().join("storage"),
     };
-    ground.make_tries(outside_of(fixture.dir.path())).await
+    tried.make_tries(outside_of(fixture.dir.path())).await
 }
 
 /// A file of the host that everybody may read and write.

@@ -10,7 +10,8 @@ use crate::error::StoreError;
 use lucid_types::user::UserId;
 
 /// Reads the size of all that the log holds of a user, in bytes. The policy's last state replaces the
-/// one before, so it is measured here; that does not read it.
+/// one before, so it is measured here. The sizes come after it in a row, so this follows the pages of
+/// large ones: it is asked seldom.
 pub(super) fn of_user(connection: &Connection, user: &UserId) -> Result<u64, StoreError> {
     let bytes: i64 = connection
         .prepare_cached(

@@ -32,10 +32,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Asks the thread for its work. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Checkpoints(Arc<Shared>);
+pub(super) struct Checkpoints(Arc<CheckpointState>);
 
-struct Shared {
-    wanted: Mutex<Wanted>,
+struct CheckpointState {
+    wanted: Mutex<CheckpointRequest>,
     changed: Condvar,
     /// Held by whoever uses the database alone: the writer for a transaction, this thread to empty
     /// SQLite's log. A lock of ours is passed on at once; SQLite's would be polled for.
@@ -43,7 +43,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct Wanted {
+struct CheckpointRequest {
     /// To copy what there is.
     copy: bool,
     /// To leave nothing in SQLite's log.
@@ -53,13 +53,13 @@ struct Wanted {
 
 /// The thread; ends when dropped.
 pub(super) struct CheckpointThread {
-    shared: Arc<Shared>,
+    shared: Arc<CheckpointState>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Checkpoints {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(CheckpointState {
             wanted: Mutex::default(),
             changed: Condvar::new(),
             turn: Mutex::default(),
@@ -89,7 +89,7 @@ impl Checkpoints {
         self.want(|wanted| wanted.empty = true);
     }
 
-    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+    fn want(&self, change: impl FnOnce(&mut CheckpointRequest)) {
         change(&mut self.0.wanted.lock());
         self.0.changed.notify_one();
     }
@@ -126,7 +126,7 @@ impl Drop for CheckpointThread {
     }
 }
 
-impl Shared {
+impl CheckpointState {
     /// Works until the end.
     fn work(&self, connection: &Connection) {
         let mut wanted = self.wanted.lock();
@@ -174,7 +174,7 @@ impl Shared {
     }
 
     /// Waits a while, less if the end comes.
-    fn pause(&self, wanted: &mut parking_lot::MutexGuard<'_, Wanted>) {
+    fn pause(&self, wanted: &mut parking_lot::MutexGuard<'_, CheckpointRequest>) {
         let until = Instant::now() + PAUSE;
         while !wanted.is_closed {
             if self.changed.wait_until(wanted, until).timed_out() {
@@ -195,24 +195,41 @@ mod tests {
     use crate::log::session_log::tests::{new_session, round};
     use crate::sqlite::Store;
 
-    /// Whether any file in a folder has a text.
-    fn is_in_a_file(folder: &Path, text: &str) -> bool {
+    const CONFIDENTIAL: &str = "a confidential text";
+
+    /// Whether any file in a folder has the text.
+    fn is_in_a_file(folder: &Path) -> bool {
         std::fs::read_dir(folder).unwrap().any(|entry| {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-            bytes
-                .windows(text.len())
-                .any(|window| window == text.as_bytes())
+            let mut windows = bytes.windows(CONFIDENTIAL.len());
+            windows.any(|window| window == CONFIDENTIAL.as_bytes())
         })
     }
 
-    async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    /// Opens the store in a new folder, and waits until the start has emptied SQLite's log: what is
+    /// written from then on stays there until something asks for it.
+    async fn opened(folder: &Path) -> Store {
+        let store = Store::open(folder).unwrap();
+        let log = folder.join("lucid.db-wal");
+        let emptied = async {
+            while log.metadata().unwrap().len() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let emptied = tokio::time::timeout(Duration::from_secs(60), emptied).await;
+        assert!(emptied.is_ok(), "a start does not empty SQLite's log");
+        store
+    }
+
+    /// Asserts that soon no file in a folder has the text.
+    async fn is_gone(folder: &Path) {
         let soon = async {
-            while !is_so() {
+            while is_in_a_file(folder) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         let soon = tokio::time::timeout(Duration::from_secs(60), soon).await;
-        assert!(soon.is_ok(), "{what}");
+        assert!(soon.is_ok(), "it is still there");
     }
 
     fn add(connection: &Connection, message: &str) -> Result<(), StoreError> {
@@ -222,15 +239,20 @@ mod tests {
         Ok(())
     }
 
+    fn delete(connection: &Connection) -> Result<(), StoreError> {
+        connection.execute("DELETE FROM transcript", [])?;
+        Ok(())
+    }
+
     #[tokio::test]
     async fn what_was_erased_is_soon_in_no_file_and_no_write_waits_for_a_reader() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = opened(folder.path()).await;
         store
-            .write(|connection| add(connection, "a confidential text"))
+            .write(|connection| add(connection, CONFIDENTIAL))
             .await
             .unwrap();
-        assert!(is_in_a_file(folder.path(), "a confidential text"));
+        assert!(is_in_a_file(folder.path()));
         // A reader that sees it still.
         let (entered, inside) = mpsc::channel::<()>();
         let (go, wait) = mpsc::channel::<()>();
@@ -252,64 +274,50 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        let erase = |connection: &Connection| {
-            connection.execute("DELETE FROM transcript", [])?;
-            Ok(())
-        };
-        store.erase(erase).await.unwrap();
+        store.erase(delete).await.unwrap();
         for _ in 0..100 {
             let write = store.write_within(Duration::ZERO, |connection| add(connection, "another"));
             write.await.unwrap();
         }
-        assert!(is_in_a_file(folder.path(), "a confidential text"));
+        assert!(is_in_a_file(folder.path()));
         go.send(()).unwrap();
         reading.await.unwrap().unwrap();
-        eventually("it is still there", || {
-            !is_in_a_file(folder.path(), "a confidential text")
-        })
-        .await;
+        is_gone(folder.path()).await;
     }
 
     #[tokio::test]
     async fn a_start_empties_what_a_crash_left_of_something_erased() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = opened(folder.path()).await;
         store
-            .write(|connection| add(connection, "a confidential text"))
+            .write(|connection| add(connection, CONFIDENTIAL))
             .await
             .unwrap();
-        let delete = |connection: &Connection| {
-            connection.execute("DELETE FROM transcript", [])?;
-            Ok(())
-        };
         // As if there was no time left to empty it.
         store.write(delete).await.unwrap();
         let copy = tempfile::tempdir().unwrap();
         for name in ["lucid.db", "lucid.db-wal"] {
             std::fs::copy(folder.path().join(name), copy.path().join(name)).unwrap();
         }
-        assert!(is_in_a_file(copy.path(), "a confidential text"));
+        assert!(is_in_a_file(copy.path()));
         let _store = Store::open(copy.path()).unwrap();
-        eventually("it is still there", || {
-            !is_in_a_file(copy.path(), "a confidential text")
-        })
-        .await;
+        is_gone(copy.path()).await;
     }
 
     #[tokio::test]
     async fn the_lines_of_a_deleted_chat_are_in_no_file_even_if_its_session_lives() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = opened(folder.path()).await;
         store.create(new_session(), round(0, None)).await.unwrap();
         let mut said = round(1, None);
         said.chat_lines.push(ChatLine {
             role: "user",
-            content: "a confidential text".to_owned(),
+            content: CONFIDENTIAL.to_owned(),
             event_type: "UserMessage".to_owned(),
             metadata: None,
         });
         store.append(Arc::new(said)).await.unwrap();
-        assert!(is_in_a_file(folder.path(), "a confidential text"));
+        assert!(is_in_a_file(folder.path()));
         // As the host does it.
         let delete = |connection: &Connection| {
             connection.execute("DELETE FROM chat_messages", [])?;
@@ -318,22 +326,19 @@ mod tests {
         store.write(delete).await.unwrap();
         let over = store.discard_chat("u".into(), "c".to_owned()).await;
         assert_eq!(over.unwrap(), [], "it lives");
-        eventually("it is still there", || {
-            !is_in_a_file(folder.path(), "a confidential text")
-        })
-        .await;
+        is_gone(folder.path()).await;
     }
 
     #[tokio::test]
     async fn sqlites_log_stays_bounded_while_writes_follow_one_another() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = opened(folder.path()).await;
         let megabyte = "x".repeat(1 << 20);
         for _ in 0..200 {
             let megabyte = megabyte.clone();
             store
                 .write(move |connection| {
-                    connection.execute("DELETE FROM transcript", [])?;
+                    delete(connection)?;
                     add(connection, &megabyte)
                 })
                 .await

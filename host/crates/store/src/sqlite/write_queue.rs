@@ -24,13 +24,13 @@ const LIMITS: FairLimits = FairLimits {
 };
 
 pub(super) struct WriteQueue {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<QueuedWrites>,
     /// Notified of a write, and of the end.
     changed: Condvar,
     room: Semaphore,
 }
 
-struct Waiting {
+struct QueuedWrites {
     turns: FairQueue<QueueKey, Box<dyn Write>>,
     is_closed: bool,
 }
@@ -38,7 +38,7 @@ struct Waiting {
 impl WriteQueue {
     pub(super) fn new() -> Self {
         Self {
-            waiting: Mutex::new(Waiting {
+            waiting: Mutex::new(QueuedWrites {
                 turns: FairQueue::new(LIMITS),
                 is_closed: false,
             }),
@@ -82,7 +82,7 @@ impl WriteQueue {
         }
     }
 
-    fn take(&self, waiting: &mut Waiting) -> Option<Box<dyn Write>> {
+    fn take(&self, waiting: &mut QueuedWrites) -> Option<Box<dyn Write>> {
         let (key, write) = waiting.turns.pop()?;
         waiting.turns.release(&key);
         self.room.add_permits(1);
