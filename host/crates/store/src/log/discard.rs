@@ -245,6 +245,10 @@ mod tests {
         assert_eq!(marked.await.unwrap(), []);
         assert!(store.read(left).await.unwrap() > 300);
         store.append(last()).await.unwrap();
+        assert!(
+            store.find(id()).await.unwrap().is_none(),
+            "it is found while its log is deleted"
+        );
         let gone = async {
             while store.read(left).await.unwrap() > 0 {
                 tokio::task::yield_now().await;

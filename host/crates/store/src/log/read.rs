@@ -74,12 +74,15 @@ pub(super) fn user_id(row: &Row<'_>, column: &str) -> rusqlite::Result<UserId> {
     row.get::<_, String>(column).map(UserId::from)
 }
 
-/// Reads one session, whatever its status.
+/// Reads one session, whatever its status. One whose log is being deleted is not found: a part of it
+/// is of no use to anyone.
 pub fn find_session(
     connection: &Connection,
     session: SessionId,
 ) -> Result<Option<SessionRow>, StoreError> {
-    let mut select = connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1")?;
+    let mut select = connection.prepare_cached(
+        "SELECT * FROM sessions WHERE id = ?1 AND NOT (discarded AND status = 'ended')",
+    )?;
     Ok(select
         .query_row([AsText(session)], session_row)
         .optional()?)
