@@ -2,8 +2,9 @@
 //!
 //! All of it in one run on one machine, since these times follow it: a command through the exec server
 //! beside the same one through `docker exec`, and a container that waits for a session beside one that
-//! is made for it, and a download through the proxy beside a direct one. Medians; a sandbox's start ends when it answers. Without an engine only the kinds
-//! that need none are measured.
+//! is made for it, and a download through the proxy beside a direct one, as fast as this machine is and
+//! from a server that sends 10 Gbit/s. Medians; a sandbox's start ends when it answers. Without an engine
+//! only the kinds that need none are measured.
 
 #![allow(
     clippy::unwrap_used,
@@ -67,8 +68,15 @@ fn main() {
     };
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let direct = direct_download(&plan).await;
-        show("a download of 1 GiB, outside of sandboxes", direct);
+        let mut direct = Vec::new();
+        for rate in [Rate::Unlimited, Rate::TenGigabits] {
+            let time = direct_download(&plan, rate).await;
+            show(
+                &format!("a download of 1 GiB, outside, {}", rate.text()),
+                time,
+            );
+            direct.push((rate, time));
+        }
         for (choice, kind) in [
             (BackendChoice::Bubblewrap, "bubblewrap"),
             (BackendChoice::Landlock, "Landlock"),
@@ -80,9 +88,12 @@ fn main() {
             let time = timed(plan.commands, async || run_true(&sandbox).await).await;
             show(&format!("`true` in it ({kind})"), time);
             sandbox.close().await;
-            let time = proxied_download(&plan, choice).await;
-            show(&format!("a download through its proxy ({kind})"), time);
-            ratio("the direct one is faster by", time, direct);
+            for (rate, direct) in &direct {
+                let time = proxied_download(&plan, choice, *rate).await;
+                let what = format!("the same through its proxy ({kind}), {}", rate.text());
+                show(&what, time);
+                ratio("the direct one is faster by", time, *direct);
+            }
         }
         let Some(engine) = lucid_tests::docker::engine().await else {
             return;
@@ -175,8 +186,32 @@ async fn run_true(sandbox: &Sandbox) {
     assert_eq!(ran.unwrap().exit_code, 0);
 }
 
+/// How fast a server sends.
+#[derive(Clone, Copy)]
+enum Rate {
+    Unlimited,
+    TenGigabits,
+}
+
+impl Rate {
+    fn text(self) -> &'static str {
+        match self {
+            Rate::Unlimited => "unlimited",
+            Rate::TenGigabits => "10 Gbit/s",
+        }
+    }
+
+    /// How long after its beginning an answer may have this many bytes.
+    fn due(self, bytes: usize) -> Duration {
+        match self {
+            Rate::Unlimited => Duration::ZERO,
+            Rate::TenGigabits => Duration::from_secs_f64(bytes as f64 * 8.0 / 10e9),
+        }
+    }
+}
+
 /// A server on this machine whose answer has as many megabytes as its path says.
-fn file_server() -> SocketAddr {
+fn file_server(rate: Rate) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -194,7 +229,10 @@ fn file_server() -> SocketAddr {
                 "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
             )
             .unwrap();
-            for _ in 0..pieces {
+            let begun = Instant::now();
+            for number in 0..pieces {
+                let early = rate.due(number << 20).saturating_sub(begun.elapsed());
+                std::thread::sleep(early);
                 stream.write_all(&piece).unwrap();
             }
         }
@@ -209,8 +247,8 @@ fn download_from(server: SocketAddr, plan: &Plan) -> [String; 6] {
 }
 
 /// How long a download takes outside of any sandbox.
-async fn direct_download(plan: &Plan) -> Duration {
-    let [program, arguments @ ..] = download_from(file_server(), plan);
+async fn direct_download(plan: &Plan, rate: Rate) -> Duration {
+    let [program, arguments @ ..] = download_from(file_server(rate), plan);
     timed(plan.downloads, async || {
         let ran = Command::new(&program).args(&arguments).status().await;
         assert!(ran.unwrap().success());
@@ -219,8 +257,8 @@ async fn direct_download(plan: &Plan) -> Duration {
 }
 
 /// How long it takes in a sandbox, through its proxy.
-async fn proxied_download(plan: &Plan, choice: BackendChoice) -> Duration {
-    let server = file_server();
+async fn proxied_download(plan: &Plan, choice: BackendChoice, rate: Rate) -> Duration {
+    let server = file_server(rate);
     let host = Hosted::new(choice, None, Network::Proxy).await;
     let (_workspace, sandbox) = host.start(SessionId::new()).await;
     let listener = sandbox.take_proxy_listener().unwrap();
@@ -321,10 +359,10 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 /// One line of the table.
 fn show(what: &str, time: Duration) {
-    println!("{what:52}{:>10.2} ms", time.as_secs_f64() * 1e3);
+    println!("{what:60}{:>10.2} ms", time.as_secs_f64() * 1e3);
 }
 
 fn ratio(what: &str, slow: Duration, fast: Duration) {
     let times = slow.as_secs_f64() / fast.as_secs_f64();
-    println!("{what:52}{times:>10.1} times");
+    println!("{what:60}{times:>10.1} times");
 }
