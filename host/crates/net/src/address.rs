@@ -7,7 +7,8 @@
 //! - Private addresses and this machine are refused unless the caller allows private ones.
 //! - An IPv6 address that stands for an IPv4 address (mapped, NAT64, 6to4) is judged by that one.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// Whether the host may connect to an address. `allow_private` also allows private addresses and this machine.
 #[must_use]
@@ -56,6 +57,39 @@ pub fn address_allowed(address: IpAddr, allow_private: bool) -> bool {
     !never && (allow_private || !private)
 }
 
+/// Whether this machine has that address. A public one leads to servers here that a firewall may keep from
+/// everybody else. Where it cannot be told, for a lack of descriptors say, it counts as this machine's.
+#[must_use]
+pub fn is_of_this_machine(address: IpAddr) -> bool {
+    // Nobody has this one. A machine that lets sockets have it lets them have any address.
+    let nobodys: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    };
+    is_source(address) || (can_be_bound(address) && !can_be_bound(nobodys))
+}
+
+/// Whether a packet to that address would come from the same one. Nothing is sent.
+fn is_source(address: IpAddr) -> bool {
+    let unspecified: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = UdpSocket::bind((unspecified, 0)).and_then(|socket| {
+        // Any port but 0, which is refused.
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip().to_canonical() == address.to_canonical())
+}
+
+fn can_be_bound(address: IpAddr) -> bool {
+    match UdpSocket::bind((address, 0)) {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::AddrNotAvailable,
+    }
+}
+
 /// The IPv4 address embedded in an IPv6 address: mapped, NAT64, 6to4.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();
@@ -70,6 +104,17 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_machine_is_told_from_others() {
+        for address in ["127.0.0.1", "127.8.9.10"] {
+            assert!(is_of_this_machine(address.parse().unwrap()), "{address}");
+        }
+        for address in ["203.0.113.7", "8.8.8.8", "2001:db8::7"] {
+            assert!(!is_of_this_machine(address.parse().unwrap()), "{address}");
+        }
+        assert!(is_source(Ipv4Addr::LOCALHOST.into()));
+    }
 
     #[test]
     fn metadata_addresses_are_refused_always_and_private_ones_unless_allowed() {

@@ -5,7 +5,8 @@
 //! # Invariants
 //! - Cloud metadata, unspecified and multicast addresses are refused.
 //! - Link-local addresses are refused unless the deployment's base URL is that very address.
-//! - Private and loopback addresses are refused unless the client's policy allows them.
+//! - Private and loopback addresses, and public ones of this machine, are refused unless the client's policy
+//!   allows them.
 //! - A connection goes to the very addresses that were checked.
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use url::{Host, Url};
 
-use super::address::address_allowed;
+use super::address::{address_allowed, is_of_this_machine};
 
 /// A name resolves to no allowed address.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +63,7 @@ fn plain_link_local(address: IpAddr) -> bool {
 /// Which addresses a client may connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AddressPolicy {
-    /// Public addresses.
+    /// Public addresses of other machines.
     Public {
         /// Hosts that may have private addresses too, in lower case: those that the deployment named itself.
         private_hosts: BTreeSet<String>,
@@ -104,7 +105,8 @@ impl AddressPolicy {
     fn allows(&self, host: &str, address: IpAddr) -> bool {
         match self {
             Self::Public { private_hosts } => {
-                address_allowed(address, private_hosts.contains(&host.to_ascii_lowercase()))
+                let is_named = private_hosts.contains(&host.to_ascii_lowercase());
+                address_allowed(address, is_named) && (is_named || !is_of_this_machine(address))
             }
             Self::PublicAndPrivate => address_allowed(address, true),
             Self::PrivateOnly => address_allowed(address, true) && !address_allowed(address, false),
