@@ -9,11 +9,14 @@
 //! - Every wait for a client has a limit: for a header, for the next request, for an answer to be
 //!   taken. What waits for a body, or for a WebSocket's messages, has its own.
 //! - An error of `accept` never ends the server.
+//! - What is held of an answer for a client that does not take it counts as its user's ([`HeldBytes`], an
+//!   extension of the answer).
 //! - A connection counts in the [`ConnectionBudget`] until its descriptor is closed, also after it
 //!   became a WebSocket.
 
 mod accept;
 mod budget;
+mod held_bytes;
 mod refusal;
 mod response;
 mod stream;
@@ -41,6 +44,7 @@ pub use self::budget::{
     ConnectionBudget, ConnectionLimits, ConnectionSlot, ConnectionUse, TooManyInUse,
     TooManySockets, UserSocket,
 };
+pub use self::held_bytes::{HeldBytes, TooManyBytes};
 use self::refusal::Refusals;
 use self::response::{Exchange, TrackedBody, UnsentAnswer};
 use self::stream::{ExchangePhase, TimedStream};
@@ -196,12 +200,13 @@ async fn answer(
     exchange: Exchange,
     mut request: Request<Incoming>,
 ) -> Result<Response<TrackedBody>, Infallible> {
-    let Some(active) = exchange.begin() else {
+    let Some(mut active) = exchange.begin() else {
         // Closed for another connection just now. Nothing of the request is carried out.
         return Ok(refusal::response().map(TrackedBody::untracked));
     };
     request.extensions_mut().insert(exchange.slot().clone());
-    let response = routes.call(request).await?;
+    let mut response = routes.call(request).await?;
+    active.hold(response.extensions_mut().remove::<HeldBytes>());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         active.upgrade();
     }

@@ -59,6 +59,7 @@ pub struct App {
     sessions: Sessions,
     workspaces: Workspaces,
     user_work: UserWork,
+    chat_reads: UserWork,
     connections: ConnectionLog,
     proxy: ProxyRules,
     sandboxes: Sandboxes,
@@ -147,6 +148,7 @@ impl App {
         let git = deployment.clone();
         let workspaces = Workspaces::new(storage);
         let user_work = UserWork::start().map_err(StartError::Threads)?;
+        let chat_reads = UserWork::start().map_err(StartError::Threads)?;
         let removals = UserWork::start_for_removals().map_err(StartError::Threads)?;
         let connections = ConnectionLog::start(store.clone());
         let proxy = proxy_rules(&config);
@@ -212,6 +214,7 @@ impl App {
             sessions,
             workspaces,
             user_work,
+            chat_reads,
             connections,
             proxy,
             sandboxes,

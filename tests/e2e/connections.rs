@@ -157,6 +157,105 @@ async fn a_user_whose_requests_never_end_keeps_no_other_user_from_working() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_pings_and_reads_nothing_is_closed_before_and_after_its_first_message() {
+    let host = small_host(256);
+    let mut stranger = Socket::connect(&host, "").await;
+    stranger.ping(200).await;
+    assert_eq!(stranger.end().await, 1008);
+    let mut known = Socket::open(&host, "alice", json!({"task": "Task"})).await;
+    known.completed().await;
+    known.ping(200).await;
+    assert_eq!(known.end().await, 1008);
+    // As often as clients do.
+    let mut other = Socket::open(&host, "bob", json!({"task": "Task"})).await;
+    other.ping(20).await;
+    other.completed().await;
+}
+
+/// A request of a user that is sent, and whose answer nobody reads.
+async fn unread(host: &Host, user: &str, request: &str, body: &[u8]) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket
+        .connect(host.address().parse().unwrap())
+        .await
+        .unwrap();
+    let head = format!(
+        "{request} HTTP/1.1\r\nhost: lucid\r\nauthorization: Bearer {}\r\n",
+        token(user)
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_a_user_does_not_take_are_few_and_keep_no_other_user_from_theirs() {
+    let host = Host::with_defaults().start();
+    let mut sessions = Vec::new();
+    for user in ["alice", "bob"] {
+        let mut socket =
+            Socket::open(&host, user, json!({"task": "Files", "projectId": user})).await;
+        let session = socket.session().await;
+        socket.completed().await;
+        // Each byte of it takes six in JSON.
+        let large = host.workspace(&session).join("large");
+        std::fs::write(large, vec![1; 4 << 20]).unwrap();
+        sessions.push(session);
+    }
+    let path = |session: &str| format!("/api/v1/files/read?session_id={session}&path=large");
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        let request = format!("GET {}", path(&sessions[0]));
+        held.push(unread(&host, "alice", &request, b"\r\n").await);
+    }
+    let refused = eventually("a refusal", async || {
+        let answer = host.get("alice", &path(&sessions[0])).await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(
+        refused.problem(429),
+        "Your requests, and the answers that you have not taken yet, have as much memory as one user's may (64 MB)."
+    );
+    // What is small is answered all the same.
+    host.get("alice", "/api/v1/sessions").await.ok();
+    host.get("bob", &path(&sessions[1])).await.ok();
+    drop(held);
+    eventually("room for another answer", async || {
+        let answer = host.get("alice", &path(&sessions[0])).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_do_not_end_are_few_for_a_user() {
+    let host = small_host(1024);
+    let body = b"content-type: application/json\r\ncontent-length: 1048576\r\n\r\n{";
+    let mut held = Vec::new();
+    for _ in 0..80 {
+        held.push(unread(&host, "alice", "POST /api/v1/sessions", body).await);
+    }
+    let task = json!({"task": "Task"});
+    let refused = eventually("a refusal", async || {
+        let answer = host.post("alice", "/api/v1/sessions", task.clone()).await;
+        (answer.status == 429).then_some(answer)
+    })
+    .await;
+    refused.problem(429);
+    host.post("bob", "/api/v1/sessions", task.clone())
+        .await
+        .ok();
+    drop(held);
+    eventually("room for another body", async || {
+        let answer = host.post("alice", "/api/v1/sessions", task.clone()).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_header_and_a_websocket_that_says_nothing_end_in_time() {
     let host = Host::with_defaults().set("SANDBOX_BACKEND", "none").start();
     let header = async {

@@ -163,6 +163,16 @@ impl Socket {
             .unwrap_or_else(|| panic!("closed without a code; frames: {}", self.told()))
     }
 
+    /// Sends so many of the protocol's pings, and reads nothing meanwhile.
+    pub async fn ping(&mut self, times: usize) {
+        for _ in 0..times {
+            let ping = Message::Ping(vec![b'p'; 125].into());
+            within("a ping to be sent", self.stream.send(ping))
+                .await
+                .ok();
+        }
+    }
+
     /// Sends a text while it reads on, as a browser does, to the close: its code and reason.
     pub async fn closed_by(self, text: &str) -> (u16, String) {
         let (mut sink, mut stream) = self.stream.split();

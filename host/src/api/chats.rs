@@ -6,6 +6,7 @@
 //!   existed.
 
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -17,6 +18,10 @@ use crate::api::identity::Authenticated;
 use lucid_session::UserLogExceeded;
 use lucid_store::{Chat, ChatMessage, ChatStoreError, Principal};
 use lucid_types::sentence::sentence;
+use lucid_types::user_work::UserWorkError;
+
+/// A chat of so many bytes is made an answer of where that holds up no other request.
+const LARGE: usize = 256 << 10;
 
 /// Which chats are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -173,24 +178,41 @@ pub(super) async fn list(
 /// The id is a chat's, not a session's.
 #[utoipa::path(
     get, path = "/api/v1/chats/{id}", tag = "chats", params(("id" = String, Path, description = "The chat")),
-    responses((status = 200, body = WholeChatView), (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem)),
+    responses((status = 200, body = WholeChatView), (status = 401, body = Problem), (status = 502, description = "The store refuses", body = Problem), (status = 503, description = "The store cannot be reached", body = Problem), (status = 404, body = Problem), (status = 429, description = "Too many of the caller's requests wait already", body = Problem)),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn get(
     State(api): State<Api>,
     Authenticated(who): Authenticated,
     Path(id): Path<String>,
-) -> Result<Json<WholeChatView>, Problem> {
+) -> Result<Response, Problem> {
+    // From before it is read until it is an answer, since it may be large.
+    let turn = api.parts.chat_reads.slot(&who.user).await?;
     let (chat, messages) = api
         .parts
         .chats
         .get(&Principal::from(&who), &id)
         .await?
         .ok_or_else(no_chat)?;
-    Ok(Json(WholeChatView {
-        chat: chat.into(),
-        messages: messages.into_iter().map(MessageView::from).collect(),
-    }))
+    let bytes: usize = messages.iter().map(size_of_message).sum();
+    let write = move || {
+        Json(WholeChatView {
+            chat: chat.into(),
+            messages: messages.into_iter().map(MessageView::from).collect(),
+        })
+        .into_response()
+    };
+    if bytes < LARGE {
+        return Ok(write());
+    }
+    turn.run(write)
+        .await
+        .map_err(|error| Problem::from(UserWorkError::from(error)))
+}
+
+/// About how many bytes a message has.
+fn size_of_message(message: &ChatMessage) -> usize {
+    message.content.len() + message.metadata_json.as_ref().map_or(0, String::len)
 }
 
 /// A new title.

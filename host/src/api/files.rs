@@ -142,28 +142,32 @@ pub(super) async fn read(
     State(api): State<Api>,
     Authenticated(who): Authenticated,
     Query(query): Query<FileQuery>,
-) -> Result<Json<FileView>, Problem> {
+) -> Result<Response, Problem> {
     let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
     let asked = query.path;
     let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
     let path = asked.clone();
     let read = api.run_blocking(&who.user, workspace, move |workspace, _| {
-        workspace.read(&workspace.path(&path)?, LARGEST_FILE)
+        let bytes = workspace.read(&workspace.path(&path)?, LARGEST_FILE)?;
+        // Made an answer there too: in JSON it may have six times its size.
+        Ok(text_view(&path, bytes))
     });
     // With the path as the client wrote it.
-    let bytes = read
-        .await
+    read.await
         .map_err(|problem| match problem.status().as_u16() {
             404 => no_file(&asked),
             413 => Problem::too_large(format!("{} Download it instead.", problem.detail())),
             _ => problem,
-        })?;
+        })
+}
+
+fn text_view(path: &str, bytes: Vec<u8>) -> Response {
     if bytes.contains(&0) {
-        return Err(no_text(&asked, bytes.len()));
+        return no_text(path, bytes.len()).into_response();
     }
     let content = String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    Ok(Json(FileView { content }))
+    Json(FileView { content }).into_response()
 }
 
 /// The error for a binary file, which is unreadable even with replacement characters.

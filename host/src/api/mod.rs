@@ -6,6 +6,7 @@
 //!   that panicked.
 //! - No query string is logged, since a token may be in it.
 //! - A body is at most 1 MiB, except for an uploaded plugin, and the time for it is limited.
+//! - What requests and answers take up in memory while their clients take time is bounded by user.
 //! - `Authenticated` decides once who the caller is, and every lookup names that user.
 
 pub(crate) mod identity;
@@ -17,6 +18,7 @@ mod description;
 mod docs;
 mod downloads;
 mod files;
+mod held_answers;
 mod integrations;
 pub(crate) mod plugins;
 mod root;
@@ -87,6 +89,7 @@ struct ApiState {
     about: Box<dyn Fn() -> DeploymentInfo + Send + Sync>,
     archives: ArchiveSlots,
     user_work: UserWork,
+    chat_reads: UserWork,
     stop: CancellationToken,
     sockets: TaskTracker,
 }
@@ -97,6 +100,8 @@ pub(crate) struct ApiParts {
     pub(crate) sessions: Sessions,
     pub(crate) workspaces: Workspaces,
     pub(crate) user_work: UserWork,
+    /// Turns for reading whole chats, which may be large.
+    pub(crate) chat_reads: UserWork,
     pub(crate) connections: ConnectionLog,
     pub(crate) chats: Chats,
     pub(crate) accounts: Accounts,
@@ -114,6 +119,7 @@ impl Api {
             sessions,
             workspaces,
             user_work,
+            chat_reads,
             connections,
             chats,
             accounts,
@@ -132,6 +138,7 @@ impl Api {
             about: Box::new(about),
             archives: ArchiveSlots::default(),
             user_work,
+            chat_reads,
             stop: CancellationToken::new(),
             sockets: TaskTracker::new(),
         };
@@ -192,6 +199,7 @@ pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
         .method_not_allowed_fallback(problem::no_such_method)
         .with_state(api)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(axum::middleware::from_fn(held_answers::hold))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(fixed(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(fixed(header::X_FRAME_OPTIONS, "DENY"))

@@ -11,6 +11,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use axum::body::HttpBody as _;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -21,9 +22,12 @@ use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
+use super::LARGEST_BODY;
 use crate::auth::AuthError;
+use crate::listener::{ConnectionSlot, HeldBytes, TooManyBytes};
 use lucid_store::StoreError;
 use lucid_types::log::LogError;
+use lucid_types::sentence::sentence;
 use lucid_types::transient::TransientFailure;
 use lucid_types::unicode::paired_json;
 
@@ -33,6 +37,8 @@ const LONGEST_REASON: usize = 300;
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// `Retry-After` while the database is unavailable, in seconds.
 pub(super) const STORE_AGAIN: u32 = 5;
+/// `Retry-After` while too much is held for clients that take their time, in seconds.
+const HELD_AGAIN: u32 = 5;
 /// `Retry-After` while the disk is full, in seconds.
 pub(super) const DISK_AGAIN: u32 = 30;
 
@@ -233,6 +239,17 @@ impl From<AuthError> for Problem {
     }
 }
 
+impl From<TooManyBytes> for Problem {
+    fn from(error: TooManyBytes) -> Self {
+        let text = sentence(error);
+        let problem = match error {
+            TooManyBytes::OfUser => Self::too_many(text),
+            TooManyBytes::OfAll => Self::unavailable(text),
+        };
+        problem.retry_after(HELD_AGAIN)
+    }
+}
+
 impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
         match &rejection {
@@ -279,6 +296,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let _held = hold_body(&request)?;
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts.clone(), body);
         let body = in_time(BODY_TIMEOUT, Bytes::from_request(request, state))
@@ -292,6 +310,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         let axum::Json(value) = axum::Json::from_request(request, state).await?;
         Ok(Self(value))
     }
+}
+
+/// Counts a body as its user's while it arrives, by the size that it is announced with.
+fn hold_body(request: &Request) -> Result<Option<HeldBytes>, TooManyBytes> {
+    let Some(connection) = request.extensions().get::<ConnectionSlot>() else {
+        return Ok(None);
+    };
+    let announced = request.body().size_hint().exact();
+    connection.hold(announced.map_or(LARGEST_BODY as u64, |size| size.min(LARGEST_BODY as u64)))
 }
 
 /// What a body's future gives, or 408 if it does not arrive in time.

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::held_bytes::{HeldBytes, HeldTotals, TooManyBytes};
 use lucid_types::user::UserId;
 
 /// The part of all descriptors that connections may take. The rest is for sandboxes, files and
@@ -93,6 +94,7 @@ pub struct ConnectionBudget {
 struct Shared {
     limits: ConnectionLimits,
     open: Mutex<OpenConnections>,
+    held: HeldTotals,
 }
 
 impl ConnectionBudget {
@@ -102,6 +104,7 @@ impl ConnectionBudget {
             shared: Arc::new(Shared {
                 limits,
                 open: Mutex::default(),
+                held: HeldTotals::default(),
             }),
         }
     }
@@ -275,6 +278,11 @@ impl OpenConnections {
         Ok(())
     }
 
+    /// For whom a connection is used.
+    fn user_of(&self, number: u64) -> Option<UserId> {
+        self.all.get(&number)?.user.clone()
+    }
+
     fn authenticate(&mut self, number: u64) {
         let now = self.tick();
         let Some(entry) = self.all.get_mut(&number) else {
@@ -338,6 +346,14 @@ impl ConnectionSlot {
         let shared = &self.0.shared;
         let most = shared.limits.in_use_per_user;
         shared.open.lock().count_use(self.0.number, user, most)
+    }
+
+    /// Counts so many bytes of a request or its answer as the user's for whom the connection is used, until the
+    /// result is dropped. `None` while that is nobody.
+    pub fn hold(&self, bytes: u64) -> Result<Option<HeldBytes>, TooManyBytes> {
+        let shared = &self.0.shared;
+        let user = shared.open.lock().user_of(self.0.number);
+        user.map(|user| shared.held.hold(&user, bytes)).transpose()
     }
 
     /// The connection is in use until this is dropped, and gives way to no other. `None` if it has

@@ -14,6 +14,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 
 use super::budget::{ConnectionSlot, ConnectionUse};
+use super::held_bytes::HeldBytes;
 use super::stream::ExchangePhase;
 
 /// An exchange whose answer was handed over, and may not be sent yet.
@@ -60,6 +61,7 @@ impl Exchange {
         self.phase.begin();
         Some(ActiveExchange {
             phase: self.phase.clone(),
+            held: None,
             _using: using,
         })
     }
@@ -76,10 +78,16 @@ impl Exchange {
 /// A request in progress, until this is dropped.
 pub(super) struct ActiveExchange {
     phase: ExchangePhase,
+    held: Option<HeldBytes>,
     _using: ConnectionUse,
 }
 
 impl ActiveExchange {
+    /// The answer has so many bytes in memory, until all of it is sent.
+    pub(super) fn hold(&mut self, bytes: Option<HeldBytes>) {
+        self.held = bytes;
+    }
+
     /// The answer switches the protocol, after which there are no more requests.
     pub(super) fn upgrade(&self) {
         self.phase.upgrade();

@@ -38,6 +38,7 @@ impl App {
             sessions: self.sessions.clone(),
             workspaces: self.workspaces.clone(),
             user_work: self.user_work.clone(),
+            chat_reads: self.chat_reads.clone(),
             connections: self.connections.clone(),
             chats: self.chats.clone(),
             accounts: self.accounts.clone(),

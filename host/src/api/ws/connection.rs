@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::{ClientFault, is_end};
 use super::frames::ServerMessage;
 use super::handshake::{ClientMessage, parse_message};
+use super::pings::PingAllowance;
 use super::{AcceptedClient, GOODBYE, STALLED, close_frame};
 use crate::api::Api;
 use lucid_session::{
@@ -132,6 +133,7 @@ async fn read(
     position: Option<&ClientPosition>,
     answers: mpsc::Sender<WriterInput>,
 ) -> ReadEnd {
+    let mut pings = PingAllowance::new(std::time::Instant::now());
     loop {
         let text = match timeout(SILENT, stream.next()).await {
             Ok(Some(Ok(Message::Text(text)))) => text,
@@ -151,7 +153,13 @@ async fn read(
                 }
                 continue;
             }
-            Ok(Some(Ok(Message::Ping(_)))) => continue,
+            Ok(Some(Ok(Message::Ping(_)))) if pings.take(std::time::Instant::now()) => continue,
+            Ok(Some(Ok(Message::Ping(_)))) => {
+                let fault = ClientFault::too_many_pings();
+                let _ = answers.send(WriterInput::Close(fault)).await;
+                // As below.
+                return std::future::pending().await;
+            }
             Ok(Some(Ok(Message::Close(_)))) => {
                 drain(&mut stream).await;
                 return ReadEnd::Closed;

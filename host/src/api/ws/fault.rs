@@ -35,6 +35,14 @@ pub(super) struct ClientFault {
 }
 
 impl ClientFault {
+    /// The client sends more pings than anybody has a use for.
+    pub(super) fn too_many_pings() -> Self {
+        Self {
+            code: close_code::POLICY,
+            reason: "Too many pings; one in a few seconds is enough.".to_owned(),
+        }
+    }
+
     /// Classifies an error. `None` if the connection is gone.
     pub(super) fn of(error: &axum::Error) -> Option<Self> {
         let (code, reason) = match error.source()?.downcast_ref::<Error>()? {

@@ -8,6 +8,7 @@
 //! - Another user's session is indistinguishable from one that does not exist.
 //! - Frames are read from the log at the client's pace, so a slow client loses nothing and nothing
 //!   is buffered for it here.
+//! - A client that reads nothing makes the server keep nothing for it: pongs are few.
 //! - A client that is gone is noticed and detached, and its session keeps running for the grace
 //!   period.
 
@@ -15,6 +16,7 @@ mod connection;
 mod fault;
 mod frames;
 mod handshake;
+mod pings;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use utoipa::IntoParams;
 use self::fault::ClientFault;
 use self::frames::ServerMessage;
 use self::handshake::{ConnectRequest, Handshake};
+use self::pings::PingAllowance;
 use super::problem::{Problem, Query};
 use super::sessions::no_session;
 use super::{Api, LARGEST_BODY};
@@ -342,6 +345,7 @@ async fn read_handshake(
     } else {
         CLOSE_UNAUTHENTICATED
     };
+    let mut pings = PingAllowance::new(std::time::Instant::now());
     loop {
         let Ok(message) = timeout_at(deadline, socket.recv()).await else {
             return Err(
@@ -350,6 +354,9 @@ async fn read_handshake(
         };
         let text = match message {
             Some(Ok(Message::Text(text))) => text,
+            Some(Ok(Message::Ping(_))) if !pings.take(std::time::Instant::now()) => {
+                return Err(Rejection::from(ClientFault::too_many_pings()).into());
+            }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
             Some(Ok(Message::Binary(_))) => {
                 return Err(
