@@ -10,8 +10,9 @@ use super::source::is_for_tests;
 
 /// Packages whose types a reader of the workspace meets. Components share no names with anybody: they export
 /// functions.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "lucid",
+    "lucid-builtin",
     "lucid-conformance",
     "lucid-exec",
     "lucid-guest-build",

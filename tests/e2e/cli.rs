@@ -6,9 +6,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::json;
 use tempfile::TempDir;
 
-use lucid_tests::{
-    Host, Model, ModelTurn, binary, call, command, eventually, find, text_of, with_compiled_plugins,
-};
+use lucid_tests::{Host, Model, ModelTurn, binary, call, command, eventually, find, text_of};
 
 /// Secrets that must never be printed. Each is long enough that nothing else looks like it.
 const SECRETS: [(&str, &str); 4] = [
@@ -47,7 +45,6 @@ fn both(output: &Output) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn run_with_nothing_configured_really_writes_and_runs_a_file() {
     let folder = folder();
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Write a hello world"]);
     run.env("MOCK_STEP_DELAY_SECONDS", "0");
     let output = output(run).await;
@@ -75,7 +72,6 @@ async fn run_says_with_its_exit_code_that_a_task_failed() {
     let model =
         Model::start(|_, _| ModelTurn::Refuse(400, "This model is on holiday.".into())).await;
     let folder = folder();
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Do something"]);
     run.env("LLM_API_KEY", "sk-test")
         .env("LLM_BASE_URL", &model.url);
@@ -95,7 +91,6 @@ async fn a_command_never_writes_to_the_terminal_that_run_was_started_at() {
         })
         .await;
         let folder = folder();
-        with_compiled_plugins(&folder.path().join("storage"));
         // `script` gives it a terminal, and prints what is written there.
         let run = format!("{} run 'Write there'", binary().display());
         let mut at_terminal = Command::new("script");
@@ -381,7 +376,6 @@ async fn asks() -> Model {
 }
 
 fn run_with(model: &Model, folder: &TempDir) -> Command {
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut run = command(folder.path(), &["run", "Indent it"]);
     run.env("LLM_API_KEY", "sk-test")
         .env("LLM_BASE_URL", &model.url)
@@ -539,7 +533,6 @@ async fn a_result_that_cannot_be_printed_is_a_failure_and_no_panic() {
     ] {
         for (kind, code) in [("full", 1), ("gone", 0)] {
             let folder = folder();
-            with_compiled_plugins(&folder.path().join("storage"));
             let mut command = command(folder.path(), arguments);
             command.stdout(nowhere(kind)).stderr(Stdio::piped());
             let child = command.spawn().unwrap();

@@ -144,7 +144,6 @@ policy = "careful"
 #[test]
 fn a_manifest_is_checked_before_it_is_run() {
     let folder = tempfile::tempdir().unwrap();
-    lucid_tests::with_compiled_plugins(&folder.path().join("storage"));
     let run = |arguments: &[&str]| {
         let done = command(folder.path(), arguments).output().unwrap();
         (
@@ -201,7 +200,6 @@ fn a_manifest_is_checked_before_it_is_run() {
 #[test]
 fn a_component_that_a_compiler_does_not_survive_is_tried_once_and_then_refused_at_each_start() {
     let folder = tempfile::tempdir().unwrap();
-    lucid_tests::with_compiled_plugins(&folder.path().join("storage"));
     std::fs::write(folder.path().join("bad.wasm"), type_chain(200)).unwrap();
     let text = "[policies.bad]\ncomponent = \"bad.wasm\"\n";
     written(folder.path(), text);

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use lucid_tests::{
     Host, IdentityProvider, SigningKey, Socket, command, eventually, find, hs256_token, now,
-    text_of, with_compiled_plugins,
+    text_of,
 };
 
 const SESSIONS: &str = "/api/v1/sessions";
@@ -120,7 +120,6 @@ async fn doctor_asks_for_what_keeps_other_applications_tokens_out() {
     let provider = IdentityProvider::start(&[SigningKey::ec().jwk("e")]).await;
     let doctor = async |settings: &[(&str, String)]| {
         let folder = tempfile::tempdir().unwrap();
-        with_compiled_plugins(&folder.path().join("storage"));
         let mut call = command(folder.path(), &["doctor"]);
         call.env("SANDBOX_BACKEND", "none");
         for (name, value) in settings {

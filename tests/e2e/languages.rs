@@ -5,6 +5,8 @@
 //! until a template or the WIT changes; where the test of the guide (`kit`) has built and compiled it by
 //! the guide's commands, that is what runs here.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -192,10 +194,12 @@ async fn a_session(language: &Language, built: &Template) {
     std::fs::write(&manifest, text).unwrap();
     // The host finds what was compiled above: no copy of some 40 MB, and none for other tests' hosts.
     let storage = folder.path().join("storage");
-    lucid_tests::with_compiled_plugins(&storage);
+    let cache = storage.join(".lucid/cache");
+    let mut private = DirBuilder::new();
+    private.recursive(true).mode(0o700).create(&cache).unwrap();
     for file in std::fs::read_dir(&built.cache).unwrap() {
         let file = file.unwrap();
-        let to = storage.join(".lucid/cache").join(file.file_name());
+        let to = cache.join(file.file_name());
         // Not where the one is on another file system.
         if std::fs::hard_link(file.path(), &to).is_err() {
             std::fs::copy(file.path(), &to).unwrap();

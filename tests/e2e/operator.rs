@@ -6,14 +6,13 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use lucid_tests::{Host, Model, ModelTurn, command, eventually, text_of, with_compiled_plugins};
+use lucid_tests::{Host, Model, ModelTurn, command, eventually, text_of};
 
 fn folder() -> TempDir {
     let folder = tempfile::Builder::new()
         .prefix("lucid-operator-")
         .tempdir()
         .unwrap();
-    with_compiled_plugins(&folder.path().join("storage"));
     folder
 }
 

@@ -14,7 +14,7 @@ use wit_parser::Resolve;
 
 use lucid_tests::{
     DEADLINE, HOSTILE, Host, HostBuilder, HttpAnswer, JWT_SECRET, Socket, binary, claims_token,
-    command, counting, eventually, expired_token, text_of, token, with_compiled_plugins,
+    command, counting, eventually, expired_token, text_of, token,
 };
 use lucid_wasm::testing::{many_locals, type_chain};
 
@@ -1159,7 +1159,6 @@ struct Cramped {
 impl Cramped {
     fn start(folder: &Path, bytes: u32) -> Self {
         let storage = folder.join("storage");
-        with_compiled_plugins(&storage);
         let depot = storage.join(".lucid/data/plugins");
         std::fs::create_dir_all(&depot).unwrap();
         let mut child = Command::new("bwrap")

@@ -107,7 +107,6 @@ impl HostBuilder {
         let disk = self
             .disk
             .map(|size| SmallDisk::mount(&storage, &size).expect("a small disk cannot be mounted"));
-        with_compiled_plugins(&storage);
         let log = Arc::new(Mutex::new(String::new()));
         let command = host_command(&folder, &["serve"], self.descriptors);
         let (child, address) = spawn(command, &folder, &self.settings, &log);
@@ -419,35 +418,6 @@ fn remove_control_groups(folder: &Path) {
                 }
             }
         }
-    }
-}
-
-/// Puts the plugins' compiled code into a storage folder that is about to be used, so that each of the
-/// many hosts does not spend seconds on compiling the same. `lucid doctor` makes it, once. A host
-/// checks what it finds there, and compiles what it does not find.
-pub fn with_compiled_plugins(storage: &Path) {
-    static CACHE: OnceLock<PathBuf> = OnceLock::new();
-    let cache = CACHE.get_or_init(|| {
-        let storage = binary().with_file_name("lucid-tests-storage");
-        let mut doctor = command(storage.parent().unwrap(), &["doctor"]);
-        doctor
-            .env("WORKSPACE_BASE_PATH", &storage)
-            .output()
-            .unwrap();
-        storage.join(".lucid/cache")
-    });
-    if cache.is_dir() {
-        std::fs::create_dir_all(storage.join(".lucid")).unwrap();
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(cache)
-            .arg(storage.join(".lucid"))
-            .status();
-        assert!(
-            copied.unwrap().success(),
-            "{} could not be copied",
-            cache.display()
-        );
     }
 }
 

@@ -27,6 +27,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use self::error::ComponentError;
 use super::{WRONG, failed, wrong};
+use crate::builtin;
 use crate::cli::report::{Severity, is_json, print_message};
 use crate::config::Config;
 use lucid_wasm::{Compiler, Engine, EngineError, EngineOptions, PluginKind};
@@ -200,6 +201,7 @@ fn engine() -> Result<Engine, ComponentError> {
         calls: 2,
         streams: 2,
         compiler: Compiler::lucid(),
+        embedded: &builtin::EMBEDDED,
         ..EngineOptions::default()
     };
     let kept = Engine::new(options(compiled));

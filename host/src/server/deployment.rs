@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::error::StartError;
 use super::folders::{DataDirs, create_dir};
+use crate::builtin;
 use crate::config::Config;
 use crate::deployment::manager::DeploymentManager;
 use crate::deployment::snapshot::DeploymentSnapshot;
@@ -56,6 +57,7 @@ fn engine(folders: &DataDirs) -> Result<Engine, StartError> {
     Ok(Engine::new(EngineOptions {
         cache: Some(folders.cache.clone()),
         compiler: Compiler::lucid(),
+        embedded: &builtin::EMBEDDED,
         ..EngineOptions::default()
     })?)
 }

@@ -1,17 +1,21 @@
 //! The code that a compiler made of a component, before it is loaded.
 
+use std::borrow::Cow;
 use std::io;
 
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use crate::settings;
+
 /// What this program's compiler made of a component: native code, as wasmtime serialises it.
 ///
-/// There are two ways to have one: [compiling](Self::compile) here, and what a
-/// [process](crate::CompilerProcess) of this program gave back. Both are the compiler's own output, and
+/// There are three ways to have one: [compiling](Self::compile) here, what a
+/// [process](crate::CompilerProcess) of this program gave back, and what this program's build
+/// [embedded](crate::EmbeddedComponent). All are the compiler's own output, and
 /// running it trusts that compiler to be right: hostile input that makes it write wrong code wins the
-/// same in either. The process keeps apart what a compiler *uses*, not what it writes.
-pub struct CompiledCode(Vec<u8>);
+/// same in each. The process keeps apart what a compiler *uses*, not what it writes.
+pub struct CompiledCode(Cow<'static, [u8]>);
 
 impl std::fmt::Debug for CompiledCode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -26,7 +30,19 @@ impl CompiledCode {
     ///
     /// An error is the component's own.
     pub fn compile(engine: &Engine, wasm: &[u8]) -> wasmtime::Result<Self> {
-        engine.precompile_component(wasm).map(Self)
+        let code = engine.precompile_component(wasm)?;
+        Ok(Self(code.into()))
+    }
+
+    /// Compiles a component for a target, with the [settings](crate::settings()) of a server. The code uses
+    /// what every processor of that target has.
+    ///
+    /// # Errors
+    ///
+    /// An error is the component's own, or the target is not one that this program compiles for.
+    pub fn compile_for(target: &str, wasm: &[u8]) -> wasmtime::Result<Self> {
+        let engine = Engine::new(settings().target(target)?)?;
+        Self::compile(&engine, wasm)
     }
 
     /// Writes it where a [process](crate::CompilerProcess) hands it over.
@@ -37,7 +53,13 @@ impl CompiledCode {
 
     /// Takes what a compiler wrote. Only for what is known to be that: see [`Self::load`].
     pub(crate) fn of(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+        Self(bytes.into())
+    }
+
+    /// Takes what a compiler wrote while this program was built. Only for what is known to be that: see
+    /// [`Self::load`].
+    pub(crate) const fn embedded(bytes: &'static [u8]) -> Self {
+        Self(Cow::Borrowed(bytes))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -56,9 +78,9 @@ impl CompiledCode {
     )]
     pub fn load(&self, engine: &Engine) -> wasmtime::Result<Component> {
         // SAFETY: a value of this type holds what wasmtime's compiler serialised in this program: in
-        // this process, in a process of the same program whose output nobody else could write, or in
-        // one that put it into the cache folder, from which it came back unchanged. Nothing else makes
-        // one, and nobody can change it.
+        // this process, in a process of the same program whose output nobody else could write, in
+        // one that put it into the cache folder, from which it came back unchanged, or in the build of
+        // this program (who embeds it promises that). Nothing else makes one, and nobody can change it.
         unsafe { Component::deserialize(engine, &self.0) }
     }
 }

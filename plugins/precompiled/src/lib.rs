@@ -1,11 +1,12 @@
-//! The cache folder of compiled components, the process that compiles one, and the one `unsafe` call
-//! that loading them takes.
+//! Compiled components: the settings they are compiled with, the process that compiles one, the cache folder, those
+//! that are part of the program, and the one `unsafe` call that loading them takes.
 //!
 //! # Safety
 //!
 //! Nothing is loaded as native code that this program, under this user, did not write itself:
 //! [`CompiledCode`] is made by its compiler, in this process or in [one](CompilerProcess) of the same
-//! program, or comes from the cache folder. [`ComponentCacheDir::component`] is a safe function on these
+//! program, comes from the cache folder, or was compiled by the program's own build
+//! ([`EmbeddedComponent`], whose maker promises that). [`ComponentCacheDir::component`] is a safe function on these
 //! grounds:
 //!
 //! - The folder was created by this user for nobody else: it is opened without following a link,
@@ -37,7 +38,9 @@
 
 mod code;
 mod confinement;
+mod embedded;
 mod process;
+mod settings;
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -53,7 +56,9 @@ use wasmtime::component::Component;
 
 pub use code::CompiledCode;
 pub use confinement::{ResourceLimitError, confine};
+pub use embedded::EmbeddedComponent;
 pub use process::{CompileDeath, CompileLimits, CompilerProcess, ProcessFailure, REFUSED, UNREADY};
+pub use settings::settings;
 
 const DIGEST: usize = 32;
 const NOW: Timespec = Timespec {

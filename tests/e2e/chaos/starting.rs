@@ -1,5 +1,6 @@
 //! What fails while a host starts, and a host that is told to stop while it starts.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::begun;
-use lucid_tests::{Host, SmallDisk, command, eventually, with_compiled_plugins};
+use lucid_tests::{Host, SmallDisk, command, counting, eventually};
 
 /// Longer than any write waits for a lock by itself.
 const HELD: Duration = Duration::from_secs(12);
@@ -153,11 +154,27 @@ async fn a_file_that_is_no_database_ends_a_start_at_once() {
     assert!(!log.contains("tries again"), "{log}");
 }
 
+/// A folder whose manifest names plugins that no server has compiled yet.
+fn with_plugins_to_compile() -> TempDir {
+    let folder = folder();
+    let mut manifest = String::new();
+    for number in 0..8 {
+        let file = format!("{number}.wasm");
+        std::fs::write(folder.path().join(&file), counting(number, "good")).unwrap();
+        writeln!(
+            manifest,
+            "[policies.number-{number}]\ncomponent = \"{file}\""
+        )
+        .unwrap();
+    }
+    std::fs::write(folder.path().join("lucid.toml"), manifest).unwrap();
+    folder
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_a_server_that_compiles_or_waits_for_its_database() {
     for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
-        // Nothing is compiled yet.
-        let mut compiling = Starting::in_shell(folder(), "exec $0 serve");
+        let mut compiling = Starting::in_shell(with_plugins_to_compile(), "exec $0 serve");
         compiling.says("compiling a component").await;
         compiling.signal(signal);
         let took = compiling.ended_well().await;
@@ -167,7 +184,6 @@ async fn a_signal_ends_a_server_that_compiles_or_waits_for_its_database() {
 
     // It was there before, and another process has it now.
     let folder = folder();
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut first = Starting::in_shell(folder, "exec $0 serve");
     first.says("listening on").await;
     first.signal(Signal::TERM);
@@ -187,7 +203,6 @@ async fn a_signal_ends_a_server_that_compiles_or_waits_for_its_database() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_hangup_is_ignored_outlives_its_terminal() {
     let folder = folder();
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut server = Starting::in_shell(folder, "exec nohup $0 serve");
     server.says("listening on").await;
     server.signal(Signal::HUP);
@@ -209,7 +224,6 @@ async fn a_server_whose_hangup_is_ignored_outlives_its_terminal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_serves_also_where_nothing_that_it_says_can_be_printed() {
     let folder = folder();
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut server = Starting::in_shell(folder, "exec $0 serve >/dev/full");
     server.says("a line could not be printed to stdout").await;
     server.signal(Signal::TERM);

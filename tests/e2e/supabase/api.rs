@@ -7,7 +7,6 @@ use uuid::Uuid;
 use lucid_tests::{
     GitApi, GitServer, Host, JWT_SECRET, Model, Socket, TestSupabase, anon_key, call, command,
     eventually, expired_token, repository, service_key, text_of, token, token_for,
-    with_compiled_plugins,
 };
 
 const INTERNAL: &str = "internal-key-of-the-tests";
@@ -340,7 +339,6 @@ async fn the_doctor_says_whether_the_project_can_be_used() {
         let output = tokio::task::spawn_blocking(move || doctor.output().unwrap());
         text_of(&output.await.unwrap().stdout)
     };
-    with_compiled_plugins(&folder.path().join("storage"));
     let without = said(doctor(None)).await;
     assert!(
         without.contains(&format!("chats go to Supabase at {}", supabase.url())),

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use lucid_tests::{
     Host, JWT_SECRET, Socket, TestSupabase, anon_key, command, eventually, text_of, token,
-    with_compiled_plugins,
 };
 
 const UUIDS: &str = include_str!("projects/uuids.sql");
@@ -146,7 +145,6 @@ async fn works_for(host: &Host, supabase: &TestSupabase, user: &str) {
 
 async fn doctor(supabase: &TestSupabase) -> String {
     let folder = tempfile::tempdir().unwrap();
-    with_compiled_plugins(&folder.path().join("storage"));
     let mut doctor = command(folder.path(), &["doctor"]);
     doctor
         .env("SANDBOX_BACKEND", "none")

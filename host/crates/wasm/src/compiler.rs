@@ -20,10 +20,9 @@ use std::time::Duration;
 
 use lucid_precompiled::{
     CompileDeath, CompileLimits, CompiledCode, CompilerProcess, KnownFailure, ProcessFailure,
-    REFUSED, UNREADY,
+    REFUSED, UNREADY, settings,
 };
 use lucid_types::sanitize::sanitize;
-use wasmtime::{Config, OptLevel};
 
 use super::bounds::{self, BoundsError};
 
@@ -159,24 +158,6 @@ fn compile(engine: &wasmtime::Engine, wasm: &[u8]) -> Result<CompiledCode, Compi
     bounds::check(wasm)?;
     CompiledCode::compile(engine, wasm)
         .map_err(|error| CompileRefusal::Component(format!("{error:#}")))
-}
-
-/// What decides about the code, and nothing of how it is run: no pool is reserved for these.
-pub(super) fn settings() -> Config {
-    let mut config = Config::new();
-    config
-        .memory_init_cow(true)
-        .cranelift_opt_level(OptLevel::Speed)
-        .cranelift_nan_canonicalization(true)
-        .wasm_relaxed_simd(false)
-        .wasm_features(wasmtime::WasmFeatures::THREADS, false)
-        // Nothing reads these tables: traps are reported by function, and only wasmtime unwinds
-        // guests.
-        .generate_address_map(false)
-        .native_unwind_info(false)
-        .consume_fuel(true)
-        .epoch_interruption(true);
-    config
 }
 
 /// The process that compiles, from its first line on: limits itself to these bytes of memory and

@@ -18,12 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::compiler::{self, CompileError, Compiler};
+use super::compiler::{CompileError, Compiler};
 use super::host_state::{self, HostState};
 use super::limits::{MOST_CORE_INSTANCES, MOST_MEMORIES, MOST_TABLES};
 use super::progress::{Activities, ActivityKind};
 use super::wasi;
-use lucid_precompiled::{CacheOutcome, CompiledCode, ComponentCacheDir, ComponentCacheError};
+use lucid_precompiled::{
+    CacheOutcome, CompiledCode, ComponentCacheDir, ComponentCacheError, EmbeddedComponent,
+};
 use lucid_types::digest::Digest;
 
 /// How many components are compiled at once at most. Each may take the memory that a compiling process
@@ -53,6 +55,8 @@ pub struct EngineOptions {
     pub largest_memory: usize,
     /// Where components are compiled.
     pub compiler: Compiler,
+    /// Components that were compiled when this program was built.
+    pub embedded: &'static [EmbeddedComponent],
 }
 
 impl Default for EngineOptions {
@@ -65,6 +69,7 @@ impl Default for EngineOptions {
             largest_component: 64 << 20,
             largest_memory: 512 << 20,
             compiler: Compiler::InProcess,
+            embedded: &[],
         }
     }
 }
@@ -175,8 +180,11 @@ impl Engine {
         &self.0.activities
     }
 
-    /// Compiles a component, or reuses cached code.
+    /// Compiles a component, or reuses code that was compiled before.
     pub(super) fn compile(&self, plugin: &str, wasm: &[u8]) -> Result<Component, CompileError> {
+        if let Some(component) = self.embedded(plugin, wasm) {
+            return Ok(component);
+        }
         let work = self.0.activities.begin(plugin, ActivityKind::Loading);
         // The second of two takes what the first one made, or knows what it failed with.
         let turn = self.0.turns.of(Digest::of(wasm));
@@ -203,6 +211,20 @@ impl Engine {
         }
         tracing::info!(plugin, millis = work.millis(), "a component was compiled");
         Ok(component)
+    }
+
+    /// Loads a component that was compiled when this program was built.
+    fn embedded(&self, plugin: &str, wasm: &[u8]) -> Option<Component> {
+        let code = EmbeddedComponent::find(self.0.options.embedded, wasm)?;
+        let loaded = code.load(&self.0.engine);
+        loaded
+            .inspect_err(|cause| {
+                tracing::info!(
+                    plugin,
+                    "the plugin's code in this program does not fit this machine, so it is compiled: {cause:#}"
+                );
+            })
+            .ok()
     }
 
     fn compile_anew(&self, plugin: &str, wasm: &[u8]) -> Result<CompiledCode, CompileError> {
@@ -251,7 +273,7 @@ fn config(options: &EngineOptions) -> Config {
         .max_unused_warm_slots(8)
         .linear_memory_keep_resident(128 << 10)
         .table_keep_resident(4 << 10);
-    let mut config = compiler::settings();
+    let mut config = lucid_precompiled::settings();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }
