@@ -98,14 +98,10 @@ impl Drop for PlaceWaiter {
 
 impl WriteQueue {
     pub(super) fn new() -> Self {
-        Self::with_places(PLACES)
-    }
-
-    fn with_places(places: FairLimits) -> Self {
         Self {
             waiting: Mutex::new(QueuedWrites {
                 turns: FairQueue::new(LIMITS),
-                places: FairQueue::new(places),
+                places: FairQueue::new(PLACES),
                 is_closed: false,
             }),
             changed: Condvar::new(),
