@@ -204,11 +204,12 @@ fn read_again(c: &mut Criterion) {
         }
         (writer.session, 2 * writer.next)
     });
+    let user = "bench".into();
     let mut group = c.benchmark_group("replay");
     group.throughput(Throughput::Elements(MISSED));
     group.bench_function("the last 100 frames of a session with 4,000", |b| {
         b.iter(|| {
-            let read = store.frames_after(session, last - MISSED, usize::MAX);
+            let read = store.frames_after(session, &user, last - MISSED, usize::MAX);
             let chunk = runtime.block_on(read).unwrap();
             assert_eq!(chunk.frames.len() as u64, MISSED);
         });

@@ -54,7 +54,6 @@ pub(super) struct ConnectionsView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's", body = Problem),
         (status = 404, body = Problem),
-        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
         (status = 503, description = "The log cannot be read at the moment", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -65,7 +64,7 @@ pub(super) async fn list(
     Path(id): Path<String>,
 ) -> Result<Json<ConnectionsView>, Problem> {
     let (session, _) = details_of(&api, &who, &id).await?;
-    let found = api.parts.connections.read(session).await;
+    let found = api.parts.connections.read(session, &who.user).await;
     let found = found.map_err(|cause| Problem::store(&cause))?;
     Ok(Json(ConnectionsView {
         connections: found.into_iter().map(ConnectionView::from).collect(),

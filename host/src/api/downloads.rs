@@ -31,10 +31,10 @@ use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::files::{NOT_YOURS, no_file, not_yet};
+use super::files::{no_file, not_yet};
 use super::problem::{Problem, Query};
 use crate::api::identity::Authenticated;
-use lucid_sandbox::workspace::Workspace;
+use lucid_sandbox::workspace::{Workspace, WorkspaceError};
 use lucid_types::user::UserId;
 use lucid_types::user_work::{CancelFlag, UserWork};
 
@@ -88,22 +88,11 @@ pub(super) async fn file(
     Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
-    let asked = query.path;
-    let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
-    let path = asked.clone();
-    let opened = api.run_blocking(&who.user, workspace, move |workspace, _| {
-        let path = workspace.path(&path)?;
-        let (file, length) = workspace.open(&path)?;
-        Ok((path.display(), file, length))
+    let path = query.path.clone();
+    let opened = api.in_workspace(&query.session_id, &who, move |workspace, _| {
+        open(&workspace, &path)
     });
-    let (shown, file, length) = opened.await.map_err(|problem| {
-        if problem.status() == StatusCode::NOT_FOUND {
-            no_file(&asked)
-        } else {
-            problem
-        }
-    })?;
+    let (shown, file, length) = opened.await?.ok_or_else(|| not_yet(&query.path))??;
     let tag = tag(&file, length).map_err(|cause| Problem::internal(&cause))?;
     let name = shown.rsplit('/').next().unwrap_or_default();
     let mut response = save_as(name, "application/octet-stream");
@@ -142,6 +131,19 @@ pub(super) async fn file(
         first..first + count,
     ));
     Ok((status, response, body).into_response())
+}
+
+/// Opens a file: how its path is shown, the file, and its length. Blocks.
+fn open(workspace: &Workspace, path: &str) -> Result<(String, File, u64), Problem> {
+    let opened = workspace.path(path).and_then(|path| {
+        let (file, length) = workspace.open(&path)?;
+        Ok((path.display(), file, length))
+    });
+    opened.map_err(|error| match error {
+        // With the path as the client wrote it.
+        WorkspaceError::NotFound(_) => no_file(path),
+        error => error.into(),
+    })
 }
 
 /// A range of a file, read as the client takes it.
@@ -203,12 +205,9 @@ pub(super) async fn archive(
     Authenticated(who): Authenticated,
     Query(query): Query<ArchiveQuery>,
 ) -> Result<Response, Problem> {
-    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
-    let Some(workspace) = workspace else {
-        return Err(Problem::not_found(
-            "The session has not started, so it has no files yet.",
-        ));
-    };
+    let opened = api.in_workspace(&query.session_id, &who, |workspace, _| Ok(workspace));
+    let not_started = || Problem::not_found("The session has not started, so it has no files yet.");
+    let workspace = opened.await?.ok_or_else(not_started)??;
     let turn = api.parts.archives.acquire(&who.user)?;
     let (sender, mut pieces) = mpsc::channel(BUFFERED_CHUNKS);
     let id = query.session_id;

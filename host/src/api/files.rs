@@ -7,8 +7,6 @@
 //! - An async thread never blocks on the file system, and no user takes another's threads
 //!   ([`UserWork`](lucid_types::user_work::UserWork)).
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -18,12 +16,11 @@ use super::Api;
 use super::problem::{Json, Problem, Query};
 use crate::api::identity::Authenticated;
 use lucid_sandbox::workspace::{TreeNode, Workspace, WorkspaceError};
+use lucid_types::identity::Identity;
 use lucid_types::plural;
 use lucid_types::sentence::{full_stop, sentence};
-use lucid_types::user::UserId;
 use lucid_types::user_work::{CancelFlag, UserWorkError};
 
-pub(super) const NOT_YOURS: &str = "Not authorized to access this session.";
 /// `Retry-After` while as many of a user's requests wait as may, in seconds.
 const QUEUE_AGAIN: u32 = 1;
 /// The maximum size of a displayed file, in bytes.
@@ -90,17 +87,15 @@ pub(super) async fn list(
     Authenticated(who): Authenticated,
     Query(query): Query<TreeQuery>,
 ) -> Result<Response, Problem> {
-    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
-    // A session that has not started has no workspace yet, which is equivalent to an empty one.
-    let Some(workspace) = workspace else {
-        return Ok(Json(TreeView { tree: Vec::new() }).into_response());
-    };
-    let listed = api.run_blocking(&who.user, workspace, |workspace, cancelled| {
+    let listed = api.in_workspace(&query.session_id, &who, |workspace, cancelled| {
         let tree = workspace.tree_until(cancelled)?;
         // Written there too: it may have a megabyte.
         Ok(Json(TreeView { tree }).into_response())
     });
-    listed.await
+    listed.await?.unwrap_or_else(|| {
+        // A session that has not started has no workspace yet, which is equivalent to an empty one.
+        Ok(Json(TreeView { tree: Vec::new() }).into_response())
+    })
 }
 
 /// Which file is asked for.
@@ -143,31 +138,33 @@ pub(super) async fn read(
     Authenticated(who): Authenticated,
     Query(query): Query<FileQuery>,
 ) -> Result<Response, Problem> {
-    let workspace = api.workspace(&query.session_id, &who, NOT_YOURS).await?;
-    let asked = query.path;
-    let workspace = workspace.ok_or_else(|| not_yet(&asked))?;
-    let path = asked.clone();
-    let read = api.run_blocking(&who.user, workspace, move |workspace, _| {
-        let bytes = workspace.read(&workspace.path(&path)?, LARGEST_FILE)?;
-        // Made an answer there too: in JSON it may have six times its size.
-        Ok(text_view(&path, bytes))
+    let path = query.path.clone();
+    let read = api.in_workspace(&query.session_id, &who, move |workspace, _| {
+        // Written there too: in JSON it may have six times its size.
+        text(&workspace, &path)
     });
-    // With the path as the client wrote it.
-    read.await
-        .map_err(|problem| match problem.status().as_u16() {
-            404 => no_file(&asked),
-            413 => Problem::too_large(format!("{} Download it instead.", problem.detail())),
-            _ => problem,
-        })
+    read.await?.ok_or_else(|| not_yet(&query.path))?
 }
 
-fn text_view(path: &str, bytes: Vec<u8>) -> Response {
+/// The answer with a file's text. Blocks.
+fn text(workspace: &Workspace, path: &str) -> Result<Response, Problem> {
+    let read = workspace
+        .path(path)
+        .and_then(|path| workspace.read(&path, LARGEST_FILE));
+    let bytes = read.map_err(|error| match error {
+        // With the path as the client wrote it.
+        WorkspaceError::NotFound(_) => no_file(path),
+        WorkspaceError::TooLarge { .. } => {
+            Problem::too_large(format!("{} Download it instead.", full_stop(error)))
+        }
+        error => error.into(),
+    })?;
     if bytes.contains(&0) {
-        return no_text(path, bytes.len()).into_response();
+        return Err(no_text(path, bytes.len()));
     }
     let content = String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    Json(FileView { content }).into_response()
+    Ok(Json(FileView { content }).into_response())
 }
 
 /// The error for a binary file, which is unreadable even with replacement characters.
@@ -191,15 +188,23 @@ pub(super) fn not_yet(path: &str) -> Problem {
 }
 
 impl Api {
-    /// Works on a workspace's files in the user's turn. The flag is set when the client leaves.
-    pub(super) async fn run_blocking<T: Send + 'static>(
+    /// Works in the user's turn on the workspace of the caller's session of that id, alive or over;
+    /// `None` where it has none yet. The flag is set when the client leaves.
+    pub(super) async fn in_workspace<T: Send + 'static>(
         &self,
-        user: &UserId,
-        workspace: Arc<Workspace>,
-        work: impl FnOnce(&Workspace, &CancelFlag) -> Result<T, WorkspaceError> + Send + 'static,
-    ) -> Result<T, Problem> {
-        let work = move |cancelled: &CancelFlag| work(&workspace, cancelled);
-        Ok(self.parts.user_work.run(user, work).await??)
+        id: &str,
+        who: &Identity,
+        work: impl FnOnce(Workspace, &CancelFlag) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<Option<Result<T, Problem>>, Problem> {
+        let Some(session) = self.with_workspace(id, who).await? else {
+            return Ok(None);
+        };
+        let (workspaces, user) = (self.parts.workspaces.clone(), who.user.clone());
+        let worked = self.parts.user_work.run(&who.user, move |cancelled| {
+            let workspace = workspaces.find(&user, session)?;
+            Some(work(workspace, cancelled))
+        });
+        Ok(worked.await?)
     }
 }
 

@@ -14,7 +14,6 @@ use super::Api;
 use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
-use lucid_sandbox::workspace::Workspace;
 use lucid_session::{
     CloseReason, CreateError, LookupError, SessionDetails, SessionDetailsError, SessionSummary,
     WorkspaceLookupError, dollars,
@@ -235,7 +234,6 @@ impl From<SessionDetails> for DetailsView {
         (status = 401, body = Problem),
         (status = 403, description = "Another user's", body = Problem),
         (status = 404, body = Problem),
-        (status = 429, description = "Too many of the caller's requests wait already", body = Problem),
         (status = 503, description = "The log cannot be read at the moment", body = Problem),
     ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
@@ -256,8 +254,6 @@ pub(super) async fn details_of(
     id: &str,
 ) -> Result<(SessionId, SessionDetails), Problem> {
     let parsed = session_id(id)?;
-    // Whatever id is named, it is this user's turn to read the log.
-    let _slot = api.parts.user_work.slot(&who.user).await?;
     match api.parts.sessions.details(&parsed, &who.user).await {
         Ok(details) => Ok((parsed, details)),
         Err(SessionDetailsError::Lookup(LookupError::NotFound)) => Err(no_session(id)),
@@ -384,25 +380,17 @@ impl Api {
 }
 
 impl Api {
-    /// The workspace of the caller's session of that id, alive or over; none where it has none yet. Another
-    /// user's is refused with the given sentence.
-    pub(super) async fn workspace(
+    /// The caller's session of that id, alive or over, if it has a workspace.
+    pub(super) async fn with_workspace(
         &self,
         id: &str,
         who: &Identity,
-        not_yours: &str,
-    ) -> Result<Option<std::sync::Arc<Workspace>>, Problem> {
+    ) -> Result<Option<SessionId>, Problem> {
         let parsed = session_id(id)?;
-        // Also while the log is read: whatever id is named, it is this user's turn.
-        let slot = self.parts.user_work.slot(&who.user).await?;
         let known = self.parts.sessions.has_workspace(&parsed, &who.user).await;
-        if !known.map_err(|error| of_lookup(&error, id, not_yours))? {
-            return Ok(None);
-        }
-        let (workspaces, user) = (self.parts.workspaces.clone(), who.user.clone());
-        let opened = slot.run(move || workspaces.find(&user, parsed)).await;
-        let opened = opened.map_err(|cause| Problem::internal(&cause))?;
-        Ok(opened.map(std::sync::Arc::new))
+        let known =
+            known.map_err(|error| of_lookup(&error, id, "Not authorized to access this session."));
+        Ok(known?.then_some(parsed))
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use lucid_sandbox::proxy::{ConnectionOutcome, ConnectionRecorder, ProxiedConnection};
 use lucid_store::{ConnectionTotals, Store, StoreError};
 use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 
 /// How long connections are collected before they are written.
 const COLLECT: Duration = Duration::from_millis(500);
@@ -76,9 +77,10 @@ impl ConnectionLog {
     pub(crate) async fn read(
         &self,
         session: SessionId,
+        user: &UserId,
     ) -> Result<Vec<ConnectionTotals>, StoreError> {
         self.flush().await;
-        self.0.store.connections(session).await
+        self.0.store.connections(session, user).await
     }
 
     /// Writes what waits. For a shutdown, after the last proxy was closed.

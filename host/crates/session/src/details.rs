@@ -78,7 +78,7 @@ impl Sessions {
         id: &SessionId,
         user: &UserId,
     ) -> Result<SessionDetails, SessionDetailsError> {
-        let row = self.shared.deps.log.find(*id).await?;
+        let row = self.shared.deps.log.find(*id, Some(user)).await?;
         let row = row.ok_or(LookupError::NotFound)?;
         if row.fixed.user != *user {
             return Err(LookupError::NotYours.into());

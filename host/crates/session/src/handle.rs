@@ -286,7 +286,7 @@ impl SessionHandle {
         Subscription::new(
             self.feed.clone(),
             self.log.clone(),
-            self.info.id,
+            (self.info.id, self.info.user.clone()),
             self.closing.clone(),
             last_seq,
         )

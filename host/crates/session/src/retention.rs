@@ -15,6 +15,7 @@ use super::ports::EnvironmentSpec;
 use super::shared::SessionsShared;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, RetainedWorkspace};
+use lucid_types::user::UserId;
 
 /// After how long one that could not be removed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -84,7 +85,7 @@ impl SessionsShared {
         &self,
         retained: RetainedWorkspace,
     ) -> Result<bool, LogError> {
-        let session = retained.session;
+        let (session, user) = (retained.session, retained.user.clone());
         let removed = self.deps.environments.remove(spec_of(retained)).await;
         if let Err(cause) = &removed {
             tracing::error!(
@@ -98,10 +99,11 @@ impl SessionsShared {
         let begun = self.deps.log.uptime().saturating_add(time(RETRY_INTERVAL));
         let begun = begun.saturating_sub(time(self.deps.limits.retention));
         if gone {
-            self.deps.log.forget_retained(session).await?;
+            self.deps.log.forget_retained(session, &user).await?;
         } else {
             // Its time is up again in a while, whatever it was kept for.
-            self.deps.log.retain_longer(session, begun.max(1)).await?;
+            let begun = begun.max(1);
+            self.deps.log.retain_longer(session, &user, begun).await?;
         }
         Ok(gone)
     }
@@ -109,7 +111,8 @@ impl SessionsShared {
     pub(super) async fn retained(
         &self,
         id: &SessionId,
+        user: Option<&UserId>,
     ) -> Result<Option<RetainedWorkspace>, LogError> {
-        self.deps.log.retained(*id).await
+        self.deps.log.retained(*id, user).await
     }
 }

@@ -34,7 +34,7 @@ impl Sessions {
             Err(LookupError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
-        let retained = self.shared.retained(id).await?;
+        let retained = self.shared.retained(id, Some(user)).await?;
         let retained = retained.ok_or(LookupError::NotFound)?;
         if retained.user != *user {
             return Err(LookupError::NotYours.into());
@@ -57,7 +57,7 @@ impl Sessions {
         id: &SessionId,
         user: &UserId,
     ) -> Result<bool, WorkspaceLookupError> {
-        let Some(retained) = self.shared.retained(id).await? else {
+        let Some(retained) = self.shared.retained(id, Some(user)).await? else {
             return Ok(false);
         };
         if retained.user != *user {
@@ -73,7 +73,7 @@ impl Sessions {
     /// The same for whoever's it is, in the course of ending it.
     pub(super) async fn discard_any(&self, id: &SessionId) {
         let removed = async {
-            match self.shared.retained(id).await? {
+            match self.shared.retained(id, None).await? {
                 Some(retained) => self.shared.remove_retained(retained).await.map(drop),
                 None => Ok(()),
             }

@@ -12,6 +12,7 @@ use crate::error::StoreError;
 use crate::sqlite::sql::{AsText, to_sql};
 use crate::sqlite::{QueueKey, Store};
 use lucid_types::ids::SessionId;
+use lucid_types::user::UserId;
 
 /// The most servers of a session that are kept apart.
 const MAX_DESTINATIONS: i64 = 1000;
@@ -61,6 +62,7 @@ impl Store {
     pub async fn connections(
         &self,
         session: SessionId,
+        user: &UserId,
     ) -> Result<Vec<ConnectionTotals>, StoreError> {
         let read = move |connection: &Connection| {
             let mut select = connection.prepare_cached(
@@ -89,7 +91,7 @@ impl Store {
             })?;
             rows.map(|row| row.map_err(StoreError::from)).collect()
         };
-        self.read_for(QueueKey::Session(session), read).await
+        self.read_for(QueueKey::from(user), read).await
     }
 }
 

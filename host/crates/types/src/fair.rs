@@ -82,6 +82,22 @@ impl<K: Eq + Hash + Clone, T> FairQueue<K, T> {
         ticket
     }
 
+    /// Takes a slot for a key at once, if there is one that nobody who waits may have. The slot is given
+    /// back with [`release`](Self::release).
+    pub fn take(&mut self, key: &K) -> bool {
+        if self.taken >= self.limits.all || !self.turns.is_empty() {
+            return false;
+        }
+        // What waits of the key itself, if any, waits for slots of its own.
+        let taken = self.shares.get(key).map_or(0, |share| share.taken);
+        if taken >= self.limits.each {
+            return false;
+        }
+        self.shares.entry(key.clone()).or_default().taken += 1;
+        self.taken += 1;
+        true
+    }
+
     /// Takes a slot for the entry whose turn it is. The slot is given back with
     /// [`release`](Self::release).
     pub fn pop(&mut self) -> Option<(K, T)> {
@@ -124,6 +140,11 @@ impl<K: Eq + Hash + Clone, T> FairQueue<K, T> {
         }
         self.forget_idle(key);
         Some(entry)
+    }
+
+    /// Whether something waits that may have a slot of its key's.
+    pub fn has_turns(&self) -> bool {
+        !self.turns.is_empty()
     }
 
     /// Whether nothing waits and no slot is taken.
@@ -186,6 +207,7 @@ mod tests {
     enum Action {
         Push(u8),
         Pop,
+        Take(u8),
         /// Gives back one of the slots that are taken.
         Release(usize),
         /// Removes one of the entries that wait.
@@ -196,6 +218,7 @@ mod tests {
         prop_oneof![
             3 => (0u8..5).prop_map(Action::Push),
             3 => Just(Action::Pop),
+            2 => (0u8..5).prop_map(Action::Take),
             2 => any::<usize>().prop_map(Action::Release),
             1 => any::<usize>().prop_map(Action::Remove),
         ]
@@ -230,6 +253,14 @@ mod tests {
                                 || waiting.iter().all(|(key, _)| held(&taken, *key) == LIMITS.each)
                         ),
                     },
+                    Action::Take(key) => {
+                        let nobody_may = waiting.iter().all(|(key, _)| held(&taken, *key) == LIMITS.each);
+                        let is_free = taken.len() < LIMITS.all && held(&taken, key) < LIMITS.each;
+                        prop_assert_eq!(queue.take(&key), nobody_may && is_free);
+                        if nobody_may && is_free {
+                            taken.push(key);
+                        }
+                    }
                     Action::Release(at) if !taken.is_empty() => {
                         let key = taken.remove(at % taken.len());
                         queue.release(&key);

@@ -7,15 +7,18 @@
 //! - A waiter that is dropped leaves nothing behind. A slot comes back when the work ended, even if
 //!   whoever wanted it is gone.
 //! - Work for a request is told when its client has left ([`CancelFlag`]).
-//! - Its threads have a lower priority than those that answer requests and run sessions: on a machine
-//!   whose processors are all in use, it takes what they leave.
+//! - Work of users who had much processor time lately is done in threads of a lower priority than
+//!   those that answer requests and run sessions: on a machine whose processors are all in use, it
+//!   takes what they leave. Work of the others does not wait for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -34,9 +37,19 @@ const LONGEST_QUEUE: usize = 64;
 /// that waits.
 const REFUSAL: Duration = Duration::from_secs(1);
 
-/// By how much the threads' priority is lower, as a nice value: about a tenth of the processor time of
-/// a thread that does not sleep either.
+/// By how much the priority of the threads for heavy users is lower, as a nice value: about a tenth of
+/// the processor time of a thread that does not sleep either.
 const NICE: i32 = 10;
+/// The processor time that a user's work may take at once before the user is a heavy one. It is much
+/// for a person who looks at files, and the time of a few of the largest trees.
+const ALLOWANCE: Duration = Duration::from_millis(200);
+/// What part of the time that passes users get back of it: a twentieth of one processor.
+const REGAINED: u32 = 20;
+/// The most that is remembered, so that somebody who asked for very much is a heavy user for some
+/// seconds longer, and not for hours.
+const LONGEST_MEMORY: Duration = Duration::from_secs(1);
+/// Below this number of users, those who have their whole allowance back are not looked for.
+const FEW_USERS: usize = 64;
 
 /// Why work for a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +93,73 @@ impl Drop for CancelGuard {
 #[derive(Clone)]
 pub struct UserWork {
     queue: Arc<Mutex<FairQueue<UserId, oneshot::Sender<UserSlot>>>>,
-    threads: Arc<Threads>,
+    recent: Arc<Mutex<RecentUse>>,
+    /// For users who had little lately.
+    prompt: Arc<Threads>,
+    /// For the heavy ones.
+    background: Arc<Threads>,
+}
+
+/// The processor time that users' work took lately. It is regained as time passes.
+#[derive(Debug)]
+struct RecentUse {
+    allowance: Duration,
+    of: HashMap<UserId, Use>,
+    /// The number of users at which those who have their whole allowance are forgotten.
+    crowd: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    time: Duration,
+    at: Instant,
+}
+
+impl Use {
+    /// What is left of it.
+    fn at(&self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.at);
+        self.time.saturating_sub(passed / REGAINED)
+    }
+}
+
+impl RecentUse {
+    fn new(allowance: Duration) -> Self {
+        Self {
+            allowance,
+            of: HashMap::new(),
+            crowd: FEW_USERS,
+        }
+    }
+
+    /// Adds what a user's work took.
+    fn add(&mut self, user: &UserId, took: Duration, now: Instant) {
+        if self.of.len() >= self.crowd {
+            self.of.retain(|_, used| used.at(now) > Duration::ZERO);
+            self.crowd = (self.of.len() * 2).max(FEW_USERS);
+        }
+        let before = self
+            .of
+            .get(user)
+            .map_or(Duration::ZERO, |used| used.at(now));
+        let time = (before + took).min(LONGEST_MEMORY);
+        self.of.insert(user.clone(), Use { time, at: now });
+    }
+
+    /// Whether a user had as much as one may at once.
+    fn is_heavy(&self, user: &UserId, now: Instant) -> bool {
+        let time = self
+            .of
+            .get(user)
+            .map_or(Duration::ZERO, |used| used.at(now));
+        time >= self.allowance
+    }
+}
+
+/// The processor time of the thread that asks.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// A pool of threads for blocking work only, apart from the one that also resolves names and reads
@@ -92,13 +171,15 @@ struct Threads {
 }
 
 impl Threads {
-    fn start(most: usize) -> io::Result<Self> {
+    fn start(name: &str, most: usize, nice: i32) -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .max_blocking_threads(most)
-            .thread_name("lucid-user-work")
-            // It stays as it is where that is refused.
-            .on_thread_start(|| {
-                let _ = rustix::process::setpriority_process(None, NICE);
+            .thread_name(name)
+            .on_thread_start(move || {
+                if nice != 0 {
+                    // It stays as it is where that is refused.
+                    let _ = rustix::process::setpriority_process(None, nice);
+                }
             })
             .build()?;
         Ok(Self {
@@ -126,20 +207,32 @@ impl fmt::Debug for UserWork {
 impl UserWork {
     /// Makes the pool for what users wait for. Its threads start when they are needed.
     pub fn start() -> io::Result<Self> {
-        Self::with_slots(SLOTS)
+        Self::with_slots(SLOTS, ALLOWANCE)
     }
 
     /// Makes a pool for work that nobody waits for and that takes long, such as removing a workspace: it
     /// has no slot that somebody does wait for.
     pub fn start_for_removals() -> io::Result<Self> {
-        Self::with_slots(REMOVALS)
+        Self::with_slots(REMOVALS, Duration::ZERO)
     }
 
-    fn with_slots(slots: FairLimits) -> io::Result<Self> {
+    /// With an allowance of nothing, everybody is a heavy user.
+    fn with_slots(slots: FairLimits, allowance: Duration) -> io::Result<Self> {
         Ok(Self {
             queue: Arc::new(Mutex::new(FairQueue::new(slots))),
-            threads: Arc::new(Threads::start(slots.all)?),
+            recent: Arc::new(Mutex::new(RecentUse::new(allowance))),
+            prompt: Arc::new(Threads::start("lucid-prompt", slots.all, 0)?),
+            background: Arc::new(Threads::start("lucid-user-work", slots.all, NICE)?),
         })
+    }
+
+    /// The threads for a user's work that begins now.
+    fn threads_for(&self, user: &UserId) -> &Threads {
+        if self.recent.lock().is_heavy(user, Instant::now()) {
+            &self.background
+        } else {
+            &self.prompt
+        }
     }
 
     /// Waits for a slot, for a request; refused, after a pause, if too many of the user's wait
@@ -264,12 +357,30 @@ impl UserSlot {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let threads = self.work.threads.clone();
-        let working = threads.handle.spawn_blocking(move || {
-            let _slot = self;
+        let threads = self.work.threads_for(&self.user).handle.clone();
+        let working = threads.spawn_blocking(move || {
+            let _running = RunningWork {
+                slot: self,
+                begun: thread_time(),
+            };
             work()
         });
         working.await
+    }
+}
+
+/// Work in a thread. What it took is added to its user's when it ends, before the slot comes back.
+struct RunningWork {
+    slot: UserSlot,
+    /// In processor time of the thread.
+    begun: Duration,
+}
+
+impl Drop for RunningWork {
+    fn drop(&mut self) {
+        let took = thread_time().saturating_sub(self.begun);
+        let mut recent = self.slot.work.recent.lock();
+        recent.add(&self.slot.user, took, Instant::now());
     }
 }
 
@@ -290,7 +401,57 @@ mod tests {
     use super::*;
 
     fn few() -> UserWork {
-        UserWork::with_slots(FairLimits { each: 2, all: 3 }).unwrap()
+        UserWork::with_slots(FairLimits { each: 2, all: 3 }, ALLOWANCE).unwrap()
+    }
+
+    #[test]
+    fn who_had_much_time_at_once_is_a_heavy_user_until_it_is_regained() {
+        let mut recent = RecentUse::new(ALLOWANCE);
+        let (user, other) = (UserId::from("u"), UserId::from("other"));
+        let begun = Instant::now();
+        let step = Duration::from_millis(1);
+        recent.add(&user, ALLOWANCE - step, begun);
+        assert!(!recent.is_heavy(&user, begun));
+        recent.add(&user, step, begun);
+        assert!(recent.is_heavy(&user, begun));
+        assert!(!recent.is_heavy(&other, begun));
+        assert!(!recent.is_heavy(&user, begun + step * (REGAINED + 1)));
+        // However much it was, it is forgotten in the time that the longest memory takes.
+        recent.add(&user, Duration::from_secs(3600), begun);
+        let later = begun + (LONGEST_MEMORY - ALLOWANCE) * REGAINED;
+        assert!(recent.is_heavy(&user, later));
+        assert!(!recent.is_heavy(&user, later + step * (REGAINED + 1)));
+    }
+
+    #[test]
+    fn users_who_have_their_whole_allowance_back_are_forgotten() {
+        let mut recent = RecentUse::new(ALLOWANCE);
+        let begun = Instant::now();
+        for number in 0..1000_u32 {
+            let user = UserId::from(format!("u{number}").as_str());
+            let now = begun + Duration::from_secs(u64::from(number));
+            recent.add(&user, Duration::from_millis(50), now);
+        }
+        assert!(recent.of.len() <= FEW_USERS, "{}", recent.of.len());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_of_a_heavy_user_is_done_in_threads_of_its_own() {
+        let work = few();
+        let thread = async |user: &str| {
+            let name = |_: &CancelFlag| std::thread::current().name().map(str::to_owned);
+            work.run(&user.into(), name).await.unwrap().unwrap()
+        };
+        assert_eq!(thread("flood").await, "lucid-prompt");
+        let spin = |_: &CancelFlag| {
+            let begun = thread_time();
+            while thread_time() - begun < ALLOWANCE * 2 {
+                std::hint::spin_loop();
+            }
+        };
+        work.run(&"flood".into(), spin).await.unwrap();
+        assert_eq!(thread("flood").await, "lucid-user-work");
+        assert_eq!(thread("other").await, "lucid-prompt");
     }
 
     #[tokio::test(flavor = "multi_thread")]

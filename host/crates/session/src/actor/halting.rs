@@ -68,8 +68,8 @@ impl Actor {
             }
         };
         // From here on the log says they have begun: after a crash they are lost like any other.
-        let id = self.id;
-        self.persist(move |log| log.mark_begun(id)).await?;
+        let (id, user) = (self.id, self.fixed.user.clone());
+        self.persist(move |log| log.mark_begun(id, &user)).await?;
         self.effects.at_step(self.counters.step.saturating_sub(1));
         for effect in wanted {
             match begins.remove(&effect) {
@@ -90,7 +90,8 @@ impl Actor {
         let log = &self.shared.deps.log;
         let (mut found, mut before) = (HashMap::new(), u64::MAX);
         while found.len() < wanted.len() {
-            let steps = when_possible(|| log.commands_before(self.id, before)).await?;
+            let steps =
+                when_possible(|| log.commands_before(self.id, &self.fixed.user, before)).await?;
             let Some(oldest) = steps.last() else { break };
             before = oldest.row;
             for step in &steps {

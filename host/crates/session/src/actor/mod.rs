@@ -255,9 +255,9 @@ impl Actor {
         let mut opened_environment = None;
         if self.shared.deps.environments.refusal().is_none() {
             // A clone takes time, and the host may stop meanwhile.
-            let id = self.id;
+            let (id, user) = (self.id, self.fixed.user.clone());
             let stop = self.session.stop.clone();
-            let noted = self.persist(move |log| log.mark_started(id));
+            let noted = self.persist(move |log| log.mark_started(id, &user));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Err(ActorEnd::Stopped),
@@ -501,7 +501,9 @@ impl Actor {
     /// Reads the input that began the session from the log.
     async fn first_input(&self) -> Option<Input> {
         let log = &self.shared.deps.log;
-        let steps = when_possible(|| log.steps_from(self.id, 0)).await.ok()?;
+        let steps = when_possible(|| log.steps_from(self.id, Some(&self.fixed.user), 0))
+            .await
+            .ok()?;
         let inputs: Vec<Input> = serde_json::from_str(&steps.first()?.inputs).ok()?;
         inputs
             .into_iter()

@@ -25,8 +25,8 @@ impl Actor {
             return Ok(());
         }
         if self.was_held {
-            let id = self.id;
-            self.persist(move |log| log.release(id)).await?;
+            let (id, user) = (self.id, self.fixed.user.clone());
+            self.persist(move |log| log.release(id, &user)).await?;
         }
         if self.has_lost_workspace().await {
             tracing::warn!(session = %self.id, "the session's workspace is gone; it goes on in a new one");
@@ -44,7 +44,13 @@ impl Actor {
     async fn last_agent_message(&self) -> Option<Arc<str>> {
         let (log, since) = (&self.shared.deps.log, self.counters.task_started_at);
         // Once: it is not worth a session that stands still.
-        let found = log.last_line(self.id, &self.chat, since, EventDraft::says_type);
+        let found = log.last_line(
+            self.id,
+            &self.fixed.user,
+            &self.chat,
+            since,
+            EventDraft::says_type,
+        );
         found.await.ok().flatten().map(Arc::from)
     }
 

@@ -327,8 +327,13 @@ impl Effects {
             if call.model.is_empty() {
                 call.model.clone_from(&session.model);
             }
-            let answer = match prompt::resolve(&*shared.deps.log, session.id, parts, last_entry)
-                .await
+            let answer = match prompt::resolve(
+                &*shared.deps.log,
+                (session.id, &session.user),
+                parts,
+                last_entry,
+            )
+            .await
             {
                 Ok(messages) => {
                     let request = ModelRequest {

@@ -43,7 +43,7 @@ impl Sessions {
     /// Replays a session's logged inputs through its policy, as this deployment has it.
     pub async fn replay(&self, session: SessionId) -> Result<Replay, ReplayError> {
         let log = &*self.shared.deps.log;
-        let row = log.find(session).await?;
+        let row = log.find(session, None).await?;
         let row = row.ok_or_else(|| ReplayError::NotFound(session))?;
         let policy = {
             let generation = self.shared.deps.deployment.borrow().clone();
@@ -64,7 +64,7 @@ pub(super) async fn replay(
     let mut same = 0;
     let mut next = 0;
     loop {
-        let steps = log.steps_from(session, next).await?;
+        let steps = log.steps_from(session, None, next).await?;
         let Some(last) = steps.last() else {
             return Ok(Replay {
                 same,

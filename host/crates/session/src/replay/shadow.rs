@@ -132,7 +132,7 @@ impl Sessions {
             progress.lock().cut = Some(nothing.to_owned());
         }
         for session in found {
-            let Some(row) = log.find(session).await? else {
+            let Some(row) = log.find(session, None).await? else {
                 continue;
             };
             let mut one = ShadowedSession {
@@ -201,7 +201,7 @@ impl ShadowedSession<'_> {
         let mut next = 0;
         let end = end.min(self.bounds.session_steps);
         while next < end {
-            let piece = log.steps_from(self.session, next).await?;
+            let piece = log.steps_from(self.session, None, next).await?;
             let Some(last) = piece.last() else { break };
             next = last.step + 1;
             for logged in piece.into_iter().filter(|logged| logged.step < end) {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use crate::retry::when_possible;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, SessionLog};
+use lucid_types::user::UserId;
 use lucid_types::wit::policy::Part;
 use lucid_types::wit::types::{Content, Message, Role, ToolResult};
 
@@ -20,7 +21,7 @@ const NO_RESULT: &str = "There is no result of this call: it was not run, or it 
 /// Reads the ranges of the transcript that a prompt names. `last` is the newest entry.
 pub(crate) async fn resolve(
     log: &dyn SessionLog,
-    session: SessionId,
+    (session, user): (SessionId, &UserId),
     parts: Vec<Part>,
     last: u64,
 ) -> Result<Vec<Message>, LogError> {
@@ -30,7 +31,7 @@ pub(crate) async fn resolve(
             Part::Inline(message) => messages.push(message),
             Part::History(span) => {
                 let end = span.last.unwrap_or(last);
-                let rows = when_possible(|| log.transcript(session, span.first, end)).await?;
+                let rows = when_possible(|| log.transcript(session, user, span.first, end)).await?;
                 for row in rows {
                     let message = serde_json::from_str(&row)
                         .map_err(|cause| LogError::Content(cause.to_string()))?;

@@ -25,6 +25,7 @@ use crate::retry::when_possible;
 use crate::types::{CloseReason, Closing};
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::SessionLog;
+use lucid_types::user::UserId;
 
 /// Maximum amount read from the log at once.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -49,6 +50,8 @@ pub struct Subscription {
     feed: Arc<Feed>,
     log: Arc<dyn SessionLog>,
     session: SessionId,
+    /// Whose turn it is when something is read for it.
+    user: UserId,
     closing: Arc<Closing>,
     last_seq: u64,
     source: Source,
@@ -162,7 +165,7 @@ impl Subscription {
     pub(crate) fn new(
         feed: Arc<Feed>,
         log: Arc<dyn SessionLog>,
-        session: SessionId,
+        (session, user): (SessionId, UserId),
         closing: Arc<Closing>,
         last_seq: u64,
     ) -> Self {
@@ -172,6 +175,7 @@ impl Subscription {
             feed,
             log,
             session,
+            user,
             closing,
             last_seq,
             source,
@@ -249,8 +253,8 @@ impl Subscription {
         let mut frames = match self.feed.recent(self.last_seq) {
             Some(frames) => frames,
             None => {
-                let id = self.session;
-                let read = || self.log.frames_after(id, self.last_seq, CHUNK_BYTES);
+                let (id, user) = (self.session, &self.user);
+                let read = || self.log.frames_after(id, user, self.last_seq, CHUNK_BYTES);
                 match when_possible(read).await {
                     Ok(chunk) => chunk.frames,
                     Err(cause) => {

@@ -42,7 +42,7 @@ async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice()
         for effect in ["model m m", "tool a", "tool b"] {
             assert!(world.done(effect) <= 1, "{effect} after {writes} writes");
         }
-        let row = second.store.find(id).await.unwrap().unwrap();
+        let row = second.store.find(id, None).await.unwrap().unwrap();
         let key = row.fixed.api_key.unwrap();
         assert!(!key.windows(6).any(|part| part == b"sk-key"));
         let replay = second.replay(id).await.unwrap();
@@ -168,7 +168,7 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
         if ends {
             // It may be over before anybody could look at it.
             eventually("it ends", || second.count() == 0).await;
-            let read = second.store.frames_after(id, 0, usize::MAX);
+            let read = second.store.frames_after(id, &"u".into(), 0, usize::MAX);
             let frames = read.await.unwrap().frames;
             let last = frames.last().map(|(_, frame)| frame.to_string());
             assert!(
@@ -251,7 +251,7 @@ async fn a_message_that_no_step_has_taken_yet_is_taken_once_after_a_crash() {
 
     let third = sessions(folder.path(), &world);
     assert_eq!(third.recover().await.unwrap(), 1);
-    let steps = third.store.steps_from(id, 0).await.unwrap();
+    let steps = third.store.steps_from(id, None, 0).await.unwrap();
     let inputs: String = steps.into_iter().map(|step| step.inputs).collect();
     assert_eq!(
         inputs.matches("and one thing more").count(),

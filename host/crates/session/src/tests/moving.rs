@@ -54,7 +54,7 @@ impl Fixture {
     /// The component, the inputs and the resulting state of each step.
     async fn steps(&self, session: &SessionHandle) -> Vec<(Digest, Vec<Input>)> {
         let store = &self.sessions.store;
-        let steps = store.steps_from(*session.id(), 0);
+        let steps = store.steps_from(*session.id(), None, 0);
         let steps = steps.await.unwrap().into_iter();
         steps
             .map(|step| {

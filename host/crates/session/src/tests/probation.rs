@@ -81,7 +81,7 @@ impl Fixture {
 
     async fn plugins(&self, session: &SessionHandle) -> Vec<Digest> {
         let store = &self.sessions.store;
-        let steps = store.steps_from(*session.id(), 0);
+        let steps = store.steps_from(*session.id(), None, 0);
         let steps = steps.await.unwrap().into_iter();
         steps.map(|step| step.plugin).collect()
     }
@@ -245,7 +245,7 @@ async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_
         seen.extend(until(&mut frames, "\"completed\"").await);
     }
     assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
-    let steps = second.store.steps_from(id, 0);
+    let steps = second.store.steps_from(id, None, 0);
     let last = steps.await.unwrap().pop().unwrap();
     assert_eq!(last.plugin, Digest::of("c"));
     let inputs: Vec<Input> = serde_json::from_str(&last.inputs).unwrap();

@@ -12,6 +12,7 @@ use super::{
     TITLE_LENGTH,
 };
 use crate::error::StoreError;
+use crate::log::discard::hide_chat;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
 use crate::sqlite::{QueueKey, Store, totals};
@@ -127,16 +128,25 @@ impl ChatStore for SqliteChatStore {
 
     fn delete(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, bool> {
         let (user, id) = (caller.user().clone(), id.to_owned());
-        self.write(caller, move |connection| {
-            let deleted = connection
-                .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1 AND user_id = ?2")?
-                .execute(params![id, user.as_str()])?;
-            if deleted > 0 {
-                connection
-                    .prepare_cached("DELETE FROM chat_messages WHERE session_id = ?1")?
-                    .execute([id])?;
+        let (key, chat) = (QueueKey::from(&user), id.clone());
+        let hidden = self.write(caller, move |connection| {
+            if find_chat(connection, Some(&user), &id)?.is_some() {
+                return hide_chat(connection, &id).map(Some);
             }
-            Ok(deleted > 0)
+            // One whose deletion was cut off is deleted further.
+            let is_hidden = connection
+                .prepare_cached("SELECT 1 FROM discarded_chats WHERE id = ?1 AND user_id = ?2")?
+                .exists([&id, user.as_str()])?;
+            Ok(is_hidden.then_some(true))
+        });
+        Box::pin(async move {
+            let Some(more) = hidden.await? else {
+                return Ok(false);
+            };
+            if more {
+                self.store.remove_messages(key, chat).await?;
+            }
+            Ok(true)
         })
     }
 
@@ -168,6 +178,8 @@ impl ChatStore for SqliteChatStore {
     fn messages(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Vec<ChatMessage>> {
         let (user, id) = (caller.user().clone(), id.to_owned());
         self.read(caller, move |connection| {
+            // It may be deleted meanwhile, and is read whole or not at all.
+            let connection = &*connection.unchecked_transaction()?;
             let Some(chat) = find_chat(connection, Some(&user), &id)? else {
                 return Ok(Vec::new());
             };
@@ -201,7 +213,7 @@ pub(crate) fn find_chat(
     Ok(found)
 }
 
-/// Inserts a chat. An existing one is left unchanged.
+/// Inserts a chat. An existing one is left unchanged, also one that is being deleted.
 pub(crate) fn insert_chat(
     connection: &Connection,
     user: &UserId,
@@ -210,7 +222,9 @@ pub(crate) fn insert_chat(
     let made = connection
         .prepare_cached(
             "INSERT INTO chat_sessions (id, user_id, agent_session_id, project_id, title, model_provider,
-                 is_active, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 is_active, created_at, updated_at)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9
+             WHERE NOT EXISTS (SELECT 1 FROM discarded_chats WHERE id = ?1)
              ON CONFLICT DO NOTHING",
         )?
         .execute(params![

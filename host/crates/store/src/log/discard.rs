@@ -1,12 +1,13 @@
-//! Deletes the log of sessions whose chats were deleted.
+//! Deletes the messages of chats that were deleted, and the log of their sessions.
 //!
-//! A log may have gigabytes. It is deleted in pieces, each a write of its own, so that other sessions'
+//! Both may have gigabytes. They are deleted in pieces, each a write of its own, so that other sessions'
 //! writes come between them.
 //!
 //! # Invariants
 //!
 //! - The log of a session that is over is deleted with its chat. A live session keeps what it works
 //!   with, and its log is deleted when it ends.
+//! - A chat is seen whole or not at all: its own row goes first.
 //! - A deletion that was interrupted is finished by the next start.
 //! - Another user's session is not touched, whatever chat is named.
 //! - The cost of model calls is kept: numbers, and the names of providers and models. It contains
@@ -43,10 +44,15 @@ const LARGE: [(&str, &str); 3] = [
     // After the rows that refer to them.
     ("texts", "octet_length(text)"),
 ];
+/// The messages of chats, as in [`LARGE`].
+const MESSAGES: (&str, &str) = (
+    "chat_messages",
+    "octet_length(content) + coalesce(octet_length(metadata_json), 0)",
+);
 /// About how many bytes are deleted at once, which takes a few milliseconds, unless one row has more.
 const PIECE: i64 = 256 << 10;
 /// How many rows are deleted at once.
-const ROWS: u32 = 64;
+const ROWS: usize = 64;
 
 impl Store {
     /// Deletes the log of the user's session that has this chat, or marks it for deletion at the
@@ -89,22 +95,79 @@ impl Store {
             .await
     }
 
+    /// Deletes the messages of a chat of which [`hide_chat`] says that there are more, to the end, even
+    /// if the caller leaves.
+    pub(crate) async fn remove_messages(
+        &self,
+        key: QueueKey,
+        chat: String,
+    ) -> Result<(), StoreError> {
+        let store = self.clone();
+        let removing = tokio::spawn(async move {
+            loop {
+                let of = chat.clone();
+                let piece = store.write_for(key.clone(), move |connection| {
+                    Ok(delete_rows(connection, MESSAGES, &of)?.more)
+                });
+                if !piece.await? {
+                    break;
+                }
+            }
+            // Nor are they to stay in SQLite's log.
+            let gone = store.erase_for(key, move |connection| {
+                connection
+                    .prepare_cached("DELETE FROM discarded_chats WHERE id = ?1")?
+                    .execute([chat])?;
+                Ok(())
+            });
+            gone.await
+        });
+        removing.await.map_err(|_| StoreError::Closed)?
+    }
+
     /// Finishes the deletions that the last run of the host began.
     pub async fn finish_deletions(&self) -> Result<(), StoreError> {
         let begun = self.read(|connection| {
-            let sql = "SELECT id FROM sessions WHERE discarded AND status = 'ended'";
-            let mut select = connection.prepare(sql)?;
-            let ids = select.query_map([], |row| row.get(0))?;
-            ids.map(|id| id.map_err(StoreError::from)).collect()
+            let ids = |sql: &str| {
+                let mut select = connection.prepare(sql)?;
+                let ids = select.query_map([], |row| row.get(0))?;
+                ids.collect::<Result<Vec<String>, _>>()
+            };
+            Ok((
+                ids("SELECT id FROM discarded_chats")?,
+                ids("SELECT id FROM sessions WHERE discarded AND status = 'ended'")?,
+            ))
         });
-        let begun: Vec<String> = begun.await?;
+        let (chats, sessions) = begun.await?;
         let mut outcome = Ok(());
-        for session in begun {
-            // What cannot be deleted must not keep the others.
+        // What cannot be deleted must not keep the others.
+        for chat in chats {
+            outcome = outcome.and(self.remove_messages(QueueKey::Host, chat).await);
+        }
+        for session in sessions {
             outcome = outcome.and(self.remove_log(QueueKey::Host, session).await);
         }
         outcome
     }
+}
+
+/// Makes a chat one that nobody finds, with the first of its messages. Returns whether there are more:
+/// then [`Store::remove_messages`] is to follow.
+pub(crate) fn hide_chat(connection: &Connection, chat: &str) -> Result<bool, StoreError> {
+    let more = delete_rows(connection, MESSAGES, &chat)?.more;
+    if more {
+        connection
+            .prepare_cached(
+                "INSERT INTO discarded_chats (id, user_id)
+                 VALUES (?1, coalesce((SELECT user_id FROM chat_sessions WHERE id = ?1), ''))
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute([chat])?;
+    }
+    connection
+        .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1")?
+        .execute([chat])?;
+    Ok(more)
 }
 
 /// Marks the user's session that has this chat. Returns what its row has as the id, and the id if
@@ -143,28 +206,46 @@ pub(super) fn is_discarded(
 
 /// Deletes a part of a session's log. Returns `false` if no large table has anything of it.
 fn remove_piece(connection: &Connection, session: impl ToSql) -> Result<bool, StoreError> {
-    let session = &session;
-    for (table, size) in LARGE {
-        // The sizes are read without the values.
-        let sql = format!("SELECT rowid, {size} FROM {table} WHERE session_id = ?1 LIMIT {ROWS}");
-        let mut select = connection.prepare_cached(&sql)?;
-        let rows = select.query_map([session], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let rows = rows.collect::<Result<Vec<(i64, i64)>, _>>()?;
-        let mut delete =
-            connection.prepare_cached(&format!("DELETE FROM {table} WHERE rowid = ?1"))?;
-        let mut bytes = 0;
-        for (row, size) in &rows {
-            delete.execute([row])?;
-            bytes += size;
-            if bytes >= PIECE {
-                break;
-            }
-        }
-        if !rows.is_empty() {
+    for table in LARGE {
+        if delete_rows(connection, table, &session)?.any {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// What was deleted at once.
+struct DeletedRows {
+    any: bool,
+    /// Whether there may be more.
+    more: bool,
+}
+
+/// Deletes a piece of what a table has of a session, or of a chat.
+fn delete_rows(
+    connection: &Connection,
+    (table, size): (&str, &str),
+    session: &impl ToSql,
+) -> Result<DeletedRows, StoreError> {
+    // The sizes are read without the values.
+    let sql = format!("SELECT rowid, {size} FROM {table} WHERE session_id = ?1 LIMIT {ROWS}");
+    let mut select = connection.prepare_cached(&sql)?;
+    let rows = select.query_map([session], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let rows = rows.collect::<Result<Vec<(i64, i64)>, _>>()?;
+    let mut delete = connection.prepare_cached(&format!("DELETE FROM {table} WHERE rowid = ?1"))?;
+    let (mut deleted, mut bytes) = (0, 0);
+    for (row, size) in &rows {
+        delete.execute([row])?;
+        deleted += 1;
+        bytes += size;
+        if bytes >= PIECE {
+            break;
+        }
+    }
+    Ok(DeletedRows {
+        any: deleted > 0,
+        more: deleted < rows.len() || deleted == ROWS,
+    })
 }
 
 /// Removes everything that the log has of a session, by what its row has as the id, proper or not.
@@ -191,7 +272,9 @@ mod tests {
 
     use super::super::session_log::tests::{id, new_session, round};
     use super::*;
-    use lucid_types::log::SessionLog;
+    use crate::chat_store::sqlite::SqliteChatStore;
+    use crate::chat_store::{ChatStore, Principal};
+    use lucid_types::log::{ChatLine, SessionLog};
 
     /// How many rows there are of any session.
     fn left(connection: &Connection) -> Result<i64, StoreError> {
@@ -246,7 +329,7 @@ mod tests {
         assert!(store.read(left).await.unwrap() > 300);
         store.append(last()).await.unwrap();
         assert!(
-            store.find(id()).await.unwrap().is_none(),
+            store.find(id(), None).await.unwrap().is_none(),
             "it is found while its log is deleted"
         );
         let gone = async {
@@ -256,6 +339,101 @@ mod tests {
         };
         let gone = tokio::time::timeout(std::time::Duration::from_secs(60), gone).await;
         assert!(gone.is_ok(), "it is still there");
+    }
+
+    /// How much there is of any chat: its row, its messages, and what says that it is being deleted.
+    fn left_of_chats(connection: &Connection) -> Result<[i64; 3], StoreError> {
+        let count = |table| {
+            let sql = format!("SELECT count(*) FROM {table}");
+            connection.query_row(&sql, [], |row| row.get(0))
+        };
+        Ok([
+            count("chat_sessions")?,
+            count("chat_messages")?,
+            count("discarded_chats")?,
+        ])
+    }
+
+    /// The user's chats, where one has many messages.
+    async fn chats(store: &Store) -> SqliteChatStore {
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let mut said = round(1, None);
+        for number in 0..1000 {
+            said.chat_lines.push(ChatLine {
+                role: "user",
+                content: format!("{number}"),
+                event_type: "UserMessage".to_owned(),
+                metadata: None,
+            });
+        }
+        store.append(Arc::new(said)).await.unwrap();
+        SqliteChatStore::new(store.clone())
+    }
+
+    #[tokio::test]
+    async fn a_chat_with_many_messages_goes_in_pieces_and_is_seen_by_nobody_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let chats = chats(&store).await;
+        let (caller, other) = (Principal::service("u"), Principal::service("v"));
+        assert!(!chats.delete(&other, "c").await.unwrap());
+        let [_, messages, _] = store.read(left_of_chats).await.unwrap();
+        assert!(messages >= 1000);
+        let (_, before) = store.written();
+        // After the first piece.
+        store.crash_after(1);
+        assert!(chats.delete(&caller, "c").await.is_err());
+        let [rows, left, hidden] = store.read(left_of_chats).await.unwrap();
+        assert_eq!((rows, hidden), (0, 1));
+        assert!(left > 0 && left < messages, "{left} of {messages}");
+        assert!(chats.find(&caller, "c").await.unwrap().is_none());
+        assert_eq!(chats.messages(&caller, "c").await.unwrap(), []);
+        assert_eq!(chats.list(&caller, 10, 0).await.unwrap(), []);
+        store.crash_after(u64::MAX);
+        // Who deletes it again deletes what is left.
+        assert!(!chats.delete(&other, "c").await.unwrap());
+        assert!(chats.delete(&caller, "c").await.unwrap());
+        assert_eq!(store.read(left_of_chats).await.unwrap(), [0, 0, 0]);
+        assert!(!chats.delete(&caller, "c").await.unwrap());
+        let (_, after) = store.written();
+        assert!(after - before > 10, "{} writes", after - before);
+    }
+
+    #[tokio::test]
+    async fn a_chat_with_few_messages_goes_in_one_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let chats = SqliteChatStore::new(store.clone());
+        let (_, before) = store.written();
+        let caller = Principal::service("u");
+        assert!(chats.delete(&caller, "c").await.unwrap());
+        let (_, after) = store.written();
+        assert_eq!(after - before, 1);
+        assert_eq!(store.read(left_of_chats).await.unwrap(), [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_chat_whose_deletion_was_interrupted_is_deleted_by_the_next_start_and_made_by_nobody_before()
+     {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let chats = chats(&store).await;
+        let caller = Principal::service("u");
+        let chat = chats.find(&caller, "c").await.unwrap().unwrap();
+        store.crash_after(3);
+        assert!(chats.delete(&caller, "c").await.is_err());
+        drop((chats, store));
+        let store = Store::open(folder.path()).unwrap();
+        let chats = SqliteChatStore::new(store.clone());
+        let other = Principal::service("v");
+        chats.create(&other, chat.clone()).await.unwrap();
+        let [rows, left, _] = store.read(left_of_chats).await.unwrap();
+        assert!(rows == 0 && left > 0, "{rows} chats, {left} messages");
+        store.finish_deletions().await.unwrap();
+        assert_eq!(store.read(left_of_chats).await.unwrap(), [0, 0, 0]);
+        chats.create(&other, chat).await.unwrap();
+        assert!(chats.find(&other, "c").await.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The session log: how rounds are written, and how they are read back.
 
-mod discard;
+pub(crate) mod discard;
 mod packed_round;
 mod positions;
 pub(crate) mod read;

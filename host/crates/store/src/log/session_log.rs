@@ -45,30 +45,26 @@ impl From<StoreError> for LogError {
 }
 
 impl Store {
-    fn logged_write<T, F>(&self, key: QueueKey, patience: Duration, write: F) -> Logged<T>
+    fn logged_write<T, F>(
+        &self,
+        key: impl Into<QueueKey>,
+        patience: Duration,
+        write: F,
+    ) -> Logged<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let store = self.clone();
+        let (store, key) = (self.clone(), key.into());
         async move { Ok(store.write_then(key, patience, write, || {}).await?) }.boxed()
     }
 
-    fn logged_read<T, F>(&self, read: F) -> Logged<T>
+    fn logged_read<T, F>(&self, key: impl Into<QueueKey>, read: F) -> Logged<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let store = self.clone();
-        async move { Ok(store.read(read).await?) }.boxed()
-    }
-
-    fn session_read<T, F>(&self, session: SessionId, read: F) -> Logged<T>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-    {
-        let (store, key) = (self.clone(), QueueKey::Session(session));
+        let (store, key) = (self.clone(), key.into());
         async move { Ok(store.read_for(key, read).await?) }.boxed()
     }
 }
@@ -125,20 +121,20 @@ impl SessionLog for Store {
         .boxed()
     }
 
-    fn mark_started(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(QueueKey::Session(session), ATTEMPT, move |connection| {
+    fn mark_started(&self, session: SessionId, user: &UserId) -> Logged<()> {
+        self.logged_write(user, ATTEMPT, move |connection| {
             write::mark_started(connection, session)
         })
     }
 
-    fn mark_begun(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(QueueKey::Session(session), ATTEMPT, move |connection| {
+    fn mark_begun(&self, session: SessionId, user: &UserId) -> Logged<()> {
+        self.logged_write(user, ATTEMPT, move |connection| {
             write::mark_begun(connection, session)
         })
     }
 
-    fn release(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(QueueKey::Session(session), ATTEMPT, move |connection| {
+    fn release(&self, session: SessionId, user: &UserId) -> Logged<()> {
+        self.logged_write(user, ATTEMPT, move |connection| {
             origin::release_sessions(connection, Some(session))
         })
     }
@@ -160,45 +156,69 @@ impl SessionLog for Store {
         .boxed()
     }
 
-    fn find(&self, session: SessionId) -> Logged<Option<SessionRow>> {
-        self.session_read(session, move |connection| {
+    fn find(&self, session: SessionId, user: Option<&UserId>) -> Logged<Option<SessionRow>> {
+        self.logged_read(user, move |connection| {
             read::find_session(connection, session)
         })
     }
 
     fn living(&self) -> Logged<Vec<LivingSession>> {
-        self.logged_read(read::living)
+        self.logged_read(QueueKey::Host, read::living)
     }
 
     fn living_ids(&self) -> Logged<Vec<SessionId>> {
-        self.logged_read(read::living_ids)
+        self.logged_read(QueueKey::Host, read::living_ids)
     }
 
     fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<SessionId>> {
         let policy = policy.to_owned();
-        self.logged_read(move |connection| read::last_sessions(connection, &policy, most))
+        self.logged_read(QueueKey::Host, move |connection| {
+            read::last_sessions(connection, &policy, most)
+        })
     }
 
-    fn frames_after(&self, session: SessionId, seq: u64, most_bytes: usize) -> Logged<FrameChunk> {
-        self.session_read(session, move |connection| {
+    fn frames_after(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        seq: u64,
+        most_bytes: usize,
+    ) -> Logged<FrameChunk> {
+        self.logged_read(user, move |connection| {
             read::frames_after(connection, session, seq, most_bytes)
         })
     }
 
-    fn steps_from(&self, session: SessionId, step: u64) -> Logged<Vec<LoggedStep>> {
-        self.session_read(session, move |connection| {
+    fn steps_from(
+        &self,
+        session: SessionId,
+        user: Option<&UserId>,
+        step: u64,
+    ) -> Logged<Vec<LoggedStep>> {
+        self.logged_read(user, move |connection| {
             read::logged_steps(connection, session, step)
         })
     }
 
-    fn commands_before(&self, session: SessionId, row: u64) -> Logged<Vec<LoggedCommands>> {
-        self.session_read(session, move |connection| {
+    fn commands_before(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        row: u64,
+    ) -> Logged<Vec<LoggedCommands>> {
+        self.logged_read(user, move |connection| {
             read::commands_before(connection, session, row)
         })
     }
 
-    fn transcript(&self, session: SessionId, first: u64, last: u64) -> Logged<Vec<String>> {
-        self.session_read(session, move |connection| {
+    fn transcript(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        first: u64,
+        last: u64,
+    ) -> Logged<Vec<String>> {
+        self.logged_read(user, move |connection| {
             read::transcript(connection, session, first, last)
         })
     }
@@ -206,12 +226,13 @@ impl SessionLog for Store {
     fn last_line(
         &self,
         session: SessionId,
+        user: &UserId,
         chat: &str,
         since: u64,
         is_wanted: fn(&str) -> bool,
     ) -> Logged<Option<String>> {
         let chat = chat.to_owned();
-        self.session_read(session, move |connection| {
+        self.logged_read(user, move |connection| {
             last_line(connection, (session, &chat), since, is_wanted)
         })
     }
@@ -223,36 +244,40 @@ impl SessionLog for Store {
     }
 
     fn kept_positions(&self) -> Logged<Vec<PositionRow>> {
-        self.logged_read(positions::saved_positions)
+        self.logged_read(QueueKey::Host, positions::saved_positions)
     }
 
     fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<RetainedWorkspace>> {
-        self.logged_read(move |connection| retained::retained_before(connection, uptime_ms))
+        self.logged_read(QueueKey::Host, move |connection| {
+            retained::retained_before(connection, uptime_ms)
+        })
     }
 
-    fn retained(&self, session: SessionId) -> Logged<Option<RetainedWorkspace>> {
-        self.session_read(session, move |connection| {
+    fn retained(
+        &self,
+        session: SessionId,
+        user: Option<&UserId>,
+    ) -> Logged<Option<RetainedWorkspace>> {
+        self.logged_read(user, move |connection| {
             retained::retained(connection, session)
         })
     }
 
-    fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()> {
-        self.logged_write(QueueKey::Session(session), TIMEOUT, move |connection| {
+    fn retain_longer(&self, session: SessionId, user: &UserId, uptime_ms: u64) -> Logged<()> {
+        self.logged_write(user, TIMEOUT, move |connection| {
             retained::extend_retention(connection, session, uptime_ms)
         })
     }
 
-    fn forget_retained(&self, session: SessionId) -> Logged<()> {
-        self.logged_write(QueueKey::Session(session), TIMEOUT, move |connection| {
+    fn forget_retained(&self, session: SessionId, user: &UserId) -> Logged<()> {
+        self.logged_write(user, TIMEOUT, move |connection| {
             retained::forget_retained(connection, session)
         })
     }
 
     fn user_size(&self, user: &UserId) -> Logged<u64> {
-        let (store, user) = (self.clone(), user.clone());
-        let key = QueueKey::User(user.clone());
-        let read = move |connection: &Connection| sizes::of_user(connection, &user);
-        async move { Ok(store.read_for(key, read).await?) }.boxed()
+        let whose = user.clone();
+        self.logged_read(user, move |connection| sizes::of_user(connection, &whose))
     }
 
     fn health(&self) -> &LogHealth {
@@ -356,6 +381,60 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_read_of_any_session_has_the_turn_of_the_user_who_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (user, other) = (UserId::from("u"), UserId::from("other"));
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(std::sync::Mutex::new(wait));
+        let reads_of = |user: &UserId| {
+            let session = SessionId::new();
+            [
+                store.find(session, Some(user)).map(drop).boxed(),
+                store.retained(session, Some(user)).map(drop).boxed(),
+                store.frames_after(session, user, 0, 1).map(drop).boxed(),
+                store.steps_from(session, Some(user), 0).map(drop).boxed(),
+                store.commands_before(session, user, 9).map(drop).boxed(),
+                store.transcript(session, user, 0, 9).map(drop).boxed(),
+                store
+                    .last_line(session, user, "c", 0, |_| true)
+                    .map(drop)
+                    .boxed(),
+                store.user_size(user).map(drop).boxed(),
+            ]
+        };
+        // As many as the user may have at once.
+        let mut held: Vec<_> = (0..2)
+            .map(|_| {
+                let wait = wait.clone();
+                store.logged_read(&user, move |_| {
+                    let _ = wait.lock().unwrap().recv();
+                    Ok(())
+                })
+            })
+            .collect();
+        for read in &mut held {
+            assert!(read.now_or_never().is_none());
+        }
+        let mut waiting: Vec<_> = reads_of(&user).into_iter().collect();
+        for read in &mut waiting {
+            assert!(read.now_or_never().is_none());
+        }
+        for read in reads_of(&other) {
+            let patience = Duration::from_secs(30);
+            let read = tokio::time::timeout(patience, read).await;
+            read.expect("it waits for another user");
+        }
+        for read in &mut waiting {
+            assert!(read.now_or_never().is_none(), "it had another's turn");
+        }
+        drop(go);
+        for read in waiting {
+            read.await;
+        }
+    }
+
+    #[tokio::test]
     async fn commands_are_read_newest_first_and_in_pieces_until_there_are_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
@@ -366,7 +445,10 @@ pub(crate) mod tests {
         }
         let (mut found, mut before, mut pieces) = (Vec::new(), u64::MAX, 0);
         loop {
-            let piece = store.commands_before(id(), before).await.unwrap();
+            let piece = store
+                .commands_before(id(), &"u".into(), before)
+                .await
+                .unwrap();
             let Some(oldest) = piece.last() else { break };
             before = oldest.row;
             pieces += 1;
@@ -393,7 +475,7 @@ pub(crate) mod tests {
         assert_eq!(session.row.counters.next_row, 1);
         assert_eq!(session.unread, kept.into_iter().collect::<Vec<_>>());
         assert!(living.is_empty() && session.effects.is_empty() && session.plugin.is_none());
-        assert!(store.find(SessionId::new()).await.unwrap().is_none());
+        assert!(store.find(SessionId::new(), None).await.unwrap().is_none());
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -135,10 +136,26 @@ impl Outbox {
 
     /// Forgets a deleted chat: nothing more of it is sent, and nothing of it stays here.
     pub(super) async fn forget(&self, chat: &str) -> Result<(), ChatStoreError> {
-        let chat = chat.to_owned();
-        let work = move |connection: &_| progress::remove(connection, &chat);
-        Ok(self.shared.store.write(work).await?)
+        remove(&self.shared.store, chat.to_owned(), progress::remove).await?;
+        Ok(())
     }
+}
+
+/// Removes what the local database has of a chat, by a write that says whether there are more messages
+/// of it.
+async fn remove(
+    store: &Store,
+    chat: String,
+    hide: fn(&Connection, &str) -> Result<bool, StoreError>,
+) -> Result<(), StoreError> {
+    let hidden = chat.clone();
+    if store
+        .write(move |connection| hide(connection, &hidden))
+        .await?
+    {
+        store.remove_messages(QueueKey::Host, chat).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::chat_store::sqlite::{find_chat, message, session_of};
 use crate::chat_store::{Chat, ChatMessage};
 use crate::error::StoreError;
+use crate::log::discard::hide_chat;
 use crate::sqlite::outbox_signal::BATCH;
 use lucid_types::user::UserId;
 
@@ -215,7 +216,8 @@ pub(super) fn refused(connection: &Connection, chat: &str, why: &str) -> Result<
 }
 
 /// Removes what the local database has of a chat, if all of it is sent and nothing more will come.
-pub(super) fn remove_if_sent(connection: &Connection, chat: &str) -> Result<(), StoreError> {
+/// Returns as [`remove`] does.
+pub(super) fn remove_if_sent(connection: &Connection, chat: &str) -> Result<bool, StoreError> {
     let done = connection
         .prepare_cached(&format!(
             "SELECT 1 FROM outbox WHERE chat_id = ?1 AND refused IS NULL AND NOT ({OPEN}) AND {OVER}"
@@ -224,7 +226,7 @@ pub(super) fn remove_if_sent(connection: &Connection, chat: &str) -> Result<(), 
         .optional()?;
     match done {
         Some(()) => remove(connection, chat),
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
@@ -237,18 +239,13 @@ pub(super) fn finished(connection: &Connection) -> Result<Vec<String>, StoreErro
     rows.map(|row| row.map_err(StoreError::from)).collect()
 }
 
-/// Removes what the local database has of a chat.
-pub(super) fn remove(connection: &Connection, chat: &str) -> Result<(), StoreError> {
-    for (table, column) in [
-        ("outbox", "chat_id"),
-        ("chat_messages", "session_id"),
-        ("chat_sessions", "id"),
-    ] {
-        connection
-            .prepare_cached(&format!("DELETE FROM {table} WHERE {column} = ?1"))?
-            .execute([chat])?;
-    }
-    Ok(())
+/// Removes what the local database has of a chat. Returns whether there are more messages of it: then
+/// [`Store::remove_messages`](crate::sqlite::Store::remove_messages) is to follow.
+pub(super) fn remove(connection: &Connection, chat: &str) -> Result<bool, StoreError> {
+    connection
+        .prepare_cached("DELETE FROM outbox WHERE chat_id = ?1")?
+        .execute([chat])?;
+    hide_chat(connection, chat)
 }
 
 #[cfg(test)]

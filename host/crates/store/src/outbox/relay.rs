@@ -16,9 +16,9 @@ use futures::stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::INTERVAL;
 use super::progress::{self, OutboxBatch, OutboxEntry};
 use super::user_tokens::UserTokens;
+use super::{INTERVAL, remove};
 use crate::chat_store::{ChatProgress, ChatStore, ChatStoreError, Principal};
 use crate::error::StoreError;
 use crate::sqlite::Store;
@@ -145,9 +145,7 @@ impl OutboxRelay {
             .read(|connection| Ok((progress::open(connection)?, progress::finished(connection)?)))
             .await?;
         for chat in finished {
-            self.store
-                .write(move |connection| progress::remove_if_sent(connection, &chat))
-                .await?;
+            remove(&self.store, chat, progress::remove_if_sent).await?;
         }
         let now = Instant::now();
         self.failing
@@ -308,18 +306,14 @@ impl OutboxRelay {
                 .await?;
             entry.sent_changes = entry.changed;
         }
-        self.store
-            .write(move |connection| progress::remove_if_sent(connection, &id))
-            .await?;
+        remove(&self.store, id, progress::remove_if_sent).await?;
         Ok(())
     }
 
     /// The chat was deleted in the store: the rest of it is not needed.
     async fn forget(&self, chat: String) -> Result<(), ChatStoreError> {
         tracing::debug!(chat, "a chat was deleted; what is left of it is dropped");
-        self.store
-            .write(move |connection| progress::remove(connection, &chat))
-            .await?;
+        remove(&self.store, chat, progress::remove).await?;
         Ok(())
     }
 }

@@ -30,6 +30,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../../../migrations/0014_account_macs.sql"),
     include_str!("../../../../../migrations/0015_connections.sql"),
     include_str!("../../../../../migrations/0016_log_bytes.sql"),
+    include_str!("../../../../../migrations/0017_discarded_chats.sql"),
 ];
 
 /// `PRAGMA auto_vacuum` of a file that can shrink.

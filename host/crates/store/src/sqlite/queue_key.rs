@@ -1,6 +1,5 @@
 //! On whose behalf something is read or written.
 
-use lucid_types::ids::SessionId;
 use lucid_types::user::UserId;
 
 /// Has its own turns in the queues for the database.
@@ -8,8 +7,18 @@ use lucid_types::user::UserId;
 pub(crate) enum QueueKey {
     /// The host itself.
     Host,
-    /// A user.
+    /// A user, with all of their sessions.
     User(UserId),
-    /// A session, where its user is not known.
-    Session(SessionId),
+}
+
+impl From<&UserId> for QueueKey {
+    fn from(user: &UserId) -> Self {
+        Self::User(user.clone())
+    }
+}
+
+impl From<Option<&UserId>> for QueueKey {
+    fn from(user: Option<&UserId>) -> Self {
+        user.map_or(Self::Host, Self::from)
+    }
 }

@@ -38,6 +38,9 @@ pub type Logged<T> = BoxFuture<'static, Result<T, LogError>>;
 ///
 /// No method retries: how long a transient failure is waited for is the caller's decision, except
 /// that a method may wait for seconds if another process locks the log.
+///
+/// Users have their turns with the log, however many sessions each has. A method that is given a user
+/// has that user's turn; without one, the host's own. Whose the session is that is read decides nothing.
 pub trait SessionLog: Send + Sync {
     /// Writes a session, the chat that records it, and its first round, all or nothing.
     fn create(&self, session: Arc<SessionConfig>, first: RoundRow) -> Logged<()>;
@@ -45,11 +48,11 @@ pub trait SessionLog: Send + Sync {
     fn append(&self, round: Arc<RoundRow>) -> Logged<()>;
     /// Records that a session was started, before it has stepped: after a crash it resumes by
     /// itself.
-    fn mark_started(&self, session: SessionId) -> Logged<()>;
+    fn mark_started(&self, session: SessionId, user: &UserId) -> Logged<()>;
     /// Records that all open effects of a session begin, including those that an older host left.
-    fn mark_begun(&self, session: SessionId) -> Logged<()>;
+    fn mark_begun(&self, session: SessionId, user: &UserId) -> Logged<()>;
     /// Lets a session that was held resume by itself from now on.
-    fn release(&self, session: SessionId) -> Logged<()>;
+    fn release(&self, session: SessionId, user: &UserId) -> Logged<()>;
     /// Stores a user's message until a round processes it. Returns `None` if the session is over
     /// and no round will.
     fn keep_message(
@@ -60,7 +63,7 @@ pub trait SessionLog: Send + Sync {
     ) -> Logged<Option<InboxMessage>>;
 
     /// Reads one session, whatever its status.
-    fn find(&self, session: SessionId) -> Logged<Option<SessionRow>>;
+    fn find(&self, session: SessionId, user: Option<&UserId>) -> Logged<Option<SessionRow>>;
     /// Reads all sessions that have not ended, oldest first.
     fn living(&self) -> Logged<Vec<LivingSession>>;
     /// Reads the ids of all sessions that have not ended.
@@ -68,19 +71,42 @@ pub trait SessionLog: Send + Sync {
     /// Reads the ids of a policy's most recent sessions that have stepped, newest first.
     fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<SessionId>>;
     /// Reads some of the frames after a sequence number; empty if there are no more.
-    fn frames_after(&self, session: SessionId, seq: u64, most_bytes: usize) -> Logged<FrameChunk>;
+    fn frames_after(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        seq: u64,
+        most_bytes: usize,
+    ) -> Logged<FrameChunk>;
     /// Reads some policy steps from a number on, at least one unless there are no more.
-    fn steps_from(&self, session: SessionId, step: u64) -> Logged<Vec<LoggedStep>>;
+    fn steps_from(
+        &self,
+        session: SessionId,
+        user: Option<&UserId>,
+        step: u64,
+    ) -> Logged<Vec<LoggedStep>>;
     /// Reads the commands of some policy steps before a row, newest first; empty if there are no
     /// more.
-    fn commands_before(&self, session: SessionId, row: u64) -> Logged<Vec<LoggedCommands>>;
+    fn commands_before(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        row: u64,
+    ) -> Logged<Vec<LoggedCommands>>;
     /// Reads transcript entries, as JSON, from one number to another, inclusive.
-    fn transcript(&self, session: SessionId, first: u64, last: u64) -> Logged<Vec<String>>;
+    fn transcript(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        first: u64,
+        last: u64,
+    ) -> Logged<Vec<String>>;
     /// Reads the text of the last message in a session's chat that is of a wanted event type and
     /// no older than `since`, in milliseconds since 1970.
     fn last_line(
         &self,
         session: SessionId,
+        user: &UserId,
         chat: &str,
         since: u64,
         is_wanted: fn(&str) -> bool,
@@ -95,11 +121,15 @@ pub trait SessionLog: Send + Sync {
     /// oldest first.
     fn retained_before(&self, uptime_ms: u64) -> Logged<Vec<RetainedWorkspace>>;
     /// Reads the entry of one session, if its workspace is kept.
-    fn retained(&self, session: SessionId) -> Logged<Option<RetainedWorkspace>>;
+    fn retained(
+        &self,
+        session: SessionId,
+        user: Option<&UserId>,
+    ) -> Logged<Option<RetainedWorkspace>>;
     /// Postpones the removal of a workspace, as if it had been kept since this uptime of the host.
-    fn retain_longer(&self, session: SessionId, uptime_ms: u64) -> Logged<()>;
+    fn retain_longer(&self, session: SessionId, user: &UserId, uptime_ms: u64) -> Logged<()>;
     /// Records that a workspace is gone.
-    fn forget_retained(&self, session: SessionId) -> Logged<()>;
+    fn forget_retained(&self, session: SessionId, user: &UserId) -> Logged<()>;
 
     /// Reads the size of all that the log holds of a user, in bytes. It falls when a chat is deleted.
     fn user_size(&self, user: &UserId) -> Logged<u64>;

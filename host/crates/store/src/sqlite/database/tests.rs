@@ -3,6 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 
+use futures::FutureExt;
+use tokio::sync::oneshot;
+
 use super::*;
 use lucid_types::transient::TransientFailure;
 
@@ -334,6 +337,52 @@ async fn a_user_with_many_writes_keeps_no_other_waiting() {
     let order = order.lock().unwrap();
     assert_eq!(order[..5], ["flood", "one", "other", "flood", "one"]);
     assert_eq!(order.len(), 203);
+}
+
+#[tokio::test]
+async fn a_user_who_has_all_of_their_places_in_the_queue_keeps_no_other_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let (go, wait) = mpsc::channel::<()>();
+    let (begun, has_begun) = oneshot::channel();
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let hold = move |_: &Connection| {
+                begun.send(()).unwrap();
+                let _ = wait.recv();
+                Ok(())
+            };
+            store.write(hold).await
+        }
+    });
+    has_begun.await.unwrap();
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let write = |user: &'static str| {
+        let order = order.clone();
+        store.write_for(QueueKey::User(user.into()), move |_| {
+            order.lock().unwrap().push(user);
+            Ok(())
+        })
+    };
+    // More than there are places in all.
+    let mut flood: Vec<_> = (0..20_000).map(|_| Box::pin(write("flood"))).collect();
+    for one in &mut flood {
+        assert!(one.now_or_never().is_none());
+    }
+    // Those that give up leave their places to others.
+    flood.truncate(3000);
+    let mut other = Box::pin(write("other"));
+    assert!((&mut other).now_or_never().is_none());
+    go.send(()).unwrap();
+    other.await.unwrap();
+    for one in flood {
+        one.await.unwrap();
+    }
+    writing.await.unwrap().unwrap();
+    let order = order.lock().unwrap();
+    assert!(order[..2].contains(&"other"), "it waited for the flood");
+    assert_eq!(order.len(), 3001, "none is lost");
 }
 
 #[tokio::test]
