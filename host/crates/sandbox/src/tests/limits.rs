@@ -8,7 +8,8 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use super::walls::{KINDS, Kind};
 use super::*;
 use crate::cgroup::ControlGroups;
-use crate::workspace::Workspace;
+use crate::trace_right;
+use crate::workspace::{Quota, QuotaCheck, Workspace};
 
 const MEMORY: u64 = 256 << 20;
 const CPUS: f64 = 1.5;
@@ -193,6 +194,40 @@ time.sleep(50)
 print('passed')";
         assert_out_of_memory(&host, &sandbox, program, &what).await;
         sandbox.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_sandbox_writes_to_the_disk_beside_its_workspace_counts_for_its_session() {
+    const MIB: u64 = 1 << 20;
+    for kind in KINDS {
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
+        let workspace = host.workspace("one");
+        let is_on_disk = kind != Kind::Bubblewrap;
+        let writes = [
+            ("head -c 8M /dev/urandom > ${TMPDIR:-/tmp}/big", is_on_disk),
+            ("head -c 8M /dev/urandom > $HOME/big", is_on_disk),
+            ("cd ${TMPDIR:-/tmp} && touch $(seq 200)", is_on_disk),
+            // In the workspace.
+            (
+                "python3 -c 'import os, time; f = open(\"big\", \"wb\"); os.remove(\"big\"); f.write(os.urandom(8 << 20)); f.flush(); open(\"done\", \"w\"); time.sleep(50)' >/dev/null 2>&1 & while [ ! -e done ]; do sleep 0.01; done; rm done",
+                trace_right::sees_all(),
+            ),
+        ];
+        for (command, counts) in writes {
+            let what = format!("{kind:?} {command}");
+            let sandbox = host.start("one").await;
+            let quota = Quota::new(4 * MIB).with_entries(100);
+            sandbox.count_files_in(&quota);
+            assert_eq!(quota.check(&workspace), QuotaCheck::Within, "{what}");
+            let wrote = shell(&sandbox, command).await;
+            assert_eq!(wrote.exit_code, 0, "{what}: {wrote:?}");
+            let found = quota.check(&workspace);
+            let is_too_much = matches!(&found, QuotaCheck::Exceeded(why) if why.contains("outside of the workspace"));
+            assert_eq!(is_too_much, counts, "{what}: {found:?}");
+            sandbox.close().await;
+            assert_eq!(quota.check(&workspace), QuotaCheck::Within, "{what}");
+        }
     }
 }
 
