@@ -75,11 +75,6 @@ impl WeakSandbox {
     pub(super) fn upgrade(&self) -> Option<Sandbox> {
         self.0.upgrade().map(Sandbox).filter(Sandbox::is_alive)
     }
-
-    /// Whether another handle is of the same sandbox.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.0.ptr_eq(&other.0)
-    }
 }
 
 /// State shared by the handles of a sandbox.
@@ -187,6 +182,18 @@ impl Sandbox {
     /// Counts these files with those of the workspace from now on, until another sandbox is counted.
     pub fn count_files_in(&self, quota: &Quota) {
         quota.set_beside(Arc::new(self.downgrade()));
+    }
+
+    /// Whether the host sees processes of it below its first one, of which there is always one. It does
+    /// not where the machine hides those that do not let themselves be traced.
+    pub(super) async fn sees_its_processes(&self) -> bool {
+        let Some(process) = self.first_process() else {
+            return true;
+        };
+        let seen = tokio::task::spawn_blocking(move || {
+            ProcessTable::now().with_descendants(process).len() > 1
+        });
+        seen.await.unwrap_or(true)
     }
 
     /// Its `/tmp` and home, if they are on a disk.

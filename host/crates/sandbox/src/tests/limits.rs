@@ -198,6 +198,48 @@ print('passed')";
 }
 
 #[tokio::test]
+async fn names_of_files_in_memory_count_as_memory_though_nothing_is_in_them() {
+    for (kind, by) in all() {
+        if kind == Kind::LandlockWithoutNamespaces {
+            continue;
+        }
+        let host = LimitedHost::new(kind, by).await;
+        let remark = host.sandboxes.remark().unwrap_or_default();
+        if remark.contains("CAP_SYS_PTRACE") {
+            continue;
+        }
+        let sandbox = host.start("one").await;
+        let program = "import time
+for i in range(400000): open('/dev/shm/%d' % i, 'w').close()
+time.sleep(50)
+print('passed')";
+        let what = format!("{kind:?} {by:?}");
+        assert_out_of_memory(&host, &sandbox, program, &what).await;
+        sandbox.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_memory_takes_too_long_to_count_is_ended() {
+    for kind in KINDS {
+        let host = LimitedHost::new(kind, LimitedBy::Host).await;
+        let remark = host.sandboxes.remark().unwrap_or_default();
+        if remark.contains("CAP_SYS_PTRACE") {
+            continue;
+        }
+        let sandbox = host.start("one").await;
+        let program = "import os
+files = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]
+for _ in range(40):
+  if os.fork() == 0: os.read(os.pipe()[0], 1)
+os.read(os.pipe()[0], 1)";
+        let gone = python(&sandbox, program).await.unwrap_err().to_string();
+        assert!(gone.contains("cannot be counted"), "{kind:?}: {gone}");
+        sandbox.close().await;
+    }
+}
+
+#[tokio::test]
 async fn what_a_sandbox_writes_to_the_disk_beside_its_workspace_counts_for_its_session() {
     const MIB: u64 = 1 << 20;
     for kind in KINDS {
