@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::children::outcome;
 use crate::live::{LAST_WORDS, Live, PendingInput};
-use crate::pressure::CountedCommand;
+use crate::pressure::CommandPressure;
 use crate::server::Server;
 
 /// How long a group has between SIGTERM and SIGKILL.
@@ -53,7 +53,7 @@ pub(crate) fn run(
     let running = live.is_none().then(|| server.pressure().begin());
     match try_run(server, id, start, live, (notes, inbox)) {
         Ok((mut exit, tail)) => {
-            let hits = running.as_ref().map(CountedCommand::hits);
+            let hits = running.as_ref().map(CommandPressure::hits);
             let hits = hits.unwrap_or_default();
             exit.memory_kills = hits.memory_kills;
             exit.refused_processes = hits.refused_processes;

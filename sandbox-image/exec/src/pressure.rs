@@ -29,12 +29,12 @@ const PROCESSES: ([&str; 2], &str) = (
 pub(crate) struct Pressure {
     memory: Option<PathBuf>,
     processes: Option<PathBuf>,
-    told: Mutex<ToldHits>,
+    told: Mutex<ToldCounts>,
 }
 
 /// What the kernel has counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct LimitHits {
+pub(crate) struct PressureCounts {
     /// Processes that were killed for memory.
     pub(crate) memory_kills: u64,
     /// Processes that were refused.
@@ -43,26 +43,26 @@ pub(crate) struct LimitHits {
 
 /// What commands were told.
 #[derive(Default)]
-struct ToldHits {
-    hits: LimitHits,
+struct ToldCounts {
+    hits: PressureCounts,
     /// The commands that run.
     running: usize,
 }
 
 /// A command that runs.
-pub(crate) struct CountedCommand<'a> {
+pub(crate) struct CommandPressure<'a> {
     pressure: &'a Pressure,
     /// What was counted before it and is not for it to tell.
-    before: LimitHits,
+    before: PressureCounts,
 }
 
-impl CountedCommand<'_> {
+impl CommandPressure<'_> {
     /// What it has met so far. No command that begins after this is told of that.
-    pub(crate) fn hits(&self) -> LimitHits {
+    pub(crate) fn hits(&self) -> PressureCounts {
         let mut told = self.pressure.told.lock();
         let now = self.pressure.now(told.hits);
         told.hits = now;
-        LimitHits {
+        PressureCounts {
             memory_kills: now.memory_kills.saturating_sub(self.before.memory_kills),
             refused_processes: now
                 .refused_processes
@@ -71,7 +71,7 @@ impl CountedCommand<'_> {
     }
 }
 
-impl Drop for CountedCommand<'_> {
+impl Drop for CommandPressure<'_> {
     fn drop(&mut self) {
         self.pressure.told.lock().running -= 1;
     }
@@ -91,13 +91,13 @@ impl Pressure {
             processes: there(PROCESSES),
             told: Mutex::default(),
         };
-        let hits = pressure.now(LimitHits::default());
+        let hits = pressure.now(PressureCounts::default());
         pressure.told.lock().hits = hits;
         pressure
     }
 
     /// Begins to count for a command.
-    pub(crate) fn begin(&self) -> CountedCommand<'_> {
+    pub(crate) fn begin(&self) -> CommandPressure<'_> {
         let mut told = self.told.lock();
         // What those that run have met is theirs.
         let before = match told.running {
@@ -105,20 +105,20 @@ impl Pressure {
             _ => self.now(told.hits),
         };
         told.running += 1;
-        CountedCommand {
+        CommandPressure {
             pressure: self,
             before,
         }
     }
 
     /// What the kernel has counted by now; what cannot be read is as it was.
-    fn now(&self, last: LimitHits) -> LimitHits {
+    fn now(&self, last: PressureCounts) -> PressureCounts {
         let read = |path: &Option<PathBuf>, name| {
             path.as_ref()
                 .and_then(|path| std::fs::read_to_string(path).ok())
                 .and_then(|text| counter(&text, name))
         };
-        LimitHits {
+        PressureCounts {
             memory_kills: read(&self.memory, MEMORY.1).unwrap_or(last.memory_kills),
             refused_processes: read(&self.processes, PROCESSES.1).unwrap_or(last.refused_processes),
         }
@@ -154,9 +154,9 @@ mod tests {
             processes: Some(file.clone()),
             told: Mutex::default(),
         };
-        let hits = |refused_processes| LimitHits {
+        let hits = |refused_processes| PressureCounts {
             refused_processes,
-            ..LimitHits::default()
+            ..PressureCounts::default()
         };
         assert_eq!(pressure.begin().hits(), hits(2));
         let (one, two) = (pressure.begin(), pressure.begin());
