@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::deployment::manager::DeploymentManager;
 use crate::environment::connections::ConnectionLog;
 use crate::environment::disk_guard::{self, OpenEnvironments};
-use crate::environment::factory::{EnvironmentFactory, WorkspaceLimits};
+use crate::environment::factory::{EnvironmentFactory, FileLimits};
 use crate::environment::log_reserve;
 use crate::environment::workspaces::Workspaces;
 use crate::git_providers::accounts::{Accounts, TokenCipher};
@@ -152,6 +152,7 @@ impl App {
         let removals = UserWork::start_for_removals().map_err(StartError::Threads)?;
         let connections = ConnectionLog::start(store.clone());
         let proxy = proxy_rules(&config);
+        let disks = [storage, &machine.run];
         let factory = EnvironmentFactory {
             sandboxes: sandboxes.clone(),
             workspaces: workspaces.clone(),
@@ -170,8 +171,8 @@ impl App {
             git_user: Arc::new(move |url| git.now().snapshot.git.git_user(url)),
             keep: keep == WorkspaceRetention::Workspaces,
             watcher: watcher(storage),
-            limits: WorkspaceLimits::on_disk_of(
-                storage,
+            limits: FileLimits::on_disks_of(
+                &disks,
                 config.sandbox_disk_limit,
                 config.sandbox_file_limit,
             ),
@@ -181,7 +182,7 @@ impl App {
             user_work: user_work.clone(),
             removals,
         };
-        disk_guard::watch(storage, factory.limits, &factory.open);
+        disk_guard::watch(&disks, factory.limits, &factory.open);
         log_reserve::watch(reserve.clone(), store.clone(), &factory.open);
         let sessions = Sessions::new(SessionDeps {
             log: Arc::new(store.clone()),

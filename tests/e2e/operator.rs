@@ -1,12 +1,15 @@
 //! What the server tells who runs it: slips in names, times and sizes as they are usually written, each error
 //! once and in the operator's words, and a log of which every line is JSON.
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use lucid_tests::{Host, Model, ModelTurn, command, eventually, text_of};
+use lucid_tests::{
+    Host, Model, ModelTurn, SmallDisk, command, command_through, eventually, in_own_mounts, text_of,
+};
 
 fn folder() -> TempDir {
     let folder = tempfile::Builder::new()
@@ -323,4 +326,91 @@ async fn a_server_in_local_mode_says_all_in_json_from_its_first_line_to_its_last
     }
     let err = sentences(&said("err"));
     assert!(err.contains(&SLIP.to_owned()), "{err:?}");
+}
+
+/// A shell script after which no control group is to be found.
+const NO_GROUPS: &str =
+    "{ ! mountpoint -q /sys/fs/cgroup || umount --recursive --lazy /sys/fs/cgroup; }";
+
+/// What is said where there are no control groups.
+const INSTEAD: &str = "No control group limits the memory, processes and processors of a sandbox as a whole (no hierarchy is mounted that this process is in). The server counts their memory itself instead, and ends one that takes more than its limit.";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_are_no_control_groups_the_log_the_api_and_the_doctor_say_what_holds_instead() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let host = Host::with_defaults()
+        .through(in_own_mounts(NO_GROUPS))
+        .start();
+    host.says(INSTEAD).await;
+    let about = host.get("alice", "/").await.ok();
+    // Who may not know more is told where it is said.
+    let notice = "Sandboxes are not as good as they could be: bubblewrap is used. The server's log and `lucid doctor` say why.";
+    assert_eq!(about["sandbox_notice"], notice, "{about}");
+    let folder = folder();
+    let mut doctor = command_through(folder.path(), &in_own_mounts(NO_GROUPS), &["doctor"]);
+    doctor.env("SANDBOX_BACKEND", "bubblewrap");
+    let printed = both(&output(doctor).await);
+    assert!(printed.contains(INSTEAD), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_from_which_processes_are_hidden_says_that_they_do_not_count() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    // Without another group than root's, which sees all of them.
+    let setpriv = "setpriv --regid 65534 --clear-groups --bounding-set=-sys_ptrace";
+    let hidden =
+        format!("{NO_GROUPS} && mount -t proc -o hidepid=2 proc /proc && set -- {setpriv} \"$@\"");
+    let folder = folder();
+    let mut doctor = command_through(folder.path(), &in_own_mounts(&hidden), &["doctor"]);
+    doctor.env("SANDBOX_BACKEND", "bubblewrap");
+    let printed = both(&output(doctor).await);
+    let said = "/proc is mounted with hidepid: their memory does not count";
+    assert!(printed.contains(said), "{printed}");
+    let mut doctor = command(folder.path(), &["doctor"]);
+    doctor.env("SANDBOX_BACKEND", "bubblewrap");
+    let printed = both(&output(doctor).await);
+    assert!(!printed.contains("hidepid"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_root_of_few_user_ids_says_that_all_sessions_share_one() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let folder = folder();
+    let waiting = [
+        "unshare",
+        "--user",
+        "sh",
+        "-c",
+        "read go && exec \"$@\"",
+        "sh",
+    ];
+    let waiting = waiting.map(str::to_owned);
+    let mut doctor = command_through(folder.path(), &waiting, &["doctor"]);
+    let mut doctor = doctor
+        .env("SANDBOX_BACKEND", "bubblewrap")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let process = doctor.id();
+    for map in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{process}/{map}");
+        // It cannot be written before there are such users.
+        eventually("the users to be mapped", async || {
+            std::fs::write(&path, "0 0 65536\n").ok()
+        })
+        .await;
+    }
+    doctor.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let ended = tokio::task::spawn_blocking(move || doctor.wait_with_output().unwrap());
+    let printed = both(&ended.await.unwrap());
+    let said = "All sessions share the user id 1000, since this server may not use 200000-265535";
+    assert!(printed.contains(said), "{printed}");
 }

@@ -34,12 +34,29 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
 
 /// The same in a process that may have so many files open as its hard limit, and few as its soft one.
 pub fn command_with_descriptors(folder: &Path, arguments: &[&str], descriptors: u64) -> Command {
-    let mut shell = Command::new("sh");
-    shell
-        .args(["-c", r#"ulimit -S -n 64 && ulimit -H -n "$0" && exec "$@""#])
-        .arg(descriptors.to_string())
-        .arg(binary());
-    prepared(shell, folder, arguments)
+    command_through(folder, &with_descriptors(descriptors), arguments)
+}
+
+/// The same, called by another program that becomes the command behind its own arguments.
+pub fn command_through(folder: &Path, program: &[String], arguments: &[&str]) -> Command {
+    let (first, rest) = program.split_first().unwrap();
+    let mut command = Command::new(first);
+    command.args(rest).arg(binary());
+    prepared(command, folder, arguments)
+}
+
+/// A program for [`command_through`] that first runs a shell script in mounts of its own, which takes
+/// root.
+pub fn in_own_mounts(script: &str) -> Vec<String> {
+    let script = format!("{script} && exec \"$@\"");
+    ["unshare", "--mount", "sh", "-c", &script, "sh"]
+        .map(str::to_owned)
+        .into()
+}
+
+fn with_descriptors(descriptors: u64) -> Vec<String> {
+    let script = format!("ulimit -S -n 64 && ulimit -H -n {descriptors} && exec \"$@\"");
+    ["sh", "-c", &script, "sh"].map(str::to_owned).into()
 }
 
 fn prepared(mut command: Command, folder: &Path, arguments: &[&str]) -> Command {
@@ -61,7 +78,8 @@ fn prepared(mut command: Command, folder: &Path, arguments: &[&str]) -> Command 
 pub struct HostBuilder {
     settings: Vec<(String, String)>,
     disk: Option<String>,
-    descriptors: Option<u64>,
+    run_disk: Option<String>,
+    program: Option<Vec<String>>,
 }
 
 impl HostBuilder {
@@ -87,10 +105,23 @@ impl HostBuilder {
         self
     }
 
+    /// With the temporary folders of sandboxes on a small disk of their own.
+    #[must_use]
+    pub fn run_on_disk_of(mut self, size: &str) -> Self {
+        self.run_disk = Some(size.to_owned());
+        self
+    }
+
     /// With a hard limit of open files.
     #[must_use]
-    pub fn with_descriptors(mut self, descriptors: u64) -> Self {
-        self.descriptors = Some(descriptors);
+    pub fn with_descriptors(self, descriptors: u64) -> Self {
+        self.through(with_descriptors(descriptors))
+    }
+
+    /// Called by another program; see [`command_through`].
+    #[must_use]
+    pub fn through(mut self, program: Vec<String>) -> Self {
+        self.program = Some(program);
         self
     }
 
@@ -107,17 +138,22 @@ impl HostBuilder {
         let disk = self
             .disk
             .map(|size| SmallDisk::mount(&storage, &size).expect("a small disk cannot be mounted"));
+        let run_disk = self.run_disk.map(|size| {
+            let folder = storage.join(".lucid/run");
+            SmallDisk::mount(&folder, &size).expect("a small disk cannot be mounted")
+        });
         let log = Arc::new(Mutex::new(String::new()));
-        let command = host_command(&folder, &["serve"], self.descriptors);
+        let command = host_command(&folder, &["serve"], self.program.as_deref());
         let (child, address) = spawn(command, &folder, &self.settings, &log);
         Host {
             child,
             address,
             log,
+            _run_disk: run_disk,
             disk,
             folder,
             settings: self.settings,
-            descriptors: self.descriptors,
+            program: self.program,
             client: Client::builder().no_proxy().build().unwrap(),
         }
     }
@@ -129,10 +165,11 @@ pub struct Host {
     address: String,
     log: Arc<Mutex<String>>,
     // Unmounted before the folder goes.
+    _run_disk: Option<SmallDisk>,
     disk: Option<SmallDisk>,
     folder: TempDir,
     settings: Vec<(String, String)>,
-    descriptors: Option<u64>,
+    program: Option<Vec<String>>,
     client: Client,
 }
 
@@ -210,7 +247,8 @@ impl Host {
         HostBuilder {
             settings: Vec::new(),
             disk: None,
-            descriptors: None,
+            run_disk: None,
+            program: None,
         }
         .set("SUPABASE_JWT_SECRET", JWT_SECRET)
         .set("HOST", "127.0.0.1")
@@ -319,7 +357,7 @@ impl Host {
             "the host still runs"
         );
         self.log.lock().unwrap().push_str("--- started again ---\n");
-        let command = host_command(&self.folder, arguments, self.descriptors);
+        let command = host_command(&self.folder, arguments, self.program.as_deref());
         (self.child, self.address) = spawn(command, &self.folder, &self.settings, &self.log);
     }
 
@@ -441,9 +479,9 @@ pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-fn host_command(folder: &TempDir, arguments: &[&str], descriptors: Option<u64>) -> Command {
-    match descriptors {
-        Some(descriptors) => command_with_descriptors(folder.path(), arguments, descriptors),
+fn host_command(folder: &TempDir, arguments: &[&str], program: Option<&[String]>) -> Command {
+    match program {
+        Some(program) => command_through(folder.path(), program, arguments),
         None => command(folder.path(), arguments),
     }
 }

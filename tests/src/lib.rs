@@ -41,7 +41,8 @@ mod wait;
 pub use disk::SmallDisk;
 pub use git::{GitRequest, GitServer, git, repository};
 pub use host::{
-    Host, HostBuilder, HttpAnswer, binary, command, command_with_descriptors, find, text_of,
+    Host, HostBuilder, HttpAnswer, binary, command, command_through, command_with_descriptors,
+    find, in_own_mounts, text_of,
 };
 pub use identity::{IdentityProvider, RSA_1024, RSA_2048, RSA_2048_PUBLIC, SigningKey};
 pub use kinds::{HostOfKind, hosts_of_each_kind};

@@ -117,9 +117,9 @@ pub struct Config {
     pub sandbox_private_hosts: PrivateHosts,
     /// `SANDBOX_MEMORY_LIMIT` (2g), in bytes.
     pub sandbox_memory_limit: u64,
-    /// `SANDBOX_DISK_LIMIT` (10g): a workspace's disk quota, in bytes.
+    /// `SANDBOX_DISK_LIMIT` (10g): what the files of a session may take of disks, in bytes.
     pub sandbox_disk_limit: u64,
-    /// `SANDBOX_FILE_LIMIT` (500000): how many files and folders a workspace may have.
+    /// `SANDBOX_FILE_LIMIT` (500000): how many files and folders a session may have.
     pub sandbox_file_limit: u64,
     /// `DISK_RESERVE` (256m): the part of the disk that is reserved for the log, in bytes. 0 for
     /// none.

@@ -1,11 +1,15 @@
-//! Watches the disk below all workspaces: none may take more than its limit. The log's reserve is
-//! `log_reserve`'s.
+//! Watches the disks that sessions write to: that of the workspaces, and that of the temporary folders of
+//! sandboxes if it is another one. The files of no session may take more than their limit. The log's
+//! reserve is `log_reserve`'s.
 //!
-//! While neither the disk's free space nor the files that it can still hold fall, a look is one system call. When one
-//! fell, workspaces are counted; a
-//! sandbox whose workspace takes clearly more than it may is ended with every process in it. Its files stay, and
-//! its next command may remove some.
+//! While neither the free space of a disk nor the files that it can still hold fall, a look is one system
+//! call. When one fell, files are counted; a sandbox whose session takes clearly more than it may is ended
+//! with every process in it. Its temporary files go with it. The workspace stays, and the next command may
+//! remove some of it.
 
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,14 +17,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::SessionEnvironment;
-use super::factory::WorkspaceLimits;
+use super::factory::FileLimits;
 use lucid_sandbox::BackendKind;
 use lucid_sandbox::workspace::QuotaCheck;
 use lucid_types::ids::SessionId;
 
-/// How often the disk is looked at.
+/// How often disks are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much less must be free before workspaces are counted, unless they may take less than that: bytes, and files.
+/// How much less must be free before files are counted, unless they may take less than that: bytes, and files.
 const FALL: Free = Free {
     bytes: 256 << 20,
     files: 20_000,
@@ -69,31 +73,64 @@ impl WeakOpenEnvironments {
     }
 }
 
-/// Looks after the disk that `base` is on, for as long as somebody else holds `open`.
-pub(crate) fn watch(base: &Path, limits: WorkspaceLimits, open: &OpenEnvironments) {
-    let base = base.to_owned();
+/// Looks after the disks that these folders are on, for as long as somebody else holds `open`.
+pub(crate) fn watch(folders: &[&Path], limits: FileLimits, open: &OpenEnvironments) {
+    let disks = on_different_disks(folders);
     let environments = Arc::downgrade(&open.0);
     tokio::spawn(async move {
-        let mut disk = DiskState::new(limits);
+        let mut guard = DiskGuard::new(disks, limits);
         // What is taken before the first look counts as well.
-        if let Some(free) = free_of(base.clone()).await {
-            disk.needs_count(free);
-        }
+        guard.needs_count().await;
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(environments) = environments.upgrade() else {
                 return;
             };
-            if let Some(free) = free_of(base.clone()).await
-                && disk.needs_count(free)
-            {
-                disk.incomplete = !end_oversized(&OpenEnvironments(environments)).await;
+            if guard.needs_count().await {
+                guard.incomplete = !end_oversized(&OpenEnvironments(environments)).await;
             }
         }
     });
 }
 
-/// What is left of the disk.
+/// One folder of each disk.
+fn on_different_disks(folders: &[&Path]) -> Vec<PathBuf> {
+    let mut seen = HashSet::new();
+    let mut folders = folders.to_vec();
+    // One whose disk cannot be told is looked at by itself.
+    folders.retain(|folder| fs::metadata(folder).map_or(true, |found| seen.insert(found.dev())));
+    folders.into_iter().map(Path::to_owned).collect()
+}
+
+/// What is known of the disks.
+struct DiskGuard {
+    disks: Vec<(PathBuf, DiskState)>,
+    /// Not everything could be counted the last time.
+    incomplete: bool,
+}
+
+impl DiskGuard {
+    fn new(folders: Vec<PathBuf>, limits: FileLimits) -> Self {
+        let disks = folders.into_iter().map(|it| (it, DiskState::new(limits)));
+        Self {
+            disks: disks.collect(),
+            incomplete: false,
+        }
+    }
+
+    /// Whether one of the disks has clearly less room than when files were last counted.
+    async fn needs_count(&mut self) -> bool {
+        let mut needs = self.incomplete;
+        for (folder, disk) in &mut self.disks {
+            if let Some(free) = free_of(folder.clone()).await {
+                needs |= disk.fell(free);
+            }
+        }
+        needs
+    }
+}
+
+/// What is left of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Free {
     bytes: u64,
@@ -101,26 +138,23 @@ struct Free {
     files: u64,
 }
 
-/// What is known of the disk.
+/// What is known of one disk.
 struct DiskState {
     bytes: Threshold,
     files: Threshold,
-    /// Not every workspace could be counted then.
-    incomplete: bool,
 }
 
 impl DiskState {
-    fn new(limits: WorkspaceLimits) -> Self {
+    fn new(limits: FileLimits) -> Self {
         Self {
             bytes: Threshold::new(FALL.bytes.min(limits.bytes / 8)),
             files: Threshold::new(FALL.files.min(limits.entries / 8)),
-            incomplete: false,
         }
     }
 
-    fn needs_count(&mut self, free: Free) -> bool {
+    fn fell(&mut self, free: Free) -> bool {
         let (bytes, files) = (self.bytes.fell(free.bytes), self.files.fell(free.files));
-        bytes || files || self.incomplete
+        bytes || files
     }
 }
 
@@ -177,8 +211,8 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn limits(bytes: u64) -> WorkspaceLimits {
-        WorkspaceLimits {
+    fn limits(bytes: u64) -> FileLimits {
+        FileLimits {
             bytes,
             entries: 500_000,
         }
@@ -194,40 +228,65 @@ mod tests {
     #[test]
     fn workspaces_are_counted_only_when_the_free_space_fell() {
         let mut disk = DiskState::new(limits(10 * GIB));
-        assert!(!disk.needs_count(bytes(100 * GIB)), "nothing is known yet");
+        assert!(!disk.fell(bytes(100 * GIB)), "nothing is known yet");
         let fall = FALL.bytes;
-        assert!(!disk.needs_count(bytes(100 * GIB - fall + 1)));
-        assert!(disk.needs_count(bytes(100 * GIB - fall)));
-        assert!(
-            !disk.needs_count(bytes(100 * GIB - fall)),
-            "counted just now"
-        );
+        assert!(!disk.fell(bytes(100 * GIB - fall + 1)));
+        assert!(disk.fell(bytes(100 * GIB - fall)));
+        assert!(!disk.fell(bytes(100 * GIB - fall)), "counted just now");
         // Slow writing adds up; room that was made counts from there.
-        assert!(!disk.needs_count(bytes(100 * GIB - fall - fall / 2)));
-        assert!(disk.needs_count(bytes(100 * GIB - 2 * fall)));
-        assert!(!disk.needs_count(bytes(200 * GIB)));
-        assert!(disk.needs_count(bytes(199 * GIB)));
-        disk.incomplete = true;
-        assert!(disk.needs_count(bytes(199 * GIB)));
+        assert!(!disk.fell(bytes(100 * GIB - fall - fall / 2)));
+        assert!(disk.fell(bytes(100 * GIB - 2 * fall)));
+        assert!(!disk.fell(bytes(200 * GIB)));
+        assert!(disk.fell(bytes(199 * GIB)));
+        assert!(!disk.fell(bytes(199 * GIB)));
     }
 
     #[test]
     fn where_workspaces_may_take_little_a_small_fall_counts() {
         let mut disk = DiskState::new(limits(8 << 20));
-        disk.needs_count(bytes(1 << 40));
-        assert!(disk.needs_count(bytes((1 << 40) - (1 << 20))));
+        disk.fell(bytes(1 << 40));
+        assert!(disk.fell(bytes((1 << 40) - (1 << 20))));
     }
 
     #[test]
     fn many_small_files_count_though_they_take_no_space() {
         let mut disk = DiskState::new(limits(10 * GIB));
         let files = |files| Free { bytes: GIB, files };
-        assert!(!disk.needs_count(files(1_000_000)));
-        assert!(!disk.needs_count(files(1_000_000 - FALL.files + 1)));
-        assert!(disk.needs_count(files(1_000_000 - FALL.files)));
+        assert!(!disk.fell(files(1_000_000)));
+        assert!(!disk.fell(files(1_000_000 - FALL.files + 1)));
+        assert!(disk.fell(files(1_000_000 - FALL.files)));
         // A file system that makes inodes as they are needed.
-        assert!(!disk.needs_count(files(2_000_000)));
+        assert!(!disk.fell(files(2_000_000)));
         let mut other = DiskState::new(limits(10 * GIB));
-        assert!(!other.needs_count(files(0)) && !other.needs_count(files(0)));
+        assert!(!other.fell(files(0)) && !other.fell(files(0)));
+    }
+
+    #[tokio::test]
+    async fn files_are_counted_again_until_all_could_be_whatever_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let disks = vec![folder.path().to_owned(), folder.path().join("gone")];
+        // So much falls on no machine while this runs.
+        let mut guard = DiskGuard::new(disks, limits(1 << 60));
+        let fall = FileLimits {
+            bytes: 1 << 60,
+            entries: 1 << 60,
+        };
+        for (_, disk) in &mut guard.disks {
+            disk.bytes = Threshold::new(fall.bytes);
+            disk.files = Threshold::new(fall.entries);
+        }
+        assert!(!guard.needs_count().await && !guard.needs_count().await);
+        guard.incomplete = true;
+        assert!(guard.needs_count().await && guard.needs_count().await);
+    }
+
+    #[test]
+    fn each_disk_is_looked_at_once() {
+        let one = tempfile::tempdir().unwrap();
+        let inner = one.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let proc = Path::new("/proc");
+        let found = on_different_disks(&[one.path(), &inner, proc, Path::new("/proc/self")]);
+        assert_eq!(found, [one.path(), proc]);
     }
 }

@@ -41,28 +41,27 @@ const NO_GIT_GATEWAY: &str = "The containers of this deployment's Docker engine 
 /// The user name that goes with a token for a repository's URL.
 pub(super) type GitUserName = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Of all files that a disk can hold, one workspace may have this part.
+/// Of all files that a disk can hold, one session may have this part.
 const PART_OF_FILES: u64 = 4;
 
-/// What one workspace may take of the disk.
+/// What the files of one session may take of disks: its workspace, and what its sandbox has beside that.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct WorkspaceLimits {
+pub(crate) struct FileLimits {
     pub(crate) bytes: u64,
     /// Files and folders.
     pub(crate) entries: u64,
 }
 
-impl WorkspaceLimits {
-    /// So many bytes and entries, but no more than a part of the files that the disk of `folder` can
-    /// hold, so that no workspace alone takes the last one.
-    pub(crate) fn on_disk_of(folder: &Path, bytes: u64, entries: u64) -> Self {
-        let disk = rustix::fs::statvfs(folder).ok();
-        // A file system that makes inodes as they are needed says that it has none.
-        let files = disk.map_or(0, |disk| disk.f_files);
-        let entries = match files / PART_OF_FILES {
-            0 => entries,
-            part => entries.min(part),
-        };
+impl FileLimits {
+    /// So many bytes and entries, but no more than a part of the files that each disk of these folders
+    /// can hold, so that no session alone takes the last one.
+    pub(crate) fn on_disks_of(folders: &[&Path], bytes: u64, entries: u64) -> Self {
+        let files = folders.iter().filter_map(|folder| {
+            let disk = rustix::fs::statvfs(*folder).ok()?;
+            // A file system that makes inodes as they are needed says that it has none.
+            Some(disk.f_files / PART_OF_FILES).filter(|part| *part > 0)
+        });
+        let entries = files.fold(entries, u64::min);
         Self { bytes, entries }
     }
 }
@@ -90,8 +89,8 @@ pub(crate) struct EnvironmentFactory {
     pub(crate) keep: bool,
     /// Notices what changes in workspaces; none where this machine does not let it.
     pub(crate) watcher: Option<Watcher>,
-    /// What a workspace may take of the disk.
-    pub(crate) limits: WorkspaceLimits,
+    /// What a session's files may take of disks.
+    pub(crate) limits: FileLimits,
     /// What of their disk no workspace may take: nothing if the log is on another.
     pub(crate) quota_reserve: DiskReserve,
     /// The log's reserve. Its size decides on every disk when files that nobody works on go.
@@ -209,7 +208,7 @@ impl EnvironmentFactory {
             let reason = ended.await;
             if !notices.are_closed() {
                 notices.send(format!(
-                    "The sandbox was lost, and what ran in it. {reason} The files are there, and the next command gets a new one."
+                    "The sandbox was lost, and what ran in it. {reason} The files of the workspace are there, and the next command gets a new one."
                 ));
             }
         });
@@ -242,6 +241,7 @@ impl EnvironmentFactory {
         let quota = Quota::new(self.limits.bytes)
             .with_entries(self.limits.entries)
             .with_reserve(self.quota_reserve.clone());
+        sandbox.count_files_in(&quota);
         let work = self.work_of(&spec);
         let files = TreeTracker::new(workspace.clone(), self.watcher.as_ref(), quota, work);
         let environments = self.open.clone();

@@ -132,6 +132,9 @@ impl SessionEnvironment {
     }
 
     fn set_sandbox(&self, sandbox: Option<Sandbox>) {
+        if let Some(sandbox) = &sandbox {
+            sandbox.count_files_in(self.files.quota());
+        }
         *self.sandbox.lock() = sandbox;
     }
 

@@ -23,6 +23,7 @@ use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::children::outcome;
 use crate::live::{LAST_WORDS, Live, PendingInput};
+use crate::pressure::CommandPressure;
 use crate::server::Server;
 
 /// How long a group has between SIGTERM and SIGKILL.
@@ -48,9 +49,14 @@ pub(crate) fn run(
     live: Option<(Arc<Live>, PendingInput)>,
     (notes, inbox): (&Sender<Note>, &Receiver<Note>),
 ) {
+    // Nobody is told of what happens while a program stays open.
+    let running = live.is_none().then(|| server.pressure().begin());
     match try_run(server, id, start, live, (notes, inbox)) {
         Ok((mut exit, tail)) => {
-            (exit.memory_kills, exit.refused_processes) = server.pressure().since_last();
+            let hits = running.as_ref().map(CommandPressure::hits);
+            let hits = hits.unwrap_or_default();
+            exit.memory_kills = hits.memory_kills;
+            exit.refused_processes = hits.refused_processes;
             for frame in Frame::split(FrameKind::Tail, id, &tail) {
                 server.send(&frame);
             }

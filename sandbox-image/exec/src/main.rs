@@ -9,6 +9,7 @@
 //! - `lucid-exec --launch JSON -- PROGRAM ARGUMENTS` joins the sandbox's control groups, gives up the
 //!   host's rights and becomes that program;
 //! - `lucid-exec --probe` tells whether Landlock works on this kernel;
+//! - `lucid-exec --version` tells which version of the protocol it speaks;
 //! - called as `git-remote-lucid`, it is the git remote helper that talks to the host's gateway.
 #![forbid(unsafe_code)]
 
@@ -31,7 +32,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use lucid_exec::protocol::Serve;
+use lucid_exec::protocol::{Serve, VERSION};
 use serde::de::DeserializeOwned;
 
 /// Why the exec server ended.
@@ -39,7 +40,7 @@ use serde::de::DeserializeOwned;
 enum RunError {
     /// The command line is unknown.
     #[error(
-        "usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --launch JSON -- PROGRAM ARGUMENTS | --probe"
+        "usage: lucid-exec --serve JSON | --serve-pipes JSON | --connect SOCKET JSON | --supervise JSON | --launch JSON -- PROGRAM ARGUMENTS | --probe | --version"
     )]
     Usage,
     /// The settings are no JSON, or lack something.
@@ -102,6 +103,7 @@ fn run(arguments: &[&str]) -> Result<(), RunError> {
             confine::probe()?;
             println!("Landlock works on this kernel.");
         }
+        ["--version"] => println!("{VERSION}"),
         _ => return Err(RunError::Usage),
     }
     Ok(())

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - A sandbox whose group cannot be seen, or that has none of its own, counts nothing.
-//! - Each hit is reported once.
+//! - A hit is told to each command that ran meanwhile. One that happened while none ran is told to the
+//!   next, once.
 
 use std::path::PathBuf;
 
@@ -28,7 +29,52 @@ const PROCESSES: ([&str; 2], &str) = (
 pub(crate) struct Pressure {
     memory: Option<PathBuf>,
     processes: Option<PathBuf>,
-    told: Mutex<(u64, u64)>,
+    told: Mutex<ToldCounts>,
+}
+
+/// What the kernel has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct PressureCounts {
+    /// Processes that were killed for memory.
+    pub(crate) memory_kills: u64,
+    /// Processes that were refused.
+    pub(crate) refused_processes: u64,
+}
+
+/// What commands were told.
+#[derive(Default)]
+struct ToldCounts {
+    hits: PressureCounts,
+    /// The commands that run.
+    running: usize,
+}
+
+/// A command that runs.
+pub(crate) struct CommandPressure<'a> {
+    pressure: &'a Pressure,
+    /// What was counted before it and is not for it to tell.
+    before: PressureCounts,
+}
+
+impl CommandPressure<'_> {
+    /// What it has met so far. No command that begins after this is told of that.
+    pub(crate) fn hits(&self) -> PressureCounts {
+        let mut told = self.pressure.told.lock();
+        let now = self.pressure.now(told.hits);
+        told.hits = now;
+        PressureCounts {
+            memory_kills: now.memory_kills.saturating_sub(self.before.memory_kills),
+            refused_processes: now
+                .refused_processes
+                .saturating_sub(self.before.refused_processes),
+        }
+    }
+}
+
+impl Drop for CommandPressure<'_> {
+    fn drop(&mut self) {
+        self.pressure.told.lock().running -= 1;
+    }
 }
 
 impl Pressure {
@@ -45,26 +91,37 @@ impl Pressure {
             processes: there(PROCESSES),
             told: Mutex::default(),
         };
-        pressure.since_last();
+        let hits = pressure.now(PressureCounts::default());
+        pressure.told.lock().hits = hits;
         pressure
     }
 
-    /// How many processes were killed for memory, and how many were refused, since the last call.
-    pub(crate) fn since_last(&self) -> (u64, u64) {
+    /// Begins to count for a command.
+    pub(crate) fn begin(&self) -> CommandPressure<'_> {
         let mut told = self.told.lock();
+        // What those that run have met is theirs.
+        let before = match told.running {
+            0 => told.hits,
+            _ => self.now(told.hits),
+        };
+        told.running += 1;
+        CommandPressure {
+            pressure: self,
+            before,
+        }
+    }
+
+    /// What the kernel has counted by now; what cannot be read is as it was.
+    fn now(&self, last: PressureCounts) -> PressureCounts {
         let read = |path: &Option<PathBuf>, name| {
             path.as_ref()
                 .and_then(|path| std::fs::read_to_string(path).ok())
                 .and_then(|text| counter(&text, name))
         };
-        let memory = read(&self.memory, MEMORY.1).unwrap_or(told.0);
-        let processes = read(&self.processes, PROCESSES.1).unwrap_or(told.1);
-        let rose = (
-            memory.saturating_sub(told.0),
-            processes.saturating_sub(told.1),
-        );
-        *told = (memory, processes);
-        rose
+        PressureCounts {
+            memory_kills: read(&self.memory, MEMORY.1).unwrap_or(last.memory_kills),
+            refused_processes: read(&self.processes, PROCESSES.1).unwrap_or(last.refused_processes),
+        }
     }
 }
 
@@ -88,19 +145,30 @@ mod tests {
     }
 
     #[test]
-    fn a_hit_is_told_once() {
-        let dir = std::env::temp_dir().join(format!("lucid-pressure-{}", std::process::id()));
-        std::fs::write(&dir, "max 2\n").unwrap();
+    fn a_hit_is_told_to_the_commands_that_ran_meanwhile_and_otherwise_to_the_next() {
+        let file = std::env::temp_dir().join(format!("lucid-pressure-{}", std::process::id()));
+        let count = |refused: u64| std::fs::write(&file, format!("max {refused}\n")).unwrap();
+        count(2);
         let pressure = Pressure {
             memory: None,
-            processes: Some(dir.clone()),
+            processes: Some(file.clone()),
             told: Mutex::default(),
         };
-        assert_eq!(pressure.since_last(), (0, 2));
-        assert_eq!(pressure.since_last(), (0, 0));
-        std::fs::write(&dir, "max 5\n").unwrap();
-        assert_eq!(pressure.since_last(), (0, 3));
-        std::fs::remove_file(&dir).unwrap();
-        assert_eq!(pressure.since_last(), (0, 0));
+        let hits = |refused_processes| PressureCounts {
+            refused_processes,
+            ..PressureCounts::default()
+        };
+        assert_eq!(pressure.begin().hits(), hits(2));
+        let (one, two) = (pressure.begin(), pressure.begin());
+        count(3);
+        let late = pressure.begin();
+        assert_eq!(late.hits(), hits(0), "it began after that");
+        assert_eq!((one.hits(), two.hits()), (hits(1), hits(1)));
+        drop((one, two, late));
+        assert_eq!(pressure.begin().hits(), hits(0), "it is told already");
+        count(5);
+        assert_eq!(pressure.begin().hits(), hits(2));
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(pressure.begin().hits(), hits(0));
     }
 }

@@ -283,6 +283,58 @@ async fn what_makes_more_files_than_a_workspace_may_have_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn temporary_files_that_take_more_than_a_session_may_end_its_sandbox_and_go_with_it() {
+    if !SmallDisk::possible() {
+        return;
+    }
+    let fill = "while true; do head -c 1000000 /dev/zero >>\"$TMPDIR\"/big; sleep 0.02; done";
+    let fill = format!("sh -c '{fill}' >/dev/null 2>&1 &");
+    // On the disk of the workspaces, and on another one.
+    for host in [
+        Host::with_defaults().on_disk_of("512m"),
+        Host::with_defaults().run_on_disk_of("512m"),
+    ] {
+        let fill = fill.clone();
+        let model = Model::start(move |number, _| match number {
+            0 => call("terminal", json!({"command": fill})),
+            1 => ModelTurn::Say("It runs.".into()),
+            2 => call("terminal", json!({"command": "ls \"$TMPDIR\"; echo well"})),
+            _ => ModelTurn::Say("It is gone.".into()),
+        })
+        .await;
+        let host = host
+            .set("SANDBOX_BACKEND", "landlock")
+            .set("SANDBOX_DISK_LIMIT", "20m")
+            .set("DISK_RESERVE", "8m")
+            .set("LLM_API_KEY", "sk-test")
+            .set("LLM_BASE_URL", &model.url)
+            .start();
+        let first = json!({"task": "Fill it", "modelProvider": "openai", "policy": "coder"});
+        let mut filler = Socket::open(&host, "mallory", first).await;
+        let ended = |frame: &Value| {
+            let content = frame["content"].as_str().unwrap_or_default();
+            content.contains("outside of the workspace")
+                && content.contains("which are gone now; they may take 20 MiB.")
+        };
+        let over = |frames: &[Value]| {
+            let is_told = frames.iter().any(ended);
+            is_told && frames.iter().any(is_completed)
+        };
+        while !over(&filler.frames) {
+            filler
+                .until("the end of its sandbox", |frame| {
+                    ended(frame) || is_completed(frame)
+                })
+                .await;
+        }
+        filler.say("Look").await;
+        let frames = filler.completed().await;
+        let output = event(&frames, "CmdOutputObservation");
+        assert_eq!(output["content"], "well\n", "{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_begins_while_no_file_can_be_made_waits_and_goes_on_by_itself() {
     if !SmallDisk::possible() {
         return;

@@ -19,6 +19,7 @@ use crate::landlock::Isolation;
 use crate::launch::{FoundBackend, SandboxLauncher};
 use crate::runtime_dir::give_to;
 use crate::settings::{Network, SandboxSpec, Transport};
+use crate::trace_right;
 use crate::workspace::{remove_tree, sandbox_user};
 use lucid_types::exec::ExecRequest;
 use lucid_types::ids::SessionId;
@@ -357,7 +358,9 @@ impl BackendDetector {
                 .launcher
                 .start(&found.backend(kind)?, spec, None)
                 .await?;
-            let ran = sandbox.exec(ExecRequest::argv(["/bin/true"]), |_| {}).await;
+            let is_counted = !self.launcher.groups.limit_memory();
+            let hidden = trace_right::hidden_remark(sandbox.sees_its_processes().await, is_counted);
+            let ran = sandbox.exec(ExecRequest::shell("true"), |_| {}).await;
             let lacks_proxy = self.launcher.settings.network == Network::Proxy
                 && sandbox.take_proxy_listener().is_none();
             sandbox.close().await;
@@ -365,7 +368,8 @@ impl BackendDetector {
                 .then(|| NO_PROXY.to_owned())
                 .into_iter()
                 .chain(self.launcher.groups.shortcoming())
-                .chain(self.launcher.users.shortcoming());
+                .chain(self.launcher.users.shortcoming())
+                .chain(hidden);
             let remarks: Vec<String> = remarks.collect();
             ran.map(|ran| (ran, (!remarks.is_empty()).then(|| remarks.join(" "))))
         };

@@ -93,6 +93,7 @@ pub(super) async fn run(
     let begun = Instant::now();
     let limit =
         Duration::from_millis(start.timeout_ms.unwrap_or(u64::MAX / 4)).saturating_add(TIMEOUT);
+    let running = group.map(SandboxGroup::begin_command);
     // Kills the command when it is dropped before the end.
     let mut command = connection.start(start)?;
     let (mut head, mut tail) = (Vec::new(), Vec::new());
@@ -109,10 +110,12 @@ pub(super) async fn run(
             }
             Some(CommandEvent::Tail(bytes)) => tail.extend_from_slice(&bytes),
             Some(CommandEvent::Exit(mut exit)) => {
-                if let Some(group) = group {
-                    let (killed, refused) = group.hits_since_last();
-                    exit.memory_kills = exit.memory_kills.saturating_add(killed);
-                    exit.refused_processes = exit.refused_processes.saturating_add(refused);
+                if let Some(running) = &running {
+                    let hits = running.hits();
+                    exit.memory_kills = exit.memory_kills.saturating_add(hits.memory_kills);
+                    exit.refused_processes = exit
+                        .refused_processes
+                        .saturating_add(hits.refused_processes);
                 }
                 let exit_code = exit
                     .code

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ use crate::connection::Connection;
 use crate::docker::SessionContainer;
 use crate::error::SandboxError;
 use crate::runtime_dir::SessionDir;
-use crate::unlinked::ProcessTable;
-use crate::workspace::disk_usage_of;
+use crate::unlinked::{ProcessTable, UnlinkedGap, UnlinkedUsage};
+use crate::workspace::{DiskUsage, FilesBeside, Quota, disk_usage_of};
 use crate::{exec, process};
 use lucid_types::exec::{ExecRequest, ExecResult, Process};
 
@@ -36,17 +36,44 @@ const NAMESPACE_END: Duration = Duration::from_secs(2);
 pub struct Sandbox(Arc<SandboxInner>);
 
 /// A handle that does not keep its sandbox.
+#[derive(Clone)]
 pub(super) struct WeakSandbox(Weak<SandboxInner>);
+
+impl fmt::Debug for WeakSandbox {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("WeakSandbox").finish_non_exhaustive()
+    }
+}
+
+impl FilesBeside for WeakSandbox {
+    fn usage(&self) -> DiskUsage {
+        // What belongs to one that ended is removed with it.
+        let sandbox = self.upgrade();
+        sandbox.map_or(DiskUsage::NOTHING, |it| it.named_files())
+    }
+
+    fn nameless_usage(&self) -> DiskUsage {
+        let Some(sandbox) = self.upgrade() else {
+            return DiskUsage::NOTHING;
+        };
+        let found = sandbox.nameless_files(&ProcessTable::recent());
+        match found.gap {
+            Some(UnlinkedGap::TooMany) => DiskUsage::Unknown(
+                "its processes have more files open and mapped than can be looked at".to_owned(),
+            ),
+            // Honest programs close themselves as well, such as those that hold keys.
+            Some(UnlinkedGap::Closed) | None => DiskUsage::Counted {
+                bytes: found.bytes,
+                entries: found.files,
+            },
+        }
+    }
+}
 
 impl WeakSandbox {
     /// The sandbox, while it runs.
     pub(super) fn upgrade(&self) -> Option<Sandbox> {
         self.0.upgrade().map(Sandbox).filter(Sandbox::is_alive)
-    }
-
-    /// Whether another handle is of the same sandbox.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.0.ptr_eq(&other.0)
     }
 }
 
@@ -54,6 +81,8 @@ impl WeakSandbox {
 pub(super) struct SandboxInner {
     pub(super) kind: BackendKind,
     pub(super) workspace: String,
+    /// The same on the host.
+    pub(super) host_workspace: PathBuf,
     pub(super) shell: &'static str,
     /// Variables that commands get beside those of the sandbox itself.
     pub(super) environment: BTreeMap<String, String>,
@@ -140,19 +169,47 @@ impl Sandbox {
         self.0.connection.take_proxy()
     }
 
-    /// Bytes that the sandbox uses on the workspace's disk outside of the workspace: its `/tmp` and
-    /// home if they are on the disk, and unlinked files that are still open. `None` if that cannot be
-    /// counted. Blocks.
+    /// Bytes that the sandbox uses on disks outside of the workspace: its `/tmp` and home if they are on
+    /// a disk, and unlinked files that are still open. `None` if that cannot be counted. Blocks.
     #[must_use]
     pub fn disk_usage(&self, processes: &ProcessTable) -> Option<u64> {
-        let dir = self.runtime_dir();
-        let tmp = disk_usage_of(&dir.join("tmp"))?;
-        let home = disk_usage_of(&dir.join("home"))?;
-        let nameless = match self.0.connection.process() {
-            Some(process) => processes.unlinked_bytes(process, dir)?,
-            None => 0,
+        let named = self.named_files().bytes_with_inodes()?;
+        let nameless = self.nameless_files(processes);
+        let bytes = named.saturating_add(nameless.bytes);
+        nameless.gap.is_none().then_some(bytes)
+    }
+
+    /// Counts these files with those of the workspace from now on, until another sandbox is counted.
+    pub fn count_files_in(&self, quota: &Quota) {
+        quota.set_beside(Arc::new(self.downgrade()));
+    }
+
+    /// Whether the host sees processes of it below its first one, of which there is always one. It does
+    /// not where the machine hides those that do not let themselves be traced.
+    pub(super) async fn sees_its_processes(&self) -> bool {
+        let Some(process) = self.first_process() else {
+            return true;
         };
-        Some(tmp.saturating_add(home).saturating_add(nameless))
+        let seen = tokio::task::spawn_blocking(move || {
+            ProcessTable::now().with_descendants(process).len() > 1
+        });
+        seen.await.unwrap_or(true)
+    }
+
+    /// Its `/tmp` and home, if they are on a disk.
+    fn named_files(&self) -> DiskUsage {
+        let dir = self.runtime_dir();
+        let tmp = disk_usage_of(&dir.join("tmp")).of_folder("/tmp");
+        tmp.and(disk_usage_of(&dir.join("home")).of_folder("the home folder"))
+    }
+
+    /// Unlinked files on the disks of the workspace and of the runtime folder that are still open.
+    fn nameless_files(&self, processes: &ProcessTable) -> UnlinkedUsage {
+        let folders = [self.runtime_dir(), &self.0.host_workspace];
+        let process = self.first_process();
+        process.map_or_else(UnlinkedUsage::default, |process| {
+            processes.unlinked(process, &folders)
+        })
     }
 
     /// Whether the sandbox still answers.

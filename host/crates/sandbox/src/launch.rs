@@ -143,6 +143,7 @@ impl SandboxLauncher {
         let sandbox = Sandbox::new(SandboxInner {
             kind: backend.kind(),
             workspace,
+            host_workspace: spec.workspace.to_owned(),
             shell,
             environment: BTreeMap::new(),
             dir: Arc::new(dir),
@@ -221,6 +222,7 @@ impl SandboxLauncher {
         Ok(Sandbox::new(SandboxInner {
             kind: BackendKind::Docker,
             workspace: self.settings.workspace_mount.clone(),
+            host_workspace: spec.workspace.to_owned(),
             shell: ready.shell,
             // A container may be older than its session, and knows nothing of its repository.
             environment: spec.repository.map(git_environment).unwrap_or_default(),

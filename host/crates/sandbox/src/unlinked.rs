@@ -5,7 +5,7 @@
 //! - Looked at are the processes below one, by the parents that /proc tells; a file counts once, however
 //!   many of them hold it.
 //! - A file is held by who has it open, and by who has it mapped, be it closed.
-//! - What cannot be looked at is not taken for small, nor is more than a look has time for. What went
+//! - What cannot be looked at is said to be missing, and so is what a look has no time for. What went
 //!   meanwhile counts as nothing.
 
 use std::collections::{HashMap, HashSet};
@@ -13,9 +13,44 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// How many descriptors and mappings of one sandbox are looked at.
 const MOST: u32 = 1 << 17;
+/// How long a table counts as recent, if it was not made of very many processes.
+const RECENT: Duration = Duration::from_millis(40);
+/// How much longer than it took to make one counts as recent.
+const REST: u32 = 4;
+
+/// The last table that somebody wanted a recent one of.
+static LAST: Mutex<Option<LastTable>> = Mutex::new(None);
+
+struct LastTable {
+    table: Arc<ProcessTable>,
+    made_at: Instant,
+    duration: Duration,
+}
+
+/// What files without a name take of disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct UnlinkedUsage {
+    pub(super) bytes: u64,
+    pub(super) files: u64,
+    /// Why there may be more.
+    pub(super) gap: Option<UnlinkedGap>,
+}
+
+/// Why not everything could be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UnlinkedGap {
+    /// A process does not let the host look into it.
+    Closed,
+    /// There is more than a look has time for.
+    TooMany,
+}
 
 /// Which processes there were at one moment, by who started them.
 #[derive(Debug)]
@@ -38,27 +73,41 @@ impl ProcessTable {
         Self { children }
     }
 
-    /// Bytes of nameless files that processes below `root`, and `root` itself, hold on the disk of a folder;
-    /// none where that cannot be counted. Blocks shortly.
-    pub(super) fn unlinked_bytes(&self, root: u32, folder: &Path) -> Option<u64> {
-        let disk = match fs::metadata(folder) {
-            Ok(found) => found.dev(),
-            Err(error) => return (error.kind() == io::ErrorKind::NotFound).then_some(0),
-        };
-        let mut files = UnlinkedFiles {
-            disk,
-            files: HashMap::new(),
-            budget: MOST,
-        };
+    /// Those that there were a moment ago: whoever asks at about the same time gets the same table, so that
+    /// making them takes a fifth of the time at most, however many processes and sandboxes there are.
+    /// Blocks shortly.
+    pub(super) fn recent() -> Arc<Self> {
+        let mut last = LAST.lock();
+        if let Some(last) = &*last
+            && last.made_at.elapsed() < RECENT.max(last.duration * REST)
+        {
+            return Arc::clone(&last.table);
+        }
+        let begun = Instant::now();
+        let table = Arc::new(Self::now());
+        *last = Some(LastTable {
+            table: Arc::clone(&table),
+            made_at: Instant::now(),
+            duration: begun.elapsed(),
+        });
+        table
+    }
+
+    /// The nameless files that processes below `root`, and `root` itself, hold on the disks of these
+    /// folders. Blocks shortly.
+    pub(super) fn unlinked(&self, root: u32, folders: &[&Path]) -> UnlinkedUsage {
+        let mut files = UnlinkedFiles::on_disks_of(folders, MOST);
         let processes = self.with_descendants(root);
         // What is open is counted exactly, whoever has it mapped.
-        for process in &processes {
-            files.open(*process)?;
-        }
-        for process in &processes {
-            files.mapped(*process)?;
-        }
-        Some(files.files.into_values().fold(0, u64::saturating_add))
+        let looked = processes
+            .iter()
+            .try_for_each(|process| files.open(*process))
+            .and_then(|()| {
+                processes
+                    .iter()
+                    .try_for_each(|process| files.mapped(*process))
+            });
+        files.usage(looked.is_none())
     }
 
     pub(super) fn with_descendants(&self, root: u32) -> HashSet<u32> {
@@ -95,19 +144,59 @@ impl ProcessStatus {
     }
 }
 
-/// What was found so far, by the files' inodes.
+/// What was found so far. What looks at more is over where nothing is left of the budget.
 struct UnlinkedFiles {
-    disk: u64,
-    files: HashMap<u64, u64>,
+    disks: HashSet<u64>,
+    /// Their bytes, by disk and inode.
+    files: HashMap<(u64, u64), u64>,
     budget: u32,
+    /// Something could not be looked at.
+    is_closed: bool,
 }
 
 impl UnlinkedFiles {
+    fn on_disks_of(folders: &[&Path], budget: u32) -> Self {
+        let mut files = Self {
+            disks: HashSet::new(),
+            files: HashMap::new(),
+            budget,
+            is_closed: false,
+        };
+        for folder in folders {
+            match fs::metadata(folder) {
+                Ok(found) => {
+                    files.disks.insert(found.dev());
+                }
+                Err(error) => files.is_closed |= error.kind() != io::ErrorKind::NotFound,
+            }
+        }
+        files
+    }
+
+    fn usage(&self, is_over: bool) -> UnlinkedUsage {
+        let gap = if is_over {
+            Some(UnlinkedGap::TooMany)
+        } else {
+            self.is_closed.then_some(UnlinkedGap::Closed)
+        };
+        UnlinkedUsage {
+            bytes: self
+                .files
+                .values()
+                .fold(0, |sum: u64, it| sum.saturating_add(*it)),
+            files: self.files.len() as u64,
+            gap,
+        }
+    }
+
     /// What a process has open.
     fn open(&mut self, process: u32) -> Option<()> {
         let descriptors = match fs::read_dir(format!("/proc/{process}/fd")) {
             Ok(descriptors) => descriptors,
-            Err(error) => return ignore_vanished(&error, process),
+            Err(error) => {
+                self.is_closed |= !has_vanished(&error, process);
+                return Some(());
+            }
         };
         for file in descriptors.flatten() {
             self.budget = self.budget.checked_sub(1)?;
@@ -122,46 +211,52 @@ impl UnlinkedFiles {
     fn mapped(&mut self, process: u32) -> Option<()> {
         let maps = match File::open(format!("/proc/{process}/maps")) {
             Ok(maps) => maps,
-            Err(error) => return ignore_vanished(&error, process),
+            Err(error) => {
+                self.is_closed |= !has_vanished(&error, process);
+                return Some(());
+            }
         };
         // Names may hold any bytes but line breaks, which are escaped. An error is the process's end.
         let lines = BufReader::new(maps).split(b'\n').map_while(Result::ok);
         for line in lines {
             self.budget = self.budget.checked_sub(1)?;
             if let Some(mapping) = Mapping::of_nameless(&line) {
-                self.add_mapping(process, &mapping)?;
+                self.add_mapping(process, &mapping);
             }
         }
         Some(())
     }
 
-    fn add_mapping(&mut self, process: u32, mapping: &Mapping) -> Option<()> {
+    fn add_mapping(&mut self, process: u32, mapping: &Mapping) {
         // Only a privileged host may look at the file itself.
         if let Ok(file) = fs::metadata(format!("/proc/{process}/map_files/{}", mapping.range)) {
             self.add(&file);
-            return Some(());
+            return;
         }
-        if mapping.disk != self.disk || self.files.contains_key(&mapping.inode) {
-            return Some(());
+        let file = (mapping.disk, mapping.inode);
+        if !self.disks.contains(&mapping.disk) || self.files.contains_key(&file) {
+            return;
         }
-        // Writing to a shared one takes more of the disk, and its length does not tell.
-        (!mapping.is_shared).then(|| {
-            self.files.insert(mapping.inode, mapping.length);
-        })
+        if mapping.is_shared {
+            // Writing to it takes more of the disk, and its length does not tell.
+            self.is_closed = true;
+        } else {
+            self.files.insert(file, mapping.length);
+        }
     }
 
     fn add(&mut self, file: &fs::Metadata) {
-        if file.is_file() && file.nlink() == 0 && file.dev() == self.disk {
-            self.files.insert(file.ino(), file.blocks() * 512);
+        if file.is_file() && file.nlink() == 0 && self.disks.contains(&file.dev()) {
+            self.files
+                .insert((file.dev(), file.ino()), file.blocks() * 512);
         }
     }
 }
 
-/// Nothing, where a process that cannot be looked at is gone by now.
-fn ignore_vanished(error: &io::Error, process: u32) -> Option<()> {
-    let gone = error.kind() != io::ErrorKind::PermissionDenied
-        || ProcessStatus::of(process).is_none_or(|status| status.is_zombie);
-    gone.then_some(())
+/// Whether a process that cannot be looked at is gone by now.
+fn has_vanished(error: &io::Error, process: u32) -> bool {
+    error.kind() != io::ErrorKind::PermissionDenied
+        || ProcessStatus::of(process).is_none_or(|status| status.is_zombie)
 }
 
 /// A file without a name in a process's memory, as a line of /proc/…/maps has it.
@@ -206,7 +301,8 @@ mod tests {
     use super::*;
 
     fn held(process: &Child, folder: &Path) -> Option<u64> {
-        ProcessTable::now().unlinked_bytes(process.id(), folder)
+        let found = ProcessTable::now().unlinked(process.id(), &[folder]);
+        found.gap.is_none().then_some(found.bytes)
     }
 
     /// Waits until a process holds as much, which it does at once but for its start.
@@ -234,12 +330,15 @@ mod tests {
             .spawn()
             .unwrap();
         wait_to_hold(&process, folder.path(), 300_000);
-        let mine = ProcessTable::now().unlinked_bytes(std::process::id(), folder.path());
-        assert!(mine.is_none_or(|bytes| bytes >= 300_000), "{mine:?}");
-        let bytes = held(&process, folder.path()).unwrap();
-        assert!(bytes < 600_000, "held by two: {bytes}");
-        assert_eq!(held(&process, Path::new("/proc")), Some(0));
-        assert_eq!(held(&process, &folder.path().join("gone")), Some(0));
+        let mine = ProcessTable::now().unlinked(std::process::id(), &[folder.path()]);
+        assert!(mine.bytes >= 300_000, "{mine:?}");
+        let table = ProcessTable::now();
+        let found = table.unlinked(process.id(), &[Path::new("/proc"), folder.path()]);
+        assert!(found.bytes < 600_000, "held by two: {found:?}");
+        assert_eq!(found.files, 1);
+        let elsewhere = [Path::new("/proc"), &folder.path().join("gone")];
+        let none = table.unlinked(process.id(), &elsewhere);
+        assert_eq!(none, UnlinkedUsage::default());
 
         let mut input = process.stdin.take().unwrap();
         input.write_all(b"\n").unwrap();
@@ -302,14 +401,33 @@ mod tests {
 
     #[test]
     fn more_than_there_is_time_for_cannot_be_counted() {
-        let mut files = UnlinkedFiles {
-            disk: 0,
-            files: HashMap::new(),
-            budget: 1,
-        };
+        let mut files = UnlinkedFiles::on_disks_of(&[], 1);
         let mine = std::process::id();
         assert_eq!(files.open(mine), None);
         files.budget = 1;
         assert_eq!(files.mapped(mine), None);
+        assert_eq!(files.usage(true).gap, Some(UnlinkedGap::TooMany));
+    }
+
+    #[test]
+    fn who_asks_for_a_recent_table_at_about_the_same_time_gets_the_same_one_and_later_another() {
+        let begun = Instant::now();
+        let one = ProcessTable::recent();
+        loop {
+            let two = ProcessTable::recent();
+            if !Arc::ptr_eq(&one, &two) {
+                break;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "it stays for ever"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let made = LAST.lock().as_ref().map(|last| Arc::clone(&last.table));
+        assert!(made.is_some_and(|table| !Arc::ptr_eq(&one, &table)));
+        let shared = std::iter::repeat_with(ProcessTable::recent).take(2);
+        let shared: Vec<_> = shared.collect();
+        assert!(shared[0].with_descendants(1).contains(&1));
     }
 }

@@ -1,7 +1,8 @@
 //! How often a sandbox hit the limits of its group, as the kernel counts it.
 //!
 //! # Invariants
-//! - Each hit is told once.
+//! - A hit is told to each command that ran meanwhile. One that happened while none ran is told to the
+//!   next, once.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -18,7 +19,57 @@ const LONGEST: usize = 1024;
 pub(super) struct Counters {
     memory: Option<File>,
     processes: Option<File>,
-    told: Mutex<(u64, u64)>,
+    told: Mutex<ToldHits>,
+}
+
+/// What the kernel has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LimitHits {
+    /// Processes that were killed for memory.
+    pub(crate) memory_kills: u64,
+    /// Processes that were refused.
+    pub(crate) refused_processes: u64,
+}
+
+impl LimitHits {
+    fn since(self, before: Self) -> Self {
+        Self {
+            memory_kills: self.memory_kills.saturating_sub(before.memory_kills),
+            refused_processes: self
+                .refused_processes
+                .saturating_sub(before.refused_processes),
+        }
+    }
+}
+
+/// What commands were told.
+#[derive(Debug, Default)]
+struct ToldHits {
+    hits: LimitHits,
+    /// The commands that run.
+    running: usize,
+}
+
+/// A command that runs.
+pub(crate) struct CountedCommand<'a> {
+    counters: &'a Counters,
+    /// What was counted before it and is not for it to tell.
+    before: LimitHits,
+}
+
+impl CountedCommand<'_> {
+    /// What it has met so far. Nobody who begins after this is told of that.
+    pub(crate) fn hits(&self) -> LimitHits {
+        let mut told = self.counters.told.lock();
+        told.hits = self.counters.now(told.hits);
+        told.hits.since(self.before)
+    }
+}
+
+impl Drop for CountedCommand<'_> {
+    fn drop(&mut self) {
+        self.counters.told.lock().running -= 1;
+    }
 }
 
 impl Counters {
@@ -40,16 +91,28 @@ impl Counters {
         }
     }
 
-    /// How many processes were killed for memory, and how many were refused, since the last call.
-    pub(super) fn since_last(&self) -> (u64, u64) {
+    /// Begins to count for a command.
+    pub(super) fn begin(&self) -> CountedCommand<'_> {
         let mut told = self.told.lock();
-        let now = (
-            read(self.memory.as_ref(), "oom_kill").unwrap_or(told.0),
-            read(self.processes.as_ref(), "max").unwrap_or(told.1),
-        );
-        let rose = (now.0.saturating_sub(told.0), now.1.saturating_sub(told.1));
-        *told = now;
-        rose
+        // What those that run have met is theirs.
+        let before = match told.running {
+            0 => told.hits,
+            _ => self.now(told.hits),
+        };
+        told.running += 1;
+        CountedCommand {
+            counters: self,
+            before,
+        }
+    }
+
+    /// What the kernel has counted by now; what cannot be read is as it was.
+    fn now(&self, last: LimitHits) -> LimitHits {
+        LimitHits {
+            memory_kills: read(self.memory.as_ref(), "oom_kill").unwrap_or(last.memory_kills),
+            refused_processes: read(self.processes.as_ref(), "max")
+                .unwrap_or(last.refused_processes),
+        }
     }
 
     /// Whether a process was ever killed for memory.
@@ -66,4 +129,49 @@ fn read(file: Option<&File>, name: &str) -> Option<u64> {
         let (key, value) = line.split_once(' ')?;
         (key == name).then(|| value.trim().parse().ok())?
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn hits(memory_kills: u64) -> LimitHits {
+        LimitHits {
+            memory_kills,
+            ..LimitHits::default()
+        }
+    }
+
+    #[test]
+    fn a_hit_is_told_to_the_commands_that_ran_meanwhile_and_otherwise_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.events");
+        let count = |kills: u64| fs::write(&path, format!("oom_kill {kills}\n")).unwrap();
+        count(0);
+        let counters = Counters {
+            memory: File::open(&path).ok(),
+            ..Counters::default()
+        };
+        let (one, two) = (counters.begin(), counters.begin());
+        count(1);
+        let late = counters.begin();
+        assert_eq!(late.hits(), hits(0), "it began after that");
+        assert_eq!(two.hits(), hits(1));
+        drop(two);
+        count(2);
+        assert_eq!((one.hits(), late.hits()), (hits(2), hits(1)));
+        drop((one, late));
+        assert_eq!(counters.begin().hits(), hits(0), "it is told already");
+        // Nobody runs, but what was left behind does.
+        count(5);
+        assert_eq!(counters.begin().hits(), hits(3));
+        // One that was given up told nobody.
+        let given_up = counters.begin();
+        count(6);
+        drop(given_up);
+        assert_eq!(counters.begin().hits(), hits(1));
+        assert_eq!(counters.begin().hits(), hits(0));
+    }
 }

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+pub(crate) use self::counters::CountedCommand;
 use self::counters::Counters;
 use self::locate::OwnGroup;
 use self::record::Record;
@@ -149,9 +150,69 @@ struct Hierarchy {
     /// The host's group.
     group: PathBuf,
     controllers: Vec<Controller>,
+    /// What was done to the group above it.
+    changes: Option<v2::GroupChanges>,
 }
 
 impl Hierarchy {
+    /// Has a process join a group.
+    fn try_one(&self, exec: &Path) -> Result<(), GroupError> {
+        let limits = GroupLimits {
+            memory_bytes: LEAST_MEMORY,
+            processes: 64,
+            processors: 1.0,
+        };
+        let group = self.make("trial", &limits)?;
+        let launch = Launch {
+            groups: vec![group.entry()],
+            ..Launch::default()
+        };
+        let launch =
+            serde_json::to_string(&launch).map_err(|error| GroupError::Join(error.to_string()))?;
+        // No other program is on every machine.
+        let joined = Command::new(exec)
+            .args(["--launch", &launch, "--"])
+            .arg(exec)
+            .arg("--version")
+            .env_clear()
+            .stdin(Stdio::null())
+            .output();
+        let _ = removal::remove(&group.path);
+        let joined = joined.map_err(|error| GroupError::Join(error.to_string()))?;
+        if joined.status.success() {
+            return Ok(());
+        }
+        let stderr = String::from_utf8_lossy(&joined.stderr);
+        let line = stderr.lines().next().unwrap_or_default();
+        let line = line.trim_start_matches("lucid-exec: ").to_owned();
+        Err(GroupError::Join(line))
+    }
+
+    /// Creates a group with its limits.
+    fn make(&self, name: &str, limits: &GroupLimits) -> Result<Group, GroupError> {
+        let group = Group {
+            version: self.version,
+            path: self.group.join(name),
+            controllers: self.controllers.clone(),
+        };
+        let made = self
+            .create_group(&group.path)
+            .and_then(|()| group.limit(limits));
+        if let Err(error) = made {
+            let _ = removal::remove(&group.path);
+            return Err(error);
+        }
+        Ok(group)
+    }
+
+    /// Removes the host's group, and leaves what is above it as it was found.
+    fn discard(&self) {
+        let _ = removal::remove_with_inner(&self.group);
+        if let Some(changes) = &self.changes {
+            changes.undo();
+        }
+    }
+
     /// Creates the group of a sandbox, and the host's again if somebody removed that. The record still
     /// names it.
     fn create_group(&self, group: &Path) -> Result<(), GroupError> {
@@ -188,13 +249,7 @@ impl ControlGroups {
     pub(crate) fn find(run_dir: &Path, exec: &Path) -> Self {
         let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         let own = locate::own_groups(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"));
-        let mut groups = Self::in_groups(&own, run_dir);
-        if let Err(error) = groups.try_one(exec) {
-            groups.remove();
-            groups.hierarchies.clear();
-            groups.reasons = vec![error.to_string()];
-        }
-        groups
+        Self::in_groups(&own, run_dir).that_work(exec)
     }
 
     /// No groups, as on a machine that offers none.
@@ -240,39 +295,19 @@ impl ControlGroups {
         }
     }
 
-    /// Has a process join a group.
-    fn try_one(&self, exec: &Path) -> Result<(), GroupError> {
-        if self.hierarchies.is_empty() {
-            return Ok(());
+    /// Without those hierarchies in which no process can join a group: what is limited elsewhere stays
+    /// so.
+    fn that_work(mut self, exec: &Path) -> Self {
+        for hierarchy in std::mem::take(&mut self.hierarchies) {
+            match hierarchy.try_one(exec) {
+                Ok(()) => self.hierarchies.push(hierarchy),
+                Err(error) => {
+                    hierarchy.discard();
+                    self.reasons.push(error.to_string());
+                }
+            }
         }
-        let limits = GroupLimits {
-            memory_bytes: LEAST_MEMORY,
-            processes: 64,
-            processors: 1.0,
-        };
-        let group = self.make("trial", &limits)?;
-        let launch = Launch {
-            groups: group.iter().map(Group::entry).collect(),
-            ..Launch::default()
-        };
-        let launch =
-            serde_json::to_string(&launch).map_err(|error| GroupError::Join(error.to_string()))?;
-        let joined = Command::new(exec)
-            .args(["--launch", &launch, "--", "/bin/true"])
-            .env_clear()
-            .stdin(Stdio::null())
-            .output();
-        for group in &group {
-            let _ = removal::remove(&group.path);
-        }
-        let joined = joined.map_err(|error| GroupError::Join(error.to_string()))?;
-        if joined.status.success() {
-            return Ok(());
-        }
-        let stderr = String::from_utf8_lossy(&joined.stderr);
-        let line = stderr.lines().next().unwrap_or_default();
-        let line = line.trim_start_matches("lucid-exec: ").to_owned();
-        Err(GroupError::Join(line))
+        self
     }
 
     /// Whether the kernel limits this for sandboxes as a whole.
@@ -339,22 +374,16 @@ impl ControlGroups {
     }
 
     fn make(&self, name: &str, limits: &GroupLimits) -> Result<Vec<Group>, GroupError> {
-        let mut groups = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
         for hierarchy in &self.hierarchies {
-            let group = Group {
-                version: hierarchy.version,
-                path: hierarchy.group.join(name),
-                controllers: hierarchy.controllers.clone(),
-            };
-            let made = hierarchy
-                .create_group(&group.path)
-                .and_then(|()| group.limit(limits));
-            groups.push(group);
-            if let Err(error) = made {
-                for group in &groups {
-                    let _ = removal::remove(&group.path);
+            match hierarchy.make(name, limits) {
+                Ok(group) => groups.push(group),
+                Err(error) => {
+                    for group in &groups {
+                        let _ = removal::remove(&group.path);
+                    }
+                    return Err(error);
                 }
-                return Err(error);
             }
         }
         Ok(groups)
@@ -412,9 +441,9 @@ impl SandboxGroup {
         self.groups.iter().map(Group::entry).collect()
     }
 
-    /// How many processes were killed for memory, and how many were refused, since the last call.
-    pub(crate) fn hits_since_last(&self) -> (u64, u64) {
-        self.counters.since_last()
+    /// Counts what a command that begins now meets of the limits.
+    pub(crate) fn begin_command(&self) -> CountedCommand<'_> {
+        self.counters.begin()
     }
 
     /// The reason for the sandbox's end, if it is that memory ran out.

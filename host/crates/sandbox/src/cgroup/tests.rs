@@ -147,6 +147,73 @@ fn what_version_2_lacks_is_taken_from_version_1_and_what_none_has_is_said() {
     assert_eq!(made[1].entry(), made[1].path.join("tasks"));
 }
 
+/// A program in place of the exec server, which joins no group whose path has `bad` in it, and writes down
+/// what it is to become.
+fn exec_that_refuses_bad_groups(folder: &Path) -> PathBuf {
+    let exec = folder.join("exec");
+    let script = "#!/bin/sh\necho \"$4 $5\" >> \"$0.log\"\ncase \"$2\" in */bad/*) echo 'lucid-exec: this is not allowed' >&2; exit 1;; esac\n";
+    fs::write(&exec, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&exec, mode).unwrap();
+    exec
+}
+
+fn first_version(folder: &Path, name: &str, controller: &str) -> OwnGroup {
+    let path = folder.join(name);
+    fs::create_dir(&path).unwrap();
+    OwnGroup {
+        version: Version::One,
+        path,
+        controllers: vec![controller.to_owned()],
+        is_root: false,
+    }
+}
+
+#[test]
+fn a_hierarchy_in_which_no_process_can_join_a_group_costs_its_own_limits_and_no_others() {
+    let (folder, two) = delegated("cpu", false);
+    let exec = exec_that_refuses_bad_groups(folder.path());
+    let memory = first_version(folder.path(), "bad", "memory");
+    let processes = first_version(folder.path(), "good", "pids");
+    let groups = ControlGroups::in_groups(&[two, memory, processes], folder.path());
+    assert_eq!(groups.shortcoming(), None);
+    let groups = groups.that_work(&exec);
+    assert!(groups.limit_processes() && !groups.limit_memory());
+    let said = groups.shortcoming().unwrap();
+    assert!(
+        said.starts_with("No control group limits the memory of")
+            && said.contains("this is not allowed"),
+        "{said}"
+    );
+    assert_eq!(groups.make("one", &LIMITS).unwrap().len(), 2);
+    // Nothing else is sure to be on a machine: there is no /bin/true on some.
+    let expected = format!("{} --version\n", exec.display()).repeat(3);
+    assert_eq!(text(&folder.path().join("exec.log")), expected);
+}
+
+#[test]
+fn after_a_trial_that_failed_the_host_is_in_its_group_again_which_hands_nothing_on() {
+    let (folder, own) = delegated("memory pids cpu", false);
+    let exec = exec_that_refuses_bad_groups(folder.path());
+    let bad = folder.path().join("bad");
+    fs::rename(&own.path, &bad).unwrap();
+    let own = OwnGroup { path: bad, ..own };
+    // Somebody else has this one from it.
+    fs::write(own.path.join("cgroup.subtree_control"), "cpu\n").unwrap();
+    let groups = ControlGroups::in_groups(std::slice::from_ref(&own), folder.path());
+    let me = std::process::id().to_string();
+    assert_ne!(
+        text(&own.path.join("cgroup.procs")),
+        me,
+        "it is in the leaf"
+    );
+    let groups = groups.that_work(&exec);
+    assert!(groups.hierarchies.is_empty() && groups.shortcoming().is_some());
+    let handed = text(&own.path.join("cgroup.subtree_control"));
+    assert_eq!(handed, "-memory -pids");
+    assert_eq!(text(&own.path.join("cgroup.procs")), me, "it is back");
+}
+
 #[test]
 fn a_hosts_group_that_somebody_removed_is_made_again_for_the_next_sandbox() {
     let (folder, own) = delegated("memory pids", false);
@@ -214,7 +281,8 @@ fn what_the_kernel_offers_here_is_used_and_gone_afterwards() {
         Some(group) => {
             let entries = group.entries();
             assert!(entries.iter().all(|entry| entry.exists()));
-            assert_eq!(group.hits_since_last(), (0, 0));
+            let hits = group.begin_command().hits();
+            assert_eq!((hits.memory_kills, hits.refused_processes), (0, 0));
             assert_eq!(group.end_reason(), None);
             drop(group);
             assert!(entries.iter().all(|entry| !entry.exists()));

@@ -29,6 +29,7 @@ pub(super) fn host_group(
         version: Version::One,
         group,
         controllers,
+        changes: None,
     }))
 }
 

@@ -44,22 +44,26 @@ pub(super) fn host_group(
     record.add(&group).map_err(refused(&group))?;
     // Before anything is moved: it tells whether the group is delegated to this process.
     fs::create_dir(&group).map_err(refused(&parent))?;
-    let moved = Moved::into_leaf(own, &parent);
-    let handed = moved.and_then(|moved| {
-        let enabled = enable(&parent, &wanted).and_then(|_| enable(&group, &wanted));
-        if enabled.is_err() {
-            moved.undo();
-        }
-        enabled
+    let mut changes = GroupChanges {
+        parent,
+        handed: Vec::new(),
+        leaf: None,
+        is_root: own.is_root,
+    };
+    let handed = changes.move_to_leaf(own).and_then(|()| {
+        changes.hand(&wanted)?;
+        enable(&group, &wanted)
     });
     match handed {
         Ok(controllers) => Ok(Some(Hierarchy {
             version: Version::Two,
             group,
             controllers,
+            changes: Some(changes),
         })),
         Err(error) => {
             let _ = fs::remove_dir(&group);
+            changes.undo();
             Err(error)
         }
     }
@@ -72,41 +76,74 @@ fn parent_of(own: &OwnGroup) -> PathBuf {
     parent.unwrap_or(&own.path).to_owned()
 }
 
-/// This process, moved out of its group.
-struct Moved<'a> {
-    /// The group and the leaf, if it had to move.
-    from: Option<(&'a Path, PathBuf)>,
+/// What was done to the group that this process was found in, besides making groups in it.
+#[derive(Debug)]
+pub(super) struct GroupChanges {
+    parent: PathBuf,
+    /// The controllers that it hands to the groups below it and did not hand to them before.
+    handed: Vec<Controller>,
+    /// The leaf that this process moved to, if it had to.
+    leaf: Option<PathBuf>,
+    /// Other processes were moved too.
+    is_root: bool,
 }
 
-impl<'a> Moved<'a> {
-    fn into_leaf(own: &OwnGroup, parent: &'a Path) -> Result<Self, GroupError> {
+impl GroupChanges {
+    fn move_to_leaf(&mut self, own: &OwnGroup) -> Result<(), GroupError> {
         // Only the root of all groups has no type, and may have processes.
-        if own.path != parent || !parent.join("cgroup.type").exists() {
-            return Ok(Self { from: None });
+        if own.path != self.parent || !self.parent.join("cgroup.type").exists() {
+            return Ok(());
         }
-        let leaf = parent.join(LEAF);
+        let leaf = self.parent.join(LEAF);
         if !leaf.exists() {
             fs::create_dir(&leaf).map_err(refused(&leaf))?;
         }
         let procs = leaf.join("cgroup.procs");
+        self.leaf = Some(leaf);
         write(&procs, std::process::id().to_string())?;
-        if own.is_root {
-            move_others(parent, &procs);
+        if self.is_root {
+            move_others(&self.parent, &procs);
         }
-        Ok(Self {
-            from: Some((parent, leaf)),
-        })
+        Ok(())
     }
 
-    fn undo(self) {
-        if let Some((group, leaf)) = self.from {
-            let _ = write(&group.join("cgroup.procs"), std::process::id().to_string());
+    /// Hands controllers to the groups below.
+    fn hand(&mut self, wanted: &[Controller]) -> Result<(), GroupError> {
+        let before = self.parent.join("cgroup.subtree_control");
+        let before = fs::read_to_string(before).unwrap_or_default();
+        let has = |it: &Controller| {
+            before
+                .split_ascii_whitespace()
+                .any(|name| name == it.name())
+        };
+        let mut handed = enable(&self.parent, wanted)?;
+        handed.retain(|it| !has(it));
+        self.handed = handed;
+        Ok(())
+    }
+
+    /// Undoes it, after the groups below that this host made are gone. What another host needs stays:
+    /// the kernel takes no controller from groups that hand it on, and moves no process to a group that
+    /// hands one on.
+    pub(super) fn undo(&self) {
+        if !self.handed.is_empty() {
+            let file = self.parent.join("cgroup.subtree_control");
+            let names = self.handed.iter().map(|it| format!("-{}", it.name()));
+            let names: Vec<String> = names.collect();
+            let _ = write(&file, names.join(" "));
+        }
+        if let Some(leaf) = &self.leaf {
+            let procs = self.parent.join("cgroup.procs");
+            let _ = write(&procs, std::process::id().to_string());
+            if self.is_root {
+                move_others(leaf, &procs);
+            }
             let _ = fs::remove_dir(leaf);
         }
     }
 }
 
-/// Moves what else runs in a container, such as its init.
+/// Moves what else runs in a container, such as its init, between groups.
 fn move_others(from: &Path, to: &Path) {
     for _ in 0..ROUNDS {
         let processes = fs::read_to_string(from.join("cgroup.procs")).unwrap_or_default();

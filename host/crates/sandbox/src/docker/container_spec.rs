@@ -53,6 +53,9 @@ const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 /// on, since their environments are reopened with them; how long such a session is idle makes no
 /// difference.
 const PATIENCE_SECONDS: u64 = 30 * 60;
+/// For so many bytes of an in-memory file system, it may hold one file, but never fewer than the least.
+const BYTES_FOR_FILE: i64 = 2048;
+const LEAST_FILES: i64 = 8192;
 /// OOM score adjustment: the kernel kills what is in a sandbox before anything else on the machine.
 const FIRST_TO_GO: i64 = 500;
 
@@ -169,6 +172,11 @@ impl ContainerTemplate {
         self.memory / 4
     }
 
+    /// How many files an in-memory file system of a size may hold. Each takes memory, whatever is in it.
+    fn temporary_files(size: i64) -> i64 {
+        (size / BYTES_FOR_FILE).max(LEAST_FILES)
+    }
+
     /// A small in-memory file system. All of these together are a quarter of one of the others.
     fn volume_tmpfs(&self, at: &str) -> Mount {
         let count = i64::try_from(self.volumes.len()).unwrap_or(i64::MAX);
@@ -242,22 +250,23 @@ impl ContainerTemplate {
         let serve = serde_json::to_string(&serve)
             .map_err(|error| SandboxError::Start(error.to_string()))?;
         let size = self.temporary_bytes();
+        let sized = |size| {
+            let files = Self::temporary_files(size);
+            format!("rw,exec,nosuid,nodev,size={size},nr_inodes={files}")
+        };
         let (user, group) = self
             .user
             .split_once(':')
             .unwrap_or((&self.user, &self.user));
         let temporary = HashMap::from([
-            (
-                "/tmp".to_owned(),
-                format!("rw,exec,nosuid,nodev,size={size},mode=1777"),
-            ),
+            ("/tmp".to_owned(), format!("{},mode=1777", sized(size))),
             (
                 "/var/tmp".to_owned(),
-                format!("rw,exec,nosuid,nodev,size={},mode=1777", size / 4),
+                format!("{},mode=1777", sized(size / 4)),
             ),
             (
                 HOME.to_owned(),
-                format!("rw,exec,nosuid,nodev,size={size},mode=0700,uid={user},gid={group}"),
+                format!("{},mode=0700,uid={user},gid={group}", sized(size)),
             ),
         ]);
         let mount = |from: &Path, to: &str, read_only| {

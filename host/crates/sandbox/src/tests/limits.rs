@@ -8,7 +8,8 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use super::walls::{KINDS, Kind};
 use super::*;
 use crate::cgroup::ControlGroups;
-use crate::workspace::Workspace;
+use crate::trace_right;
+use crate::workspace::{Quota, QuotaCheck, Workspace};
 
 const MEMORY: u64 = 256 << 20;
 const CPUS: f64 = 1.5;
@@ -193,6 +194,82 @@ time.sleep(50)
 print('passed')";
         assert_out_of_memory(&host, &sandbox, program, &what).await;
         sandbox.close().await;
+    }
+}
+
+#[tokio::test]
+async fn names_of_files_in_memory_count_as_memory_though_nothing_is_in_them() {
+    for (kind, by) in all() {
+        if kind == Kind::LandlockWithoutNamespaces {
+            continue;
+        }
+        let host = LimitedHost::new(kind, by).await;
+        let remark = host.sandboxes.remark().unwrap_or_default();
+        if remark.contains("CAP_SYS_PTRACE") {
+            continue;
+        }
+        let sandbox = host.start("one").await;
+        let program = "import time
+for i in range(400000): open('/dev/shm/%d' % i, 'w').close()
+time.sleep(50)
+print('passed')";
+        let what = format!("{kind:?} {by:?}");
+        assert_out_of_memory(&host, &sandbox, program, &what).await;
+        sandbox.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_memory_takes_too_long_to_count_is_ended() {
+    for kind in KINDS {
+        let host = LimitedHost::new(kind, LimitedBy::Host).await;
+        let remark = host.sandboxes.remark().unwrap_or_default();
+        if remark.contains("CAP_SYS_PTRACE") {
+            continue;
+        }
+        let sandbox = host.start("one").await;
+        let program = "import os
+files = [os.open('/dev/null', os.O_RDONLY) for _ in range(4000)]
+for _ in range(40):
+  if os.fork() == 0: os.read(os.pipe()[0], 1)
+os.read(os.pipe()[0], 1)";
+        let gone = python(&sandbox, program).await.unwrap_err().to_string();
+        assert!(gone.contains("cannot be counted"), "{kind:?}: {gone}");
+        sandbox.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_sandbox_writes_to_the_disk_beside_its_workspace_counts_for_its_session() {
+    const MIB: u64 = 1 << 20;
+    for kind in KINDS {
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
+        let workspace = host.workspace("one");
+        let is_on_disk = kind != Kind::Bubblewrap;
+        let writes = [
+            ("head -c 8M /dev/urandom > ${TMPDIR:-/tmp}/big", is_on_disk),
+            ("head -c 8M /dev/urandom > $HOME/big", is_on_disk),
+            ("cd ${TMPDIR:-/tmp} && touch $(seq 200)", is_on_disk),
+            // In the workspace.
+            (
+                "python3 -c 'import os, time; f = open(\"big\", \"wb\"); os.remove(\"big\"); f.write(os.urandom(8 << 20)); f.flush(); open(\"done\", \"w\"); time.sleep(50)' >/dev/null 2>&1 & while [ ! -e done ]; do sleep 0.01; done; rm done",
+                trace_right::sees_all(),
+            ),
+        ];
+        for (command, counts) in writes {
+            let what = format!("{kind:?} {command}");
+            let sandbox = host.start("one").await;
+            let quota = Quota::new(4 * MIB).with_entries(100);
+            sandbox.count_files_in(&quota);
+            assert_eq!(quota.check(&workspace), QuotaCheck::Within, "{what}");
+            let wrote = shell(&sandbox, command).await;
+            assert_eq!(wrote.exit_code, 0, "{what}: {wrote:?}");
+            let found = quota.check(&workspace);
+            let is_too_much = matches!(&found, QuotaCheck::Exceeded(why) if why.contains("outside of the workspace"));
+            assert_eq!(is_too_much, counts, "{what}: {found:?}");
+            sandbox.close().await;
+            assert_eq!(quota.check(&workspace), QuotaCheck::Within, "{what}");
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! How much of the disk a workspace takes, and whether it may take more.
+//! How much of the disk a session's files take, and whether they may take more: its workspace, and what
+//! its sandbox has on the disk beside it.
 //!
 //! # Invariants
 //!
@@ -9,8 +10,10 @@
 //!   moment or is full.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cap_std::ambient_authority;
@@ -22,6 +25,7 @@ use super::Workspace;
 use super::walk::{DEEPEST, MOST_ENTRIES, Walk, WalkStep};
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::plural;
+use lucid_types::sentence::with_advice;
 
 /// What an inode takes of most file systems, in bytes.
 const INODE: u64 = 256;
@@ -38,13 +42,68 @@ const UNTIL_THERE_IS_ROOM: &str = "Commands still run, so that files can be remo
 /// How long a count holds at least while no command ran.
 const UNHEARD: Duration = Duration::from_secs(30);
 
-/// What a count of a workspace gave.
+/// What a count of files gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum DiskUsage {
+pub(crate) enum DiskUsage {
     /// So many bytes of the disk, and so many files and folders.
     Counted { bytes: u64, entries: u64 },
     /// It cannot be counted, and why, as the end of a sentence.
     Unknown(String),
+}
+
+impl DiskUsage {
+    /// Nothing at all.
+    pub(crate) const NOTHING: Self = Self::Counted {
+        bytes: 0,
+        entries: 0,
+    };
+
+    /// Both together.
+    #[must_use]
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (
+                Self::Counted { bytes, entries },
+                Self::Counted {
+                    bytes: more,
+                    entries: more_entries,
+                },
+            ) => Self::Counted {
+                bytes: bytes.saturating_add(more),
+                entries: entries.saturating_add(more_entries),
+            },
+            (unknown @ Self::Unknown(_), _) | (_, unknown) => unknown,
+        }
+    }
+
+    /// The same of a folder that has this name for who reads why it cannot be counted.
+    #[must_use]
+    pub(crate) fn of_folder(self, name: &str) -> Self {
+        match self {
+            Self::Unknown(why) => Self::Unknown(format!("in {name}, {why}")),
+            counted => counted,
+        }
+    }
+
+    /// In bytes, its inodes included; none where it cannot be counted.
+    #[must_use]
+    pub(crate) fn bytes_with_inodes(&self) -> Option<u64> {
+        match self {
+            Self::Counted { bytes, entries } => {
+                Some(bytes.saturating_add(entries.saturating_mul(INODE)))
+            }
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+/// What a session has on the disk beside its workspace.
+pub(crate) trait FilesBeside: fmt::Debug + Send + Sync {
+    /// What that takes, without files that have no name any more. Blocks.
+    fn usage(&self) -> DiskUsage;
+
+    /// What files without a name take that are still open. Blocks.
+    fn nameless_usage(&self) -> DiskUsage;
 }
 
 impl Workspace {
@@ -89,24 +148,20 @@ impl Workspace {
     /// What all of it takes on the disk, in bytes, its inodes included; none where it cannot be counted.
     /// Blocks.
     pub fn disk_usage(&self) -> Option<u64> {
-        match self.usage() {
-            DiskUsage::Counted { bytes, entries } => {
-                Some(bytes.saturating_add(entries.saturating_mul(INODE)))
-            }
-            DiskUsage::Unknown(_) => None,
-        }
+        self.usage().bytes_with_inodes()
     }
 }
 
-/// What a folder takes on the disk that commands write to and that is in no workspace, in bytes: nothing
-/// where it is not there, and none where it cannot be counted. Blocks.
-pub fn disk_usage_of(folder: &Path) -> Option<u64> {
+/// What a folder takes on the disk that commands write to and that is in no workspace: nothing where it
+/// is not there. Blocks.
+pub(crate) fn disk_usage_of(folder: &Path) -> DiskUsage {
     let dir = match Dir::open_ambient_dir(folder, ambient_authority()) {
         Ok(dir) => dir,
-        Err(error) => return (error.kind() == ErrorKind::NotFound).then_some(0),
+        Err(error) if error.kind() == ErrorKind::NotFound => return DiskUsage::NOTHING,
+        Err(error) => return DiskUsage::Unknown(format!("it cannot be looked into ({error})")),
     };
     let path = folder.to_owned();
-    Workspace { dir, path }.disk_usage()
+    Workspace { dir, path }.usage()
 }
 
 /// The beginning of a path, which may be as long as hostile code likes.
@@ -133,37 +188,89 @@ pub enum QuotaError {
     Full(String),
     /// It would not fit.
     #[error(
-        "the workspace takes {} of the disk, and may take {}: {} more do not fit. Remove files that are not needed",
-        plural::size(*.takes), plural::size(*.limit), plural::size(*.growth)
+        "{} of the disk{}, and may take {}: {} more do not fit. Remove files that are not needed",
+        taking(*.takes, *.beside), outside(*.beside), plural::size(*.limit), plural::size(*.growth)
     )]
     Growth {
-        /// What the workspace takes, in bytes.
+        /// What the session's files take, in bytes.
         takes: u64,
-        /// What it may take.
+        /// What of that is outside of the workspace.
+        beside: u64,
+        /// What they may take.
         limit: u64,
         /// By how much the file would grow.
         growth: u64,
     },
 }
 
-/// What is too much about a workspace.
+/// The beginning of a sentence about what a session's files take, in bytes.
+fn taking(takes: u64, beside: u64) -> String {
+    let subject = match beside {
+        0 => "the workspace takes",
+        _ => "the session's files take",
+    };
+    format!("{subject} {}", plural::size(takes))
+}
+
+/// What of that is not in the workspace, in bytes.
+fn outside(beside: u64) -> String {
+    match beside {
+        0 => String::new(),
+        bytes => format!(", {} of that {OUTSIDE}", plural::size(bytes)),
+    }
+}
+
+/// Where files are that are not in the workspace.
+const OUTSIDE: &str = "outside of the workspace (temporary files, the home folder, removed files that are still open)";
+
+/// What a count of a session's files gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SessionUsage {
+    /// All of them.
+    all: DiskUsage,
+    /// Those beside the workspace.
+    beside: BesideUsage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct BesideUsage {
+    bytes: u64,
+    entries: u64,
+}
+
+impl SessionUsage {
+    fn new(workspace: DiskUsage, beside: DiskUsage) -> Self {
+        let amount = match beside {
+            DiskUsage::Counted { bytes, entries } => BesideUsage { bytes, entries },
+            DiskUsage::Unknown(_) => BesideUsage::default(),
+        };
+        Self {
+            all: workspace.and(beside),
+            beside: amount,
+        }
+    }
+}
+
+/// What is too much about a session's files.
 enum Excess<'a> {
-    /// It takes so many bytes.
-    Bytes(u64),
-    /// It has so many files and folders.
-    Entries(u64),
-    /// It cannot be counted, and why.
+    /// They take so many bytes, of which so many are beside the workspace.
+    Bytes(u64, u64),
+    /// There are so many files and folders, of which so many are beside the workspace.
+    Entries(u64, u64),
+    /// They cannot be counted, and why.
     Unknown(&'a str),
 }
 
-/// How much a workspace may take, and what is known of what it takes.
+/// How much the files of a session may take, and what is known of what they take.
 #[derive(Debug)]
 pub struct Quota {
     limit: u64,
-    /// How many files and folders a workspace may have.
+    /// How many files and folders there may be.
     entries: u64,
-    /// What of the disk no workspace may take, whatever its own limit.
+    /// What of the disk no session may take, whatever its own limit.
     reserve: DiskReserve,
+    /// Of the current sandbox.
+    beside: Mutex<Option<Arc<dyn FilesBeside>>>,
     known: Mutex<QuotaState>,
 }
 
@@ -178,21 +285,37 @@ struct QuotaState {
 
 #[derive(Debug)]
 struct CountedUsage {
-    usage: DiskUsage,
+    usage: SessionUsage,
     at: Instant,
     duration: Duration,
 }
 
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CountScope {
+    /// What has a name: it can be removed.
+    Named,
+    /// What has no name any more too.
+    All,
+}
+
 impl Quota {
-    /// A workspace may take `limit` bytes of the disk.
+    /// A session's files may take `limit` bytes of the disk.
     #[must_use]
     pub fn new(limit: u64) -> Self {
         Self {
             limit,
             entries: MOST_ENTRIES,
             reserve: DiskReserve::none(),
+            beside: Mutex::default(),
             known: Mutex::default(),
         }
+    }
+
+    /// Counts what another sandbox has beside the workspace from now on. What the one before had is gone.
+    pub(crate) fn set_beside(&self, beside: Arc<dyn FilesBeside>) {
+        *self.beside.lock() = Some(beside);
+        self.changed();
     }
 
     /// The same on a disk that has a reserve.
@@ -202,7 +325,7 @@ impl Quota {
         self
     }
 
-    /// It may have so many files and folders: each takes one of the disk's inodes, of which there may
+    /// There may be so many files and folders: each takes one of the disk's inodes, of which there may
     /// be few, and which the log needs as well.
     #[must_use]
     pub fn with_entries(mut self, entries: u64) -> Self {
@@ -228,18 +351,19 @@ impl Quota {
             return Err(QuotaError::Full(sentence));
         }
         let mut known = self.known.lock();
-        self.count(&mut known, workspace);
+        self.count(&mut known, workspace, CountScope::Named);
         let Some(counted) = &mut known.counted else {
             return Ok(());
         };
         if let Some(sentence) = self.full(&counted.usage) {
             return Err(QuotaError::Full(sentence));
         }
-        if let DiskUsage::Counted { bytes, .. } = &mut counted.usage {
+        if let DiskUsage::Counted { bytes, .. } = &mut counted.usage.all {
             let after = bytes.saturating_add(growth);
             if after > self.limit {
                 return Err(QuotaError::Growth {
                     takes: *bytes,
+                    beside: counted.usage.beside.bytes,
                     limit: self.limit,
                     growth,
                 });
@@ -252,7 +376,7 @@ impl Quota {
     /// A sentence where the workspace is full. Blocks.
     pub fn full_message(&self, workspace: &Workspace) -> Option<String> {
         let mut known = self.known.lock();
-        self.count(&mut known, workspace);
+        self.count(&mut known, workspace, CountScope::Named);
         let counted = known.counted.as_ref();
         let full = counted.and_then(|counted| self.full(&counted.usage));
         let full = full.or_else(|| self.disk_shortage());
@@ -276,7 +400,7 @@ impl Quota {
     pub fn check(&self, workspace: &Workspace) -> QuotaCheck {
         let mut known = self.known.lock();
         known.stale = true;
-        self.count(&mut known, workspace);
+        self.count(&mut known, workspace, CountScope::All);
         if known.stale {
             return QuotaCheck::Unknown;
         }
@@ -287,57 +411,91 @@ impl Quota {
         let Some(excess) = self.excess(&counted.usage, above) else {
             return QuotaCheck::Within;
         };
+        let limit = plural::size(self.limit);
         QuotaCheck::Exceeded(match excess {
-            Excess::Bytes(bytes) => format!(
-                "The workspace took {} of the disk; it may take {}.",
+            Excess::Bytes(bytes, 0) => format!(
+                "The workspace took {} of the disk; it may take {limit}.",
                 plural::size(bytes),
-                plural::size(self.limit)
             ),
-            Excess::Entries(entries) => format!(
+            Excess::Bytes(bytes, beside) => format!(
+                "The session's files took {} of the disk, {} of that {OUTSIDE}, which are gone now; they may take {limit}.",
+                plural::size(bytes),
+                plural::size(beside),
+            ),
+            Excess::Entries(entries, 0) => format!(
                 "The workspace had {entries} files and folders; it may have {}.",
                 self.entries
             ),
-            Excess::Unknown(why) => format!(
-                "The workspace could not be counted, because {why}; it may take {}.",
-                plural::size(self.limit)
+            Excess::Entries(entries, beside) => format!(
+                "The session had {entries} files and folders, {beside} of them {OUTSIDE}, which are gone now; it may have {}.",
+                self.entries
             ),
+            Excess::Unknown(why) => {
+                format!("The workspace could not be counted, because {why}; it may take {limit}.")
+            }
         })
     }
 
     /// What of a usage is above a limit, where `raised` says how far each may be passed.
-    fn excess<'a>(&self, usage: &'a DiskUsage, raised: impl Fn(u64) -> u64) -> Option<Excess<'a>> {
-        match usage {
+    fn excess<'a>(
+        &self,
+        usage: &'a SessionUsage,
+        raised: impl Fn(u64) -> u64,
+    ) -> Option<Excess<'a>> {
+        let beside = usage.beside;
+        match &usage.all {
             DiskUsage::Counted { bytes, .. } if *bytes > raised(self.limit) => {
-                Some(Excess::Bytes(*bytes))
+                Some(Excess::Bytes(*bytes, beside.bytes))
             }
             DiskUsage::Counted { entries, .. } if *entries > raised(self.entries) => {
-                Some(Excess::Entries(*entries))
+                Some(Excess::Entries(*entries, beside.entries))
             }
             DiskUsage::Counted { .. } => None,
             DiskUsage::Unknown(why) => Some(Excess::Unknown(why)),
         }
     }
 
-    fn full(&self, usage: &DiskUsage) -> Option<String> {
+    fn full(&self, usage: &SessionUsage) -> Option<String> {
         let limit = plural::size(self.limit);
         let full = match self.excess(usage, |limit| limit)? {
-            Excess::Bytes(bytes) => {
-                let takes = plural::size(bytes);
-                format!("takes {takes} of the disk; it may take {limit}")
+            Excess::Bytes(bytes, beside) => {
+                let it = if beside == 0 { "it" } else { "they" };
+                let (taking, outside) = (taking(bytes, beside), outside(beside));
+                format!("{taking} of the disk{outside}; {it} may take {limit}")
             }
-            Excess::Entries(entries) => {
-                let most = self.entries;
-                format!("has {entries} files and folders; it may have {most}")
+            Excess::Entries(entries, beside) => {
+                let (subject, most) = match beside {
+                    0 => ("The workspace", self.entries),
+                    _ => ("The session", self.entries),
+                };
+                let of_them = match beside {
+                    0 => String::new(),
+                    beside => format!(", {beside} of them {OUTSIDE}"),
+                };
+                format!("{subject} has {entries} files and folders{of_them}; it may have {most}")
             }
             Excess::Unknown(why) => {
-                format!("cannot be counted, because {why}, and counts as full; it may take {limit}")
+                format!(
+                    "The workspace cannot be counted, because {why}, and counts as full; it may take {limit}"
+                )
             }
         };
-        Some(format!("The workspace {full}. {UNTIL_THERE_IS_ROOM}"))
+        Some(with_advice(full, Some(UNTIL_THERE_IS_ROOM)))
+    }
+
+    /// Counts what the session's files take.
+    fn usage(&self, workspace: &Workspace, what: CountScope) -> SessionUsage {
+        let beside = self.beside.lock().clone();
+        let beside = match beside {
+            Some(beside) if what == CountScope::All => beside.usage().and(beside.nameless_usage()),
+            Some(beside) => beside.usage(),
+            None => DiskUsage::NOTHING,
+        };
+        SessionUsage::new(workspace.usage(), beside)
     }
 
     /// Counts, where what is known is too old.
-    fn count(&self, known: &mut QuotaState, workspace: &Workspace) {
+    fn count(&self, known: &mut QuotaState, workspace: &Workspace, what: CountScope) {
         let holds = known.counted.as_ref().is_some_and(|counted| {
             let exact = counted.duration < A_MOMENT || self.full(&counted.usage).is_some();
             let holds = counted.duration * HOLDS;
@@ -351,7 +509,7 @@ impl Quota {
             return;
         }
         let begun = Instant::now();
-        let usage = workspace.usage();
+        let usage = self.usage(workspace, what);
         known.stale = false;
         known.counted = Some(CountedUsage {
             usage,
@@ -487,6 +645,98 @@ mod tests {
         assert!(told.contains("120 files"), "{told}");
     }
 
+    /// What a sandbox has beside a workspace.
+    #[derive(Debug, Default)]
+    struct Beside {
+        named: u64,
+        nameless: u64,
+        entries: u64,
+        /// Why it cannot be counted.
+        unknown: Option<&'static str>,
+    }
+
+    impl FilesBeside for Beside {
+        fn usage(&self) -> DiskUsage {
+            match self.unknown {
+                Some(why) => DiskUsage::Unknown(why.to_owned()).of_folder("/tmp"),
+                None => DiskUsage::Counted {
+                    bytes: self.named,
+                    entries: self.entries,
+                },
+            }
+        }
+
+        fn nameless_usage(&self) -> DiskUsage {
+            DiskUsage::Counted {
+                bytes: self.nameless,
+                entries: 0,
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_sandbox_has_beside_its_workspace_counts_with_it_until_there_is_another_sandbox() {
+        let (_base, workspace) = workspace();
+        let quota = Quota::new(3 * MIB).with_entries(100);
+        fill(&workspace, "a", MIB);
+        assert_eq!(quota.admit(&workspace, MIB), Ok(()));
+        quota.set_beside(Arc::new(Beside {
+            named: MIB,
+            ..Beside::default()
+        }));
+        let refused = quota.admit(&workspace, 2 * MIB).unwrap_err().to_string();
+        assert!(
+            refused.contains("files take 2 MiB of the disk, 1 MiB of that outside"),
+            "{refused}"
+        );
+        let filled = |named, nameless, entries| {
+            quota.set_beside(Arc::new(Beside {
+                named,
+                nameless,
+                entries,
+                unknown: None,
+            }));
+        };
+        filled(4 * MIB, 0, 9);
+        let full = quota.full_message(&workspace).unwrap();
+        assert!(
+            full.starts_with("The session's files take 5 MiB of the disk, 4 MiB of that outside")
+                && full.contains("; they may take 3 MiB. Commands still run"),
+            "{full}"
+        );
+        let QuotaCheck::Exceeded(told) = quota.check(&workspace) else {
+            panic!("it is not ended");
+        };
+        assert!(told.contains("4 MiB of that outside"), "{told}");
+        assert!(told.contains("gone now; they may take 3 MiB"), "{told}");
+        filled(0, 0, 200);
+        let full = quota.full_message(&workspace).unwrap();
+        assert!(full.contains("200 of them outside"), "{full}");
+        // Files that have no name are gone with the sandbox, and nobody could remove them.
+        filled(0, 4 * MIB, 0);
+        assert_eq!(quota.full_message(&workspace), None);
+        assert!(matches!(quota.check(&workspace), QuotaCheck::Exceeded(_)));
+        filled(0, 0, 0);
+        assert_eq!(quota.admit(&workspace, MIB), Ok(()));
+        assert_eq!(quota.check(&workspace), QuotaCheck::Within);
+    }
+
+    #[test]
+    fn what_cannot_be_counted_beside_a_workspace_is_not_taken_for_small_either() {
+        let (_base, workspace) = workspace();
+        let quota = Quota::new(3 * MIB);
+        quota.set_beside(Arc::new(Beside {
+            unknown: Some("it is too deep"),
+            ..Beside::default()
+        }));
+        let full = quota.full_message(&workspace).unwrap();
+        assert!(
+            full.contains("because in /tmp, it is too deep, and counts as full"),
+            "{full}"
+        );
+        assert!(matches!(quota.check(&workspace), QuotaCheck::Exceeded(_)));
+    }
+
     #[test]
     fn writes_are_added_up_without_counting_again() {
         let (_base, workspace) = workspace();
@@ -523,10 +773,11 @@ mod tests {
         let (_base, workspace) = workspace();
         let folder = workspace.host_path();
         fill(&workspace, "a", MIB);
-        assert!(disk_usage_of(folder).unwrap() >= MIB);
-        assert_eq!(disk_usage_of(&folder.join("gone")), Some(0));
-        assert_eq!(disk_usage_of(&folder.join("a")), None, "it is no folder");
+        let bytes = |folder: &Path| disk_usage_of(folder).bytes_with_inodes();
+        assert!(bytes(folder).unwrap() >= MIB);
+        assert_eq!(bytes(&folder.join("gone")), Some(0));
+        assert_eq!(bytes(&folder.join("a")), None, "it is no folder");
         fs::create_dir_all(folder.join("d/".repeat(DEEPEST))).unwrap();
-        assert_eq!(disk_usage_of(folder), None);
+        assert_eq!(bytes(folder), None);
     }
 }

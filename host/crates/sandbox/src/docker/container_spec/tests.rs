@@ -72,19 +72,24 @@ fn a_container_is_locked_down_whatever_the_image_says() {
         .collect();
     assert_eq!(writable, ["/workspace"]);
     let temporary = host.tmpfs.unwrap();
-    let sizes: std::collections::BTreeMap<_, _> = temporary
-        .iter()
-        .map(|(at, options)| {
-            let size = options.split(',').find_map(|it| it.strip_prefix("size="));
-            (at.as_str(), size.unwrap_or("none"))
-        })
-        .collect();
-    let expected = [
-        ("/home/agent", "268435456"),
-        ("/tmp", "268435456"),
-        ("/var/tmp", "67108864"),
-    ];
-    assert_eq!(sizes, expected.into());
+    let options = |name: &str| -> std::collections::BTreeMap<_, _> {
+        let value = |options: &str| {
+            let value = options.split(',').find_map(|it| it.strip_prefix(name));
+            value.unwrap_or("none").to_owned()
+        };
+        let all = temporary.iter();
+        all.map(|(at, options)| (at.clone(), value(options)))
+            .collect()
+    };
+    let of = |home: &str, tmp: &str, var_tmp: &str| {
+        let all = [("/home/agent", home), ("/tmp", tmp), ("/var/tmp", var_tmp)];
+        all.map(|(at, value)| (at.to_owned(), value.to_owned()))
+            .into()
+    };
+    let sizes = of("268435456", "268435456", "67108864");
+    assert_eq!(options("size="), sizes);
+    // Files take memory even if nothing is in them.
+    assert_eq!(options("nr_inodes="), of("131072", "131072", "32768"));
     assert_eq!(body.entrypoint.unwrap(), [EXEC]);
     assert!(
         !body.user.unwrap().starts_with("0:"),

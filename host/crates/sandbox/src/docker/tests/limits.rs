@@ -148,6 +148,22 @@ async fn what_is_in_memory_has_a_size_and_cleaning_up_is_possible() {
 }
 
 #[tokio::test]
+async fn files_in_memory_are_limited_in_number_as_well() {
+    if image().is_none() {
+        return;
+    }
+    let data = Data::new();
+    let (_host, bad, good) = two(&data).await;
+    let most = shell(&bad, "stat -f -c %c /tmp /var/tmp $HOME")
+        .await
+        .output;
+    let most: Vec<u64> = most.lines().map(|line| line.parse().unwrap()).collect();
+    let is_limited = |files: &u64| (8192..=1 << 18).contains(files);
+    assert!(most.len() == 3 && most.iter().all(is_limited), "{most:?}");
+    both_are_well(bad, good).await;
+}
+
+#[tokio::test]
 async fn nothing_outside_can_be_written_mounted_or_reached() {
     if image().is_none() {
         return;
