@@ -13,7 +13,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,10 +89,12 @@ fn main() {
             show(&format!("`true` in it ({kind})"), time);
             sandbox.close().await;
             for (rate, direct) in &direct {
-                let time = proxied_download(&plan, choice, *rate).await;
-                let what = format!("the same through its proxy ({kind}), {}", rate.text());
-                show(&what, time);
-                ratio("the direct one is faster by", time, *direct);
+                for way in [Way::Proxy, Way::OwnSockets] {
+                    let time = download_within(&plan, choice, (way, *rate)).await;
+                    let what = format!("the same {} ({kind}), {}", way.text(), rate.text());
+                    show(&what, time);
+                    ratio("the direct one is faster by", time, *direct);
+                }
             }
         }
         let Some(engine) = lucid_tests::docker::engine().await else {
@@ -150,6 +152,7 @@ impl Hosted {
             processes: PROCESSES,
             users: UserIdChoice::Auto,
             network,
+            direct: network == Network::Proxy,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker,
@@ -211,8 +214,8 @@ impl Rate {
 }
 
 /// A server on this machine whose answer has as many megabytes as its path says.
-fn file_server(rate: Rate) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+fn file_server(address: IpAddr, rate: Rate) -> SocketAddr {
+    let listener = TcpListener::bind((address, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         let piece = vec![0; 1 << 20];
@@ -240,15 +243,48 @@ fn file_server(rate: Rate) -> SocketAddr {
     address
 }
 
-/// A command that downloads, with whatever proxy its environment names.
-fn download_from(server: SocketAddr, plan: &Plan) -> [String; 6] {
+/// How a program reaches a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Through whatever proxy its environment names.
+    Proxy,
+    /// By sockets of its own.
+    OwnSockets,
+}
+
+impl Way {
+    fn text(self) -> &'static str {
+        match self {
+            Way::Proxy => "through its proxy",
+            Way::OwnSockets => "past its proxy",
+        }
+    }
+}
+
+/// A command that downloads.
+fn download_from(server: SocketAddr, plan: &Plan, way: Way) -> [String; 6] {
     let url = format!("http://{server}/{}", plan.megabytes);
-    ["curl", "-sSfo", "/dev/null", "--noproxy", "", &url].map(str::to_owned)
+    let not_proxied = match way {
+        Way::Proxy => "",
+        Way::OwnSockets => "*",
+    };
+    ["curl", "-sSfo", "/dev/null", "--noproxy", not_proxied, &url].map(str::to_owned)
+}
+
+/// An address of this machine that a sandbox has none like: of a network, if it is in one.
+fn own_address() -> IpAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    // Sends nothing.
+    match socket.connect("192.0.2.1:9") {
+        Ok(()) => socket.local_addr().unwrap().ip(),
+        Err(_) => Ipv4Addr::LOCALHOST.into(),
+    }
 }
 
 /// How long a download takes outside of any sandbox.
 async fn direct_download(plan: &Plan, rate: Rate) -> Duration {
-    let [program, arguments @ ..] = download_from(file_server(rate), plan);
+    let server = file_server(own_address(), rate);
+    let [program, arguments @ ..] = download_from(server, plan, Way::OwnSockets);
     timed(plan.downloads, async || {
         let ran = Command::new(&program).args(&arguments).status().await;
         assert!(ran.unwrap().success());
@@ -256,16 +292,19 @@ async fn direct_download(plan: &Plan, rate: Rate) -> Duration {
     .await
 }
 
-/// How long it takes in a sandbox, through its proxy.
-async fn proxied_download(plan: &Plan, choice: BackendChoice, rate: Rate) -> Duration {
-    let server = file_server(rate);
+/// How long it takes in a sandbox.
+async fn download_within(plan: &Plan, choice: BackendChoice, (way, rate): (Way, Rate)) -> Duration {
+    let server = file_server(own_address(), rate);
     let host = Hosted::new(choice, None, Network::Proxy).await;
     let (_workspace, sandbox) = host.start(SessionId::new()).await;
     let listener = sandbox.take_proxy_listener().unwrap();
-    let rules = ProxyRules::new(server.to_string().parse().unwrap(), 64);
-    let _proxy = ForwardProxy::start(listener, &user(), rules, Arc::new(Unrecorded));
+    let rules = ProxyRules::new(server.to_string().parse().unwrap(), 64)
+        .with_direct("tcp".parse().unwrap());
+    let proxy = ForwardProxy::start(listener, &user(), rules, Arc::new(Unrecorded));
+    let interface = sandbox.take_interface().unwrap();
+    let _proxy = proxy.with_direct(interface);
     let time = timed(plan.downloads, async || {
-        let request = ExecRequest::argv(download_from(server, plan));
+        let request = ExecRequest::argv(download_from(server, plan, way));
         let ran = sandbox.exec(request, |_| {}).await.unwrap();
         assert_eq!(ran.exit_code, 0, "{}", ran.output);
     })

@@ -67,6 +67,11 @@ pub enum ConfigError {
         "SANDBOX_NETWORK is host, which is for local mode only: users' commands would reach this machine's own servers, its networks and each other; set proxy, and name hosts with private addresses in SANDBOX_PRIVATE_HOSTS, or set none"
     )]
     HostNetworkIsLocal,
+    /// Sockets beside a proxy that is not there.
+    #[error(
+        "SANDBOX_DIRECT is set, which opens ports beside the proxy, but SANDBOX_NETWORK is not proxy: set SANDBOX_NETWORK=proxy, or remove SANDBOX_DIRECT"
+    )]
+    DirectIsBesideTheProxy,
     /// The `.env` file exists but cannot be read.
     #[error(".env cannot be read: {0}")]
     DotEnv(#[source] io::Error),

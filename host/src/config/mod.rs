@@ -48,7 +48,7 @@ use self::secret_file::secret_file;
 pub use self::variables::Variables;
 use lucid_sandbox::UserIdChoice;
 use lucid_sandbox::git::BranchPolicy;
-use lucid_sandbox::proxy::PrivateHosts;
+use lucid_sandbox::proxy::{DirectPorts, PrivateHosts};
 use lucid_store::SupabaseSettings;
 use lucid_types::secret::{Secret, Zeroizing};
 use url::Url;
@@ -115,6 +115,9 @@ pub struct Config {
     /// `SANDBOX_PRIVATE_HOSTS`: the hosts that the proxy connects to at private addresses. None if
     /// not set.
     pub sandbox_private_hosts: PrivateHosts,
+    /// `SANDBOX_DIRECT`: the ports that commands reach by sockets of their own, past the proxy. None if
+    /// not set.
+    pub sandbox_direct: DirectPorts,
     /// `SANDBOX_MEMORY_LIMIT` (2g), in bytes.
     pub sandbox_memory_limit: u64,
     /// `SANDBOX_DISK_LIMIT` (10g): what the files of a session may take of disks, in bytes.

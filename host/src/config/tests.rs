@@ -47,6 +47,7 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.sandbox_backend, SandboxBackend::Auto);
     assert_eq!(config.sandbox_network, SandboxNetwork::Proxy);
     assert_eq!(config.sandbox_private_hosts, PrivateHosts::default());
+    assert!(config.sandbox_direct.is_empty());
     assert_eq!(config.sandbox_memory_limit, 2 << 30);
     assert_eq!(config.sandbox_disk_limit, 10 << 30);
     assert_eq!(config.sandbox_file_limit, 500_000);
@@ -317,6 +318,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
             "SANDBOX_PRIVATE_HOSTS",
             &["http://a", "a b", "a:b", "10.0.0.0/8"],
         ),
+        ("SANDBOX_DIRECT", &["icmp", "tcp:0", "udp:9-1", "tcp;udp"]),
         (
             "SANDBOX_MEMORY_LIMIT",
             &[
@@ -675,4 +677,13 @@ fn the_machines_network_is_for_commands_of_one_user_and_its_settings_for_their_n
     assert!(config.warnings[0].contains("DOCKER_NETWORK has no effect"));
     let config = good(&[("SANDBOX_NETWORK", "none"), ("SANDBOX_PRIVATE_HOSTS", "a")]);
     assert!(config.warnings[0].contains("SANDBOX_PRIVATE_HOSTS has no effect"));
+}
+
+#[test]
+fn ports_are_opened_beside_the_proxy_and_with_no_other_network() {
+    let opened = good(&[("SANDBOX_DIRECT", "tcp:5432, udp")]);
+    assert_eq!(opened.sandbox_direct, "tcp:5432,udp".parse().unwrap());
+    let refused = config(&[("SANDBOX_NETWORK", "none"), ("SANDBOX_DIRECT", "udp")]);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("SANDBOX_NETWORK=proxy"), "{refused}");
 }

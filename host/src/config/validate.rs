@@ -22,7 +22,7 @@ use super::parse::{
 use super::{Config, ConfigError, Variables, supabase};
 use lucid_sandbox::UserIdChoice;
 use lucid_sandbox::git::BranchPolicy;
-use lucid_sandbox::proxy::PrivateHosts;
+use lucid_sandbox::proxy::{DirectPorts, PrivateHosts};
 use lucid_types::secret::Secret;
 
 const DAY: f64 = 86_400.0;
@@ -104,6 +104,16 @@ impl Config {
             warnings.push(
                 "SANDBOX_PRIVATE_HOSTS has no effect: it is for SANDBOX_NETWORK=proxy.".to_owned(),
             );
+        }
+
+        let sandbox_direct = values.parsed(
+            "SANDBOX_DIRECT",
+            DirectPorts::default(),
+            "tcp and udp, each alone or with a port or a range of ports, separated by commas, such as tcp:5432,udp:3478-3497",
+            |text| text.parse().ok(),
+        )?;
+        if sandbox_network != SandboxNetwork::Proxy && !sandbox_direct.is_empty() {
+            return Err(ConfigError::DirectIsBesideTheProxy);
         }
 
         let sandbox_allow_local = values.choice("SANDBOX_ALLOW_LOCAL", false)?;
@@ -196,6 +206,7 @@ impl Config {
                 "hosts, or host:port, separated by commas",
                 |text| text.parse().ok(),
             )?,
+            sandbox_direct,
             sandbox_memory_limit: values.parsed(
                 "SANDBOX_MEMORY_LIMIT",
                 2048 * MIB,

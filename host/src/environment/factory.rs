@@ -182,7 +182,11 @@ impl EnvironmentFactory {
         };
         let proxy = sandbox.take_proxy_listener().map(|listener| {
             let recorder = self.connections.of(spec.session);
-            ForwardProxy::start(listener, &spec.user, self.proxy.clone(), recorder)
+            let proxy = ForwardProxy::start(listener, &spec.user, self.proxy.clone(), recorder);
+            match sandbox.take_interface() {
+                Some(interface) => proxy.with_direct(interface),
+                None => proxy,
+            }
         });
         Ok(RunningSandbox {
             tools: SandboxTools::new(sandbox, workspace),

@@ -45,6 +45,7 @@ pub(crate) async fn find_sandboxes(
         processes: PROCESSES,
         users: config.sandbox_uids,
         network,
+        direct: !config.sandbox_direct.is_empty(),
         several_users: !config.local,
         workspace_mount: config.workspace_mount_path.clone(),
         docker: Some(docker::DockerSettings {
@@ -71,4 +72,5 @@ pub(super) fn proxy_rules(config: &Config) -> ProxyRules {
         config.sandbox_private_hosts.clone(),
         usize::try_from(connections).unwrap_or(usize::MAX),
     )
+    .with_direct(config.sandbox_direct.clone())
 }

@@ -10,13 +10,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 /// Protocol version, incremented whenever a frame changes its meaning. Both ends must have the
 /// same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Maximum size of a frame's payload, in bytes.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Maximum size of a command in bytes, its input included, over as many frames as that needs.
@@ -28,8 +29,8 @@ pub const HEADER: usize = 9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// Server: I am ready. JSON [`Hello`]. Over a socket, the listener that [`Serve::proxy`] asks for
-    /// comes with the first byte, as a descriptor.
+    /// Server: I am ready. JSON [`Hello`]. Over a socket, the listener that [`Serve::proxy`] asks for and
+    /// the interface that [`Serve::interface`] does come with the first byte, as descriptors.
     Hello = 1,
     /// Host: run a command. JSON [`Start`].
     Start = 2,
@@ -251,6 +252,9 @@ impl Frame {
 pub struct Hello {
     /// The server's [`VERSION`].
     pub version: u32,
+    /// Why the interface that [`Serve::interface`] asks for did not come: a sentence's beginning.
+    #[serde(default)]
+    pub no_interface: Option<String>,
 }
 
 /// A command to run.
@@ -322,11 +326,42 @@ pub struct Serve {
     /// commands, and hands the listener to the host, which is the proxy.
     #[serde(default)]
     pub proxy: Option<u16>,
+    /// A network interface of the sandbox's own, whose other end is the host: the server makes it, gives
+    /// up the rights that this takes, and hands it to the host.
+    #[serde(default)]
+    pub interface: Option<HostInterface>,
     /// For a server that looks for its host: seconds without one after which it ends. Never, if
     /// absent.
     #[serde(default)]
     pub patience_seconds: Option<u64>,
 }
+
+/// How the interface that leads to the host is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInterface {
+    /// Whether the server makes a network namespace for it first: it has no rights over the one that it
+    /// starts in.
+    #[serde(default)]
+    pub own_namespace: bool,
+    /// The user and the group that the server becomes once it is made. It stays who it is if absent.
+    #[serde(default)]
+    pub user: Option<u32>,
+    /// A device file to use in place of `/dev/net/tun`, for a server that builds its own root.
+    #[serde(default)]
+    pub device: Option<PathBuf>,
+}
+
+/// The sandbox's addresses on the interface that leads to the host: from a network that RFC 7335 keeps for
+/// the inner ends of tunnels, and from one that RFC 4193 lets everybody choose.
+pub const SANDBOX_ADDRESSES: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(192, 0, 0, 2),
+    Ipv6Addr::new(0xfd6c, 0x7563, 0x6964, 0, 0, 0, 0, 2),
+);
+/// The host's address at the other end, where it answers for names and for nothing else.
+pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+/// The longest packet that passes, in bytes. It is as long as the kernel's own on the loopback interface,
+/// since no wire has to take it.
+pub const INTERFACE_MTU: u16 = 65_520;
 
 /// What a process does, with the rights of the host, before it becomes the first one of a sandbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,13 +4,9 @@
 //! no process of the sandbox stands between a program and the proxy, and the sandbox's network stays
 //! empty.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// What is not asked of the proxy: the sandbox's own servers.
 const NOT_PROXIED: &str = "localhost,127.0.0.1,::1";
@@ -33,15 +29,9 @@ impl ProxyListener {
         self.port
     }
 
-    /// Sends bytes over a socket, and the listener with the first of them.
-    pub(crate) fn send_with(&self, host: &UnixStream, bytes: &[u8]) -> io::Result<()> {
-        let listener = [self.socket.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&listener));
-        let first = [IoSlice::new(&bytes[..1])];
-        sendmsg(host, &first, &mut control, SendFlags::NOSIGNAL)?;
-        io::Write::write_all(&mut &*host, &bytes[1..])
+    /// What the host is handed.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// The variables by which programs find the proxy. All name it as an HTTP proxy: some programs

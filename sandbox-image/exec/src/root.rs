@@ -12,20 +12,18 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use lucid_exec::protocol::PrivateRoot;
+use lucid_exec::protocol::{HostInterface, PrivateRoot};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::sethostname;
 use rustix::fs::{StatVfsMountFlags, statvfs};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
 use rustix::process::{getegid, geteuid, pivot_root};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+use crate::interface::{self, HandedInterface};
+use crate::network;
 
 /// The mount point of the old root while the new one is built.
 const OLD: &str = "/old";
@@ -34,13 +32,17 @@ const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Always visible where they exist, so a link to a path below one of these is kept as a link.
 const ALWAYS_SHOWN: [&str; 2] = ["/usr", "/nix/store"];
 /// Shared by all sessions of a host, and owned by its user.
-const SHARED: [&str; 4] = ["/etc/passwd", "/etc/group", "/etc/hosts", "/run/lucid/bin"];
+const SHARED: [&str; 5] = [
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/run/lucid/bin",
+];
 const IN_MEMORY: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const TERMINALS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
-const SET_LINK: u16 = 16;
-const REQUEST_WITH_ACK: u16 = 1 | 4;
-const INTERFACE_UP: u32 = 1;
-const LOOPBACK: i32 = 1;
+/// Where the driver of tunnels is found.
+const TUNNEL: &str = "/dev/net/tun";
 
 /// An operation that the machine refused.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +90,12 @@ impl Entry {
 
 /// Leaves the old root for a new one. Must be called while the process has a single thread.
 /// `detached`: the process has no controlling terminal, so that /dev/tty is only ever one that was
-/// created in the sandbox.
-pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError> {
+/// created in the sandbox. Returns the network interface, if one is wanted.
+pub(crate) fn enter(
+    root: &PrivateRoot,
+    wanted: Option<&HostInterface>,
+    detached: bool,
+) -> Result<Option<HandedInterface>, RootError> {
     let entries: Vec<Entry> = root
         .shown
         .iter()
@@ -101,20 +107,30 @@ pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError>
     });
     let placed = placed.collect::<Result<Vec<_>, RootError>>()?;
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    let mut wanted = CloneFlags::CLONE_NEWUSER
+    let mut namespaces = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
     if root.own_network {
-        wanted |= CloneFlags::CLONE_NEWNET;
+        namespaces |= CloneFlags::CLONE_NEWNET;
     }
-    unshare(wanted).when("the machine lets this user make no namespaces")?;
+    unshare(namespaces).when("the machine lets this user make no namespaces")?;
     // Mounting a file system of terminals requires root.
     map_user((0, user), (0, group))?;
     if root.own_network {
-        bring_loopback_up().when("the loopback interface")?;
+        network::bring_loopback_up().when("the loopback interface")?;
     }
     sethostname("sandbox").when("the host name")?;
+    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+    attach(None, Path::new("/"), None, private, None).when("mounts do not become private")?;
+    let handed = wanted.map(|wanted| {
+        if let Some(device) = &wanted.device {
+            // In place of one that only root may open. Where that fails, opening says why.
+            let at = Path::new(TUNNEL);
+            let _ = attach(Some(device), at, None, MsFlags::MS_BIND, None);
+        }
+        interface::hand_over()
+    });
 
     start_root(Path::new(&root.mount_point))?;
     for entry in &entries {
@@ -133,13 +149,8 @@ pub(crate) fn enter(root: &PrivateRoot, detached: bool) -> Result<(), RootError>
 
     unshare(CloneFlags::CLONE_NEWUSER).when("a second user namespace")?;
     map_user((root.user, 0), (root.user, 0))?;
-    let none = CapabilitySet::empty();
-    let none = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
-    };
-    set_capabilities(None, none).when("capabilities do not go away")
+    interface::give_up_rights(None).when("capabilities do not go away")?;
+    Ok(handed)
 }
 
 /// Maps a user id and a group id inside to those outside, given as (inside, outside).
@@ -158,8 +169,6 @@ fn map_user(user: (u32, u32), group: (u32, u32)) -> Result<(), RootError> {
 
 /// Makes an empty file system the root, with the old one mounted below it.
 fn start_root(mount_point: &Path) -> Result<(), RootError> {
-    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
-    attach(None, Path::new("/"), None, private, None).when("mounts do not become private")?;
     let options = Some("mode=0755,size=4m");
     attach(None, mount_point, Some("tmpfs"), IN_MEMORY, options)
         .when("the new root cannot be mounted")?;
@@ -266,52 +275,9 @@ fn attach(
     mount(from, at, kind, flags, options).map_err(io::Error::from)
 }
 
-/// Brings up the only interface of a new network namespace; its addresses appear by themselves.
-fn bring_loopback_up() -> io::Result<()> {
-    let socket: OwnedFd = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        // The protocol number of rtnetlink(7) is 0, which is what `None` means.
-        None,
-    )?;
-    send(socket.as_fd(), &link_up(), SendFlags::empty())?;
-    let mut answer = [0; 256];
-    let (got, _) = recv(socket.as_fd(), &mut answer, RecvFlags::empty())?;
-    // After a header of 16 bytes, an acknowledgement holds 0 and a refusal the negated error
-    // number.
-    let code = answer[..got].get(16..20).and_then(|it| it.try_into().ok());
-    match code.map(i32::from_ne_bytes) {
-        Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(-code)),
-        None => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
-/// Builds the rtnetlink(7) message that sets an interface's flag.
-fn link_up() -> Vec<u8> {
-    let mut message = Vec::with_capacity(32);
-    message.extend(32_u32.to_ne_bytes());
-    message.extend(SET_LINK.to_ne_bytes());
-    message.extend(REQUEST_WITH_ACK.to_ne_bytes());
-    // The sequence number and the receiver, the kernel; then any address family, and any type.
-    message.extend([0; 12]);
-    message.extend(LOOPBACK.to_ne_bytes());
-    message.extend(INTERFACE_UP.to_ne_bytes());
-    message.extend(INTERFACE_UP.to_ne_bytes());
-    message
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_message_to_the_kernel_is_as_long_as_it_says() {
-        let message = link_up();
-        assert_eq!(message.len(), 32);
-        assert_eq!(message[..4], 32_u32.to_ne_bytes());
-    }
 
     #[test]
     fn a_link_into_what_is_always_shown_stays_a_link_and_any_other_path_is_bound() {

@@ -7,17 +7,21 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use lucid_exec::protocol::{Frame, FrameKind, Hello, MAX_COMMAND, Serve, Start, VERSION};
+use lucid_exec::protocol::{
+    Frame, FrameKind, Hello, HostInterface, MAX_COMMAND, Serve, Start, VERSION,
+};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{
     DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior, setsid,
 };
@@ -25,7 +29,9 @@ use rustix::process::{
 use crate::children::{self, Children};
 use crate::command::{self, Note};
 use crate::confine::{self, ConfineError};
+use crate::interface::{self, HandedInterface};
 use crate::live::Live;
+use crate::network;
 use crate::pressure::Pressure;
 use crate::proxy::ProxyListener;
 use crate::root::{self, RootError};
@@ -48,6 +54,12 @@ pub(crate) enum PrepareError {
     /// It cannot limit or confine itself.
     #[error(transparent)]
     Confine(#[from] ConfineError),
+    /// It gets no network namespace of its own.
+    #[error("the sandbox gets no network namespace for its interface: {0}")]
+    Network(#[source] io::Error),
+    /// It keeps rights that only making the interface takes.
+    #[error("the rights over the network do not go away: {0}")]
+    Rights(#[source] Errno),
     /// No proxy can be listened for.
     #[error("the port of the proxy cannot be listened at: {0}")]
     Proxy(#[source] io::Error),
@@ -99,6 +111,8 @@ pub(crate) struct Common {
     pressure: Pressure,
     /// Absent if the host is no proxy, or if it cannot be reached as one here.
     proxy: Option<ProxyListener>,
+    /// Absent if none is wanted.
+    interface: Option<HandedInterface>,
 }
 
 /// Drops this process's privileges, and starts reaping.
@@ -107,9 +121,11 @@ pub(crate) fn prepare(serve: &Serve) -> Result<Common, PrepareError> {
     // from. Fails if this process leads a session already, which then has no terminal.
     let detached = setsid().is_ok();
     // Before anything else: a process that is not dumpable may not map its users.
-    if let Some(root) = serve.confine.as_ref().and_then(|it| it.root.as_ref()) {
-        root::enter(root, detached)?;
-    }
+    let wanted = serve.interface.as_ref();
+    let interface = match serve.confine.as_ref().and_then(|it| it.root.as_ref()) {
+        Some(root) => root::enter(root, wanted, detached)?,
+        None => wanted.map(make_interface).transpose()?,
+    };
     // Nothing that runs below may inspect this process or take its socket.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(PrepareError::Process)?;
     set_child_subreaper(Some(getpid())).map_err(PrepareError::Process)?;
@@ -124,7 +140,31 @@ pub(crate) fn prepare(serve: &Serve) -> Result<Common, PrepareError> {
         children,
         pressure: Pressure::find(),
         proxy: proxy.filter(|_| reaches_proxy),
+        interface,
     })
+}
+
+/// Makes the interface to the host, and gives up every right that this took, whether or not it could be
+/// made.
+fn make_interface(wanted: &HostInterface) -> Result<HandedInterface, PrepareError> {
+    if wanted.own_namespace {
+        network::enter_own_namespace().map_err(PrepareError::Network)?;
+    }
+    let made = interface::hand_over();
+    interface::give_up_rights(wanted.user).map_err(PrepareError::Rights)?;
+    Ok(made)
+}
+
+/// Sends bytes over a socket, and descriptors with the first of them.
+fn send_with(host: &UnixStream, descriptors: &[BorrowedFd<'_>], bytes: &[u8]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let first = [IoSlice::new(&bytes[..1])];
+    sendmsg(host, &first, &mut control, SendFlags::NOSIGNAL)?;
+    io::Write::write_all(&mut &*host, &bytes[1..])
 }
 
 /// The channel to the host.
@@ -185,13 +225,26 @@ impl Server {
         }
     }
 
-    /// Sends the first frame, and with it the listener of the proxy where descriptors can be passed.
+    /// Sends the first frame, and with it the listener of the proxy and the interface, where descriptors
+    /// can be passed.
     fn greet(&self) -> io::Result<()> {
-        let hello = Frame::json(FrameKind::Hello, 0, &Hello { version: VERSION })?;
-        match (&*self.out.lock(), &self.common.proxy) {
-            (Out::Socket(socket), Some(proxy)) => proxy.send_with(socket, &hello.encode()),
-            (Out::Socket(socket), None) => hello.write_to(socket),
-            (Out::Pipe(pipe), _) => hello.write_to(pipe),
+        let Common {
+            proxy, interface, ..
+        } = &*self.common;
+        let hello = Hello {
+            version: VERSION,
+            no_interface: interface
+                .as_ref()
+                .and_then(|made| made.as_ref().err())
+                .map(ToString::to_string),
+        };
+        let hello = Frame::json(FrameKind::Hello, 0, &hello)?;
+        let proxy = proxy.iter().map(ProxyListener::descriptor);
+        let interface = interface.iter().flatten().map(AsFd::as_fd);
+        let descriptors: Vec<_> = proxy.chain(interface).collect();
+        match &*self.out.lock() {
+            Out::Socket(socket) => send_with(socket, &descriptors, &hello.encode()),
+            Out::Pipe(pipe) => hello.write_to(pipe),
         }
     }
 

@@ -13,10 +13,10 @@ use tokio::process::Command;
 
 use crate::command_env::environment;
 use crate::error::SandboxError;
-use crate::runtime_dir::{RuntimeDir, SessionDir};
+use crate::runtime_dir::{RESOLVER, RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
-use lucid_exec::protocol::{Serve, Sockets};
+use lucid_exec::protocol::{HostInterface, Serve, Sockets};
 
 /// Why there is no bubblewrap to use.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +33,12 @@ pub(super) enum BubblewrapError {
 }
 
 /// The installed bwrap, and its capabilities.
+#[derive(Clone)]
 pub(super) struct InstalledBwrap {
     path: PathBuf,
     disable_user_namespaces: bool,
+    /// Whether it lets the exec server make an interface to the host.
+    pub(super) gives_rights: bool,
 }
 
 impl InstalledBwrap {
@@ -62,6 +65,7 @@ impl InstalledBwrap {
         Ok(Self {
             path,
             disable_user_namespaces: help.contains("--disable-userns"),
+            gives_rights: help.contains("--cap-add"),
         })
     }
 
@@ -73,9 +77,16 @@ impl InstalledBwrap {
         spec: SandboxSpec<'_>,
         serve: Serve,
     ) -> Result<Command, SandboxError> {
+        let has_interface = settings.direct && self.gives_rights;
         let serve = Serve {
             sockets: Some(Sockets::Ip),
             proxy: settings.network.proxy_port(),
+            // Not bwrap's network namespace: that belongs to a user namespace above the one in which
+            // the exec server has its rights.
+            interface: has_interface.then(|| HostInterface {
+                own_namespace: true,
+                ..HostInterface::default()
+            }),
             ..serve
         };
         let serve = serde_json::to_string(&serve)
@@ -119,6 +130,9 @@ impl InstalledBwrap {
             ]);
         }
         arguments.add(["--proc", "/proc", "--dev", "/dev"]);
+        if has_interface {
+            arguments.interface(runtime);
+        }
         arguments.add([
             "--size",
             &shared_memory,
@@ -165,6 +179,18 @@ impl Arguments {
             from.as_os_str().to_owned(),
             to.into(),
         ]);
+    }
+
+    /// What it takes to make an interface to the host, which the exec server gives up again, and whom
+    /// programs ask for names then.
+    fn interface(&mut self, runtime: &RuntimeDir) {
+        // To enter a network namespace, to make an interface in it, and to give these rights up for good.
+        for right in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SETPCAP"] {
+            self.add(["--cap-add", right]);
+        }
+        self.bind("--dev-bind-try", &runtime.tunnel(), "/dev/net/tun");
+        let resolver = runtime.etc(RESOLVER);
+        self.bind("--ro-bind", &resolver, system_mounts::RESOLVER);
     }
 
     /// `/usr` and its siblings: links, folders.

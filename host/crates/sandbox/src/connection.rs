@@ -32,11 +32,12 @@ use tokio::task::AbortHandle;
 
 use lucid_exec::protocol::{Exit, Frame, FrameKind, MAX_COMMAND, Start};
 
-pub(crate) use self::hello::{greet, read_hello};
+pub(crate) use self::hello::{NetworkEnds, greet, read_hello};
 pub use self::reader::read_frame;
 use self::reader::{ReadEnd, read_frames};
 use self::spawn::{collect_stderr, spawn};
 use crate::error::{SandboxError, io_error};
+use crate::proxy::SandboxInterface;
 
 /// An event for a command's waiter.
 pub(super) enum CommandEvent {
@@ -74,8 +75,8 @@ pub(super) struct Connection {
     tasks: [AbortHandle; 2],
     /// The process id of the other end, if it has one here.
     process: Option<u32>,
-    /// The listener at which the sandbox's programs look for a proxy.
-    proxy: Mutex<Option<TcpListener>>,
+    /// The sandbox's ways to the network that nobody took yet.
+    network: Mutex<NetworkEnds>,
 }
 
 impl Connection {
@@ -127,7 +128,7 @@ impl Connection {
         }
         let connection = Self::from_streams(reader, writer, end_reason_lookup)
             .with_process(process.id())
-            .with_proxy(greeted?);
+            .with_network(greeted?);
         Ok((connection, process))
     }
 
@@ -137,15 +138,30 @@ impl Connection {
         self
     }
 
-    /// Sets the listener that came with the hello.
-    pub(super) fn with_proxy(mut self, listener: Option<TcpListener>) -> Self {
-        self.proxy = Mutex::new(listener);
+    /// Sets what came with the hello.
+    pub(super) fn with_network(mut self, ends: NetworkEnds) -> Self {
+        self.network = Mutex::new(ends);
         self
     }
 
     /// The listener that came with the hello, once.
     pub(super) fn take_proxy(&self) -> Option<TcpListener> {
-        self.proxy.lock().take()
+        self.network.lock().listener.take()
+    }
+
+    /// The interface that came with the hello, once.
+    pub(super) fn take_interface(&self) -> Option<SandboxInterface> {
+        self.network.lock().interface.take()
+    }
+
+    /// Whether an interface came with the hello, and nobody took it yet.
+    pub(super) fn has_interface(&self) -> bool {
+        self.network.lock().interface.is_some()
+    }
+
+    /// Why no interface came though one was wanted.
+    pub(super) fn no_interface(&self) -> Option<String> {
+        self.network.lock().no_interface.clone()
     }
 
     /// The process id of the other end, as long as it certainly still belongs to that process.
@@ -180,7 +196,7 @@ impl Connection {
             frames,
             tasks: [reading.abort_handle(), writing.abort_handle()],
             process: None,
-            proxy: Mutex::new(None),
+            network: Mutex::default(),
         }
     }
 

@@ -32,6 +32,17 @@ const FAILURES: u32 = 3;
 const NO_PROXY: &str =
     "Its sandboxes have no network, since they cannot be kept to the server's proxy here.";
 
+/// Said of sandboxes whose programs can do nothing but ask the proxy, though more is opened.
+const NO_DIRECT: &str =
+    "Its sandboxes have the proxy and no sockets of their own, so SANDBOX_DIRECT opens nothing";
+/// What helps, where it is a kind that could have them.
+const NO_TUNNEL: &str =
+    "load the kernel's module `tun`, and let the server's user open /dev/net/tun";
+/// Where it is not.
+const NO_NAMESPACE: &str = "that takes bubblewrap, Docker on this kernel, or a machine that lets the server's user make namespaces";
+/// Where bwrap keeps its rights to itself.
+const NO_RIGHTS: &str = "this bwrap gives no rights to what it starts; one of version 0.7 or later does if it is not set to root";
+
 /// Why a backend does not work here.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
@@ -292,7 +303,15 @@ impl BackendDetector {
                 Ok(remark)
             }
             BackendKind::Bubblewrap => {
-                found.bubblewrap = Some(Arc::new(InstalledBwrap::find().await?));
+                let mut program = InstalledBwrap::find().await?;
+                found.bubblewrap = Some(Arc::new(program.clone()));
+                let tried = self.run_one(found, kind).await;
+                if tried.is_ok() || !self.launcher.settings.direct || !program.gives_rights {
+                    return tried;
+                }
+                // One that is itself set to root gives nobody any rights.
+                program.gives_rights = false;
+                found.bubblewrap = Some(Arc::new(program));
                 self.run_one(found, kind).await
             }
             BackendKind::Landlock => {
@@ -337,8 +356,14 @@ impl BackendDetector {
     /// What containers lack on this engine.
     fn remark_on(&self, docker: &DockerBackend) -> Option<String> {
         let has_proxy = docker.transport() == Transport::Socket;
-        (self.launcher.settings.network == Network::Proxy && !has_proxy)
+        let lacks_proxy = self.launcher.settings.network == Network::Proxy && !has_proxy;
+        let lacks_direct = self.launcher.settings.direct && !docker.has_interfaces();
+        let remarks = lacks_proxy
             .then(|| NO_PROXY.to_owned())
+            .into_iter()
+            .chain(lacks_direct.then(|| no_direct(docker.no_interface())));
+        let remarks: Vec<String> = remarks.collect();
+        (!remarks.is_empty()).then(|| remarks.join(" "))
     }
 
     /// Runs a sandbox. Returns what it lacks.
@@ -363,10 +388,19 @@ impl BackendDetector {
             let ran = sandbox.exec(ExecRequest::shell("true"), |_| {}).await;
             let lacks_proxy = self.launcher.settings.network == Network::Proxy
                 && sandbox.take_proxy_listener().is_none();
+            let lacks_direct = self.launcher.settings.direct && sandbox.take_interface().is_none();
+            let reason = sandbox.no_interface();
+            let keeps_rights = kind == BackendKind::Bubblewrap
+                && found.bubblewrap.as_ref().is_some_and(|it| !it.gives_rights);
+            let lacks_direct = lacks_direct.then(|| match reason {
+                None if keeps_rights => format!("{NO_DIRECT}: {NO_RIGHTS}."),
+                reason => no_direct(reason),
+            });
             sandbox.close().await;
             let remarks = lacks_proxy
                 .then(|| NO_PROXY.to_owned())
                 .into_iter()
+                .chain(lacks_direct)
                 .chain(self.launcher.groups.shortcoming())
                 .chain(self.launcher.users.shortcoming())
                 .chain(hidden);
@@ -382,6 +416,14 @@ impl BackendDetector {
                 output: result.output.trim_end().to_owned(),
             }),
         }
+    }
+}
+
+/// The sentence that says so, with a reason where a sandbox that could have had sockets gave one.
+fn no_direct(reason: Option<String>) -> String {
+    match reason {
+        Some(reason) => format!("{NO_DIRECT}: {reason}; {NO_TUNNEL}."),
+        None => format!("{NO_DIRECT}: {NO_NAMESPACE}."),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::cgroup::SandboxGroup;
 use crate::connection::Connection;
 use crate::docker::SessionContainer;
 use crate::error::SandboxError;
+use crate::proxy::SandboxInterface;
 use crate::runtime_dir::SessionDir;
 use crate::unlinked::{ProcessTable, UnlinkedGap, UnlinkedUsage};
 use crate::workspace::{DiskUsage, FilesBeside, Quota, disk_usage_of};
@@ -167,6 +168,18 @@ impl Sandbox {
     #[must_use]
     pub fn take_proxy_listener(&self) -> Option<TcpListener> {
         self.0.connection.take_proxy()
+    }
+
+    /// The interface from which the packets come that the sandbox's programs send without asking the
+    /// proxy, once. `None` if nothing is opened to them, or the sandbox cannot have one.
+    #[must_use]
+    pub fn take_interface(&self) -> Option<SandboxInterface> {
+        self.0.connection.take_interface()
+    }
+
+    /// Why the sandbox has no interface though one was wanted, if it says so.
+    pub(super) fn no_interface(&self) -> Option<String> {
+        self.0.connection.no_interface()
     }
 
     /// Bytes that the sandbox uses on disks outside of the workspace: its `/tmp` and home if they are on

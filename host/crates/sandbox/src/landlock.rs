@@ -12,10 +12,10 @@ use tokio::process::Command;
 
 use crate::command_env::environment;
 use crate::error::SandboxError;
-use crate::runtime_dir::{RuntimeDir, SessionDir};
+use crate::runtime_dir::{RESOLVER, RuntimeDir, SessionDir};
 use crate::settings::{Network, SandboxSettings, SandboxSpec};
 use crate::system_mounts;
-use lucid_exec::protocol::{Confine, PrivateRoot, Serve, Sockets};
+use lucid_exec::protocol::{Confine, HostInterface, PrivateRoot, Serve, Sockets};
 
 /// What commands may read of the host when they have no root of their own: the kernel's view of
 /// processes, and names of users and machines. None of it holds a password.
@@ -104,6 +104,9 @@ fn in_private_root(
             settings.workspace_mount.clone(),
         ),
     ];
+    let resolver = settings
+        .direct
+        .then(|| (etc(RESOLVER), system_mounts::RESOLVER.to_owned()));
     let writable = DEVICES.into_iter().chain(OWN).map(str::to_owned);
     Confine {
         read_write: writable.chain([settings.workspace_mount.clone()]).collect(),
@@ -111,7 +114,7 @@ fn in_private_root(
         root: Some(PrivateRoot {
             mount_point: dir.path_of("bin"),
             shown: system_paths(settings.network),
-            placed: placed.into(),
+            placed: placed.into_iter().chain(resolver).collect(),
             shared_memory_bytes: settings.shared_memory_bytes(),
             own_network: settings.network.is_own(),
             user: AGENT,
@@ -155,6 +158,10 @@ pub(super) fn command(
             serve.confine = Some(in_private_root(settings, dir, runtime, spec));
             serve.sockets = Some(Sockets::Ip);
             serve.proxy = settings.network.proxy_port();
+            serve.interface = settings.direct.then(|| HostInterface {
+                device: Some(runtime.tunnel()),
+                ..HostInterface::default()
+            });
         }
     }
     let serve =

@@ -12,6 +12,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
+
 use crate::error::{SandboxError, io_error};
 use crate::workspace::remove_tree;
 use lucid_types::ids::SessionId;
@@ -19,14 +21,28 @@ use lucid_types::ids::SessionId;
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// The files that replace those of `/etc` in a sandbox.
-const ETC: [(&str, &str); 3] = [
+const ETC: [(&str, &str); 4] = [
     (
         "passwd",
         "root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
     ),
     ("group", "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"),
     ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+    // Of a sandbox with an interface to the host.
+    (RESOLVER, RESOLVER_CONTENT),
 ];
+
+/// The name of the file that tells programs whom to ask for names.
+pub(super) const RESOLVER: &str = "resolv.conf";
+/// The host, as [`HOST_ADDRESS`](lucid_exec::protocol::HOST_ADDRESS) has it.
+pub(super) const RESOLVER_CONTENT: &str = "nameserver 192.0.0.1\n";
+
+/// The driver of tunnels, as its device file is named and numbered.
+const TUNNEL: &str = "/dev/net/tun";
+const TUNNEL_NUMBER: (u32, u32) = (10, 200);
+/// Read and written by everybody, as most machines have it: what it takes to use it is a right over the
+/// network that it is used in.
+const OPEN_TO_ALL: u32 = 0o666;
 
 pub(super) struct RuntimeDir {
     run_dir: PathBuf,
@@ -83,6 +99,24 @@ impl RuntimeDir {
     /// A file that replaces one of `/etc` in a sandbox.
     pub(super) fn etc(&self, name: &str) -> PathBuf {
         self.etc.join(name)
+    }
+
+    /// The device file by which a sandbox makes its interface to the host: the machine's own, or where
+    /// that is only for root, one of the same number.
+    pub(super) fn tunnel(&self) -> PathBuf {
+        let machine = PathBuf::from(TUNNEL);
+        let is_open =
+            |path: &Path| fs::metadata(path).is_ok_and(|it| it.mode() & OPEN_TO_ALL == OPEN_TO_ALL);
+        let own = self.run_dir.join("tun");
+        if is_open(&machine) || is_open(&own) {
+            return if is_open(&machine) { machine } else { own };
+        }
+        let _ = fs::remove_file(&own);
+        let device = makedev(TUNNEL_NUMBER.0, TUNNEL_NUMBER.1);
+        let made = mknodat(CWD, &own, FileType::CharacterDevice, Mode::empty(), device)
+            .and_then(|()| chmod(&own, Mode::from_raw_mode(OPEN_TO_ALL)));
+        // A machine that does not let it be made has the one that there is.
+        if made.is_ok() { own } else { machine }
     }
 
     /// Whether a workspace is only there to try a sandbox in.
@@ -271,6 +305,12 @@ pub(super) fn check_reachable(path: &Path, user: Option<u32>) -> Result<(), Sand
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_ask_the_host_for_names_at_the_address_that_it_has() {
+        let address = lucid_exec::protocol::HOST_ADDRESS;
+        assert_eq!(RESOLVER_CONTENT, format!("nameserver {address}\n"));
+    }
 
     #[test]
     fn a_session_that_takes_rights_from_a_shared_program_takes_them_from_no_other_session() {

@@ -56,6 +56,9 @@ pub struct SandboxSettings {
     pub users: UserIdChoice,
     /// The network that sandboxes can reach.
     pub network: Network,
+    /// Whether programs have sockets of their own beside the proxy, where a kind of sandbox can have
+    /// them; see [`DirectPorts`](crate::proxy::DirectPorts).
+    pub direct: bool,
     /// Whether several users have sandboxes here: a kind that cannot keep them to the proxy then has
     /// no network.
     pub several_users: bool,

@@ -2,7 +2,8 @@
 //! tested without an engine.
 //!
 //! # Invariants
-//! - No capabilities, no way to gain new privileges, a read-only root, and no swap.
+//! - No capabilities, no way to gain new privileges, a read-only root, and no swap. With an interface to
+//!   the host, the exec server has a few until it has made that, and nothing runs before.
 //! - Everything else that can be written has a size limit, except the workspace, also where the
 //!   image declares volumes.
 
@@ -11,16 +12,19 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountTmpfsOptions, MountType,
+    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, Mount, MountTmpfsOptions,
+    MountType,
 };
 use sha2::{Digest, Sha256};
 
 use super::image::ImageConfig;
 use crate::command_env::environment as sandbox_environment;
 use crate::error::SandboxError;
+use crate::runtime_dir::RESOLVER;
 use crate::settings::{DockerSettings, Network, SandboxSettings, Transport};
+use crate::system_mounts;
 use crate::workspace::sandbox_user;
-use lucid_exec::protocol::{ResourceLimits, Serve, Sockets, VERSION};
+use lucid_exec::protocol::{HostInterface, ResourceLimits, Serve, Sockets, VERSION};
 use lucid_types::ids::SessionId;
 
 #[cfg(test)]
@@ -45,6 +49,7 @@ pub(super) const SHAPE: &str = "lucid.shape";
 const SESSION: &str = "lucid.session_id";
 const USER: &str = "lucid.user_id";
 const HOME: &str = "/home/agent";
+const TUNNEL: &str = "/dev/net/tun";
 const HOSTNAME: &str = "sandbox";
 /// The `PATH` of images that set none.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -76,6 +81,8 @@ pub(super) struct ContainerTemplate {
     processes: i64,
     network: String,
     proxy: Option<u16>,
+    /// Whether containers have an interface to the host.
+    direct: bool,
     host_path: Option<(PathBuf, PathBuf)>,
 }
 
@@ -129,6 +136,7 @@ impl ContainerTemplate {
                 (Network::Host, None) => "default".to_owned(),
             },
             proxy: common.network.proxy_port(),
+            direct: common.direct,
             host_path: own.host_path.clone(),
         }
     }
@@ -136,6 +144,22 @@ impl ContainerTemplate {
     /// The image of every container.
     pub(super) fn image(&self) -> &str {
         &self.image
+    }
+
+    /// The user and the group of commands.
+    pub(super) fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Whether containers have an interface to the host.
+    pub(super) fn has_interfaces(&self) -> bool {
+        self.direct
+    }
+
+    /// Has containers do without an interface to the host.
+    pub(super) fn without_interfaces(mut self) -> Self {
+        self.direct = false;
+        self
     }
 
     /// Sets the shell that the image was found to have.
@@ -241,7 +265,15 @@ impl ContainerTemplate {
         &self,
         wanted: &ContainerSpec<'_>,
     ) -> Result<ContainerCreateBody, SandboxError> {
+        let (user, group) = self
+            .user
+            .split_once(':')
+            .unwrap_or((&self.user, &self.user));
         let serve = Serve {
+            interface: self.direct.then(|| HostInterface {
+                user: user.parse().ok(),
+                ..HostInterface::default()
+            }),
             // No host ever connects to the main process when frames go through `docker exec`.
             patience_seconds: (wanted.transport != Some(Transport::Exec))
                 .then_some(PATIENCE_SECONDS),
@@ -254,10 +286,6 @@ impl ContainerTemplate {
             let files = Self::temporary_files(size);
             format!("rw,exec,nosuid,nodev,size={size},nr_inodes={files}")
         };
-        let (user, group) = self
-            .user
-            .split_once(':')
-            .unwrap_or((&self.user, &self.user));
         let temporary = HashMap::from([
             ("/tmp".to_owned(), format!("{},mode=1777", sized(size))),
             (
@@ -282,7 +310,23 @@ impl ContainerTemplate {
             mount(wanted.lucid, LUCID, true)?,
             mount(wanted.workspace, &self.workspace_mount, false)?,
         ];
+        if self.direct {
+            mounts.push(mount(
+                &wanted.lucid.join(RESOLVER),
+                system_mounts::RESOLVER,
+                true,
+            )?);
+        }
         mounts.extend(self.volumes.iter().map(|at| self.volume_tmpfs(at)));
+        let devices = self.direct.then(|| {
+            vec![DeviceMapping {
+                path_on_host: Some(TUNNEL.to_owned()),
+                path_in_container: Some(TUNNEL.to_owned()),
+                cgroup_permissions: Some("rw".to_owned()),
+            }]
+        });
+        // To make the interface, to become the user of commands, and to give all of this up for good.
+        let rights = ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP"].map(str::to_owned);
         let host = HostConfig {
             memory: Some(self.memory),
             // Memory and swap together, so none of it is swap.
@@ -291,6 +335,8 @@ impl ContainerTemplate {
             pids_limit: Some(self.processes),
             oom_score_adj: Some(FIRST_TO_GO),
             cap_drop: Some(vec!["ALL".to_owned()]),
+            cap_add: self.direct.then(|| rights.into()),
+            devices,
             security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
             privileged: Some(false),
             readonly_rootfs: Some(true),
@@ -301,7 +347,8 @@ impl ContainerTemplate {
             // Without a network the engine adds no address for the container's own name.
             extra_hosts: Some(vec![format!("{HOSTNAME}:127.0.0.1")]),
             ipc_mode: Some("private".to_owned()),
-            init: Some(true),
+            // The engine's own first process would keep the rights that the exec server gives up.
+            init: Some(!self.direct),
             log_config: Some(HostConfigLogConfig {
                 typ: Some("json-file".to_owned()),
                 config: Some(HashMap::from([
@@ -315,7 +362,12 @@ impl ContainerTemplate {
         Ok(ContainerCreateBody {
             image: Some(self.image.clone()),
             hostname: Some(HOSTNAME.to_owned()),
-            user: Some(self.user.clone()),
+            user: Some(if self.direct {
+                // Only root is given rights. The exec server becomes the other user by itself.
+                "0:0".to_owned()
+            } else {
+                self.user.clone()
+            }),
             // The image's own entry point would run in front of the exec server.
             entrypoint: Some(vec![EXEC.to_owned()]),
             cmd: Some(vec!["--connect".to_owned(), SOCKET.to_owned(), serve]),

@@ -91,6 +91,8 @@ pub(super) struct DockerBackend {
     lock: Mutex<Option<File>>,
     /// Since when the engine does not answer, as far as was observed.
     silent_since: Mutex<Option<Instant>>,
+    /// Why containers have no interface to the host though one is wanted.
+    no_interface: Option<String>,
 }
 
 impl DockerBackend {
@@ -126,12 +128,8 @@ impl DockerBackend {
         let template =
             ContainerTemplate::new(common, &own, root.instance()?, info.ncpu, &image_config);
         let context = Arc::new(DockerContext::new(engine, root, template, None));
-        let tried = context
-            .open(
-                Some((SessionId::new(), workspace.to_owned())),
-                own.transport,
-            )
-            .await?;
+        let (context, tried, no_interface) =
+            Box::pin(first_container(context, workspace, own.transport)).await?;
         let transport = tried.transport;
         let looked = image::probe_image(&tried.connection, &context.template.workspace_mount).await;
         tried.container.remove().await;
@@ -153,11 +151,22 @@ impl DockerBackend {
             owner_dirs: Mutex::new(vec![(owner, life)]),
             lock: Mutex::default(),
             silent_since: Mutex::default(),
+            no_interface,
         })
     }
 
     pub(super) fn transport(&self) -> Transport {
         self.transport
+    }
+
+    /// Whether containers have an interface to the host.
+    pub(super) fn has_interfaces(&self) -> bool {
+        self.context.template.has_interfaces()
+    }
+
+    /// Why they have none, where this engine's machine could have told.
+    pub(super) fn no_interface(&self) -> Option<String> {
+        self.no_interface.clone()
     }
 
     /// Checks that the engine answers and still has the image.
@@ -337,6 +346,39 @@ impl Drop for DockerBackend {
             owner.remove_if_empty();
         }
     }
+}
+
+/// Runs a container over an empty workspace. If one with an interface to the host is wanted and cannot be
+/// had, containers do without, for the reason that is returned.
+async fn first_container(
+    context: Arc<DockerContext>,
+    workspace: &Path,
+    transport: Option<Transport>,
+) -> Result<(Arc<DockerContext>, ReadyContainer, Option<String>), SandboxError> {
+    let open = |context: Arc<DockerContext>| {
+        let session = Some((SessionId::new(), workspace.to_owned()));
+        async move { context.open(session, transport).await }
+    };
+    let tried = open(Arc::clone(&context)).await;
+    if !context.template.has_interfaces() {
+        return Ok((context, tried?, None));
+    }
+    let reason = match tried {
+        Ok(tried) if tried.connection.has_interface() => return Ok((context, tried, None)),
+        Ok(tried) => {
+            let reason = tried.connection.no_interface();
+            tried.container.remove().await;
+            reason
+        }
+        Err(SandboxError::Start(reason)) => Some(reason),
+        Err(SandboxError::Engine(error)) => Some(error),
+        Err(error) => return Err(error),
+    };
+    let template = context.template.clone().without_interfaces();
+    let (engine, root) = (context.engine.clone(), context.root.clone());
+    let context = Arc::new(DockerContext::new(engine, root, template, None));
+    let tried = open(Arc::clone(&context)).await?;
+    Ok((context, tried, reason))
 }
 
 /// Whether a container has the workspace that the session has now.

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{SandboxError, io_error};
-use crate::runtime_dir::give_to;
+use crate::runtime_dir::{RESOLVER, RESOLVER_CONTENT, give_to};
 use crate::workspace::sandbox_user;
 use lucid_types::ids::SessionId;
 
@@ -192,6 +192,10 @@ impl StateDir {
             fs::copy(&self.exec, &exec).map_err(failed())?;
         }
         symlink("lucid-exec", bin.join("git-remote-lucid")).map_err(failed())?;
+        // For containers with an interface to the host.
+        let resolver = lucid.join(RESOLVER);
+        fs::write(&resolver, RESOLVER_CONTENT).map_err(failed())?;
+        fs::set_permissions(&resolver, Permissions::from_mode(0o644)).map_err(failed())?;
         if let Some(python) = python {
             symlink(python, bin.join("python")).map_err(failed())?;
         }

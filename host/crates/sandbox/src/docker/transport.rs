@@ -23,7 +23,7 @@ use tokio_util::io::StreamReader;
 
 use super::container_spec::{ContainerTemplate, EXEC};
 use super::engine::DockerEngine;
-use crate::connection::{Connection, EndReasonLookup, greet, read_hello};
+use crate::connection::{Connection, EndReasonLookup, NetworkEnds, greet, read_hello};
 use crate::error::{SandboxError, io_error};
 use crate::runtime_dir::give_to;
 use crate::workspace::sandbox_user;
@@ -88,9 +88,9 @@ impl ContainerSocket {
         let process = peer_of(&stream);
         // A descriptor of a command's could block whoever uses it, so none is taken from a peer that may
         // be one.
-        let proxy = if has_untrusted_peers && process.is_none() {
+        let ends = if has_untrusted_peers && process.is_none() {
             read_hello(&mut stream, patience).await?;
-            None
+            NetworkEnds::default()
         } else {
             greet(&mut stream, patience).await?
         };
@@ -98,7 +98,7 @@ impl ContainerSocket {
         Ok(
             Connection::from_streams(reader, writer, Some(end_reason_lookup))
                 .with_process(process)
-                .with_proxy(proxy),
+                .with_network(ends),
         )
     }
 }
@@ -109,17 +109,18 @@ impl Drop for ContainerSocket {
     }
 }
 
-/// Whether this is certainly not a container's exec server, which is the only process that the
-/// container's first one has started: whatever a command leaves behind becomes a child of the exec
+/// Whether this is certainly not a container's exec server, which is the container's first process or the
+/// only one that this has started: whatever a command leaves behind becomes a child of the exec
 /// server.
 fn is_a_commands(stream: &UnixStream) -> bool {
     // Nothing is known of a process that has no id here.
     let Some(peer) = peer_of(stream) else {
         return false;
     };
-    let parent = of_process(&peer.to_string(), "PPid:");
-    let number = parent.and_then(|parent| of_process(&parent, "NSpid:"));
-    number.as_deref() != Some("1")
+    let is_first = |process: &str| of_process(process, "NSpid:").as_deref() == Some("1");
+    let peer = peer.to_string();
+    let parent = of_process(&peer, "PPid:");
+    !is_first(&peer) && !parent.is_some_and(|parent| is_first(&parent))
 }
 
 /// The id of the process at the other end, if it has one here.
@@ -151,6 +152,7 @@ pub(super) async fn attach(
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         cmd: Some(vec![EXEC.to_owned(), "--serve-pipes".to_owned(), serve]),
+        user: Some(template.user().to_owned()),
         working_dir: Some(template.workspace_mount.clone()),
         ..ExecConfig::default()
     };

@@ -1,5 +1,6 @@
 //! A sandbox's way to the network: a forward proxy, which connects programs in the sandbox to servers
-//! that the deployment lets them reach.
+//! that the deployment lets them reach. Where the operator opens ports to programs that cannot ask a
+//! proxy, it connects these too, from the packets that they send.
 //!
 //! It is reached through a listener that the sandbox made on its own loopback interface and handed to
 //! the host. Programs speak HTTP with it (`CONNECT`, or a request for an `http:` URL) or SOCKS 5, and
@@ -7,6 +8,7 @@
 //!
 //! # Layout
 //! - `request` reads what a program asks for, `destination` resolves and connects, `tunnel` copies.
+//! - `direct` serves programs that ask nobody.
 //!
 //! # Invariants
 //! - Names are resolved here, and a connection goes to the very addresses that were checked: none of
@@ -17,6 +19,7 @@
 //! - Dropping the proxy closes its connections.
 
 mod destination;
+mod direct;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -25,17 +28,20 @@ mod tunnel;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 pub use self::destination::{Destination, PrivateHosts, PrivateHostsError};
-use self::request::{ProxyRequest, RequestError};
+use self::direct::NameServers;
+pub use self::direct::{DirectPorts, DirectPortsError, SandboxInterface};
+use self::request::RequestError;
 use self::tunnel::Traffic;
 use lucid_types::user::UserId;
 
@@ -95,6 +101,9 @@ pub struct ProxyRules {
     open: TaskTracker,
     /// Names are resolved on threads that others need too.
     lookups: Arc<Semaphore>,
+    /// The ports that programs reach without asking.
+    direct: Arc<DirectPorts>,
+    names: NameServers,
 }
 
 impl ProxyRules {
@@ -109,7 +118,23 @@ impl ProxyRules {
             of_user: (connections / PART_OF_USER).max(LEAST_OF_USER),
             open: TaskTracker::new(),
             lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ALL)),
+            direct: Arc::default(),
+            names: NameServers::of_machine(),
         }
+    }
+
+    /// Opens ports to programs that do not ask, where a sandbox has an interface for that.
+    #[must_use]
+    pub fn with_direct(mut self, ports: DirectPorts) -> Self {
+        self.direct = Arc::new(ports);
+        self
+    }
+
+    /// Asks these name servers, not the machine's.
+    #[cfg(test)]
+    pub(crate) fn with_name_servers(mut self, servers: Vec<std::net::SocketAddr>) -> Self {
+        self.names = NameServers::fixed(servers);
+        self
     }
 
     /// Waits until no connection is open, all of them being recorded. For the end, when no sandbox has a
@@ -134,7 +159,9 @@ impl ProxyRules {
 
 /// A sandbox's proxy. Dropping it closes its connections.
 pub struct ForwardProxy {
-    task: tokio::task::JoinHandle<()>,
+    shared: Arc<Shared>,
+    /// Dropping them closes the connections.
+    tasks: JoinSet<()>,
 }
 
 impl fmt::Debug for ForwardProxy {
@@ -155,22 +182,28 @@ impl ForwardProxy {
             of_user: rules.connections_of(user),
             rules,
             recorder,
+            slots: Arc::new(Semaphore::new(OF_ONE)),
             lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_ONE)),
         });
-        Self {
-            task: tokio::spawn(listen(listener, shared)),
-        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listen(listener, Arc::clone(&shared)));
+        Self { shared, tasks }
+    }
+
+    /// Serves what the sandbox's programs send without asking, too.
+    #[must_use]
+    pub fn with_direct(mut self, interface: SandboxInterface) -> Self {
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(direct::serve(interface, shared));
+        self
     }
 }
 
-impl Drop for ForwardProxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
+/// What the connections of one sandbox have in common.
 struct Shared {
     rules: ProxyRules,
+    /// The connections that this sandbox may still open.
+    slots: Arc<Semaphore>,
     /// The user's share of the connections.
     of_user: Arc<Semaphore>,
     recorder: Arc<dyn ConnectionRecorder>,
@@ -179,12 +212,11 @@ struct Shared {
 }
 
 async fn listen(listener: TcpListener, shared: Arc<Shared>) {
-    let slots = Arc::new(Semaphore::new(OF_ONE));
     let mut connections = JoinSet::new();
     let mut failing = false;
     loop {
         // Whoever finds no slot waits in the listener's queue.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+        let Ok(slot) = Arc::clone(&shared.slots).acquire_owned().await else {
             return;
         };
         let mut program = match listener.accept().await {
@@ -202,13 +234,12 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         failing = false;
         while connections.try_join_next().is_some() {}
         // Asked for only now: a sandbox without a connection holds none of what others need.
-        let shares = [&shared.of_user, &shared.rules.connections];
-        let shares = shares.map(|share| Arc::clone(share).try_acquire_owned());
+        let shares = shared.try_others_shares();
         let shared = Arc::clone(&shared);
         let open = shared.rules.open.clone();
         connections.spawn(open.track_future(async move {
             let _slot = slot;
-            if shares.iter().all(Result::is_ok) {
+            if shares.is_some() {
                 serve(program, &shared).await;
             } else {
                 request::refuse_unread(&mut program, &RequestError::Busy).await;
@@ -227,13 +258,9 @@ async fn serve(mut program: TcpStream, shared: &Shared) {
         Err(error) => return request::refuse_unread(&mut program, &error).await,
     };
     // Recorded when this is dropped, however that comes about.
-    let mut recorded = Recorded {
-        recorder: &*shared.recorder,
-        destination: request.destination.clone(),
-        outcome: ConnectionOutcome::Failed,
-        traffic: Traffic::default(),
-    };
-    let server = shared.connect(&request).await;
+    let destination = request.destination.clone();
+    let mut recorded = shared.record(destination, ConnectionOutcome::Failed);
+    let server = shared.connect(&request.destination).await;
     let mut server = match server {
         Ok(server) => server,
         Err(error) => {
@@ -249,15 +276,45 @@ async fn serve(mut program: TcpStream, shared: &Shared) {
 }
 
 impl Shared {
+    /// What is taken of the shares that others need too. `None` if there is nothing left of one.
+    fn try_others_shares(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let user = Arc::clone(&self.of_user).try_acquire_owned().ok()?;
+        let all = Arc::clone(&self.rules.connections).try_acquire_owned();
+        Some([user, all.ok()?])
+    }
+
+    /// The same, and one of this sandbox's own.
+    fn try_shares(&self) -> Option<[OwnedSemaphorePermit; 3]> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        let [user, all] = self.try_others_shares()?;
+        Some([slot, user, all])
+    }
+
+    /// The addresses of a destination that may be connected to.
+    async fn resolve(
+        &self,
+        destination: &Destination,
+    ) -> Result<Vec<SocketAddr>, destination::ConnectError> {
+        let turns = [&self.lookups, &self.rules.lookups];
+        destination.resolve(&self.rules.private_hosts, turns).await
+    }
+
     async fn connect(
         &self,
-        request: &ProxyRequest,
+        destination: &Destination,
     ) -> Result<TcpStream, destination::ConnectError> {
-        let destination = &request.destination;
-        let turns = [&self.lookups, &self.rules.lookups];
-        let private_hosts = &self.rules.private_hosts;
-        let addresses = destination.resolve(private_hosts, turns).await?;
+        let addresses = self.resolve(destination).await?;
         destination.connect(&addresses).await
+    }
+
+    /// Puts a connection into the record, once what is returned is dropped.
+    fn record(&self, destination: Destination, outcome: ConnectionOutcome) -> Recorded<'_> {
+        Recorded {
+            recorder: &*self.recorder,
+            destination,
+            outcome,
+            traffic: Traffic::default(),
+        }
     }
 }
 

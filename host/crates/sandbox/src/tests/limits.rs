@@ -51,6 +51,7 @@ impl LimitedHost {
             processes: 100,
             users: UserIdChoice::Auto,
             network: Network::None,
+            direct: false,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker: None,

@@ -2,6 +2,7 @@
 //! Landlock must be available: a test that cannot run fails and says why.
 
 pub(crate) mod commands;
+pub(crate) mod direct;
 pub(crate) mod everyday;
 mod limits;
 mod table;
@@ -69,25 +70,48 @@ impl SandboxFixture {
         Self::with_settings(choice, network, 512 << 20, UserIdChoice::Auto).await
     }
 
+    /// With sockets of their own beside the proxy.
+    async fn with_direct(choice: BackendChoice) -> Self {
+        Self::found(choice, UserIdChoice::Auto, |settings| {
+            settings.network = Network::Proxy;
+            settings.direct = true;
+        })
+        .await
+    }
+
     async fn with_settings(
         choice: BackendChoice,
         network: Network,
         memory_bytes: u64,
         users: UserIdChoice,
     ) -> Self {
+        Self::found(choice, users, |settings| {
+            settings.network = network;
+            settings.memory_bytes = memory_bytes;
+        })
+        .await
+    }
+
+    async fn found(
+        choice: BackendChoice,
+        users: UserIdChoice,
+        change: impl FnOnce(&mut SandboxSettings),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        let settings = SandboxSettings {
+        let mut settings = SandboxSettings {
             run_dir: dir.path().join("run"),
-            memory_bytes,
+            memory_bytes: 512 << 20,
             cpus: 2.0,
             processes: PROCESSES,
             users,
-            network,
+            network: Network::None,
+            direct: false,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker: None,
         };
+        change(&mut settings);
         let sandboxes = Sandboxes::detect(choice, settings, EXEC).await.unwrap_or_else(|error| {
             panic!("this test needs bubblewrap (`apt-get install bubblewrap`) and a kernel with Landlock: {error}")
         });
@@ -712,6 +736,7 @@ async fn a_folder_that_boxes_cannot_reach_is_named() {
         processes: PROCESSES,
         users: UserIdChoice::Auto,
         network: Network::None,
+        direct: false,
         several_users: false,
         workspace_mount: "/workspace".to_owned(),
         docker: None,

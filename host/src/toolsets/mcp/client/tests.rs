@@ -28,6 +28,7 @@ async fn sandbox() -> (tempfile::TempDir, Sandbox) {
         processes: PROCESSES,
         users: UserIdChoice::Auto,
         network: Network::None,
+        direct: false,
         several_users: false,
         workspace_mount: "/workspace".to_owned(),
         docker: None,

@@ -25,6 +25,7 @@ fn plan_for<const N: usize>(
         processes: PROCESSES,
         users: UserIdChoice::Auto,
         network: Network::None,
+        direct: false,
         several_users: false,
         workspace_mount: "/workspace".to_owned(),
         docker: None,
@@ -100,6 +101,29 @@ fn a_container_is_locked_down_whatever_the_image_says() {
             .unwrap()
             .contains(&"PATH=/run/lucid/bin:/opt/bin".to_owned())
     );
+}
+
+#[test]
+fn a_container_with_an_interface_has_what_its_exec_server_gives_up_and_nothing_else() {
+    let body = plan(|common, _| {
+        common.network = Network::Proxy;
+        common.direct = true;
+    });
+    let body = body.body(&wanted(None)).unwrap();
+    let host = body.host_config.unwrap();
+    let rights = ["NET_ADMIN", "SETUID", "SETGID", "SETPCAP"];
+    assert_eq!(host.cap_add.unwrap(), rights);
+    assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
+    assert_eq!(host.security_opt.unwrap(), ["no-new-privileges:true"]);
+    assert_eq!(host.network_mode.as_deref(), Some("none"));
+    assert_eq!(host.init, Some(false), "nothing keeps the rights");
+    let devices = host.devices.unwrap();
+    assert_eq!(devices.len(), 1);
+    assert_eq!(devices[0].path_on_host.as_deref(), Some(TUNNEL));
+    let serve: Serve = serde_json::from_str(&body.cmd.unwrap()[2]).unwrap();
+    let user = serve.interface.unwrap().user.unwrap();
+    assert_ne!(user, 0);
+    assert_eq!(body.user.as_deref(), Some("0:0"), "only until then");
 }
 
 #[test]
@@ -215,6 +239,7 @@ fn a_change_of_the_settings_changes_the_shape() {
         plan(|common, _| common.memory_bytes += 1).fingerprint(),
         shape
     );
+    assert_ne!(plan(|common, _| common.direct = true).fingerprint(), shape);
     assert_ne!(plan(|_, own| own.image.push('2')).fingerprint(), shape);
 }
 
@@ -239,8 +264,9 @@ fn a_container_of_an_earlier_build_is_adopted_as_long_as_the_protocol_is_the_sam
         processes: 5,
         network: "none".to_owned(),
         proxy: None,
+        direct: false,
         host_path: None,
     };
-    // What version 5 of the protocol with the exec server has written so far. It changes with that version.
-    assert_eq!(template.fingerprint(), "836c780bd09b5d9b");
+    // What version 6 of the protocol with the exec server has written so far. It changes with that version.
+    assert_eq!(template.fingerprint(), "d15386cf6bff4b70");
 }

@@ -4,6 +4,7 @@
 #[path = "../../../../../../tests/src/docker/image.rs"]
 mod image;
 
+mod direct;
 mod engine;
 mod everyday;
 mod faulty;
@@ -121,6 +122,7 @@ impl Data {
             processes: PROCESSES,
             users: crate::UserIdChoice::Auto,
             network: Network::None,
+            direct: false,
             several_users: false,
             workspace_mount: "/workspace".to_owned(),
             docker: Some(docker),
