@@ -12,11 +12,10 @@ use lucid_tests::{
 };
 
 fn folder() -> TempDir {
-    let folder = tempfile::Builder::new()
+    tempfile::Builder::new()
         .prefix("lucid-operator-")
         .tempdir()
-        .unwrap();
-    folder
+        .unwrap()
 }
 
 async fn output(mut command: Command) -> Output {

@@ -155,31 +155,41 @@ fn limit(limits: &ResourceLimits) -> Result<(), ConfineError> {
         };
     let wanted = [
         (Resource::Core, Some(0)),
-        (Resource::Nofile, Some(limits.open_files)),
         (Resource::Fsize, Some(limits.file_bytes)),
         (Resource::Nproc, Some(processes)),
         (Resource::Data, limits.data_bytes),
     ];
     for (resource, value) in wanted {
         let Some(value) = value else { continue };
-        // Never above this process's own hard limit.
-        let value = getrlimit(resource)
-            .maximum
-            .map_or(value, |most| value.min(most));
-        setrlimit(
-            resource,
-            Rlimit {
-                current: Some(value),
-                maximum: Some(value),
-            },
-        )
-        .map_err(|cause| ConfineError::Limit {
-            resource,
-            value,
-            cause,
-        })?;
+        set(resource, value)?;
     }
-    Ok(())
+    let most = getrlimit(Resource::Nofile).maximum;
+    most.map_or(Ok(()), |most| set(Resource::Nofile, most))
+}
+
+/// Limits the open files of this process and of what it starts. Only after this process has sent the host
+/// its descriptors: the kernel counts those that any process of this user sent and nobody received yet,
+/// and one that may have no more open files than that many sends none. So commands that fill
+/// queues with descriptors, here or in another sandbox of the same user, do not keep one that may have more
+/// than they may from starting.
+pub(crate) fn limit_open_files(most: u64) -> Result<(), ConfineError> {
+    set(Resource::Nofile, most)
+}
+
+/// Sets both limits, never above this process's own hard limit.
+fn set(resource: Resource, value: u64) -> Result<(), ConfineError> {
+    let value = getrlimit(resource)
+        .maximum
+        .map_or(value, |most| value.min(most));
+    let both = Rlimit {
+        current: Some(value),
+        maximum: Some(value),
+    };
+    setrlimit(resource, both).map_err(|cause| ConfineError::Limit {
+        resource,
+        value,
+        cause,
+    })
 }
 
 fn threads_of_this_user() -> u64 {

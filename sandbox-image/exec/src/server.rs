@@ -113,6 +113,8 @@ pub(crate) struct Common {
     proxy: Option<ProxyListener>,
     /// Absent if none is wanted.
     interface: Option<HandedInterface>,
+    /// How many files a command may have open.
+    open_files: u64,
 }
 
 /// Drops this process's privileges, and starts reaping.
@@ -141,6 +143,7 @@ pub(crate) fn prepare(serve: &Serve) -> Result<Common, PrepareError> {
         pressure: Pressure::find(),
         proxy: proxy.filter(|_| reaches_proxy),
         interface,
+        open_files: serve.limits.open_files,
     })
 }
 
@@ -245,7 +248,8 @@ impl Server {
         match &*self.out.lock() {
             Out::Socket(socket) => send_with(socket, &descriptors, &hello.encode()),
             Out::Pipe(pipe) => hello.write_to(pipe),
-        }
+        }?;
+        confine::limit_open_files(self.common.open_files).map_err(io::Error::other)
     }
 
     /// The variables of commands that come from the server itself.

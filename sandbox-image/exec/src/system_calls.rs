@@ -139,7 +139,6 @@ const CALLS: &[c_long] = &[
     libc::SYS_mbind,
     libc::SYS_membarrier,
     libc::SYS_memfd_create,
-    libc::SYS_memfd_secret,
     libc::SYS_mincore,
     libc::SYS_mkdirat,
     libc::SYS_mknodat,

@@ -28,6 +28,7 @@
 
 mod backend;
 mod bubblewrap;
+mod busy_program;
 mod cgroup;
 mod command_env;
 mod connection;

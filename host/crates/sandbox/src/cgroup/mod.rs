@@ -35,6 +35,7 @@ pub(crate) use self::counters::CountedCommand;
 use self::counters::Counters;
 use self::locate::OwnGroup;
 use self::record::Record;
+use crate::busy_program;
 use crate::settings::LEAST_MEMORY;
 use crate::trace_right;
 use lucid_exec::protocol::Launch;
@@ -170,13 +171,14 @@ impl Hierarchy {
         let launch =
             serde_json::to_string(&launch).map_err(|error| GroupError::Join(error.to_string()))?;
         // No other program is on every machine.
-        let joined = Command::new(exec)
+        let mut trial = Command::new(exec);
+        trial
             .args(["--launch", &launch, "--"])
             .arg(exec)
             .arg("--version")
             .env_clear()
-            .stdin(Stdio::null())
-            .output();
+            .stdin(Stdio::null());
+        let joined = busy_program::retry(|| trial.output());
         let _ = removal::remove(&group.path);
         let joined = joined.map_err(|error| GroupError::Join(error.to_string()))?;
         if joined.status.success() {

@@ -11,6 +11,9 @@ use super::locate::OwnGroup;
 use super::record::Record;
 use super::{Controller, GroupError, GroupLimits, Hierarchy, PERIOD, Version, refused, write};
 
+/// The part of a sandbox's memory that its sockets may have on top of it.
+const PART_OF_SOCKETS: u64 = 8;
+
 /// Makes the host's group; `None` if the hierarchy has nothing of what is missing.
 pub(super) fn host_group(
     own: &OwnGroup,
@@ -50,6 +53,13 @@ pub(super) fn limit(
             } else {
                 // Otherwise nothing of it goes to swap, as far as the kernel lets that be said.
                 let _ = write(&group.join("memory.swappiness"), "0");
+            }
+            // Version 1 counts what is in the buffers of sockets by itself, and all processes of the
+            // machine share the kernel's maximum.
+            let sockets = group.join("memory.kmem.tcp.limit_in_bytes");
+            if sockets.exists() {
+                let bytes = limits.memory() / PART_OF_SOCKETS;
+                write(&sockets, bytes.to_string())?;
             }
             Ok(())
         }

@@ -1,17 +1,12 @@
 //! Starts the first process of a sandbox.
 
-use std::io::ErrorKind;
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
-/// How often to retry starting a program that is still open for writing, and the pause between
-/// tries.
-const BUSY_TRIES: u32 = 100;
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
+use crate::busy_program;
 
 /// Keeps the beginning of the standard error of a sandbox's own processes, and drains the rest.
 pub(super) async fn collect_stderr(
@@ -28,19 +23,6 @@ pub(super) async fn collect_stderr(
 }
 
 type Job = Box<dyn FnOnce() + Send>;
-
-/// Starts a process. A program written a moment ago may still be open for writing in a child of
-/// another thread that has not called exec yet.
-fn start(command: &mut Command) -> std::io::Result<Child> {
-    let busy = |error: &std::io::Error| error.kind() == ErrorKind::ExecutableFileBusy;
-    for _ in 0..BUSY_TRIES {
-        match command.spawn() {
-            Err(error) if busy(&error) => std::thread::sleep(BUSY_PAUSE),
-            started => return started,
-        }
-    }
-    command.spawn()
-}
 
 /// Starts a process from a thread that never ends. The kernel sends the signal that `bwrap
 /// --die-with-parent` asks for when the starting *thread* ends, and the runtime's threads may.
@@ -60,7 +42,7 @@ pub(super) async fn spawn(mut command: Command) -> std::io::Result<Child> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let job: Job = Box::new(move || {
         let _runtime = runtime.enter();
-        let _ = sender.send(start(&mut command));
+        let _ = sender.send(busy_program::retry(|| command.spawn()));
     });
     starter
         .as_ref()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,13 +86,7 @@ impl Destination {
                 .await
                 .map_err(|_| ConnectError::SlowLookup)??
         };
-        if !is_named {
-            addresses.retain(|address| !is_of_this_machine(address.ip()));
-        }
         addresses.truncate(MAX_ADDRESSES);
-        if addresses.is_empty() {
-            return Err(ConnectError::Refused);
-        }
         Ok(addresses)
     }
 
@@ -130,16 +124,6 @@ async fn lookup(
     });
     let resolved = resolving.await.map_err(|_| ConnectError::SlowLookup)?;
     Ok(resolved?)
-}
-
-/// Whether this machine has that address, or may have it. A public one leads to servers here that its
-/// firewall may keep from everybody else.
-pub(super) fn is_of_this_machine(address: IpAddr) -> bool {
-    match UdpSocket::bind((address, 0)) {
-        Ok(_) => true,
-        // Where it cannot be told, for a lack of descriptors say, it counts as this machine's.
-        Err(error) => error.kind() != io::ErrorKind::AddrNotAvailable,
-    }
 }
 
 /// Why there is no connection.

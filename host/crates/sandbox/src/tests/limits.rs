@@ -42,9 +42,27 @@ impl LimitedHost {
         Self::in_folder(folder(), kind, by).await
     }
 
+    /// One whose sandboxes have one user, and a proxy.
+    async fn of_one_user(kind: Kind) -> Self {
+        Self::with(folder(), kind, LimitedBy::Machine, |settings| {
+            settings.users = UserIdChoice::Shared;
+            settings.network = Network::Proxy;
+        })
+        .await
+    }
+
     /// A host over the data of another, that has ended.
     async fn in_folder(dir: tempfile::TempDir, kind: Kind, by: LimitedBy) -> Self {
-        let settings = SandboxSettings {
+        Self::with(dir, kind, by, |_| ()).await
+    }
+
+    async fn with(
+        dir: tempfile::TempDir,
+        kind: Kind,
+        by: LimitedBy,
+        change: impl FnOnce(&mut SandboxSettings),
+    ) -> Self {
+        let mut settings = SandboxSettings {
             run_dir: dir.path().join("run"),
             memory_bytes: MEMORY,
             cpus: CPUS,
@@ -56,6 +74,7 @@ impl LimitedHost {
             workspace_mount: "/workspace".to_owned(),
             docker: None,
         };
+        change(&mut settings);
         let find = match by {
             LimitedBy::Machine => ControlGroups::find,
             LimitedBy::Host => ControlGroups::none,
@@ -427,6 +446,82 @@ async fn no_process_of_a_sandbox_is_outside_of_its_group_or_can_change_it() {
             assert_ne!(wrote.exit_code, 0, "{kind:?} {file}");
         }
         sandbox.close().await;
+    }
+}
+
+/// Fills the buffers of connections to itself, until no more fits or they have 1 GiB, and prints how many
+/// bytes they have.
+const FILLS_SOCKETS: &str = "import socket
+listener = socket.create_server(('127.0.0.1', 0), backlog=1000)
+held, filled = [], 0
+try:
+  while len(held) < 1000 and filled < 1 << 30:
+    one = socket.create_connection(listener.getsockname(), timeout=2)
+    listener.settimeout(2)
+    two, _ = listener.accept()
+    held.append((one, two))
+    for end in (one, two):
+      end.setblocking(False)
+      try:
+        while True: filled += end.send(b'x' * 65536)
+      except BlockingIOError: pass
+except OSError: pass
+print(filled)";
+
+#[tokio::test]
+async fn what_is_in_the_buffers_of_sockets_has_a_limit() {
+    for kind in KINDS {
+        let host = LimitedHost::new(kind, LimitedBy::Machine).await;
+        let sandbox = host.start("one").await;
+        // Version 2 counts it as memory.
+        let Some(limit) = sandbox.group_file("memory.kmem.tcp.limit_in_bytes") else {
+            eprintln!("SKIPPED for {kind:?}: there is no control group of version 1");
+            continue;
+        };
+        let limit = fs::read_to_string(limit).unwrap();
+        assert!(
+            limit.trim().parse::<u64>().unwrap() <= MEMORY,
+            "{kind:?}: {limit}"
+        );
+        let ran = python(&sandbox, FILLS_SOCKETS).await.unwrap();
+        let filled: u64 = ran.output.trim().parse().unwrap();
+        assert!(filled < MEMORY, "{kind:?}: {filled}");
+        sandbox.close().await;
+    }
+}
+
+/// Leaves more descriptors in queues than a command may have open, and a process that holds these.
+const FILLS_QUEUES: &str = "import os, socket
+pairs = [socket.socketpair() for _ in range(40)]
+sent = 0
+for one, _ in pairs:
+  one.setblocking(False)
+  try:
+    while True:
+      socket.send_fds(one, [b'x'], [0] * 250)
+      sent += 250
+  except OSError: pass
+print(sent)
+if os.fork(): os._exit(0)
+os.close(1)
+os.close(2)
+os.read(os.pipe()[0], 1)";
+
+#[tokio::test]
+async fn descriptors_that_a_sandbox_leaves_in_queues_keep_no_other_from_starting() {
+    for kind in KINDS {
+        // Those of one user are counted together.
+        let host = LimitedHost::of_one_user(kind).await;
+        let one = host.start("one").await;
+        let ran = python(&one, FILLS_QUEUES).await.unwrap();
+        let sent: u64 = ran.output.trim().parse().unwrap();
+        assert!(sent > 4096, "{kind:?}: {sent}");
+        let two = host.start("two").await;
+        assert_eq!(shell(&two, "echo well").await.output, "well\n", "{kind:?}");
+        let limit = shell(&two, "ulimit -n; ulimit -Hn").await.output;
+        assert_eq!(limit, "4096\n4096\n", "{kind:?}");
+        two.close().await;
+        one.close().await;
     }
 }
 
