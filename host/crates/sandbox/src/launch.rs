@@ -126,7 +126,8 @@ impl SandboxLauncher {
             processes: self.settings.processes,
             processors: self.settings.cpus,
         };
-        let group = self.groups.create(&dir.name(), &limits);
+        let of_user = spec.workspace.parent().unwrap_or(spec.workspace);
+        let group = self.groups.create(&dir.name(), &limits, of_user);
         let group = group
             .map_err(io_error("the sandbox's control group cannot be made"))?
             .map(Arc::new);

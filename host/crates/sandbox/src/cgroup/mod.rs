@@ -8,6 +8,7 @@
 //! - `locate` finds the groups that this process is in, `v1` and `v2` make the host's group there and
 //!   know the files of their version.
 //! - `record` remembers the host's groups, so that those of a host that crashed are removed.
+//! - `shares` divides processor time by user.
 //! - `removal` ends what is in a group and removes it; `counters` tells which limit was hit.
 //!
 //! # Invariants
@@ -19,6 +20,7 @@ mod counters;
 mod locate;
 mod record;
 mod removal;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod v1;
@@ -35,6 +37,7 @@ pub(crate) use self::counters::CountedCommand;
 use self::counters::Counters;
 use self::locate::OwnGroup;
 use self::record::Record;
+use self::shares::Shares;
 use crate::busy_program;
 use crate::settings::LEAST_MEMORY;
 use crate::trace_right;
@@ -243,6 +246,7 @@ pub(crate) struct ControlGroups {
     /// Why the rest cannot be had.
     reasons: Vec<String>,
     record: Record,
+    shares: Shares,
 }
 
 impl ControlGroups {
@@ -261,6 +265,7 @@ impl ControlGroups {
             hierarchies: Vec::new(),
             reasons: vec!["this test has none".to_owned()],
             record: Record::default(),
+            shares: Shares::default(),
         }
     }
 
@@ -294,6 +299,7 @@ impl ControlGroups {
             hierarchies,
             reasons,
             record,
+            shares: Shares::default(),
         }
     }
 
@@ -357,21 +363,25 @@ impl ControlGroups {
         ))
     }
 
-    /// Creates the group of a sandbox; `None` if the host has none to create it in.
+    /// Creates the group of a sandbox; `None` if the host has none to create it in. `user` is the folder
+    /// of its user's workspaces.
     pub(crate) fn create(
         self: &Arc<Self>,
         name: &str,
         limits: &GroupLimits,
+        user: &Path,
     ) -> io::Result<Option<SandboxGroup>> {
         if self.hierarchies.is_empty() {
             return Ok(None);
         }
         let groups = self.make(name, limits).map_err(io::Error::other)?;
+        self.shares.join(user, &groups);
         let counters = Counters::of(&groups);
         Ok(Some(SandboxGroup {
             groups,
             counters,
-            _host: Arc::clone(self),
+            user: user.to_owned(),
+            host: Arc::clone(self),
         }))
     }
 
@@ -433,8 +443,9 @@ impl Group {
 pub(crate) struct SandboxGroup {
     groups: Vec<Group>,
     counters: Counters,
+    user: PathBuf,
     /// Removes the groups above when the last one is gone.
-    _host: Arc<ControlGroups>,
+    host: Arc<ControlGroups>,
 }
 
 impl SandboxGroup {
@@ -462,6 +473,7 @@ impl SandboxGroup {
                 tracing::warn!(path = %group.path.display(), %error, "a sandbox's control group cannot be removed");
             }
         }
+        self.host.shares.leave(&self.user, &self.groups);
     }
 
     #[cfg(test)]

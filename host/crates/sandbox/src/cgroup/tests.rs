@@ -273,7 +273,7 @@ fn what_the_kernel_offers_here_is_used_and_gone_afterwards() {
         .iter()
         .map(|it| it.group.clone())
         .collect();
-    match groups.create("one", &LIMITS).unwrap() {
+    match groups.create("one", &LIMITS, Path::new("/alice")).unwrap() {
         None => assert!(
             groups.shortcoming().unwrap().contains("memory"),
             "it says why"

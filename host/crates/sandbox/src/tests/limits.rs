@@ -452,9 +452,10 @@ async fn no_process_of_a_sandbox_is_outside_of_its_group_or_can_change_it() {
 /// Fills the buffers of connections to itself, until no more fits or they have 1 GiB, and prints how many
 /// bytes they have.
 const FILLS_SOCKETS: &str = "import socket
-listener = socket.create_server(('127.0.0.1', 0), backlog=1000)
 held, filled = [], 0
 try:
+  # Where a command may make sockets at all.
+  listener = socket.create_server(('127.0.0.1', 0), backlog=1000)
   while len(held) < 1000 and filled < 1 << 30:
     one = socket.create_connection(listener.getsockname(), timeout=2)
     listener.settimeout(2)
@@ -484,7 +485,8 @@ async fn what_is_in_the_buffers_of_sockets_has_a_limit() {
             "{kind:?}: {limit}"
         );
         let ran = python(&sandbox, FILLS_SOCKETS).await.unwrap();
-        let filled: u64 = ran.output.trim().parse().unwrap();
+        let filled = ran.output.trim().parse::<u64>();
+        let filled = filled.unwrap_or_else(|_| panic!("{kind:?}: {ran:?}"));
         assert!(filled < MEMORY, "{kind:?}: {filled}");
         sandbox.close().await;
     }
@@ -501,7 +503,7 @@ for one, _ in pairs:
       socket.send_fds(one, [b'x'], [0] * 250)
       sent += 250
   except OSError: pass
-print(sent)
+print(sent, flush=True)
 if os.fork(): os._exit(0)
 os.close(1)
 os.close(2)
@@ -514,7 +516,8 @@ async fn descriptors_that_a_sandbox_leaves_in_queues_keep_no_other_from_starting
         let host = LimitedHost::of_one_user(kind).await;
         let one = host.start("one").await;
         let ran = python(&one, FILLS_QUEUES).await.unwrap();
-        let sent: u64 = ran.output.trim().parse().unwrap();
+        let sent = ran.output.trim().parse::<u64>();
+        let sent = sent.unwrap_or_else(|_| panic!("{kind:?}: {ran:?}"));
         assert!(sent > 4096, "{kind:?}: {sent}");
         let two = host.start("two").await;
         assert_eq!(shell(&two, "echo well").await.output, "well\n", "{kind:?}");
