@@ -216,7 +216,7 @@ async fn answers_that_a_user_does_not_take_are_few_and_keep_no_other_user_from_t
     .await;
     assert_eq!(
         refused.problem(429),
-        "Your requests, and the answers that you have not taken yet, have as much memory as one user's may (64 MB)."
+        "Your requests, and the answers that you have not taken yet, have as much memory as one user's may (64 MiB)."
     );
     // What is small is answered all the same.
     host.get("alice", "/api/v1/sessions").await.ok();
