@@ -292,11 +292,23 @@ pub(super) async fn delete(
     Authenticated(who): Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedView>, Problem> {
-    let deleted = api.parts.chats.delete(&Principal::from(&who), &id).await?;
-    for session in deleted.sessions {
-        api.parts.sessions.remove_files(&who.user, session).await;
-    }
-    if !deleted.chat {
+    let chat = id.clone();
+    // To its end, even if the client leaves.
+    let deleting = tokio::spawn(async move {
+        let deleted = api
+            .parts
+            .chats
+            .delete(&Principal::from(&who), &chat)
+            .await?;
+        for session in deleted.sessions {
+            api.parts.sessions.remove_files(&who.user, session).await;
+        }
+        Ok::<_, ChatStoreError>(deleted.chat)
+    });
+    if !deleting
+        .await
+        .map_err(|error| Problem::internal(&error))??
+    {
         return Err(no_chat());
     }
     Ok(Json(DeletedView {

@@ -3,9 +3,10 @@
 //!
 //! # Invariants
 //!
-//! - What is held for one user has a limit, whatever the number of their connections, and so has what is
-//!   held for all users together.
-//! - A user for whom nothing is held is never refused for their own sake, however large one answer is.
+//! - What is held for one user has a limit, whatever the number of their connections: any one answer, or as
+//!   many as fit.
+//! - What is held for all users has a limit too. It takes as many users to reach it as have all that one
+//!   may, and whoever has little is never refused for it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,8 +19,10 @@ use lucid_types::user::UserId;
 
 /// What may be held for one user, in bytes.
 const EACH: u64 = 64 << 20;
-/// What may be held for all users, in bytes.
+/// What may be held for all users, in bytes, of which each counts with [`EACH`] at most.
 const ALL: u64 = 1 << 30;
+/// What a user may have however much the others have.
+const LITTLE: u64 = 2 << 20;
 
 /// Why something is not held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -49,14 +52,16 @@ impl HeldTotals {
     pub(super) fn hold(&self, user: &UserId, bytes: u64) -> Result<HeldBytes, TooManyBytes> {
         let mut totals = self.0.lock();
         let held = totals.users.get(user).copied().unwrap_or(0);
-        if held > 0 && held.saturating_add(bytes) > EACH {
+        let then = held.saturating_add(bytes);
+        if held > 0 && then > EACH {
             return Err(TooManyBytes::OfUser);
         }
-        if totals.all > 0 && totals.all.saturating_add(bytes) > ALL {
+        let all = totals.all - held.min(EACH) + then.min(EACH);
+        if all > ALL && then > LITTLE {
             return Err(TooManyBytes::OfAll);
         }
-        totals.all += bytes;
-        totals.users.insert(user.clone(), held + bytes);
+        totals.all = all;
+        totals.users.insert(user.clone(), then);
         Ok(HeldBytes(Arc::new(Held {
             user: user.clone(),
             bytes,
@@ -84,12 +89,13 @@ impl fmt::Debug for HeldBytes {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut totals = self.totals.0.lock();
-        totals.all -= self.bytes;
-        if let Some(held) = totals.users.get_mut(&self.user) {
-            *held -= self.bytes;
-            if *held == 0 {
-                totals.users.remove(&self.user);
-            }
+        let held = totals.users.get(&self.user).copied().unwrap_or(0);
+        let then = held.saturating_sub(self.bytes);
+        totals.all = totals.all - held.min(EACH) + then.min(EACH);
+        if then == 0 {
+            totals.users.remove(&self.user);
+        } else {
+            totals.users.insert(self.user.clone(), then);
         }
     }
 }
@@ -120,10 +126,21 @@ mod tests {
         let held: Vec<_> = (0..number)
             .map(|user| totals.hold(&format!("{user}").into(), EACH).unwrap())
             .collect();
-        let one_more = totals.hold(&"one-more".into(), 1);
+        let one_more = totals.hold(&"one-more".into(), LITTLE + 1);
         assert_eq!(one_more.unwrap_err(), TooManyBytes::OfAll);
+        let little = totals.hold(&"one-more".into(), LITTLE);
+        drop(little.unwrap());
         drop(held);
         assert_eq!(totals.0.lock().all, 0);
-        assert!(totals.hold(&"one-more".into(), 1).is_ok());
+        assert!(totals.hold(&"one-more".into(), EACH).is_ok());
+    }
+
+    #[test]
+    fn one_user_with_the_largest_answer_keeps_nobody_from_theirs() {
+        let totals = HeldTotals::default();
+        let large = totals.hold(&"large".into(), ALL * 2).unwrap();
+        assert!(totals.hold(&"other".into(), EACH).is_ok());
+        drop(large);
+        assert_eq!(totals.0.lock().all, 0);
     }
 }

@@ -246,7 +246,14 @@ impl Server {
         let interface = interface.iter().flatten().map(AsFd::as_fd);
         let descriptors: Vec<_> = proxy.chain(interface).collect();
         match &*self.out.lock() {
-            Out::Socket(socket) => send_with(socket, &descriptors, &hello.encode()),
+            Out::Socket(socket) => match send_with(socket, &descriptors, &hello.encode()) {
+                // Other processes of this user have as many under way as this one may send. A sandbox whose
+                // commands run is worth more than its network.
+                Err(error) if error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => {
+                    send_with(socket, &[], &hello.encode())
+                }
+                sent => sent,
+            },
             Out::Pipe(pipe) => hello.write_to(pipe),
         }?;
         confine::limit_open_files(self.common.open_files).map_err(io::Error::other)

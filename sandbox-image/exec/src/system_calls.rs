@@ -20,6 +20,8 @@ use seccompiler::{
     SeccompRule,
 };
 
+/// Gives the calling thread descriptors of its own; `libc` has no name for it on every target.
+const CLOSE_RANGE_UNSHARE: i32 = 2;
 /// The flags of clone(2) that create a namespace.
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
@@ -341,10 +343,18 @@ pub(crate) fn allowed() -> Result<BpfProgram, seccompiler::Error> {
         .collect();
     // clone3(2) has its flags in memory, where no filter sees them; the C libraries use clone(2)
     // where it is missing.
+    //
+    // Threads of a process share its descriptors: the host looks at those of the first one.
+    let thread = libc::CLONE_THREAD | libc::CLONE_FILES;
     rules.insert(
         libc::SYS_clone,
-        vec![rule(vec![masked(0, NAMESPACES, 0)?])?],
+        vec![
+            rule(vec![masked(0, NAMESPACES | libc::CLONE_THREAD, 0)?])?,
+            rule(vec![masked(0, NAMESPACES | thread, thread)?])?,
+        ],
     );
+    let shared = masked(2, CLOSE_RANGE_UNSHARE, 0)?;
+    rules.insert(libc::SYS_close_range, vec![rule(vec![shared])?]);
     // Limits of this process alone, and those of others only to look: in a sandbox without a process
     // namespace there are others of this user.
     let own = rule(vec![equal(0, 0)?])?;

@@ -66,27 +66,32 @@ pub fn is_of_this_machine(address: IpAddr) -> bool {
         IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
         IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
     };
-    is_source(address) || (can_be_bound(address) && !can_be_bound(nobodys))
+    match (is_source(address), can_be_bound(address)) {
+        (Some(false), Some(false)) => false,
+        (Some(false), Some(true)) => can_be_bound(nobodys) != Some(true),
+        _ => true,
+    }
 }
 
-/// Whether a packet to that address would come from the same one. Nothing is sent.
-fn is_source(address: IpAddr) -> bool {
+/// Whether a packet to that address would come from the same one; `None` if that cannot be told. Nothing is sent.
+fn is_source(address: IpAddr) -> Option<bool> {
     let unspecified: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let source = UdpSocket::bind((unspecified, 0)).and_then(|socket| {
-        // Any port but 0, which is refused.
-        socket.connect((address, 9))?;
-        socket.local_addr()
-    });
-    source.is_ok_and(|source| source.ip().to_canonical() == address.to_canonical())
+    let socket = UdpSocket::bind((unspecified, 0)).ok()?;
+    // Any port but 0, which is refused. An address that no route leads to is not this machine's.
+    let source = socket
+        .connect((address, 9))
+        .and_then(|()| socket.local_addr());
+    Some(source.is_ok_and(|source| source.ip().to_canonical() == address.to_canonical()))
 }
 
-fn can_be_bound(address: IpAddr) -> bool {
+/// Whether a socket may have that address; `None` if that cannot be told.
+fn can_be_bound(address: IpAddr) -> Option<bool> {
     match UdpSocket::bind((address, 0)) {
-        Ok(_) => true,
-        Err(error) => error.kind() != ErrorKind::AddrNotAvailable,
+        Ok(_) => Some(true),
+        Err(error) => (error.kind() == ErrorKind::AddrNotAvailable).then_some(false),
     }
 }
 
@@ -113,7 +118,7 @@ mod tests {
         for address in ["203.0.113.7", "8.8.8.8", "2001:db8::7"] {
             assert!(!is_of_this_machine(address.parse().unwrap()), "{address}");
         }
-        assert!(is_source(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(is_source(Ipv4Addr::LOCALHOST.into()), Some(true));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::handle::{Sandbox, WeakSandbox};
-use crate::unlinked::ProcessTable;
+use crate::unlinked::{self, ProcessTable};
 
 /// How many bytes of memory a machine is taken to fill in a second.
 const FILLS: u64 = 2 << 30;
@@ -239,7 +239,7 @@ impl MemoryUsage {
         let of_host = devices_below(Path::new("/"));
         let mut usage = Self::default();
         let mut found = Vec::new();
-        for process in processes {
+        for process in processes.into_iter().map(unlinked::living) {
             usage.add_file_systems(process, &of_host);
             usage.add_open_files(process, &mut budget.open_files)?;
             found.push(ProcessMemory::of(process));

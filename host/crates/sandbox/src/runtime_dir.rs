@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat, rename};
 
 use crate::error::{SandboxError, io_error};
 use crate::workspace::remove_tree;
@@ -111,10 +111,23 @@ impl RuntimeDir {
         if is_open(&machine) || is_open(&own) {
             return if is_open(&machine) { machine } else { own };
         }
-        let _ = fs::remove_file(&own);
+        // Two sandboxes that start at once each make one, and either is put into place whole.
+        let draft = self
+            .run_dir
+            .join(format!("tun-{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
         let device = makedev(TUNNEL_NUMBER.0, TUNNEL_NUMBER.1);
-        let made = mknodat(CWD, &own, FileType::CharacterDevice, Mode::empty(), device)
-            .and_then(|()| chmod(&own, Mode::from_raw_mode(OPEN_TO_ALL)));
+        let made = mknodat(
+            CWD,
+            &draft,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            device,
+        )
+        .and_then(|()| chmod(&draft, Mode::from_raw_mode(OPEN_TO_ALL)))
+        .and_then(|()| rename(&draft, &own));
+        if made.is_err() {
+            let _ = fs::remove_file(&draft);
+        }
         // A machine that does not let it be made has the one that there is.
         if made.is_ok() { own } else { machine }
     }

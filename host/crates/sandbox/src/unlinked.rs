@@ -18,8 +18,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How many descriptors and mappings of one sandbox are looked at.
+/// How many descriptors, and mappings of files without a name, of one sandbox are looked at.
 const MOST: u32 = 1 << 17;
+/// How many times as many mappings of any kind are read: libraries have hundreds for each process.
+const LINES: u32 = 32;
+/// How many threads of a process whose first one has ended are looked at for one that lives.
+const MOST_THREADS: usize = 4096;
 /// How long a table counts as recent, if it was not made of very many processes.
 const RECENT: Duration = Duration::from_millis(40);
 /// How much longer than it took to make one counts as recent.
@@ -97,7 +101,11 @@ impl ProcessTable {
     /// folders. Blocks shortly.
     pub(super) fn unlinked(&self, root: u32, folders: &[&Path]) -> UnlinkedUsage {
         let mut files = UnlinkedFiles::on_disks_of(folders, MOST);
-        let processes = self.with_descendants(root);
+        let processes: Vec<_> = self
+            .with_descendants(root)
+            .into_iter()
+            .map(living)
+            .collect();
         // What is open is counted exactly, whoever has it mapped.
         let looked = processes
             .iter()
@@ -119,6 +127,21 @@ impl ProcessTable {
         }
         found
     }
+}
+
+/// A thread of a process whose folder in /proc tells what the process has: the first one, unless that has ended
+/// before the others.
+pub(super) fn living(process: u32) -> u32 {
+    let is_zombie = |id| ProcessStatus::of(id).is_some_and(|status| status.is_zombie);
+    if !is_zombie(process) {
+        return process;
+    }
+    let threads = fs::read_dir(format!("/proc/{process}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
+    ids.take(MOST_THREADS)
+        .find(|id| !is_zombie(*id))
+        .unwrap_or(process)
 }
 
 /// What /proc says to everybody of a process.
@@ -150,6 +173,8 @@ struct UnlinkedFiles {
     /// Their bytes, by disk and inode.
     files: HashMap<(u64, u64), u64>,
     budget: u32,
+    /// How many mappings of any kind may still be read.
+    lines: u32,
     /// Something could not be looked at.
     is_closed: bool,
 }
@@ -160,6 +185,7 @@ impl UnlinkedFiles {
             disks: HashSet::new(),
             files: HashMap::new(),
             budget,
+            lines: budget.saturating_mul(LINES),
             is_closed: false,
         };
         for folder in folders {
@@ -219,8 +245,9 @@ impl UnlinkedFiles {
         // Names may hold any bytes but line breaks, which are escaped. An error is the process's end.
         let lines = BufReader::new(maps).split(b'\n').map_while(Result::ok);
         for line in lines {
-            self.budget = self.budget.checked_sub(1)?;
+            self.lines = self.lines.checked_sub(1)?;
             if let Some(mapping) = Mapping::of_nameless(&line) {
+                self.budget = self.budget.checked_sub(1)?;
                 self.add_mapping(process, &mapping);
             }
         }

@@ -280,8 +280,9 @@ impl Container {
 
     /// Connects to the exec server of a running container that has already run commands.
     pub(super) async fn reconnect(&self, how: Transport) -> Result<Connection, SandboxError> {
-        let listener =
-            listener(&self.folder, Some(how))?.map(ContainerSocket::with_untrusted_peers);
+        let server = self.context.template.server_place();
+        let listener = listener(&self.folder, Some(how))?;
+        let listener = listener.map(|socket| socket.with_untrusted_peers(server));
         let (connection, _) = self.connect(listener, Some(how)).await?;
         Ok(connection)
     }

@@ -12,8 +12,8 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, Mount, MountTmpfsOptions,
-    MountType,
+    ContainerCreateBody, DeviceMapping, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
+    MountTmpfsOptions, MountType,
 };
 use sha2::{Digest, Sha256};
 
@@ -29,6 +29,16 @@ use lucid_types::ids::SessionId;
 
 #[cfg(test)]
 mod tests;
+
+/// Where the exec server is among the processes of its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerPlace {
+    /// It is the first one. What a command leaves behind becomes its child.
+    First,
+    /// It is the only one that the first one has started, which is the engine's. What a command leaves
+    /// behind becomes a child of the exec server.
+    ChildOfFirst,
+}
 
 /// Path in the container of its folder on the host.
 pub(super) const LUCID: &str = "/run/lucid";
@@ -154,6 +164,15 @@ impl ContainerTemplate {
     /// Whether containers have an interface to the host.
     pub(super) fn has_interfaces(&self) -> bool {
         self.direct
+    }
+
+    /// Where the exec server is among a container's processes.
+    pub(super) fn server_place(&self) -> ServerPlace {
+        if self.direct {
+            ServerPlace::First
+        } else {
+            ServerPlace::ChildOfFirst
+        }
     }
 
     /// Has containers do without an interface to the host.
@@ -380,6 +399,13 @@ impl ContainerTemplate {
             working_dir: Some(self.workspace_mount.clone()),
             labels: Some(self.labels(wanted)),
             host_config: Some(host),
+            // The image's own would run beside the exec server, outside of its limits and as its user.
+            healthcheck: Some(HealthConfig {
+                test: Some(vec!["NONE".to_owned()]),
+                ..HealthConfig::default()
+            }),
+            // As the container's first process the exec server is not ended by a signal from outside.
+            stop_timeout: self.direct.then_some(1),
             ..ContainerCreateBody::default()
         })
     }

@@ -21,7 +21,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::io::StreamReader;
 
-use super::container_spec::{ContainerTemplate, EXEC};
+use super::container_spec::{ContainerTemplate, EXEC, ServerPlace};
 use super::engine::DockerEngine;
 use crate::connection::{Connection, EndReasonLookup, NetworkEnds, greet, read_hello};
 use crate::error::{SandboxError, io_error};
@@ -35,8 +35,8 @@ const BUFFER: usize = 64 << 10;
 pub(super) struct ContainerSocket {
     listener: UnixListener,
     path: PathBuf,
-    /// Whether processes other than the exec server may connect.
-    has_untrusted_peers: bool,
+    /// Whether processes other than the exec server may connect, and if so, how it is told from them.
+    untrusted_peers: Option<ServerPlace>,
 }
 
 impl ContainerSocket {
@@ -51,13 +51,13 @@ impl ContainerSocket {
         Ok(Self {
             listener,
             path,
-            has_untrusted_peers: false,
+            untrusted_peers: None,
         })
     }
 
     /// For a container that has run commands: one of them may connect instead of its exec server.
-    pub(super) fn with_untrusted_peers(mut self) -> Self {
-        self.has_untrusted_peers = true;
+    pub(super) fn with_untrusted_peers(mut self, server: ServerPlace) -> Self {
+        self.untrusted_peers = Some(server);
         self
     }
 
@@ -74,14 +74,15 @@ impl ContainerSocket {
                 .accept()
                 .await
                 .map_err(io_error("no connection of a container could be taken"))?;
-            if !self.has_untrusted_peers || !is_a_commands(&stream) {
+            let is_a_commands = |server| is_a_commands(&stream, server);
+            if !self.untrusted_peers.is_some_and(is_a_commands) {
                 break stream;
             }
             if !std::mem::replace(&mut logged, true) {
                 tracing::warn!(socket = %self.path.display(), "a command in a container connects as if it were the exec server");
             }
         };
-        let has_untrusted_peers = self.has_untrusted_peers;
+        let has_untrusted_peers = self.untrusted_peers.is_some();
         // From here on nobody else in the container is listened to.
         drop(self);
         let mut stream = stream;
@@ -109,18 +110,21 @@ impl Drop for ContainerSocket {
     }
 }
 
-/// Whether this is certainly not a container's exec server, which is the container's first process or the
-/// only one that this has started: whatever a command leaves behind becomes a child of the exec
-/// server.
-fn is_a_commands(stream: &UnixStream) -> bool {
+/// Whether this is certainly not a container's exec server.
+fn is_a_commands(stream: &UnixStream, server: ServerPlace) -> bool {
     // Nothing is known of a process that has no id here.
     let Some(peer) = peer_of(stream) else {
         return false;
     };
     let is_first = |process: &str| of_process(process, "NSpid:").as_deref() == Some("1");
     let peer = peer.to_string();
-    let parent = of_process(&peer, "PPid:");
-    !is_first(&peer) && !parent.is_some_and(|parent| is_first(&parent))
+    match server {
+        ServerPlace::First => !is_first(&peer),
+        ServerPlace::ChildOfFirst => {
+            let parent = of_process(&peer, "PPid:");
+            !parent.is_some_and(|parent| is_first(&parent))
+        }
+    }
 }
 
 /// The id of the process at the other end, if it has one here.

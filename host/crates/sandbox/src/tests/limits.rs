@@ -145,7 +145,7 @@ async fn assert_out_of_memory(host: &LimitedHost, sandbox: &Sandbox, program: &s
 }
 
 /// Each takes 3 GiB that no limit of a single process counts.
-const TAKES_SHARED_MEMORY: [(&str, &str); 3] = [
+const TAKES_SHARED_MEMORY: [(&str, &str); 4] = [
     (
         "shared memory without a name",
         "import mmap
@@ -159,6 +159,17 @@ print('passed')",
 f = os.memfd_create('x')
 for _ in range(3 << 10): os.write(f, b'x' * (1 << 20))
 print('passed')",
+    ),
+    (
+        "a process whose first thread has ended",
+        "import ctypes, mmap, threading, time
+def fill():
+  time.sleep(0.1)
+  m = mmap.mmap(-1, 3 << 30)
+  for at in range(0, 3 << 30, 4096): m[at] = 1
+  print('passed')
+threading.Thread(target=fill).start()
+ctypes.CDLL(None).syscall(60, 0)",
     ),
     (
         "many processes",

@@ -14,6 +14,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cap_std::ambient_authority;
@@ -272,13 +273,13 @@ pub struct Quota {
     /// Of the current sandbox.
     beside: Mutex<Option<Arc<dyn FilesBeside>>>,
     known: Mutex<QuotaState>,
+    /// A command may have changed it since. Beside what is known, which is locked for as long as a count takes.
+    stale: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct QuotaState {
     counted: Option<CountedUsage>,
-    /// A command may have changed it since.
-    stale: bool,
     /// The user knows that it is full.
     user_notified: bool,
 }
@@ -309,6 +310,7 @@ impl Quota {
             reserve: DiskReserve::none(),
             beside: Mutex::default(),
             known: Mutex::default(),
+            stale: AtomicBool::new(false),
         }
     }
 
@@ -335,7 +337,7 @@ impl Quota {
 
     /// Says that a command ran, so that what is known may be wrong.
     pub fn changed(&self) {
-        self.known.lock().stale = true;
+        self.stale.store(true, Ordering::Relaxed);
     }
 
     /// Lets a file become `growth` bytes larger, which it is then taken to be. What makes nothing larger is always
@@ -399,9 +401,8 @@ impl Quota {
     /// Whether it takes more than it may by a tenth, or cannot be counted. Blocks.
     pub fn check(&self, workspace: &Workspace) -> QuotaCheck {
         let mut known = self.known.lock();
-        known.stale = true;
-        self.count(&mut known, workspace, CountScope::All);
-        if known.stale {
+        self.changed();
+        if !self.count(&mut known, workspace, CountScope::All) {
             return QuotaCheck::Unknown;
         }
         let Some(counted) = &known.counted else {
@@ -494,28 +495,30 @@ impl Quota {
         SessionUsage::new(workspace.usage(), beside)
     }
 
-    /// Counts, where what is known is too old.
-    fn count(&self, known: &mut QuotaState, workspace: &Workspace, what: CountScope) {
+    /// Counts, where what is known is too old. Returns whether it did.
+    fn count(&self, known: &mut QuotaState, workspace: &Workspace, what: CountScope) -> bool {
         let holds = known.counted.as_ref().is_some_and(|counted| {
             let exact = counted.duration < A_MOMENT || self.full(&counted.usage).is_some();
             let holds = counted.duration * HOLDS;
-            match known.stale {
+            match self.stale.load(Ordering::Relaxed) {
                 true => !exact && counted.at.elapsed() < holds,
                 // What was started in the background may write as well.
                 false => counted.at.elapsed() < holds.max(UNHEARD),
             }
         });
         if holds {
-            return;
+            return false;
         }
         let begun = Instant::now();
+        // What changes from here on may be missing.
+        self.stale.store(false, Ordering::Relaxed);
         let usage = self.usage(workspace, what);
-        known.stale = false;
         known.counted = Some(CountedUsage {
             usage,
             at: Instant::now(),
             duration: begun.elapsed(),
         });
+        true
     }
 }
 

@@ -164,6 +164,13 @@ pub(crate) fn hide_chat(connection: &Connection, chat: &str) -> Result<bool, Sto
             )?
             .execute([chat])?;
     }
+    // With it goes the log of its session, also if nothing else of the deletion comes about.
+    connection
+        .prepare_cached(
+            "UPDATE sessions SET discarded = 1
+             WHERE chat_id = ?1 AND user_id = (SELECT user_id FROM chat_sessions WHERE id = ?1)",
+        )?
+        .execute([chat])?;
     connection
         .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1")?
         .execute([chat])?;

@@ -99,11 +99,22 @@ async fn the_container_of_a_dead_host_is_taken_over_with_what_runs_in_its_backgr
 
 #[tokio::test]
 async fn a_command_that_poses_as_the_exec_server_of_a_container_that_was_left_is_not_listened_to() {
+    // With sockets of its own for its commands, the exec server is the container's first process.
+    for direct in [false, true] {
+        is_not_listened_to(direct).await;
+    }
+}
+
+async fn is_not_listened_to(direct: bool) {
     if image().is_none() {
         return;
     }
     let data = Data::new();
-    let settings = data.settings(|_| {});
+    let mut settings = data.settings(|_| {});
+    if direct {
+        settings.direct = true;
+        settings.network = Network::Proxy;
+    }
     let workspace = data.workspace("one");
     // Tries to reach a host much more often than the exec server does.
     let impostor = "import os, socket, struct, time
