@@ -444,6 +444,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_chat_that_is_gone_takes_its_sessions_log_with_it_whatever_came_of_the_deletion() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        long(&store).await;
+        store.append(last()).await.unwrap();
+        let hidden = store.erase(|connection| hide_chat(connection, "c").map(drop));
+        hidden.await.unwrap();
+        drop(store);
+        let store = Store::open(folder.path()).unwrap();
+        store.finish_deletions().await.unwrap();
+        assert_eq!(store.read(left).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
     async fn a_deletion_that_was_interrupted_is_finished_by_the_next_start() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
