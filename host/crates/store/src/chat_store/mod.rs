@@ -5,6 +5,7 @@
 //! - Creating a chat and adding messages are idempotent, since the caller chooses the ids.
 //! - Every error may be shown; the database's own message is for the log.
 
+pub(crate) mod removal;
 pub(crate) mod sqlite;
 
 use std::fmt;

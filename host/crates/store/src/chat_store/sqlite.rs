@@ -11,8 +11,8 @@ use super::{
     Chat, ChatMessage, ChatProgress, ChatStore, ChatStoreError, ChatStoreFuture, Principal,
     TITLE_LENGTH,
 };
+use crate::chat_store::removal::hide_chat;
 use crate::error::StoreError;
-use crate::log::discard::hide_chat;
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
 use crate::sqlite::{QueueKey, Store, totals};

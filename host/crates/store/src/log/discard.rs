@@ -1,13 +1,12 @@
-//! Deletes the messages of chats that were deleted, and the log of their sessions.
+//! Deletes the log of sessions whose chats were deleted.
 //!
-//! Both may have gigabytes. They are deleted in pieces, each a write of its own, so that other sessions'
+//! It may have gigabytes. It is deleted in pieces, each a write of its own, so that other sessions'
 //! writes come between them.
 //!
 //! # Invariants
 //!
 //! - The log of a session that is over is deleted with its chat. A live session keeps what it works
 //!   with, and its log is deleted when it ends.
-//! - A chat is seen whole or not at all: its own row goes first.
 //! - A deletion that was interrupted is finished by the next start.
 //! - Another user's session is not touched, whatever chat is named.
 //! - The cost of model calls is kept: numbers, and the names of providers and models. It contains
@@ -17,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
 
 use super::read::session_id;
 use crate::error::StoreError;
+use crate::sqlite::pieces::delete_rows;
 use crate::sqlite::sql::AsText;
 use crate::sqlite::{QueueKey, Store};
 use lucid_types::ids::SessionId;
@@ -44,16 +44,6 @@ const LARGE: [(&str, &str); 3] = [
     // After the rows that refer to them.
     ("texts", "octet_length(text)"),
 ];
-/// The messages of chats, as in [`LARGE`].
-const MESSAGES: (&str, &str) = (
-    "chat_messages",
-    "octet_length(content) + coalesce(octet_length(metadata_json), 0)",
-);
-/// About how many bytes are deleted at once, which takes a few milliseconds, unless one row has more.
-const PIECE: i64 = 256 << 10;
-/// How many rows are deleted at once.
-const ROWS: usize = 64;
-
 impl Store {
     /// Deletes the log of the user's session that has this chat, or marks it for deletion at the
     /// session's end. Returns the sessions deleted now.
@@ -95,36 +85,6 @@ impl Store {
             .await
     }
 
-    /// Deletes the messages of a chat of which [`hide_chat`] says that there are more, to the end, even
-    /// if the caller leaves.
-    pub(crate) async fn remove_messages(
-        &self,
-        key: QueueKey,
-        chat: String,
-    ) -> Result<(), StoreError> {
-        let store = self.clone();
-        let removing = tokio::spawn(async move {
-            loop {
-                let of = chat.clone();
-                let piece = store.write_for(key.clone(), move |connection| {
-                    Ok(delete_rows(connection, MESSAGES, &of)?.more)
-                });
-                if !piece.await? {
-                    break;
-                }
-            }
-            // Nor are they to stay in SQLite's log.
-            let gone = store.erase_for(key, move |connection| {
-                connection
-                    .prepare_cached("DELETE FROM discarded_chats WHERE id = ?1")?
-                    .execute([chat])?;
-                Ok(())
-            });
-            gone.await
-        });
-        removing.await.map_err(|_| StoreError::Closed)?
-    }
-
     /// Finishes the deletions that the last run of the host began.
     pub async fn finish_deletions(&self) -> Result<(), StoreError> {
         let begun = self.read(|connection| {
@@ -149,32 +109,6 @@ impl Store {
         }
         outcome
     }
-}
-
-/// Makes a chat one that nobody finds, with the first of its messages. Returns whether there are more:
-/// then [`Store::remove_messages`] is to follow.
-pub(crate) fn hide_chat(connection: &Connection, chat: &str) -> Result<bool, StoreError> {
-    let more = delete_rows(connection, MESSAGES, &chat)?.more;
-    if more {
-        connection
-            .prepare_cached(
-                "INSERT INTO discarded_chats (id, user_id)
-                 VALUES (?1, coalesce((SELECT user_id FROM chat_sessions WHERE id = ?1), ''))
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute([chat])?;
-    }
-    // With it goes the log of its session, also if nothing else of the deletion comes about.
-    connection
-        .prepare_cached(
-            "UPDATE sessions SET discarded = 1
-             WHERE chat_id = ?1 AND user_id = (SELECT user_id FROM chat_sessions WHERE id = ?1)",
-        )?
-        .execute([chat])?;
-    connection
-        .prepare_cached("DELETE FROM chat_sessions WHERE id = ?1")?
-        .execute([chat])?;
-    Ok(more)
 }
 
 /// Marks the user's session that has this chat. Returns what its row has as the id, and the id if
@@ -221,40 +155,6 @@ fn remove_piece(connection: &Connection, session: impl ToSql) -> Result<bool, St
     Ok(false)
 }
 
-/// What was deleted at once.
-struct DeletedRows {
-    any: bool,
-    /// Whether there may be more.
-    more: bool,
-}
-
-/// Deletes a piece of what a table has of a session, or of a chat.
-fn delete_rows(
-    connection: &Connection,
-    (table, size): (&str, &str),
-    session: &impl ToSql,
-) -> Result<DeletedRows, StoreError> {
-    // The sizes are read without the values.
-    let sql = format!("SELECT rowid, {size} FROM {table} WHERE session_id = ?1 LIMIT {ROWS}");
-    let mut select = connection.prepare_cached(&sql)?;
-    let rows = select.query_map([session], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let rows = rows.collect::<Result<Vec<(i64, i64)>, _>>()?;
-    let mut delete = connection.prepare_cached(&format!("DELETE FROM {table} WHERE rowid = ?1"))?;
-    let (mut deleted, mut bytes) = (0, 0);
-    for (row, size) in &rows {
-        delete.execute([row])?;
-        deleted += 1;
-        bytes += size;
-        if bytes >= PIECE {
-            break;
-        }
-    }
-    Ok(DeletedRows {
-        any: deleted > 0,
-        more: deleted < rows.len() || deleted == ROWS,
-    })
-}
-
 /// Removes everything that the log has of a session, by what its row has as the id, proper or not.
 fn remove(connection: &Connection, session: impl ToSql) -> Result<(), StoreError> {
     let session = &session;
@@ -279,6 +179,7 @@ mod tests {
 
     use super::super::session_log::tests::{id, new_session, round};
     use super::*;
+    use crate::chat_store::removal::hide_chat;
     use crate::chat_store::sqlite::SqliteChatStore;
     use crate::chat_store::{ChatStore, Principal};
     use lucid_types::log::{ChatLine, SessionLog};

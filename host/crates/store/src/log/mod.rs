@@ -1,6 +1,6 @@
 //! The session log: how rounds are written, and how they are read back.
 
-pub(crate) mod discard;
+mod discard;
 mod packed_round;
 mod positions;
 pub(crate) mod read;

@@ -8,10 +8,10 @@
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::chat_store::removal::hide_chat;
 use crate::chat_store::sqlite::{find_chat, message, session_of};
 use crate::chat_store::{Chat, ChatMessage};
 use crate::error::StoreError;
-use crate::log::discard::hide_chat;
 use crate::sqlite::outbox_signal::BATCH;
 use lucid_types::user::UserId;
 
