@@ -40,7 +40,7 @@ fn segment(port: u16, server: SocketAddr, control: TcpControl, payload: &[u8]) -
 }
 
 /// The same with these numbers of what is sent and acknowledged.
-fn numbered(
+pub(super) fn numbered(
     port: u16,
     server: SocketAddr,
     control: TcpControl,
