@@ -185,7 +185,12 @@ impl EnvironmentFactory {
             let proxy = ForwardProxy::start(listener, &spec.user, self.proxy.clone(), recorder);
             match sandbox.take_interface() {
                 Some(interface) => proxy.with_direct(interface),
-                None => proxy,
+                None => {
+                    if let Some(reason) = sandbox.no_interface() {
+                        tracing::warn!(session = %spec.session, reason, "the sandbox's programs have only the proxy: it got no network interface");
+                    }
+                    proxy
+                }
             }
         });
         Ok(RunningSandbox {

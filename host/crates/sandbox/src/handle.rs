@@ -178,7 +178,8 @@ impl Sandbox {
     }
 
     /// Why the sandbox has no interface though one was wanted, if it says so.
-    pub(super) fn no_interface(&self) -> Option<String> {
+    #[must_use]
+    pub fn no_interface(&self) -> Option<String> {
         self.0.connection.no_interface()
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ConnectionOutcome;
 use lucid_net::resolver::{AddressPolicy, ResolveError, resolve};
@@ -29,9 +29,9 @@ const MAX_NAME: usize = 253;
 /// A server that a program asks for: a name or an address, without brackets, and a port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
-    /// In lower case.
+    /// In lower case, and an address as it is usually written.
     pub host: String,
-    /// The TCP port.
+    /// The port, of TCP or UDP.
     pub port: u16,
 }
 
@@ -54,7 +54,11 @@ impl Destination {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
         let is_name = !host.is_empty() && host.len() <= MAX_NAME && host.bytes().all(is_plain);
         is_name.then(|| Self {
-            host: host.to_ascii_lowercase(),
+            // An address of IPv6 can be written in many ways, and is compared.
+            host: match host.parse::<IpAddr>() {
+                Ok(address) => address.to_string(),
+                Err(_) => host.to_ascii_lowercase(),
+            },
             port,
         })
     }
@@ -107,16 +111,25 @@ impl Destination {
     }
 }
 
+/// Waits for a turn among one sandbox's lookups, and among all.
+async fn acquire([own, all]: [Arc<Semaphore>; 2]) -> Option<[OwnedSemaphorePermit; 2]> {
+    let own = own.acquire_owned().await.ok()?;
+    Some([own, all.acquire_owned().await.ok()?])
+}
+
+/// The same, for as long as whoever wants to know a name has patience.
+pub(super) async fn lookup_turn(turns: [&Arc<Semaphore>; 2]) -> Option<[OwnedSemaphorePermit; 2]> {
+    let acquired = acquire(turns.map(Arc::clone));
+    tokio::time::timeout(LOOKUP_TIMEOUT, acquired).await.ok()?
+}
+
 async fn lookup(
     policy: AddressPolicy,
     host: String,
     port: u16,
     turns: [Arc<Semaphore>; 2],
 ) -> Result<Vec<SocketAddr>, ConnectError> {
-    let mut held = Vec::new();
-    for turn in turns {
-        held.push(turn.acquire_owned().await);
-    }
+    let held = acquire(turns).await;
     let resolving = tokio::spawn(async move {
         let resolved = resolve(&policy, &host, port).await;
         drop(held);

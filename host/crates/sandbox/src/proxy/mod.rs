@@ -65,7 +65,8 @@ pub enum ConnectionOutcome {
     Connected,
     /// The address is one that sandboxes may not reach.
     Refused,
-    /// There is no such name, or no answer.
+    /// There is no such name, no answer, or nothing left of the connections that a sandbox, its user
+    /// or all may have.
     Failed,
 }
 
@@ -99,7 +100,7 @@ pub struct ProxyRules {
     of_user: usize,
     /// The connections that are open.
     open: TaskTracker,
-    /// Names are resolved on threads that others need too.
+    /// Names are resolved on threads that others need too, or by asking the machine's name servers.
     lookups: Arc<Semaphore>,
     /// The ports that programs reach without asking.
     direct: Arc<DirectPorts>,
@@ -107,7 +108,8 @@ pub struct ProxyRules {
 }
 
 impl ProxyRules {
-    /// `connections` is how many all sandboxes together may hold open; each takes two descriptors.
+    /// `connections` is how many all sandboxes together may hold open. Each takes two descriptors, or
+    /// three if questions for names come over it.
     #[must_use]
     pub fn new(private_hosts: PrivateHosts, connections: usize) -> Self {
         let connections = connections.min(OF_ALL);
@@ -288,6 +290,12 @@ impl Shared {
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let [user, all] = self.try_others_shares()?;
         Some([slot, user, all])
+    }
+
+    /// A turn among the lookups, for a question that is asked without a thread. `None` if that takes
+    /// too long.
+    async fn lookup_turn(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        destination::lookup_turn([&self.lookups, &self.rules.lookups]).await
     }
 
     /// The addresses of a destination that may be connected to.

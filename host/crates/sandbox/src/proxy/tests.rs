@@ -371,6 +371,8 @@ fn the_list_of_private_hosts_has_names_addresses_and_ports() {
     assert!(contains("10.0.0.7", 8080) && !contains("10.0.0.7", 80));
     assert!(contains("fd12::1", 443) && !contains("fd12::1", 80));
     assert!(contains("fd12::2", 9));
+    // In any spelling.
+    assert!(contains("[FD12:0:0::0001]", 443) && contains("fd12:0000::2", 9));
     for wrong in ["a b", "a:b", "http://a", "a/8", "a:70000"] {
         assert!(wrong.parse::<PrivateHosts>().is_err(), "{wrong}");
     }

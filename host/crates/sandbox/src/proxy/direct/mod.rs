@@ -7,13 +7,14 @@
 //! # Layout
 //! - `ports` is what is opened, `interface` where packets come from, `packet` reads and makes packets.
 //! - `tcp` and `udp` serve a connection and a flow, whose packets wait in a `queue`. `names` answers
-//!   questions for names.
+//!   questions for names. A `token_bucket` bounds how many packets of no flow are looked at.
 //!
 //! # Invariants
-//! - What is not opened, or may not be reached, is refused at once.
-//! - A packet of no flow costs nothing beyond looking at it, and flows are bounded with the proxy's
-//!   connections.
-//! - A sandbox whose packets make no sense has only itself to blame: they are dropped.
+//! - A connection or a flow that is not opened, or may not be reached, is refused at once and recorded.
+//! - Packets of no flow are answered up to a rate, and dropped beyond it. Flows are bounded with the
+//!   proxy's connections, and all that is done for one ends with its task.
+//! - A sandbox whose packets make no sense has only itself to blame: they are dropped. So are fragments,
+//!   packets to many machines, and those with extension headers of IPv6.
 
 mod interface;
 mod names;
@@ -23,13 +24,17 @@ mod queue;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod token_bucket;
 mod udp;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
@@ -42,12 +47,17 @@ use self::ports::IpTransport;
 pub use self::ports::{DirectPorts, DirectPortsError};
 use self::queue::PacketQueue;
 use self::tcp::Upstream;
+use self::token_bucket::TokenBucket;
 use super::destination::Destination;
 use super::{ConnectionOutcome, Recorded, Shared};
 use lucid_exec::protocol::{HOST_ADDRESS, INTERFACE_MTU, SANDBOX_ADDRESSES};
 
 /// How many packets are looked at before others get their turn.
 const AT_A_TIME: usize = 64;
+/// How many packets of no flow a sandbox may send each second, and at once: what begins a flow, and what
+/// is refused.
+const STRAY_RATE: u32 = 1000;
+const STRAY_BURST: u32 = 2000;
 
 /// The flows that have a task.
 type Flows = Arc<Mutex<HashMap<Flow, Arc<PacketQueue>>>>;
@@ -58,12 +68,16 @@ pub(super) async fn serve(interface: SandboxInterface, shared: Arc<Shared>) {
         writer: interface.writer(),
         shared,
         flows: Flows::default(),
+        strays: TokenBucket::new(STRAY_RATE, STRAY_BURST),
         tasks: JoinSet::new(),
     };
     let mut buffer = Box::new([0; INTERFACE_MTU as usize]);
     loop {
         let read = interface.read(&mut buffer, AT_A_TIME, |packet| sorter.sort(packet));
-        if read.await.is_err() {
+        if let Err(error) = read.await {
+            if !is_gone(&error) {
+                tracing::warn!(%error, "a sandbox's programs have only the proxy from now on: its network interface cannot be read");
+            }
             return;
         }
         while sorter.tasks.try_join_next().is_some() {}
@@ -71,11 +85,20 @@ pub(super) async fn serve(interface: SandboxInterface, shared: Arc<Shared>) {
     }
 }
 
+/// Whether there is no interface any more, as after the end of its sandbox.
+fn is_gone(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || matches!(errno, Some(Errno::BADFD | Errno::FAULT))
+}
+
 /// Gives packets to their flows, and begins new ones.
 struct PacketSorter {
     writer: PacketWriter,
     shared: Arc<Shared>,
     flows: Flows,
+    /// The packets of no flow that may still come.
+    strays: TokenBucket,
     /// Dropping them ends the flows.
     tasks: JoinSet<()>,
 }
@@ -103,20 +126,19 @@ impl PacketSorter {
         match (known, content) {
             (Some(queue), Content::Datagram(payload)) => queue.push(payload),
             (Some(queue), _) => queue.push(bytes),
+            (None, Content::Reset) => {}
+            (None, _) if !self.strays.take(Instant::now()) => {}
             (None, Content::Open | Content::Datagram(_)) => self.begin(flow, content, bytes),
             (None, Content::Segment) => self.answer(packet::reset(bytes)),
-            (None, Content::Reset) => {}
         }
     }
 
     fn begin(&mut self, flow: Flow, content: Content<'_>, bytes: &[u8]) {
         let Some(target) = self.target(flow) else {
-            let destination = destination(flow.server);
-            drop(self.shared.record(destination, ConnectionOutcome::Refused));
-            return self.answer(refusal(flow, bytes, Unreachable::Prohibited));
+            return self.refuse(flow, bytes, ConnectionOutcome::Refused);
         };
         let Some(shares) = self.shared.try_shares() else {
-            return self.answer(refusal(flow, bytes, Unreachable::Prohibited));
+            return self.refuse(flow, bytes, ConnectionOutcome::Failed);
         };
         let served = ServedFlow {
             flow,
@@ -157,6 +179,11 @@ impl PacketSorter {
         let direct = &self.shared.rules.direct;
         let is_open = direct.permit(flow.transport, flow.server.port());
         (is_open && flow.server.ip() != IpAddr::from(HOST_ADDRESS)).then_some(Target::Server)
+    }
+
+    fn refuse(&self, flow: Flow, bytes: &[u8], outcome: ConnectionOutcome) {
+        drop(self.shared.record(destination(flow.server), outcome));
+        self.answer(refusal(flow, bytes, Unreachable::Prohibited));
     }
 
     fn answer(&self, packet: Option<Vec<u8>>) {
@@ -227,41 +254,46 @@ impl ServedFlow {
     }
 
     async fn serve_connection(&self, recorded: &mut Recorded<'_>) {
-        let server = match self.target {
-            Target::Names => self.name_server(),
-            Target::Server => {
-                let connected = self.shared.connect(&recorded.destination).await;
-                connected
-                    .map(Upstream::Server)
-                    .map_err(|error| error.outcome())
-            }
-        };
-        match server {
-            Ok(server) => {
-                recorded.outcome = ConnectionOutcome::Connected;
-                let (request, writer) = (self.request.clone(), self.writer.clone());
-                let traffic = &recorded.traffic;
-                tcp::serve(self.flow, request, server, &self.queue, writer, traffic).await;
-            }
-            Err(outcome) => {
-                recorded.outcome = outcome;
+        if self.target == Target::Names {
+            return self.serve_names(recorded).await;
+        }
+        match self.shared.connect(&recorded.destination).await {
+            Ok(server) => self.relay(Upstream::Server(server), recorded).await,
+            Err(error) => {
+                recorded.outcome = error.outcome();
                 self.refuse(Unreachable::Prohibited);
             }
         }
     }
 
-    /// A connection to the task that answers questions. The task ends with it.
-    fn name_server(&self) -> Result<Upstream, ConnectionOutcome> {
-        let (program, host) = UnixStream::pair().map_err(|_| ConnectionOutcome::Failed)?;
-        let names = self.shared.rules.names.clone();
-        tokio::spawn(async move { names.serve(host).await });
-        Ok(Upstream::Local(program))
+    async fn relay(&self, server: Upstream, recorded: &mut Recorded<'_>) {
+        recorded.outcome = ConnectionOutcome::Connected;
+        let (request, writer) = (self.request.clone(), self.writer.clone());
+        let traffic = &recorded.traffic;
+        tcp::serve(self.flow, request, server, &self.queue, writer, traffic).await;
+    }
+
+    /// Answers the questions that come over the connection, until it is over.
+    async fn serve_names(&self, recorded: &mut Recorded<'_>) {
+        let Ok((program, host)) = UnixStream::pair() else {
+            return self.refuse(Unreachable::Prohibited);
+        };
+        let answers = async {
+            self.shared.rules.names.serve(host, &self.shared).await;
+            // What was answered is still to be passed on.
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = self.relay(Upstream::Local(program), recorded) => {}
+            () = answers => {}
+        }
     }
 
     async fn answer_questions(&self, recorded: &mut Recorded<'_>) {
         for question in self.queue.take() {
             recorded.traffic.add_sent(question.len());
-            let Some(answer) = self.shared.rules.names.answer(&question).await else {
+            let answered = self.shared.rules.names.answer(&question, &self.shared);
+            let Some(answer) = answered.await else {
                 continue;
             };
             recorded.outcome = ConnectionOutcome::Connected;

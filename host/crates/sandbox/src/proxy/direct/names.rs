@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - A question is passed on as it is, and nothing but a question: no update, no transfer of a zone.
-//! - What a server answers is the answer to the question that it was asked.
+//! - What a server answers names the question that it was asked. What else it says is not looked at.
+//! - A question waits for its sandbox's turn among all lookups.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
+
+use crate::proxy::Shared;
 
 /// The port of name servers.
 pub(super) const PORT: u16 = 53;
@@ -29,6 +32,8 @@ const HEADER: usize = 12;
 /// The bits of a message's third byte that tell an answer, and what is asked for.
 const ANSWER: u8 = 0x80;
 const OPERATION: u8 = 0x78;
+/// The bits of a message's fourth byte that tell an error.
+const ERROR: u8 = 0x0f;
 /// Types of questions, in the section of which there must be one.
 const TRANSFERS: [u16; 2] = [251, 252];
 
@@ -75,10 +80,11 @@ impl NameServers {
     }
 
     /// The answer to a question. `None` if it is none, or nobody answers.
-    pub(super) async fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
+    pub(super) async fn answer(&self, question: &[u8], shared: &Shared) -> Option<Vec<u8>> {
         if !is_question(question) {
             return None;
         }
+        let _turn = shared.lookup_turn().await?;
         for server in self.servers() {
             let asked = tokio::time::timeout(PATIENCE, ask(server, question));
             if let Ok(Ok(answer)) = asked.await {
@@ -89,10 +95,10 @@ impl NameServers {
     }
 
     /// Answers the questions that come over a connection, one after the other.
-    pub(super) async fn serve(&self, mut program: UnixStream) {
+    pub(super) async fn serve(&self, mut program: UnixStream, shared: &Shared) {
         while let Ok(Ok(question)) = tokio::time::timeout(SILENCE, read_message(&mut program)).await
         {
-            let Some(answer) = self.answer_at_length(&question).await else {
+            let Some(answer) = self.answer_at_length(&question, shared).await else {
                 return;
             };
             if write_message(&mut program, &answer).await.is_err() {
@@ -101,10 +107,11 @@ impl NameServers {
         }
     }
 
-    async fn answer_at_length(&self, question: &[u8]) -> Option<Vec<u8>> {
+    async fn answer_at_length(&self, question: &[u8], shared: &Shared) -> Option<Vec<u8>> {
         if !is_question(question) {
             return None;
         }
+        let _turn = shared.lookup_turn().await?;
         for server in self.servers() {
             let asked = async {
                 let mut stream = TcpStream::connect(server).await?;
@@ -158,26 +165,62 @@ pub(super) fn is_question(message: &[u8]) -> bool {
         return false;
     };
     let asks = header[2] & (ANSWER | OPERATION) == 0 && header[4..6] == [0, 1];
-    asks && type_of_question(&message[HEADER..]).is_some_and(|of| !TRANSFERS.contains(&of))
+    let asked = Asked::parse(&message[HEADER..]);
+    asks && asked.is_some_and(|asked| !TRANSFERS.contains(&asked.record))
 }
 
-/// The type that follows the name in a question.
-fn type_of_question(mut question: &[u8]) -> Option<u16> {
-    loop {
-        let (length, rest) = question.split_first()?;
-        // A question comes first, so that there is nothing that it could point to.
-        if *length > 63 {
-            return None;
+/// What a message asks.
+#[derive(PartialEq, Eq)]
+struct Asked {
+    /// In lower case, with the lengths of its parts.
+    name: Vec<u8>,
+    record: u16,
+    class: u16,
+}
+
+impl Asked {
+    /// Reads the question that begins here.
+    fn parse(question: &[u8]) -> Option<Self> {
+        let mut length = 0;
+        loop {
+            let part = *question.get(length)?;
+            // A question comes first, so that there is nothing that it could point to.
+            if part > 63 {
+                return None;
+            }
+            length += 1 + usize::from(part);
+            if part == 0 {
+                break;
+            }
         }
-        if *length == 0 {
-            return rest.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
-        }
-        question = rest.get(usize::from(*length)..)?;
+        let (name, rest) = question.split_at_checked(length)?;
+        let [record, class] =
+            [rest.get(..2)?, rest.get(2..4)?].map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+        Some(Self {
+            // No length is a letter.
+            name: name.to_ascii_lowercase(),
+            record,
+            class,
+        })
     }
 }
 
+/// Whether this answers a question: it says so, has the question's number and repeats it, which only the
+/// news of an error may leave out.
 fn is_answer(message: &[u8], question: &[u8]) -> bool {
-    message.len() >= HEADER && message[2] & ANSWER != 0 && message[..2] == question[..2]
+    let (Some(header), Some(asked)) = (message.first_chunk::<HEADER>(), question.get(HEADER..))
+    else {
+        return false;
+    };
+    let repeats = match header[4..6] {
+        [0, 0] => header[3] & ERROR != 0,
+        [0, 1] => {
+            let repeated = Asked::parse(&message[HEADER..]);
+            repeated.is_some() && repeated == Asked::parse(asked)
+        }
+        _ => false,
+    };
+    header[2] & ANSWER != 0 && header[..2] == question[..2] && repeats
 }
 
 fn parse_servers(configuration: &str) -> Vec<SocketAddr> {
@@ -216,8 +259,32 @@ mod tests {
             other[at] = byte;
             assert!(!is_question(&other), "{at}");
         }
-        for length in 0..question(1).len() - 2 {
+        for length in 0..question(1).len() {
             assert!(!is_question(&question(1)[..length]), "{length}");
+        }
+    }
+
+    #[test]
+    fn an_answer_has_the_number_of_its_question_and_repeats_it() {
+        let answer = |changes: &[(usize, u8)]| {
+            let mut answer = question(1);
+            answer[2] |= ANSWER;
+            for (at, byte) in changes {
+                answer[*at] = *byte;
+            }
+            is_answer(&answer, &question(1))
+        };
+        assert!(answer(&[]));
+        assert!(answer(&[(13, b'E')]), "names are the same in any case");
+        assert!(answer(&[(3, 1), (5, 0)]), "an error need not repeat it");
+        assert!(!is_answer(&question(1), &question(1)), "no answer");
+        for other in [(0, 8), (1, 8), (5, 0), (5, 2), (13, b'x'), (26, 28)] {
+            assert!(!answer(&[other]), "{other:?}");
+        }
+        let mut whole = question(1);
+        whole[2] |= ANSWER;
+        for length in 0..question(1).len() {
+            assert!(!is_answer(&whole[..length], &question(1)), "{length}");
         }
     }
 

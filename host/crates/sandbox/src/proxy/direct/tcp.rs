@@ -1,8 +1,8 @@
 //! One connection of TCP: the host's end of it, and the server.
 //!
 //! # Invariants
-//! - The program is connected only when the server is; until then, and if it never is, it has the answer
-//!   that the server's machine would give.
+//! - The program is connected only when the server is. A server that refuses, or does not answer in the
+//!   proxy's time, is a reset.
 //! - What each side sends is taken as fast as the other takes it, and the end of each is passed on alone.
 
 use std::collections::VecDeque;
@@ -28,7 +28,7 @@ use lucid_exec::protocol::INTERFACE_MTU;
 const BUFFER: usize = 128 << 10;
 /// How long the program may take to answer that it is connected.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long the program's machine may take to acknowledge what it was sent.
+/// How long the program's machine may be silent while it has something to acknowledge.
 const UNANSWERED: Duration = Duration::from_secs(60);
 /// How long both sides may be silent, as with the proxy.
 const IDLE: Duration = Duration::from_secs(600);
@@ -95,6 +95,10 @@ struct HostEnd {
     handle: SocketHandle,
     device: PacketDevice,
     begun: Instant,
+    /// When something was last passed on.
+    last_moved: Instant,
+    /// When a packet last came, or the program's machine had nothing to acknowledge.
+    last_heard: Instant,
     /// Whether the server has sent all that it will.
     server_ended: bool,
     /// Whether the server knows that the program has.
@@ -121,7 +125,6 @@ impl HostEnd {
         socket.set_nagle_enabled(false);
         // The sandbox's kernel is next to it, and has little to send until it hears.
         socket.set_ack_delay(None);
-        socket.set_timeout(Some(UNANSWERED.into()));
         let endpoint = IpListenEndpoint {
             addr: Some(address.ip().into()),
             port: address.port(),
@@ -130,12 +133,15 @@ impl HostEnd {
         let _ = socket.listen(endpoint);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
+        let begun = Instant::now();
         Self {
             interface,
             sockets,
             handle,
             device,
-            begun: Instant::now(),
+            begun,
+            last_moved: begun,
+            last_heard: begun,
             server_ended: false,
             told_server: false,
         }
@@ -171,13 +177,11 @@ impl HostEnd {
         queue: &PacketQueue,
         traffic: &Traffic,
     ) -> bool {
-        let mut last_moved = Instant::now();
         loop {
-            self.device.arrived.extend(queue.take());
-            self.poll();
+            self.take(queue.take());
             match self.exchange(server, traffic) {
                 Ok(true) => {
-                    last_moved = Instant::now();
+                    self.last_moved = Instant::now();
                     self.poll();
                 }
                 Ok(false) => {}
@@ -194,12 +198,7 @@ impl HostEnd {
             if is_over && !self.socket().can_recv() {
                 return true;
             }
-            let waits = matches!(state, State::Listen | State::SynReceived);
-            let deadline = if waits {
-                self.begun + HANDSHAKE
-            } else {
-                last_moved + IDLE
-            };
+            let deadline = self.deadline();
             if Instant::now() >= deadline {
                 return false;
             }
@@ -216,6 +215,39 @@ impl HostEnd {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes the packets that arrived since the last time.
+    fn take(&mut self, packets: VecDeque<Vec<u8>>) {
+        if !packets.is_empty() || !self.is_unanswered() {
+            self.last_heard = Instant::now();
+        }
+        self.device.arrived.extend(packets);
+        self.poll();
+    }
+
+    /// Whether the program's machine has something to acknowledge: bytes, or that they ended.
+    fn is_unanswered(&mut self) -> bool {
+        let socket = self.socket();
+        let ended = matches!(
+            socket.state(),
+            State::FinWait1 | State::Closing | State::LastAck
+        );
+        ended || socket.send_queue() > 0
+    }
+
+    /// When the connection is given up, unless something happens before. The socket's own timeout
+    /// counts while there is nothing to acknowledge, too.
+    fn deadline(&mut self) -> Instant {
+        if matches!(self.socket().state(), State::Listen | State::SynReceived) {
+            return self.begun + HANDSHAKE;
+        }
+        let idle = self.last_moved + IDLE;
+        if self.is_unanswered() {
+            idle.min(self.last_heard + UNANSWERED)
+        } else {
+            idle
         }
     }
 
@@ -355,4 +387,92 @@ impl TxToken for Sending<'_> {
 pub(super) fn is_servable(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !(address.is_multicast() || address.is_unspecified() || is_broadcast)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use smoltcp::wire::{Ipv4Packet, TcpControl, TcpPacket};
+
+    use super::super::interface::SandboxInterface;
+    use super::super::tests::numbered;
+    use super::*;
+
+    const PORT: u16 = 10;
+
+    /// A connection that its program took, and the program's side of the interface.
+    fn connected(server: SocketAddr) -> (HostEnd, UnixDatagram, i32) {
+        let (sandbox, host) = UnixDatagram::pair().unwrap();
+        sandbox.set_nonblocking(true).unwrap();
+        let interface = SandboxInterface::registered(host.into()).unwrap();
+        let mut end = HostEnd::new(server, interface.writer());
+        let request = numbered(PORT, server, TcpControl::Syn, (1000, None), &[]);
+        end.take([request].into());
+        let mut answer = [0; 100];
+        let length = sandbox.recv(&mut answer).unwrap();
+        let packet = Ipv4Packet::new_checked(&answer[..length]).unwrap();
+        let next = TcpPacket::new_checked(packet.payload())
+            .unwrap()
+            .seq_number()
+            .0
+            .wrapping_add(1);
+        let taken = numbered(PORT, server, TcpControl::None, (1001, Some(next)), &[]);
+        end.take([taken].into());
+        assert_eq!(end.socket().state(), State::Established);
+        (end, sandbox, next)
+    }
+
+    /// Lets time go by without a packet.
+    fn pass_time(end: &mut HostEnd, time: Duration) {
+        for past in [&mut end.begun, &mut end.last_moved, &mut end.last_heard] {
+            *past = past.checked_sub(time).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_idle_for_longer_than_an_answer_may_take() {
+        const PAUSE: Duration = Duration::from_secs(70);
+        let server: SocketAddr = "192.0.2.1:22".parse().unwrap();
+        let (mut end, _sandbox, next) = connected(server);
+        assert!(PAUSE > UNANSWERED);
+        pass_time(&mut end, PAUSE);
+        end.take(VecDeque::new());
+        assert_eq!(end.socket().state(), State::Established);
+        assert!(end.deadline() > Instant::now() + UNANSWERED);
+
+        // What the server sends then has its own time.
+        end.socket().send_slice(b"late").unwrap();
+        end.poll();
+        assert!(end.deadline() > Instant::now() + UNANSWERED / 2);
+        let acknowledged = (1001, Some(next.wrapping_add(4)));
+        let taken = numbered(PORT, server, TcpControl::None, acknowledged, &[]);
+        end.take([taken].into());
+        assert!(end.deadline() > Instant::now() + UNANSWERED);
+
+        // And so has the server's end.
+        pass_time(&mut end, PAUSE);
+        end.take(VecDeque::new());
+        end.socket().close();
+        end.poll();
+        assert_eq!(end.socket().state(), State::FinWait1);
+        assert!(end.deadline() > Instant::now() + UNANSWERED / 2);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_acknowledges_nothing_is_given_up() {
+        let server: SocketAddr = "192.0.2.1:22".parse().unwrap();
+        for ends in [false, true] {
+            let (mut end, _sandbox, _) = connected(server);
+            if ends {
+                end.socket().close();
+            } else {
+                end.socket().send_slice(b"unheard").unwrap();
+            }
+            end.poll();
+            pass_time(&mut end, UNANSWERED);
+            end.take(VecDeque::new());
+            assert!(end.deadline() <= Instant::now());
+        }
+    }
 }

@@ -8,8 +8,10 @@ use lucid_mutations::mutated;
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    IpProtocol, IpRepr, Ipv4Packet, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket,
+    UdpRepr,
 };
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
 use super::*;
@@ -23,10 +25,25 @@ const CONTROLS: [TcpControl; 5] = [
     TcpControl::Rst,
 ];
 
-struct Unrecorded;
+/// How many connections had each outcome.
+#[derive(Default)]
+struct Counted(Mutex<HashMap<&'static str, usize>>);
 
-impl ConnectionRecorder for Unrecorded {
-    fn record(&self, _: ProxiedConnection) {}
+impl ConnectionRecorder for Counted {
+    fn record(&self, connection: ProxiedConnection) {
+        let outcome = match connection.outcome {
+            ConnectionOutcome::Connected => "connected",
+            ConnectionOutcome::Refused => "refused",
+            ConnectionOutcome::Failed => "failed",
+        };
+        *self.0.lock().entry(outcome).or_default() += 1;
+    }
+}
+
+impl Counted {
+    fn count(&self, outcome: &str) -> usize {
+        self.0.lock().get(outcome).copied().unwrap_or(0)
+    }
 }
 
 fn program(port: u16) -> SocketAddr {
@@ -40,7 +57,7 @@ fn segment(port: u16, server: SocketAddr, control: TcpControl, payload: &[u8]) -
 }
 
 /// The same with these numbers of what is sent and acknowledged.
-fn numbered(
+pub(super) fn numbered(
     port: u16,
     server: SocketAddr,
     control: TcpControl,
@@ -91,6 +108,7 @@ fn datagram(port: u16, server: SocketAddr, payload: &[u8]) -> Vec<u8> {
 /// The sandbox's side of an interface that is served.
 struct InterfaceFixture {
     sandbox: tokio::net::UnixDatagram,
+    recorded: Arc<Counted>,
     _proxy: ForwardProxy,
 }
 
@@ -100,10 +118,11 @@ impl InterfaceFixture {
         ours.set_nonblocking(true).unwrap();
         let interface = SandboxInterface::registered(theirs.into()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let recorder = Arc::new(Unrecorded);
-        let proxy = ForwardProxy::start(listener, &user.into(), rules.clone(), recorder);
+        let recorded = Arc::new(Counted::default());
+        let proxy = ForwardProxy::start(listener, &user.into(), rules.clone(), recorded.clone());
         Self {
             sandbox: tokio::net::UnixDatagram::from_std(ours).unwrap(),
+            recorded,
             _proxy: proxy.with_direct(interface),
         }
     }
@@ -113,6 +132,16 @@ impl InterfaceFixture {
         if !packet.is_empty() {
             self.sandbox.send(packet).await.unwrap();
         }
+    }
+
+    /// The number of what the program acknowledges of the connection that is taken.
+    async fn taken(&self) -> i32 {
+        let mut bytes = vec![0; 65_536];
+        let length = self.sandbox.recv(&mut bytes).await.unwrap();
+        let packet = Ipv4Packet::new_checked(&bytes[..length]).unwrap();
+        let segment = TcpPacket::new_checked(packet.payload()).unwrap();
+        assert!(segment.syn() && segment.ack());
+        (segment.seq_number() + 1).0
     }
 
     /// The next answer: from whom to which port, and whether it takes the connection.
@@ -182,6 +211,7 @@ async fn a_flood_of_connections_and_flows_takes_its_users_share_and_leaves_other
         hostile.send(&datagram(port, silent, b"x")).await;
     }
     assert!(taken <= SHARE, "{taken}");
+    assert!(hostile.recorded.count("failed") >= 2 * SHARE - taken);
     let left = rules.connections.available_permits();
     assert_eq!(left, 1000 - SHARE, "the flood has its share, and no more");
     assert!(other.connects(1, server).await);
@@ -202,6 +232,61 @@ async fn a_segment_of_no_connection_is_reset_and_a_connection_is_told_when_its_s
     assert!(fixture.connects(10, server).await);
     drop(listener);
     assert!(!fixture.connects(11, server).await);
+}
+
+/// Waits for what comes about soon.
+async fn until(mut is_so: impl FnMut() -> bool) {
+    let waited = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), waited).await;
+    waited.expect("it comes about");
+}
+
+#[tokio::test]
+async fn packets_that_lead_nowhere_are_refused_and_recorded_up_to_a_rate() {
+    let rules = ProxyRules::new("".parse().unwrap(), 1000).with_direct("tcp".parse().unwrap());
+    let fixture = InterfaceFixture::new(&rules, "alice").await;
+    let closed: SocketAddr = "192.0.2.1:9".parse().unwrap();
+    let begun = Instant::now();
+    for _ in 0..5 * STRAY_BURST {
+        fixture.send(&datagram(5, closed, b"x")).await;
+    }
+    until(|| fixture.recorded.count("refused") >= STRAY_BURST as usize).await;
+    let passed = begun.elapsed().as_secs() + 1;
+    let most = u64::from(STRAY_BURST) + passed * u64::from(STRAY_RATE);
+    let refused = fixture.recorded.count("refused") as u64;
+    assert!(refused <= most, "{refused} in {passed} s");
+}
+
+#[tokio::test]
+async fn a_question_is_given_up_with_the_connection_that_it_came_over() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rules = rules().with_name_servers(vec![silent.local_addr().unwrap()]);
+    let fixture = InterfaceFixture::new(&rules, "alice").await;
+    let names = SocketAddr::from((HOST_ADDRESS, names::PORT));
+    let question = b"\x07\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01";
+    let length = u16::try_from(question.len()).unwrap().to_be_bytes();
+    let message = [&length[..], question].concat();
+
+    fixture.send(&segment(5, names, TcpControl::Syn, &[])).await;
+    let next = Some(fixture.taken().await);
+    for (control, payload) in [(TcpControl::None, &[][..]), (TcpControl::Psh, &message)] {
+        let part = numbered(5, names, control, (1001, next), payload);
+        fixture.send(&part).await;
+    }
+    let (mut asked, _) = silent.accept().await.unwrap();
+    let mut received = vec![0; message.len()];
+    asked.read_exact(&mut received).await.unwrap();
+    let sent = 1001 + i32::try_from(message.len()).unwrap();
+    let reset = numbered(5, names, TcpControl::Rst, (sent, next), &[]);
+    fixture.send(&reset).await;
+    let gone = asked.read(&mut received);
+    let gone = tokio::time::timeout(Duration::from_secs(2), gone).await;
+    assert_eq!(gone.expect("long before its time is over").unwrap(), 0);
+    until(|| rules.connections.available_permits() == 1000).await;
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

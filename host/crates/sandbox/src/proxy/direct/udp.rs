@@ -45,8 +45,8 @@ pub(super) async fn serve(
         tokio::select! {
             () = queue.arrived() => {
                 for payload in queue.take() {
-                    passed(socket.send(&payload).await)?;
-                    traffic.add_sent(payload.len());
+                    let sent = socket.send(&payload).await;
+                    traffic.add_sent(passed(sent)?);
                 }
             }
             readable = socket.readable() => {
@@ -77,16 +77,16 @@ fn receive(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return passed(Err(error)),
+            Err(error) => return passed(Err(error)).map(drop),
         }
     }
     Ok(())
 }
 
-/// A datagram may be lost for many reasons, of which one is an answer.
-fn passed(done: io::Result<usize>) -> io::Result<()> {
+/// How many bytes passed. A datagram may be lost for many reasons, of which one is an answer.
+fn passed(done: io::Result<usize>) -> io::Result<usize> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
-        _ => Ok(()),
+        done => Ok(done.unwrap_or(0)),
     }
 }
