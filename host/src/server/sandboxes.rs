@@ -10,8 +10,8 @@ use lucid_sandbox::docker;
 use lucid_sandbox::proxy::ProxyRules;
 use lucid_sandbox::{BackendChoice, Network, PROCESSES, SandboxSettings, Sandboxes};
 
-/// A connection through the proxy takes two descriptors: all of them together a quarter of what this
-/// process may have.
+/// A connection through the proxy takes two descriptors, and one for questions for names three: all of
+/// them together a quarter of what this process may have, or a little more.
 const PROXY_SHARE: u64 = 8;
 
 /// What commands can be run in.

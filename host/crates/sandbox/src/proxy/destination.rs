@@ -14,8 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::ConnectionOutcome;
 use lucid_net::resolver::{AddressPolicy, ResolveError, resolve};
 
-/// How many names of one sandbox are resolved at a time, and of all of them.
+/// How many names of one sandbox are resolved at a time, of one user's, and of all of them.
 pub(super) const LOOKUPS_OF_ONE: usize = 8;
+pub(super) const LOOKUPS_OF_USER: usize = 16;
 pub(super) const LOOKUPS_OF_ALL: usize = 64;
 /// How long a name may take to resolve.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -78,7 +79,7 @@ impl Destination {
     pub(super) async fn resolve(
         &self,
         private_hosts: &PrivateHosts,
-        turns: [&Arc<Semaphore>; 2],
+        turns: [&Arc<Semaphore>; 3],
     ) -> Result<Vec<SocketAddr>, ConnectError> {
         let is_named = private_hosts.contains(self);
         let policy = AddressPolicy::public_or_private(is_named);
@@ -111,14 +112,18 @@ impl Destination {
     }
 }
 
-/// Waits for a turn among one sandbox's lookups, and among all.
-async fn acquire([own, all]: [Arc<Semaphore>; 2]) -> Option<[OwnedSemaphorePermit; 2]> {
+/// The turn of a lookup, until it is dropped.
+pub(super) type LookupTurn = [OwnedSemaphorePermit; 3];
+
+/// Waits for a turn among one sandbox's lookups, then among its user's, and among all.
+async fn acquire([own, user, all]: [Arc<Semaphore>; 3]) -> Option<LookupTurn> {
     let own = own.acquire_owned().await.ok()?;
-    Some([own, all.acquire_owned().await.ok()?])
+    let user = user.acquire_owned().await.ok()?;
+    Some([own, user, all.acquire_owned().await.ok()?])
 }
 
 /// The same, for as long as whoever wants to know a name has patience.
-pub(super) async fn lookup_turn(turns: [&Arc<Semaphore>; 2]) -> Option<[OwnedSemaphorePermit; 2]> {
+pub(super) async fn lookup_turn(turns: [&Arc<Semaphore>; 3]) -> Option<LookupTurn> {
     let acquired = acquire(turns.map(Arc::clone));
     tokio::time::timeout(LOOKUP_TIMEOUT, acquired).await.ok()?
 }
@@ -127,7 +132,7 @@ async fn lookup(
     policy: AddressPolicy,
     host: String,
     port: u16,
-    turns: [Arc<Semaphore>; 2],
+    turns: [Arc<Semaphore>; 3],
 ) -> Result<Vec<SocketAddr>, ConnectError> {
     let held = acquire(turns).await;
     let resolving = tokio::spawn(async move {

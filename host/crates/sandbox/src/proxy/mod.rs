@@ -38,6 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use self::destination::LookupTurn;
 pub use self::destination::{Destination, PrivateHosts, PrivateHostsError};
 use self::direct::NameServers;
 pub use self::direct::{DirectPorts, DirectPortsError, SandboxInterface};
@@ -95,8 +96,8 @@ pub struct ProxyRules {
     private_hosts: Arc<PrivateHosts>,
     /// The connections that may still be opened.
     connections: Arc<Semaphore>,
-    /// The same of each user that has a sandbox.
-    users: Arc<Mutex<HashMap<UserId, Weak<Semaphore>>>>,
+    /// The shares of each user that has a sandbox.
+    users: Arc<Mutex<HashMap<UserId, Weak<UserShares>>>>,
     of_user: usize,
     /// The connections that are open.
     open: TaskTracker,
@@ -146,17 +147,28 @@ impl ProxyRules {
         self.open.wait().await;
     }
 
-    /// The connections that a user may still open.
-    fn connections_of(&self, user: &UserId) -> Arc<Semaphore> {
+    fn shares_of(&self, user: &UserId) -> Arc<UserShares> {
         let mut users = self.users.lock();
         if let Some(known) = users.get(user).and_then(Weak::upgrade) {
             return known;
         }
         users.retain(|_, known| known.strong_count() > 0);
-        let new = Arc::new(Semaphore::new(self.of_user));
+        let new = Arc::new(UserShares {
+            connections: Arc::new(Semaphore::new(self.of_user)),
+            lookups: Arc::new(Semaphore::new(destination::LOOKUPS_OF_USER)),
+        });
         users.insert(user.clone(), Arc::downgrade(&new));
         new
     }
+}
+
+/// What one user's sandboxes have in common.
+#[derive(Debug)]
+struct UserShares {
+    /// The connections that they may still open.
+    connections: Arc<Semaphore>,
+    /// Names that never resolve take their time, so no user takes all turns with these.
+    lookups: Arc<Semaphore>,
 }
 
 /// A sandbox's proxy. Dropping it closes its connections.
@@ -181,7 +193,7 @@ impl ForwardProxy {
         recorder: Arc<dyn ConnectionRecorder>,
     ) -> Self {
         let shared = Arc::new(Shared {
-            of_user: rules.connections_of(user),
+            of_user: rules.shares_of(user),
             rules,
             recorder,
             slots: Arc::new(Semaphore::new(OF_ONE)),
@@ -206,8 +218,7 @@ struct Shared {
     rules: ProxyRules,
     /// The connections that this sandbox may still open.
     slots: Arc<Semaphore>,
-    /// The user's share of the connections.
-    of_user: Arc<Semaphore>,
+    of_user: Arc<UserShares>,
     recorder: Arc<dyn ConnectionRecorder>,
     /// This sandbox's own share of the lookups.
     lookups: Arc<Semaphore>,
@@ -280,7 +291,9 @@ async fn serve(mut program: TcpStream, shared: &Shared) {
 impl Shared {
     /// What is taken of the shares that others need too. `None` if there is nothing left of one.
     fn try_others_shares(&self) -> Option<[OwnedSemaphorePermit; 2]> {
-        let user = Arc::clone(&self.of_user).try_acquire_owned().ok()?;
+        let user = Arc::clone(&self.of_user.connections)
+            .try_acquire_owned()
+            .ok()?;
         let all = Arc::clone(&self.rules.connections).try_acquire_owned();
         Some([user, all.ok()?])
     }
@@ -294,8 +307,13 @@ impl Shared {
 
     /// A turn among the lookups, for a question that is asked without a thread. `None` if that takes
     /// too long.
-    async fn lookup_turn(&self) -> Option<[OwnedSemaphorePermit; 2]> {
-        destination::lookup_turn([&self.lookups, &self.rules.lookups]).await
+    async fn lookup_turn(&self) -> Option<LookupTurn> {
+        destination::lookup_turn(self.lookup_queues()).await
+    }
+
+    /// Where a lookup waits for its turn: in its sandbox, among its user's, and among all.
+    fn lookup_queues(&self) -> [&Arc<Semaphore>; 3] {
+        [&self.lookups, &self.of_user.lookups, &self.rules.lookups]
     }
 
     /// The addresses of a destination that may be connected to.
@@ -303,7 +321,7 @@ impl Shared {
         &self,
         destination: &Destination,
     ) -> Result<Vec<SocketAddr>, destination::ConnectError> {
-        let turns = [&self.lookups, &self.rules.lookups];
+        let turns = self.lookup_queues();
         destination.resolve(&self.rules.private_hosts, turns).await
     }
 

@@ -327,13 +327,14 @@ async fn a_sandbox_without_a_connection_holds_none_of_those_that_all_have() {
 fn a_users_share_is_one_for_all_their_sandboxes_and_goes_with_the_last() {
     let rules = ProxyRules::new(PrivateHosts::default(), 4000);
     let (alice, again) = (
-        rules.connections_of(&"alice".into()),
-        rules.connections_of(&"alice".into()),
+        rules.shares_of(&"alice".into()),
+        rules.shares_of(&"alice".into()),
     );
     assert!(Arc::ptr_eq(&alice, &again));
-    assert_eq!(alice.available_permits(), 1000);
+    assert_eq!(alice.connections.available_permits(), 1000);
+    assert_eq!(alice.lookups.available_permits(), 16);
     drop((alice, again));
-    let _bob = rules.connections_of(&"bob".into());
+    let _bob = rules.shares_of(&"bob".into());
     assert_eq!(rules.users.lock().len(), 1, "alice has no sandbox any more");
 }
 
