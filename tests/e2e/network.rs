@@ -120,6 +120,7 @@ async fn a_command_that_asks_no_proxy_reaches_an_opened_port_and_it_is_recorded(
         .await;
         let host = host
             .host
+            .set("SANDBOX_NETWORK", "proxy")
             .set("SANDBOX_PRIVATE_HOSTS", address.to_string())
             .set("SANDBOX_DIRECT", format!("tcp:{opened}"))
             .set("LLM_API_KEY", "sk-test")

@@ -20,6 +20,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -41,8 +42,9 @@ const TIME: Duration = Duration::from_millis(250);
 const OPEN_FILES: u32 = 1 << 17;
 /// How many looks there may be at the same time. Each needs a thread.
 const LOOKS: usize = 64;
-/// How often [`TICK`] may pass before a look counts as one that does not end. It has taken its processor
-/// time long before, so something keeps it waiting.
+/// How often in a row [`TICK`] may pass without a step of a look before it counts as one that does not end:
+/// something in its sandbox keeps it waiting. On a machine whose processors are all in use it goes on slowly,
+/// which is not its sandbox's doing.
 const PATIENCE: u32 = 10;
 /// Time that passed while the host was stopped counts as one of these.
 const TICK: Duration = Duration::from_secs(1);
@@ -54,7 +56,21 @@ const TMPFS: u64 = 0x0102_1994;
 const ENTRY: u64 = 1024;
 
 /// Counts the bytes that a process uses with all below it; `None` if there is too much to count.
-type CountMemory = fn(u32) -> Option<u64>;
+type CountMemory = fn(u32, &LookProgress) -> Option<u64>;
+
+/// How far a look came, in steps that take a moment each. Clones are the same.
+#[derive(Debug, Clone, Default)]
+struct LookProgress(Arc<AtomicU64>);
+
+impl LookProgress {
+    fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn steps(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Watches sandboxes. Clones share the threads for looks.
 #[derive(Clone)]
@@ -94,7 +110,7 @@ impl MemoryWatch {
             };
             match found {
                 LookOutcome::Memory(used) if used <= self.limit => {
-                    // A look that takes long comes less often, so that it takes no processor for itself.
+                    // A look that takes long comes less often, so that it takes half a processor at most.
                     pause = pause_for(self.limit, used).max(begun.elapsed().min(LONGEST));
                 }
                 found => {
@@ -109,28 +125,40 @@ impl MemoryWatch {
 
     /// Looks at a sandbox once; `None` if the host stops.
     async fn look(&self, process: u32) -> Option<LookOutcome> {
-        let slot = Arc::clone(&self.looks).acquire_owned().await.ok()?;
+        // Free again once nobody waits for the look, or those that do not end would be the end of all others.
+        let _slot = self.looks.acquire().await.ok()?;
         let count = self.count;
-        let mut look = tokio::task::spawn_blocking(move || {
-            let _slot = slot;
-            count(process)
-        });
-        match self.finished(&mut look).await {
+        let progress = LookProgress::default();
+        let seen = progress.clone();
+        let mut look = tokio::task::spawn_blocking(move || count(process, &progress));
+        match self.finished(&mut look, &seen).await {
             Some(Ok(Some(used))) => Some(LookOutcome::Memory(used)),
             Some(Err(error)) if error.is_cancelled() => None,
-            Some(Ok(None) | Err(_)) | None => Some(LookOutcome::TooMuch),
+            Some(Ok(None) | Err(_)) => Some(LookOutcome::TooMuch),
+            None => {
+                tracing::warn!(
+                    process,
+                    "the look at a sandbox's memory does not end, so the sandbox is ended"
+                );
+                Some(LookOutcome::TooMuch)
+            }
         }
     }
 
-    /// The result of a look that ends in time.
+    /// The result of a look, unless it stands still.
     async fn finished<T>(
         &self,
         look: &mut JoinHandle<T>,
+        progress: &LookProgress,
     ) -> Option<Result<T, tokio::task::JoinError>> {
-        for _ in 0..self.patience {
+        let (mut still, mut before) = (0, progress.steps());
+        while still < self.patience {
             if let Ok(finished) = tokio::time::timeout(TICK, &mut *look).await {
                 return Some(finished);
             }
+            let now = progress.steps();
+            still = if now == before { still + 1 } else { 0 };
+            before = now;
         }
         None
     }
@@ -164,7 +192,7 @@ fn pause_for(limit: u64, used: u64) -> Duration {
 }
 
 /// The bytes that a process uses with all below it; 0 for one that is gone. Blocks.
-fn memory_below(root: u32) -> Option<u64> {
+fn memory_below(root: u32, progress: &LookProgress) -> Option<u64> {
     if root == 0 {
         return Some(0);
     }
@@ -173,7 +201,7 @@ fn memory_below(root: u32) -> Option<u64> {
         open_files: OPEN_FILES,
     };
     let processes = ProcessTable::recent().with_descendants(root);
-    Some(MemoryUsage::of(processes, budget)?.total())
+    Some(MemoryUsage::of(processes, budget, progress)?.total())
 }
 
 /// What a look may take.
@@ -235,13 +263,17 @@ struct MemoryUsage {
 
 impl MemoryUsage {
     /// Counts processes; `None` if they have more files open than the budget says.
-    fn of(processes: impl IntoIterator<Item = u32>, mut budget: LookBudget) -> Option<Self> {
+    fn of(
+        processes: impl IntoIterator<Item = u32>,
+        mut budget: LookBudget,
+        progress: &LookProgress,
+    ) -> Option<Self> {
         let of_host = devices_below(Path::new("/"));
         let mut usage = Self::default();
         let mut found = Vec::new();
         for process in processes.into_iter().map(unlinked::living) {
             usage.add_file_systems(process, &of_host);
-            usage.add_open_files(process, &mut budget.open_files)?;
+            usage.add_open_files(process, &mut budget.open_files, progress)?;
             found.push(ProcessMemory::of(process));
         }
         // Those that take the least time come first, so that of as many as possible it is known what
@@ -249,6 +281,7 @@ impl MemoryUsage {
         found.sort_unstable_by_key(|it| it.tables);
         let begun = processor_time();
         for process in &found {
+            progress.step();
             usage.own = usage.own.saturating_add(process.tables);
             let has_time = processor_time().saturating_sub(begun) < budget.time;
             if !(has_time && usage.add_share(process.process)) {
@@ -281,9 +314,16 @@ impl MemoryUsage {
     }
 
     /// Adds the files in memory without a name that a process has open.
-    fn add_open_files(&mut self, process: u32, budget: &mut u32) -> Option<()> {
+    fn add_open_files(
+        &mut self,
+        process: u32,
+        budget: &mut u32,
+        progress: &LookProgress,
+    ) -> Option<()> {
+        progress.step();
         let open = fs::read_dir(format!("/proc/{process}/fd"));
         for open in open.into_iter().flatten().flatten() {
+            progress.step();
             *budget = budget.checked_sub(1)?;
             let is_in_memory = fs::read_link(open.path()).is_ok_and(|target| {
                 target
@@ -347,7 +387,7 @@ fn resident(statm: &str) -> Option<u64> {
 mod tests {
     use std::io::{BufRead as _, BufReader, Read as _};
     use std::process::{Child, Command, Stdio};
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32};
 
     use super::*;
     use crate::backend::BackendChoice;
@@ -394,7 +434,7 @@ print(flush=True); sys.stdin.read()";
         let mut line = String::new();
         let output = process.stdout.take().unwrap();
         BufReader::new(output).read_line(&mut line).unwrap();
-        let usage = MemoryUsage::of([process.id()], ROOMY).unwrap();
+        let usage = MemoryUsage::of([process.id()], ROOMY, &LookProgress::default()).unwrap();
         drop(process.stdin.take());
         process.wait().unwrap();
         assert_eq!(line, "\n", "it did not come so far");
@@ -430,17 +470,17 @@ m.find(b'2'); os.write(1, b'.'); sys.stdin.read()";
         let mut process = sharing();
         let below = ProcessTable::now().with_descendants(process.id());
         assert_eq!(below.len(), 3);
-        let exact = MemoryUsage::of(below.clone(), ROOMY).unwrap();
+        let exact = MemoryUsage::of(below.clone(), ROOMY, &LookProgress::default()).unwrap();
         let hasty = LookBudget {
             time: Duration::ZERO,
             ..ROOMY
         };
-        let whole = MemoryUsage::of(below.clone(), hasty).unwrap();
+        let whole = MemoryUsage::of(below.clone(), hasty, &LookProgress::default()).unwrap();
         let few = LookBudget {
             open_files: 3,
             ..ROOMY
         };
-        let too_many = MemoryUsage::of(below, few);
+        let too_many = MemoryUsage::of(below, few, &LookProgress::default());
         drop(process.stdin.take());
         process.wait().unwrap();
         let mib = |bytes: u64| bytes >> 20;
@@ -450,13 +490,40 @@ m.find(b'2'); os.write(1, b'.'); sys.stdin.read()";
         assert!(too_many.is_none(), "{too_many:?}");
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_look_that_goes_on_slowly_is_waited_for_and_one_that_stands_still_is_not() {
+        let watch = MemoryWatch {
+            patience: 2,
+            ..MemoryWatch::new(0)
+        };
+        for (goes_on, waited) in [(true, true), (false, false)] {
+            let (progress, released) = (LookProgress::default(), Arc::new(AtomicBool::new(false)));
+            let (steps, until) = (progress.clone(), Arc::clone(&released));
+            let mut look = tokio::task::spawn_blocking(move || {
+                // Longer than it is waited for one that stands still.
+                for _ in 0..8 {
+                    std::thread::sleep(TICK / 2);
+                    if goes_on {
+                        steps.step();
+                    }
+                }
+                while !goes_on && !until.load(Ordering::SeqCst) {
+                    std::thread::sleep(TICK / 100);
+                }
+            });
+            let finished = watch.finished(&mut look, &progress).await;
+            released.store(true, Ordering::SeqCst);
+            assert_eq!(finished.is_some(), waited);
+        }
+    }
+
     /// The first process of the sandbox whose look does not end.
     static ENDLESS: AtomicU32 = AtomicU32::new(0);
     /// How often others were looked at while that look went on.
     static OTHERS: AtomicU32 = AtomicU32::new(0);
     static RELEASED: AtomicBool = AtomicBool::new(false);
 
-    fn count_or_hang(process: u32) -> Option<u64> {
+    fn count_or_hang(process: u32, _: &LookProgress) -> Option<u64> {
         if process == ENDLESS.load(Ordering::SeqCst) {
             while !RELEASED.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
