@@ -506,6 +506,7 @@ mod tests {
             libc::SYS_perf_event_open,
             libc::SYS_io_uring_setup,
             libc::SYS_userfaultfd,
+            libc::SYS_memfd_secret,
             libc::SYS_kexec_load,
             libc::SYS_init_module,
             libc::SYS_mount,

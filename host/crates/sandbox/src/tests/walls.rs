@@ -256,6 +256,31 @@ except OSError: print('kept out')";
     }
 }
 
+/// Tries to have a thread with descriptors of its own, which no look at the process's would see.
+const SPLITS_DESCRIPTORS: &str = "import ctypes, platform, threading
+c = ctypes.CDLL(None)
+thread, memory, signals = 0x10000, 0x100, 0x800
+clone = {'x86_64': 56, 'aarch64': 220}[platform.machine()]
+print('split' if c.syscall(436, 3, 3, 2) == 0 else 'kept out')
+print('split' if c.syscall(clone, thread | memory | signals, 0, 0, 0, 0) != -1 else 'kept out')
+print('closed' if c.syscall(436, 1000, 1001, 0) == 0 else 'not closed')
+t = threading.Thread(target=lambda: print('a thread'))
+t.start()
+t.join()";
+
+#[tokio::test]
+async fn threads_have_the_descriptors_of_their_process() {
+    for kind in KINDS {
+        let fixture = kind.fixture(Network::None).await;
+        let sandbox = fixture.start("one", None).await;
+        let request = ExecRequest::argv(["python3", "-c", SPLITS_DESCRIPTORS]);
+        let ran = sandbox.exec(request, |_| {}).await.unwrap();
+        let expected = "kept out\nkept out\nclosed\na thread\n";
+        assert_eq!(ran.output, expected, "{kind:?}");
+        sandbox.close().await;
+    }
+}
+
 #[tokio::test]
 async fn abstract_sockets_of_the_host_and_packets_that_are_not_tcp_do_not_pass() {
     use std::os::linux::net::SocketAddrExt as _;
