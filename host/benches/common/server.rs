@@ -26,7 +26,12 @@ impl Server {
     /// Starts it on a free port, with these settings beside its own, and waits until it says that it
     /// listens.
     pub(crate) fn start(storage: &Path, settings: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lucid"))
+        Self::start_binary(Path::new(env!("CARGO_BIN_EXE_lucid")), storage, settings)
+    }
+
+    /// Like [`start`](Self::start), of another build.
+    pub(crate) fn start_binary(binary: &Path, storage: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary)
             .arg("serve")
             .current_dir(storage)
             .env_clear()
@@ -59,12 +64,22 @@ impl Server {
         format!("http://{}/health", self.address)
     }
 
+    /// The host and port that it listens on.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What a user presents.
+    pub(crate) fn token(user: &str) -> String {
+        let day = Duration::from_secs(86_400);
+        Authenticator::new(Some(&Secret::new(SECRET)), None)
+            .issue(&UserId::from(user), day)
+            .unwrap()
+    }
+
     /// Where a user's client connects.
     pub(crate) fn socket(&self, user: &str) -> String {
-        let day = Duration::from_secs(86_400);
-        let token = Authenticator::new(Some(&Secret::new(SECRET)), None)
-            .issue(&UserId::from(user), day)
-            .unwrap();
+        let token = Self::token(user);
         format!("ws://{}/api/v1/ws?token={token}", self.address)
     }
 }
