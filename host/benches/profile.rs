@@ -18,6 +18,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::SinkExt;
@@ -51,6 +52,10 @@ struct Plan {
 type Figures = BTreeMap<String, Vec<f64>>;
 
 fn main() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--perf");
+    if let Some(file) = arguments.nth(1) {
+        return record(&file);
+    }
     let measured = std::env::args().any(|argument| argument == "--bench");
     let plan = if measured {
         Plan {
@@ -101,6 +106,26 @@ fn main() {
     }
 }
 
+/// Has `perf` look at this build, while sessions are played for ten seconds.
+fn record(file: &str) {
+    let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+    let storage = tempfile::tempdir().unwrap();
+    let server = Server::start(storage.path(), &[]);
+    let url = server.socket("alone");
+    runtime.block_on(session(&url, "first"));
+    let mut perf = Command::new("perf")
+        .args(["record", "--freq=5000", "--call-graph=dwarf,16384", "--output", file])
+        .args(["--pid", &server.child.id().to_string(), "--", "sleep", "10"])
+        .spawn()
+        .expect("perf is installed");
+    for number in 0.. {
+        if perf.try_wait().unwrap().is_some() {
+            break;
+        }
+        runtime.block_on(session(&url, &format!("number {number}")));
+    }
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -145,17 +170,7 @@ fn round(runtime: &Runtime, binary: &Path, plan: &Plan, figures: &mut Figures) {
         .map(|number| server.socket(&format!("user-{number}")))
         .collect();
     let begin = Instant::now();
-    let clients = users.iter().zip(0..).map(|(url, number)| {
-        let (url, each) = (url.clone(), plan.each);
-        runtime.spawn(async move {
-            for n in 0..each {
-                session(&url, &format!("{number} {n}")).await;
-            }
-        })
-    });
-    for done in runtime.block_on(join_all(clients.collect::<Vec<_>>())) {
-        done.unwrap();
-    }
+    many(runtime, &users, plan.each);
     let sessions = (plan.each * CLIENTS) as f64;
     note(
         "16 clients: sessions a second",
@@ -183,20 +198,42 @@ fn round(runtime: &Runtime, binary: &Path, plan: &Plan, figures: &mut Figures) {
     let storage = tempfile::tempdir().unwrap();
     let delay = [("MOCK_STEP_DELAY_SECONDS", "0.01")];
     let server = Server::start_binary(binary, storage.path(), &delay);
-    let url = server.socket("waits");
-    let sessions = plan.alone.div_ceil(8);
+    let urls: Vec<String> = (0..CLIENTS)
+        .map(|number| server.socket(&format!("waits-{number}")))
+        .collect();
     // What starts once is no part of a round.
-    runtime.block_on(session(&url, "first"));
+    runtime.block_on(session(&urls[0], "first"));
     let used = Used::of(&server);
-    for number in 0..sessions {
-        runtime.block_on(session(&url, &format!("waits {number}")));
-    }
-    let spent = Used::of(&server).since(&used).whole();
-    let rounds = rows(storage.path()) * sessions as f64;
+    let each = plan.each.div_ceil(10);
+    let sessions = each * CLIENTS;
+    many(runtime, &urls, each);
+    let spent = Used::of(&server).since(&used);
+    let rounds = rows(storage.path());
+    note("a policy that waits: rows of the log", rounds);
+    let rounds = rounds * sessions as f64;
     note(
         "a round of a policy that waits: processor time, µs",
-        micros(spent) / rounds,
+        micros(spent.whole()) / rounds,
     );
+    for (thread, time) in spent.0 {
+        let name = format!("a round of a policy that waits: of {thread}, µs");
+        note(&name, micros(time) / rounds);
+    }
+}
+
+/// Has clients do this many sessions each, all at once.
+fn many(runtime: &Runtime, urls: &[String], each: usize) {
+    let clients = urls.iter().map(|url| {
+        let url = url.clone();
+        runtime.spawn(async move {
+            for number in 0..each {
+                session(&url, &format!("one of many {number}")).await;
+            }
+        })
+    });
+    for done in runtime.block_on(join_all(clients.collect::<Vec<_>>())) {
+        done.unwrap();
+    }
 }
 
 /// Connects, gives a task, reads until it is completed, stops, reads until the close.
@@ -227,7 +264,7 @@ async fn create(address: String, token: String, count: usize) {
             length += read;
             let text = String::from_utf8_lossy(&answer[..length]);
             if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                assert!(head.starts_with("HTTP/1.1 201"), "{text}");
+                assert!(head.starts_with("HTTP/1.1 200"), "{text}");
                 let size = head.to_ascii_lowercase();
                 let size = size.split("content-length: ").nth(1).unwrap();
                 let size: usize = size.lines().next().unwrap().parse().unwrap();
@@ -254,11 +291,7 @@ fn rows(storage: &Path) -> f64 {
 }
 
 fn database(storage: &Path) -> PathBuf {
-    let folders = std::fs::read_dir(storage).unwrap();
-    let folders = folders.map(|entry| entry.unwrap().path());
-    let mut all = folders.chain([storage.to_owned()]);
-    let folder = all.find(|folder| folder.join("lucid.db").exists());
-    folder.expect("a database").join("lucid.db")
+    storage.join(".lucid/data/lucid.db")
 }
 
 /// The processor time that a server's threads have used, by their names.
