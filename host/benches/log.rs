@@ -148,6 +148,7 @@ impl Writer {
             status: SessionStatus::Running,
             end_reason: None,
             retains_workspace: false,
+            may_stay_pending: false,
         }
     }
 

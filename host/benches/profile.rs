@@ -114,7 +114,13 @@ fn record(file: &str) {
     let url = server.socket("alone");
     runtime.block_on(session(&url, "first"));
     let mut perf = Command::new("perf")
-        .args(["record", "--freq=5000", "--call-graph=dwarf,16384", "--output", file])
+        .args([
+            "record",
+            "--freq=5000",
+            "--call-graph=dwarf,16384",
+            "--output",
+            file,
+        ])
         .args(["--pid", &server.child.id().to_string(), "--", "sleep", "10"])
         .spawn()
         .expect("perf is installed");
@@ -192,7 +198,10 @@ fn round(runtime: &Runtime, binary: &Path, plan: &Plan, figures: &mut Figures) {
         created / begin.elapsed().as_secs_f64(),
     );
     let spent = Used::of(&server).since(&used).whole();
-    note("POST /sessions: processor time, µs", micros(spent) / created);
+    note(
+        "POST /sessions: processor time, µs",
+        micros(spent) / created,
+    );
     drop(server);
 
     let storage = tempfile::tempdir().unwrap();
@@ -308,7 +317,9 @@ impl Used {
             let (Ok(name), Ok(time)) = (read("comm"), read("schedstat")) else {
                 continue;
             };
-            let name = name.trim().trim_end_matches(|c: char| c.is_numeric() || c == '-');
+            let name = name
+                .trim()
+                .trim_end_matches(|c: char| c.is_numeric() || c == '-');
             let nanos = time.split(' ').next().unwrap().parse().unwrap();
             *times.entry(name.to_owned()).or_default() += Duration::from_nanos(nanos);
         }

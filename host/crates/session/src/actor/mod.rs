@@ -51,6 +51,10 @@ use lucid_types::wit::policy::{Context, Input, Snapshot};
 /// The maximum number of messages taken into one round.
 const ROUND: usize = 64;
 
+/// How long the log may leave pending what rounds change beside their own rows, in milliseconds of the host's
+/// uptime.
+const SETTLING_MS: u64 = 5_000;
+
 /// Why the loop of rounds ended.
 #[derive(Debug)]
 enum ActorEnd {
@@ -435,6 +439,7 @@ impl Actor {
             .with_available_models(&available_models)
             .with_pushed(pushed.as_deref());
         let mut builder = RoundBuilder::new(&round_context, counters, self.open.clone(), at);
+        builder.is_settling = self.is_settling(counters.uptime_ms);
         builder.shown_tree = self.shown_tree;
         builder.last_message = self.last_message.clone();
         if let Some(start) = self.restart_effects().await {
@@ -485,6 +490,16 @@ impl Actor {
         }
         let round = builder.decide(&context, stepped);
         self.commit(round).await
+    }
+
+    /// Whether this round is the first in a while, so that the log is to leave nothing of it and of those
+    /// before pending. Sessions differ, so that they do not all do so at once.
+    fn is_settling(&self, uptime_ms: u64) -> bool {
+        let turn = |uptime_ms: u64| {
+            let offset = self.fixed.created_at % SETTLING_MS;
+            uptime_ms.saturating_add(offset) / SETTLING_MS
+        };
+        turn(uptime_ms) != turn(self.counters.uptime_ms)
     }
 
     /// Returns the first input again if the step that took it failed and the user now sends a

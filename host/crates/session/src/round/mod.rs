@@ -189,6 +189,8 @@ pub(super) struct RoundBuilder<'a> {
     pub(super) not_begun: Vec<EffectId>,
     /// Whether the session is over and its workspace is kept.
     pub(super) retains_workspace: bool,
+    /// Whether what earlier rounds left pending in the log has been so long enough.
+    pub(super) is_settling: bool,
     started: Vec<StartedWork>,
 }
 
@@ -242,6 +244,7 @@ impl<'a> RoundBuilder<'a> {
             unanswered: Vec::new(),
             not_begun: Vec::new(),
             retains_workspace: false,
+            is_settling: false,
             started: Vec::new(),
         }
     }
@@ -572,7 +575,16 @@ impl<'a> RoundBuilder<'a> {
         // store.
         self.opened
             .retain(|effect| self.open.contains_key(&effect.id));
+        // A session that waits for its user leaves nothing pending, since it may do so for long.
+        let mut open = self.open.values();
+        let goes_on = status == SessionStatus::Created
+            || open.any(|kind| match kind {
+                EffectKind::Model | EffectKind::Tool => true,
+                EffectKind::Timer | EffectKind::Change => true,
+                EffectKind::Ask | EffectKind::Orphan => false,
+            });
         let row = RoundRow {
+            may_stay_pending: goes_on && !self.is_settling,
             session: self.context.session,
             user: self.context.user.clone(),
             chat: self.context.chat.clone(),

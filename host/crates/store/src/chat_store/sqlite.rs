@@ -13,6 +13,7 @@ use super::{
 };
 use crate::chat_store::removal::hide_chat;
 use crate::error::StoreError;
+use crate::log::pending::{self, PendingLine};
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
 use crate::sqlite::{QueueKey, Store, totals};
@@ -66,19 +67,22 @@ impl ChatStore for SqliteChatStore {
     fn list(&self, caller: &Principal, limit: u32, offset: u32) -> ChatStoreFuture<'_, Vec<Chat>> {
         let user = caller.user().clone();
         self.read(caller, move |connection| {
+            let connection = &*connection.unchecked_transaction()?;
             let mut select = connection.prepare_cached(&format!(
                 "SELECT {COLUMNS}, {SUMS} FROM chat_sessions WHERE user_id = ?1 ORDER BY updated_at DESC, id DESC
                  LIMIT ?2 OFFSET ?3"
             ))?;
             let rows = select.query_map(params![user.as_str(), limit, offset], chat)?;
-            rows.map(|row| row.map_err(StoreError::from)).collect()
+            rows.map(|row| with_pending(connection, row?)).collect()
         })
     }
 
     fn find(&self, caller: &Principal, id: &str) -> ChatStoreFuture<'_, Option<Chat>> {
         let (user, id) = (caller.user().clone(), id.to_owned());
         self.read(caller, move |connection| {
-            find_chat(connection, Some(&user), &id)
+            let connection = &*connection.unchecked_transaction()?;
+            let found = find_chat(connection, Some(&user), &id)?;
+            found.map(|chat| with_pending(connection, chat)).transpose()
         })
     }
 
@@ -193,9 +197,54 @@ impl ChatStore for SqliteChatStore {
             while let Some(row) = rows.next()? {
                 messages.push(message(connection, session, row)?);
             }
+            let Some(session) = session else {
+                return Ok(messages);
+            };
+            for round in pending::of_chat(connection, session, &id)? {
+                let at = DateTime::from_timestamp_millis(to_sql(round.at)).unwrap_or_default();
+                for line in round.into_lines() {
+                    messages.push(pending_message(connection, session, line, at)?);
+                }
+            }
             Ok(messages)
         })
     }
+}
+
+/// Makes a chat what it is after the pending rounds of its session. Chats are listed in the order of what was
+/// settled last.
+fn with_pending(connection: &Connection, mut chat: Chat) -> Result<Chat, StoreError> {
+    let session = session_of(&chat).filter(|_| chat.is_active);
+    let rounds = match session {
+        Some(session) => pending::of_chat(connection, session, &chat.id)?,
+        None => Vec::new(),
+    };
+    if let Some(last) = rounds.last() {
+        chat.totals = last.counters().totals;
+    }
+    if let Some(said) = rounds.iter().rfind(|round| round.has_lines()) {
+        let at = DateTime::from_timestamp_millis(to_sql(said.at)).unwrap_or_default();
+        chat.updated_at = chat.updated_at.max(at);
+    }
+    Ok(chat)
+}
+
+/// A line of a chat that is pending.
+fn pending_message(
+    connection: &Connection,
+    session: SessionId,
+    line: PendingLine<'_>,
+    at: DateTime<Utc>,
+) -> Result<ChatMessage, StoreError> {
+    let metadata = line.metadata.map(|json| json.read(connection, session));
+    Ok(ChatMessage {
+        id: line.id.to_string(),
+        role: line.role.into_owned(),
+        content: line.content.read(connection, session)?,
+        event_type: Some(line.event_type.into_owned()),
+        metadata_json: metadata.transpose()?,
+        created_at: at,
+    })
 }
 
 /// Finds a chat by its id: the user's, or anybody's if no user is given.
@@ -299,6 +348,21 @@ pub(crate) fn last_line(
     since: u64,
     is_wanted: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, StoreError> {
+    let connection = &*connection.unchecked_transaction()?;
+    for round in pending::of_chat(connection, session, chat)?
+        .into_iter()
+        .rev()
+    {
+        if round.at < since {
+            continue;
+        }
+        let mut lines = round.into_lines().into_iter().rev();
+        if let Some(line) =
+            lines.find(|line| line.role == "assistant" && is_wanted(&line.event_type))
+        {
+            return line.content.read(connection, session).map(Some);
+        }
+    }
     let mut select = connection.prepare_cached(
         "SELECT content, event_type FROM chat_messages
          WHERE session_id = ?1 AND role = 'assistant' AND created_at >= ?2 ORDER BY n DESC",

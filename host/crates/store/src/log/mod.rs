@@ -2,6 +2,7 @@
 
 mod discard;
 mod packed_round;
+pub(crate) mod pending;
 mod positions;
 pub(crate) mod read;
 mod retained;

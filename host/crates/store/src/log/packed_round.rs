@@ -2,9 +2,16 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
+use super::pending::{MOST, PendingLine, PendingRound};
 use crate::error::StoreError;
 use crate::sqlite::texts::{LargeTexts, PackedValue, Parts};
-use lucid_types::log::RoundRow;
+use lucid_types::log::{RoundRow, SessionStatus};
+
+/// The largest state of a policy that is written with each round, in bytes. A larger one only replaces the one
+/// before.
+const LARGEST_STATE: usize = 4096;
 
 /// A round whose large texts were taken out of its values.
 pub(super) struct PackedRound {
@@ -17,10 +24,15 @@ pub(super) struct PackedRound {
     entries: Vec<Parts>,
     /// Content and metadata of the chat's lines.
     lines: Vec<(Parts, Parts)>,
+    /// The ids of the chat's lines.
+    ids: Vec<Uuid>,
+    /// What the round changes beside its own row, if that stays pending.
+    pub(super) pending: Option<String>,
 }
 
 impl PackedRound {
-    pub(super) fn new(round: Arc<RoundRow>) -> Result<Self, StoreError> {
+    /// Prepares a round. Without `may_wait` nothing of it stays pending, whatever the round itself says.
+    pub(super) fn new(round: Arc<RoundRow>, may_wait: bool) -> Result<Self, StoreError> {
         let mut texts = LargeTexts::default();
         let decision = round.decision.as_ref();
         let mut pack = |json: Option<&str>| match json {
@@ -42,14 +54,35 @@ impl PackedRound {
             Ok((content, metadata))
         });
         let lines = lines.collect::<Result<_, StoreError>>()?;
-        Ok(Self {
+        let mut packed = Self {
             texts,
             frames: (frames, packed_frames),
             inputs,
             commands,
             entries,
             lines,
+            ids: round.chat_lines.iter().map(|_| Uuid::now_v7()).collect(),
+            pending: None,
             round,
+        };
+        if may_wait && can_wait(&packed.round) {
+            let pending = serde_json::to_string(&PendingRound::of(&packed));
+            let pending = pending.map_err(|cause| StoreError::Content(cause.to_string()))?;
+            packed.pending = Some(pending);
+        }
+        Ok(packed)
+    }
+
+    /// The lines of the chat.
+    pub(super) fn chat_lines(&self) -> impl Iterator<Item = PendingLine<'_>> {
+        let lines = self.round.chat_lines.iter().zip(&self.ids);
+        let lines = lines.zip(self.lines());
+        lines.map(|((line, id), (content, metadata))| PendingLine {
+            id: *id,
+            role: line.role.into(),
+            event_type: line.event_type.as_str().into(),
+            content: content.into(),
+            metadata: metadata.map(Into::into),
         })
     }
 
@@ -74,7 +107,7 @@ impl PackedRound {
     }
 
     /// Content and metadata of the chat's lines.
-    pub(super) fn lines(&self) -> impl Iterator<Item = (PackedValue<'_>, Option<PackedValue<'_>>)> {
+    fn lines(&self) -> impl Iterator<Item = (PackedValue<'_>, Option<PackedValue<'_>>)> {
         let lines = self.round.chat_lines.iter().zip(&self.lines);
         lines.map(|(line, (content, metadata))| {
             let json = line.metadata.as_deref();
@@ -94,6 +127,24 @@ impl PackedRound {
         let values: usize = values.map(|value| value.len()).sum();
         RoundRow::OVERHEAD + values + lines.sum::<usize>()
     }
+}
+
+/// Whether a round changes nothing that others look for in the tables.
+fn can_wait(round: &RoundRow) -> bool {
+    let decision = round.decision.as_ref();
+    let state = decision.and_then(|decision| decision.state.as_ref());
+    // The second row says that the session has begun.
+    let is_landmark = round.row == 1 || (round.row > 0 && round.row.is_multiple_of(MOST));
+    round.may_stay_pending
+        && !is_landmark
+        && matches!(
+            round.status,
+            SessionStatus::Created | SessionStatus::Running
+        )
+        && round.processed.is_empty()
+        && round.pushed.is_none()
+        && !round.retains_workspace
+        && state.is_none_or(|(_, bytes)| bytes.len() <= LARGEST_STATE)
 }
 
 /// The frames as one JSON list.

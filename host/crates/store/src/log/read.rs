@@ -11,6 +11,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
+use super::pending;
 use crate::error::StoreError;
 use crate::sqlite::sql::{AsText, to_sql};
 use crate::sqlite::{texts, totals};
@@ -80,12 +81,28 @@ pub fn find_session(
     connection: &Connection,
     session: SessionId,
 ) -> Result<Option<SessionRow>, StoreError> {
+    let connection = &*connection.unchecked_transaction()?;
     let mut select = connection.prepare_cached(
         "SELECT * FROM sessions WHERE id = ?1 AND NOT (discarded AND status = 'ended')",
     )?;
-    Ok(select
+    let found = select
         .query_row([AsText(session)], session_row)
-        .optional()?)
+        .optional()?;
+    let Some(mut row) = found else {
+        return Ok(None);
+    };
+    let rounds = pending::read(connection, session, row.counters.next_row)?;
+    with_pending(&mut row, rounds);
+    Ok(Some(row))
+}
+
+/// Makes a session's row what it is after its pending rounds.
+fn with_pending(row: &mut SessionRow, rounds: Vec<pending::PendingRow>) {
+    for mut round in rounds {
+        row.counters = round.counters();
+        row.updated_at = round.at;
+        row.state = round.take_state().or(row.state.take());
+    }
 }
 
 fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
@@ -147,10 +164,15 @@ pub(super) fn living_ids(connection: &Connection) -> Result<Vec<SessionId>, Stor
 
 /// Reads all sessions that have not ended, oldest first, with what is needed to resume them.
 pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, StoreError> {
-    let with_effects = |row: SessionRow| {
+    let connection = &*connection.unchecked_transaction()?;
+    let with_effects = |mut row: SessionRow| {
         let id = row.fixed.id;
+        let mut effects = open_effects(connection, id)?;
+        let rounds = pending::read(connection, id, row.counters.next_row)?;
+        pending::apply_effects(&mut effects, &rounds);
+        with_pending(&mut row, rounds);
         Ok(LivingSession {
-            effects: open_effects(connection, id)?,
+            effects,
             unread: unread(connection, id)?,
             plugin: last_plugin(connection, id)?,
             row,
@@ -164,7 +186,7 @@ fn unknown_kind(kind: &str) -> StoreError {
     StoreError::Content(format!("an effect of kind {kind:?}"))
 }
 
-/// Reads the effects of a session that have no result.
+/// Reads the effects of a session that have no result, as of the last round that is not pending.
 pub(super) fn open_effects(
     connection: &Connection,
     session: SessionId,
@@ -238,6 +260,7 @@ pub(super) fn transcript(
     first: u64,
     last: u64,
 ) -> Result<Vec<String>, StoreError> {
+    let connection = &*connection.unchecked_transaction()?;
     let mut select = connection.prepare_cached(
         "SELECT message FROM transcript WHERE session_id = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry",
     )?;
@@ -245,6 +268,11 @@ pub(super) fn transcript(
     let mut entries = Vec::new();
     while let Some(row) = rows.next()? {
         entries.push(texts::unpack_column(connection, session, row, 0)?);
+    }
+    let rounds = pending::of_session(connection, session)?;
+    let pending = rounds.into_iter().flat_map(|round| round.into_entries());
+    for (_, message) in pending.filter(|(entry, _)| (first..=last).contains(entry)) {
+        entries.push(message.read(connection, session)?);
     }
     Ok(entries)
 }

@@ -45,6 +45,22 @@ impl From<StoreError> for LogError {
 }
 
 impl Store {
+    /// A short write of a session.
+    fn session_write<T, F>(
+        &self,
+        session: SessionId,
+        user: &UserId,
+        patience: Duration,
+        write: F,
+    ) -> Logged<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (store, who) = (self.clone(), (user.into(), session));
+        async move { Ok(store.write_at_once(who, patience, write, || {}).await?) }.boxed()
+    }
+
     fn logged_write<T, F>(
         &self,
         key: impl Into<QueueKey>,
@@ -74,8 +90,8 @@ impl SessionLog for Store {
         let store = self.clone();
         let signal = store.outbox_signal();
         let sent = signal.is_some();
-        let key = QueueKey::User(session.user.clone());
-        let first = PackedRound::new(Arc::new(first));
+        let who = (QueueKey::User(session.user.clone()), session.id);
+        let first = PackedRound::new(Arc::new(first), !sent);
         let notify = move || {
             if let Some(signal) = signal {
                 signal.chat();
@@ -86,7 +102,7 @@ impl SessionLog for Store {
             let insert = move |connection: &Connection| {
                 write::insert_session(connection, &session, &first, sent)
             };
-            Ok(store.write_then(key, TIMEOUT, insert, notify).await?)
+            Ok(store.write_at_once(who, TIMEOUT, insert, notify).await?)
         }
         .boxed()
     }
@@ -96,7 +112,8 @@ impl SessionLog for Store {
         let (signal, lines) = (store.outbox_signal(), round.chat_lines.len());
         let session = round.session;
         let key = QueueKey::User(round.user.clone());
-        let packed = PackedRound::new(round);
+        // What is sent to another store is read from the tables.
+        let packed = PackedRound::new(round, signal.is_none());
         let notify = move || {
             if let Some(signal) = signal {
                 signal.lines(lines);
@@ -106,7 +123,7 @@ impl SessionLog for Store {
             let packed = packed?;
             let insert = move |connection: &Connection| write::insert_round(connection, &packed);
             let discarded = store
-                .write_then(key.clone(), ATTEMPT, insert, notify)
+                .write_at_once((key.clone(), session), ATTEMPT, insert, notify)
                 .await?;
             if discarded {
                 // It may take long, and nobody waits for it. A start finishes what is cut off.
@@ -122,19 +139,19 @@ impl SessionLog for Store {
     }
 
     fn mark_started(&self, session: SessionId, user: &UserId) -> Logged<()> {
-        self.logged_write(user, ATTEMPT, move |connection| {
+        self.session_write(session, user, ATTEMPT, move |connection| {
             write::mark_started(connection, session)
         })
     }
 
     fn mark_begun(&self, session: SessionId, user: &UserId) -> Logged<()> {
-        self.logged_write(user, ATTEMPT, move |connection| {
+        self.session_write(session, user, ATTEMPT, move |connection| {
             write::mark_begun(connection, session)
         })
     }
 
     fn release(&self, session: SessionId, user: &UserId) -> Logged<()> {
-        self.logged_write(user, ATTEMPT, move |connection| {
+        self.session_write(session, user, ATTEMPT, move |connection| {
             origin::release_sessions(connection, Some(session))
         })
     }
@@ -151,7 +168,8 @@ impl SessionLog for Store {
             let message = message?;
             let queue =
                 move |connection: &Connection| write::queue_message(connection, session, message);
-            Ok(store.write_then(key, MESSAGE, queue, || {}).await?)
+            let who = (key, session);
+            Ok(store.write_at_once(who, MESSAGE, queue, || {}).await?)
         }
         .boxed()
     }
@@ -377,6 +395,7 @@ pub(crate) mod tests {
             status: SessionStatus::Running,
             end_reason: None,
             retains_workspace: false,
+            may_stay_pending: false,
         }
     }
 

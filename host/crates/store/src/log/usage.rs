@@ -1,24 +1,22 @@
-//! The usage of model calls: one row per call, and the totals of a session and of its chat.
+//! The usage of model calls: one row per call.
 //!
 //! # Invariants
-//! - The totals equal the sum of the rows, since one transaction writes both.
+//! - The totals of a session equal the sum of its rows, since one transaction writes both.
 //! - Amounts of money are in millionths of a US dollar.
 
 use rusqlite::{Connection, params};
 
 use crate::error::StoreError;
 use crate::sqlite::sql::{AsText, to_sql};
-use crate::sqlite::totals::set_sums;
 use lucid_types::ids::SessionId;
-use lucid_types::log::{ModelCallRow, UsageTotals};
+use lucid_types::log::ModelCallRow;
 
-/// Writes the calls of a round, and the resulting totals.
-pub(super) fn write(
+/// Writes the calls of a round.
+pub(super) fn insert(
     connection: &Connection,
-    (session, chat): (SessionId, &str),
+    session: SessionId,
     row: u64,
     calls: &[ModelCallRow],
-    sums: &UsageTotals,
 ) -> Result<(), StoreError> {
     if calls.is_empty() {
         return Ok(());
@@ -44,7 +42,5 @@ pub(super) fn write(
             call.tries,
         ])?;
     }
-    // A session has one chat, so their totals are equal; the chat may have been deleted meanwhile.
-    set_sums(connection, "sessions", AsText(session), sums)?;
-    set_sums(connection, "chat_sessions", chat, sums)
+    Ok(())
 }

@@ -1,22 +1,25 @@
 //! Log writes.
 //!
 //! # Invariants
-//! - A [`RoundRow`] is written as a whole or not at all; the caller's savepoint ensures that.
+//! - A [`RoundRow`] is written as a whole or not at all; the caller's transaction or savepoint ensures that.
 //! - Frames are stored as the JSON that clients get, so a replay is byte for byte.
 
 use rusqlite::{Connection, params};
-use uuid::Uuid;
 
 use super::packed_round::{PackedMessage, PackedRound};
+use super::pending::{self, SettledRounds};
 use super::{discard, retained, usage};
-use crate::chat_store::sqlite::{MessageInsert, insert_chat, insert_message};
+use crate::chat_store::sqlite::insert_chat;
 use crate::chat_store::{Chat, TITLE_LENGTH};
 use crate::error::StoreError;
 use crate::outbox;
 use crate::sqlite::sql::{AsText, time, to_sql};
 use crate::sqlite::texts::PackedValue;
+use crate::sqlite::totals::set_sums;
 use lucid_types::ids::SessionId;
-use lucid_types::log::{InboxMessage, RoundRow, SessionConfig, SessionStatus, UsageTotals};
+use lucid_types::log::{
+    EffectRow, InboxMessage, RoundRow, SessionConfig, SessionCounters, SessionStatus, UsageTotals,
+};
 use lucid_types::text::cut;
 
 /// Writes the session, its chat and its first round. `sent` says whether the chat is to be sent
@@ -43,9 +46,13 @@ pub(super) fn insert_session(
     if sent {
         outbox::add(connection, &session.chat_id, &session.user)?;
     }
-    let written = insert_record(connection, session.id, first)?;
-    let first = &*first.round;
-    let counters = &first.counters;
+    let written = insert_row(connection, first)?;
+    let (first, is_pending) = (first, first.pending.is_some());
+    if !is_pending {
+        insert_changes(connection, first)?;
+    }
+    let round = &*first.round;
+    let counters = &round.counters;
     connection
         .prepare_cached(
             "INSERT INTO sessions (id, user_id, project_id, task, repo_url, branch, git_user_name, git_user_email,
@@ -71,8 +78,9 @@ pub(super) fn insert_session(
             session.api_key,
             session.git_token,
             to_sql(session.created_at),
-            first.status.text(),
-            to_sql(counters.next_row),
+            round.status.text(),
+            // What is pending is from there on.
+            to_sql(if is_pending { round.row } else { counters.next_row }),
             to_sql(counters.next_seq),
             to_sql(counters.next_entry),
             counters.task_open,
@@ -83,7 +91,7 @@ pub(super) fn insert_session(
             to_sql(counters.uptime_ms),
             to_sql(written as u64),
         ])?;
-    change_effects(connection, session.id, first)
+    Ok(())
 }
 
 /// The title of a session's chat: the beginning of its task.
@@ -105,6 +113,7 @@ pub(super) fn mark_started(connection: &Connection, session: SessionId) -> Resul
 
 /// Records that all open effects of a session begin, including those that an older host left.
 pub(super) fn mark_begun(connection: &Connection, session: SessionId) -> Result<(), StoreError> {
+    pending::settle_session(connection, session)?;
     connection
         .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
         .execute([AsText(session)])?;
@@ -136,9 +145,7 @@ pub(super) fn queue_message(
     // The round that processes it refers to the same text.
     let stored = message.texts.store(connection, session)?;
     if stored > 0 {
-        connection
-            .prepare_cached("UPDATE sessions SET log_bytes = log_bytes + ?2 WHERE id = ?1")?
-            .execute(params![AsText(session), to_sql(stored as u64)])?;
+        add_bytes(connection, session, stored)?;
     }
     let text = message.text;
     Ok(Some(InboxMessage { number, text }))
@@ -152,25 +159,68 @@ pub(super) fn insert_round(
 ) -> Result<bool, StoreError> {
     let round = &*packed.round;
     let session = round.session;
-    let written = insert_record(connection, session, packed)?;
+    if packed.pending.is_some() {
+        let texts = insert_row(connection, packed)?;
+        if texts > 0 {
+            add_bytes(connection, session, texts)?;
+        }
+        return Ok(false);
+    }
+    let mut settled = pending::settle(connection, (session, &round.chat))?;
+    settled.size += insert_row(connection, packed)? as u64;
+    if !round.chat_lines.is_empty() {
+        settled.said_at = Some(round.at);
+    }
+    settled.has_calls |= !round.calls.is_empty();
+    insert_changes(connection, packed)?;
+    let decision = round.decision.as_ref();
+    if let Some((schema, bytes)) = decision.and_then(|decision| decision.state.as_ref()) {
+        settled.state = Some((*schema, bytes.to_vec()));
+    }
     let counters = &round.counters;
-    let state = round
-        .decision
-        .as_ref()
-        .and_then(|decision| decision.state.as_ref());
+    update_session(connection, session, counters, round.at, &settled)?;
+    update_status(connection, round)?;
+    let over = matches!(round.status, SessionStatus::Stopping | SessionStatus::Ended);
+    update_chat(connection, &round.chat, counters, &settled)?;
+    if over {
+        connection
+            .prepare_cached(
+                "UPDATE chat_sessions SET updated_at = ?2, is_active = 0 WHERE id = ?1",
+            )?
+            .execute(params![&*round.chat, to_sql(round.at)])?;
+        outbox::changed(connection, &round.chat)?;
+        for table in ["effects", "inbox"] {
+            connection
+                .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
+                .execute(params![AsText(session)])?;
+        }
+    }
+    if round.retains_workspace {
+        retained::retain(connection, session, counters.uptime_ms)?;
+    }
+    Ok(round.status == SessionStatus::Ended && discard::is_discarded(connection, session)?)
+}
+
+/// Writes a session's numbers after a round, and the policy's state if it has a new one.
+pub(super) fn update_session(
+    connection: &Connection,
+    session: SessionId,
+    counters: &SessionCounters,
+    at: u64,
+    settled: &SettledRounds,
+) -> Result<(), StoreError> {
+    let (state, totals) = (settled.state.as_ref(), &counters.totals);
     connection
         .prepare_cached(
-            "UPDATE sessions SET status = ?2, end_reason = ?3, step = ?4, next_row = ?5, next_seq = ?6,
-                 next_entry = ?7, task_open = ?8, task_started_at = ?9, iterations = ?10, tokens = ?11,
-                 steps_alone = ?12, updated_at = ?13, state_schema = coalesce(?14, state_schema),
-                 state = coalesce(?15, state), pushed_branch = CASE WHEN ?16 THEN ?17 ELSE pushed_branch END,
-                 task_used_ms = ?18, uptime_ms = ?19, log_bytes = log_bytes + ?20
+            "UPDATE sessions SET step = ?2, next_row = ?3, next_seq = ?4, next_entry = ?5, task_open = ?6,
+                 task_started_at = ?7, iterations = ?8, tokens = ?9, steps_alone = ?10, updated_at = ?11,
+                 state_schema = coalesce(?12, state_schema), state = coalesce(?13, state), task_used_ms = ?14,
+                 uptime_ms = ?15, log_bytes = log_bytes + ?16, model_calls = ?17, input_tokens = ?18,
+                 output_tokens = ?19, cache_read_tokens = ?20, cache_write_tokens = ?21, cost = ?22
              WHERE id = ?1",
         )?
         .execute(params![
             AsText(session),
-            round.status.text(),
-            round.end_reason,
             to_sql(counters.step),
             to_sql(counters.next_row),
             to_sql(counters.next_seq),
@@ -180,61 +230,88 @@ pub(super) fn insert_round(
             counters.iterations,
             to_sql(counters.tokens),
             counters.steps_alone,
-            to_sql(round.at),
+            to_sql(at),
             state.map(|(schema, _)| schema),
-            state.map(|(_, bytes)| bytes.as_slice()),
-            round.pushed.is_some(),
-            round.pushed.as_ref().and_then(Option::as_ref),
+            state.map(|(_, bytes)| bytes),
             to_sql(counters.task_used_ms),
             to_sql(counters.uptime_ms),
-            to_sql(written as u64),
+            to_sql(settled.size),
+            to_sql(totals.calls),
+            to_sql(totals.input_tokens),
+            to_sql(totals.output_tokens),
+            to_sql(totals.cache_read_tokens),
+            to_sql(totals.cache_write_tokens),
+            to_sql(totals.cost),
         ])?;
-    let over = matches!(round.status, SessionStatus::Stopping | SessionStatus::Ended);
-    if over || !round.chat_lines.is_empty() {
-        connection
-            .prepare_cached(
-                "UPDATE chat_sessions SET updated_at = ?2, is_active = is_active AND NOT ?3 WHERE id = ?1",
-            )?
-            .execute(params![&*round.chat, to_sql(round.at), over])?;
-    }
-    if over || !round.chat_lines.is_empty() || !round.calls.is_empty() {
-        outbox::changed(connection, &round.chat)?;
-    }
-    if over {
-        for table in ["effects", "inbox"] {
-            connection
-                .prepare_cached(&format!("DELETE FROM {table} WHERE session_id = ?1"))?
-                .execute(params![AsText(session)])?;
-        }
-        // A key is kept only as long as it can be used.
-        connection
-            .prepare_cached(
-                "UPDATE sessions SET api_key_sealed = NULL, git_token_sealed = NULL WHERE id = ?1
-                 AND (api_key_sealed IS NOT NULL OR git_token_sealed IS NOT NULL)",
-            )?
-            .execute(params![AsText(session)])?;
-    }
-    if round.retains_workspace {
-        retained::retain(connection, session, counters.uptime_ms)?;
-    }
-    change_effects(connection, session, round)?;
-    Ok(round.status == SessionStatus::Ended && discard::is_discarded(connection, session)?)
+    Ok(())
 }
 
-/// Writes what the round adds to the log and to the chat. Returns its size in bytes.
-fn insert_record(
+/// Writes what a session's status became, and the branch that was pushed, where the round changes them.
+fn update_status(connection: &Connection, round: &RoundRow) -> Result<(), StoreError> {
+    let over = matches!(round.status, SessionStatus::Stopping | SessionStatus::Ended);
+    connection
+        .prepare_cached(
+            // A key is kept only as long as it can be used.
+            "UPDATE sessions SET status = ?2, end_reason = ?3,
+                 pushed_branch = CASE WHEN ?4 THEN ?5 ELSE pushed_branch END,
+                 api_key_sealed = CASE WHEN ?6 THEN NULL ELSE api_key_sealed END,
+                 git_token_sealed = CASE WHEN ?6 THEN NULL ELSE git_token_sealed END
+             WHERE id = ?1 AND (status <> ?2 OR ?4 OR ?6)",
+        )?
+        .execute(params![
+            AsText(round.session),
+            round.status.text(),
+            round.end_reason,
+            round.pushed.is_some(),
+            round.pushed.as_ref().and_then(Option::as_ref),
+            over,
+        ])?;
+    Ok(())
+}
+
+/// Writes what a chat's own row says after rounds of its session.
+pub(super) fn update_chat(
     connection: &Connection,
-    session: SessionId,
-    packed: &PackedRound,
-) -> Result<usize, StoreError> {
+    chat: &str,
+    counters: &SessionCounters,
+    settled: &SettledRounds,
+) -> Result<(), StoreError> {
+    if let Some(at) = settled.said_at {
+        connection
+            .prepare_cached("UPDATE chat_sessions SET updated_at = ?2 WHERE id = ?1")?
+            .execute(params![chat, to_sql(at)])?;
+    }
+    if settled.has_calls {
+        set_sums(connection, "chat_sessions", chat, &counters.totals)?;
+    }
+    if settled.said_at.is_some() || settled.has_calls {
+        outbox::changed(connection, chat)?;
+    }
+    Ok(())
+}
+
+fn add_bytes(connection: &Connection, session: SessionId, bytes: usize) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE sessions SET log_bytes = log_bytes + ?2 WHERE id = ?1")?
+        .execute(params![AsText(session), to_sql(bytes as u64)])?;
+    Ok(())
+}
+
+/// Writes the round's own row, and the large texts that it refers to. Returns what is to be added to the
+/// session's size, in bytes: of a round that stays pending, only the texts.
+fn insert_row(connection: &Connection, packed: &PackedRound) -> Result<usize, StoreError> {
     let round = &*packed.round;
+    let session = round.session;
     let decision = round.decision.as_ref();
-    let stored = packed.texts.store(connection, session)?;
+    let texts = packed.texts.store(connection, session)?;
+    let is_pending = packed.pending.is_some();
+    let state = decision.and_then(|decision| decision.state.as_ref());
+    let state = state.filter(|_| is_pending);
     connection
         .prepare_cached(
             "INSERT INTO steps (session_id, row, first_seq, last_seq, at, step, plugin, state_digest, fuel, memory,
-                 micros, error, context, inputs, commands, frames)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                 micros, error, context, inputs, commands, frames, pending, state)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         )?
         .execute(params![
             AsText(session),
@@ -253,39 +330,40 @@ fn insert_record(
             packed.inputs(),
             packed.commands(),
             packed.frames(),
+            packed.pending,
+            state.map(|(_, bytes)| bytes.as_slice()),
         ])?;
-    if !round.entries.is_empty() {
-        let mut insert = connection.prepare_cached(
-            "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
-        )?;
-        for (entry, message) in packed.entries() {
-            insert.execute(params![AsText(session), to_sql(entry), message])?;
-        }
+    Ok(if is_pending {
+        texts
+    } else {
+        texts + packed.len()
+    })
+}
+
+/// Writes what a round changes beside its own row and the session's.
+fn insert_changes(connection: &Connection, packed: &PackedRound) -> Result<(), StoreError> {
+    let round = &*packed.round;
+    let session = round.session;
+    insert_entries(connection, session, packed.entries())?;
+    pending::insert_lines(connection, &round.chat, packed.chat_lines(), round.at)?;
+    usage::insert(connection, session, round.row, &round.calls)?;
+    change_effects(connection, session, round)
+}
+
+/// Writes entries of the transcript.
+pub(super) fn insert_entries<'a>(
+    connection: &Connection,
+    session: SessionId,
+    entries: impl Iterator<Item = (u64, PackedValue<'a>)>,
+) -> Result<(), StoreError> {
+    for (entry, message) in entries {
+        connection
+            .prepare_cached(
+                "INSERT INTO transcript (session_id, entry, message) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![AsText(session), to_sql(entry), message])?;
     }
-    let mut buffer = Uuid::encode_buffer();
-    for (line, (content, metadata)) in round.chat_lines.iter().zip(packed.lines()) {
-        let id: &str = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
-        insert_message(
-            connection,
-            &round.chat,
-            &MessageInsert {
-                id,
-                role: line.role,
-                content,
-                event_type: Some(&line.event_type),
-                metadata,
-                at: to_sql(round.at),
-            },
-        )?;
-    }
-    usage::write(
-        connection,
-        (session, &round.chat),
-        round.row,
-        &round.calls,
-        &round.counters.totals,
-    )?;
-    Ok(packed.len() + stored)
+    Ok(())
 }
 
 /// Removes and adds what is open after the round: users' messages and effects.
@@ -300,22 +378,10 @@ fn change_effects(
             .execute([to_sql(*number)])?;
     }
     for effect in &round.closed {
-        connection
-            .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
-            .execute(params![AsText(session), effect.as_str()])?;
+        delete_effect(connection, session, effect.as_str())?;
     }
     for effect in &round.opened {
-        connection
-            .prepare_cached(
-                "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![
-                AsText(session),
-                effect.id.as_str(),
-                effect.kind.text(),
-                effect.due_at.map(to_sql),
-                effect.delay_ms.map(to_sql),
-            ])?;
+        insert_effect(connection, session, effect)?;
     }
     for effect in &round.not_begun {
         connection
@@ -324,5 +390,52 @@ fn change_effects(
             )?
             .execute(params![AsText(session), effect.as_str()])?;
     }
+    Ok(())
+}
+
+/// Makes the open effects of a session others than they were.
+pub(super) fn replace_effects(
+    connection: &Connection,
+    session: SessionId,
+    before: &[EffectRow],
+    after: &[EffectRow],
+) -> Result<(), StoreError> {
+    for effect in before.iter().filter(|effect| !after.contains(effect)) {
+        delete_effect(connection, session, effect.id.as_str())?;
+    }
+    for effect in after.iter().filter(|effect| !before.contains(effect)) {
+        insert_effect(connection, session, effect)?;
+    }
+    Ok(())
+}
+
+fn delete_effect(
+    connection: &Connection,
+    session: SessionId,
+    effect: &str,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("DELETE FROM effects WHERE session_id = ?1 AND effect_id = ?2")?
+        .execute(params![AsText(session), effect])?;
+    Ok(())
+}
+
+fn insert_effect(
+    connection: &Connection,
+    session: SessionId,
+    effect: &EffectRow,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO effects (session_id, effect_id, kind, due_at, delay_ms, begun) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            AsText(session),
+            effect.id.as_str(),
+            effect.kind.text(),
+            effect.due_at.map(to_sql),
+            effect.delay_ms.map(to_sql),
+            effect.begun,
+        ])?;
     Ok(())
 }

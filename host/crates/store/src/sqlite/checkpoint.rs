@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rusqlite::Connection;
 
 use crate::error::StoreError;
@@ -70,6 +70,11 @@ impl Checkpoints {
     pub(super) fn exclusively<T>(&self, run: impl FnOnce() -> T) -> T {
         let _turn = self.0.turn.lock();
         run()
+    }
+
+    /// The turn to use the database alone, if nobody has it.
+    pub(super) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.0.turn.try_lock()
     }
 
     /// Has SQLite's log copied once it has become long. Takes its length in pages.

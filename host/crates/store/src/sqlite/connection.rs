@@ -31,6 +31,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../../../migrations/0015_connections.sql"),
     include_str!("../../../../../migrations/0016_log_bytes.sql"),
     include_str!("../../../../../migrations/0017_discarded_chats.sql"),
+    include_str!("../../../../../migrations/0018_pending_rounds.sql"),
 ];
 
 /// `PRAGMA auto_vacuum` of a file that can shrink.

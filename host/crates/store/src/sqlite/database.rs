@@ -24,8 +24,9 @@ use super::outbox_signal::OutboxSignal;
 use super::queue_key::QueueKey;
 use super::readers::Readers;
 use super::uptime::{self, Uptime};
-use super::writer::WriterThread;
+use super::writer::Writer;
 use crate::error::StoreError;
+use lucid_types::ids::SessionId;
 use lucid_types::log::LogHealth;
 
 /// The name of the database file in the storage folder.
@@ -43,7 +44,7 @@ struct Inner {
     // Dropped in this order: nothing is copied any more, the writer drains and ends, then the readers,
     // then the lock.
     _checkpointing: CheckpointThread,
-    writer: WriterThread,
+    writer: Writer,
     readers: Readers,
     checkpoints: Checkpoints,
     health: LogHealth,
@@ -111,7 +112,7 @@ impl Store {
         let checkpointing = checkpoints.start(copying)?;
         // What was erased shortly before a crash may still be there.
         checkpoints.empty();
-        let writer = WriterThread::start(connection, checkpoints.clone(), health.clone())?;
+        let writer = Writer::start(connection, checkpoints.clone(), health.clone())?;
         let readers = Readers::open(path)?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -197,6 +198,25 @@ impl Store {
         N: FnOnce() + Send + 'static,
     {
         self.inner.writer.write(key, patience, write, then).await
+    }
+
+    /// Like [`Store::write_then`], for a short write of a session: the caller carries it out, if nothing is
+    /// being written.
+    pub(crate) async fn write_at_once<T, F, N>(
+        &self,
+        (key, session): (QueueKey, SessionId),
+        patience: Duration,
+        write: F,
+        then: N,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce() + Send + 'static,
+    {
+        let writer = &self.inner.writer;
+        let who = (key, session);
+        writer.write_at_once(who, patience, write, then).await
     }
 
     /// Whether the log can be written at the moment.

@@ -13,6 +13,7 @@ pub(crate) mod sql;
 pub(crate) mod texts;
 pub(crate) mod totals;
 mod uptime;
+mod write_connection;
 mod write_queue;
 mod writer;
 

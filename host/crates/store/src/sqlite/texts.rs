@@ -213,7 +213,8 @@ pub(crate) fn optional(
     }
 }
 
-fn unpack(
+/// Reassembles a value from its parts.
+pub(crate) fn unpack(
     connection: &Connection,
     session: Option<SessionId>,
     parts: &[u8],

@@ -169,6 +169,12 @@ impl WriteQueue {
         self.try_pop()
     }
 
+    /// Whether nothing waits, and it would take a write.
+    pub(super) fn is_idle(&self) -> bool {
+        let waiting = self.waiting.lock();
+        !waiting.turns.has_turns() && !waiting.is_closed
+    }
+
     /// Whether it takes no more writes.
     pub(super) fn is_closed(&self) -> bool {
         self.waiting.lock().is_closed

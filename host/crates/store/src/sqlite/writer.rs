@@ -1,11 +1,11 @@
-//! The writer thread.
+//! The writer's thread, and what is carried out without it.
 //!
 //! Another process's lock is waited for in short turns, so that a write whose caller has run out of
 //! patience can be returned meanwhile.
 //!
 //! # Invariants
-//! - Writes are carried out in the order of their [queue](super::write_queue). Those that wait together
-//!   form one transaction, each in a savepoint of its own, until it has taken [`GROUP_TIME`].
+//! - Writes that wait are carried out in the order of their [queue](super::write_queue). Those that wait
+//!   together form one transaction, each in a savepoint of its own, until it has taken [`GROUP_TIME`].
 //! - No caller is told of success before its transaction is committed, and every caller is told of
 //!   a failure.
 //! - The space of what was deleted goes back to the disk in small pieces, while no write waits.
@@ -14,34 +14,29 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 #[cfg(any(test, feature = "testing"))]
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rusqlite::hooks::Wal;
+use parking_lot::Mutex;
 use rusqlite::{Connection, ffi};
 use tokio::sync::oneshot;
 
 use super::checkpoint::Checkpoints;
-use super::connection::INCREMENTAL;
 use super::failure::of_sqlite;
 use super::queue_key::QueueKey;
+#[cfg(any(test, feature = "testing"))]
+use super::write_connection::WriterProbe;
+use super::write_connection::{AloneOutcome, WriteConnection};
 use super::write_queue::WriteQueue;
 use crate::error::StoreError;
+use lucid_types::ids::SessionId;
 use lucid_types::log::LogHealth;
-use lucid_types::transient::TransientFailure;
 
 /// Maximum number of writes committed together.
 const GROUP: usize = 256;
 /// How long a transaction takes writes in. What is queued meanwhile waits that long and for one write.
 const GROUP_TIME: Duration = Duration::from_millis(5);
-/// Free pages that the file keeps for what is written next: 4 MiB.
-const SPARE_PAGES: i64 = 1024;
-/// Pages that are given back at once, while no write waits: a few milliseconds.
-const RECLAIMED_PAGES: i64 = 64;
-/// How long one turn of waiting for another process's lock lasts.
-const TURN: Duration = Duration::from_millis(200);
-
 /// Why a whole group was not committed.
 type Cause = Arc<rusqlite::Error>;
 /// Reports the result to the caller; called after the commit, with the reason if that failed.
@@ -116,67 +111,40 @@ where
     }
 }
 
-pub(crate) struct WriterThread {
-    queue: Arc<WriteQueue>,
+/// Carries out writes; the thread ends when it is dropped.
+pub(crate) struct Writer {
+    shared: Arc<WriterShared>,
     thread: Option<JoinHandle<()>>,
     #[cfg(any(test, feature = "testing"))]
     probe: Arc<WriterProbe>,
 }
 
-/// State that tests observe and manipulate.
-#[cfg(any(test, feature = "testing"))]
-pub(super) struct WriterProbe {
-    left: AtomicU64,
-    full: AtomicBool,
-    groups: AtomicU64,
-    writes: AtomicU64,
+/// What the thread and those who write without it share.
+struct WriterShared {
+    queue: Arc<WriteQueue>,
+    checkpoints: Checkpoints,
+    /// Used by whoever has the turn of `checkpoints`.
+    connection: Mutex<WriteConnection>,
 }
 
-#[cfg(any(test, feature = "testing"))]
-impl WriterProbe {
-    /// Counts a write. Returns whether the writer has stopped before it.
-    fn is_crashed(&self) -> bool {
-        let left = self.left.load(Ordering::SeqCst);
-        if left == 0 {
-            return true;
-        }
-        if left != u64::MAX {
-            self.left.store(left - 1, Ordering::SeqCst);
-        }
-        self.writes.fetch_add(1, Ordering::SeqCst);
-        false
-    }
-}
-
-impl WriterThread {
+impl Writer {
     pub(crate) fn start(
-        mut connection: Connection,
+        connection: Connection,
         checkpoints: Checkpoints,
         health: LogHealth,
     ) -> Result<Self, StoreError> {
-        connection.busy_timeout(TURN)?;
-        let watching = checkpoints.clone();
-        connection.wal_hook(Some(move |_: &mut Wal, pages| {
-            watching.grown(pages);
-            Ok(())
-        }))?;
-        let queue = Arc::new(WriteQueue::new());
+        let connection = WriteConnection::new(connection, checkpoints.clone(), health)?;
         #[cfg(any(test, feature = "testing"))]
-        let probe = Arc::new(WriterProbe {
-            left: AtomicU64::new(u64::MAX),
-            full: AtomicBool::new(false),
-            groups: AtomicU64::new(0),
-            writes: AtomicU64::new(0),
+        let probe = connection.probe.clone();
+        let shared = Arc::new(WriterShared {
+            queue: Arc::new(WriteQueue::new()),
+            checkpoints,
+            connection: Mutex::new(connection),
         });
         let mut work = Work {
-            connection,
-            checkpoints,
-            queue: queue.clone(),
+            shared: shared.clone(),
             group: VecDeque::new(),
-            health,
             is_reclaiming: true,
-            #[cfg(any(test, feature = "testing"))]
-            probe: probe.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("lucid-store".to_owned())
@@ -186,11 +154,31 @@ impl WriterThread {
                 cause,
             })?;
         Ok(Self {
-            queue,
+            shared,
             thread: Some(thread),
             #[cfg(any(test, feature = "testing"))]
             probe,
         })
+    }
+
+    /// Like [`write`](Self::write), for a short write of a session: the caller carries it out if nothing is
+    /// being written and nothing waits.
+    pub(crate) async fn write_at_once<T, F, N>(
+        &self,
+        (key, session): (QueueKey, SessionId),
+        patience: Duration,
+        write: F,
+        then: N,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce() + Send + 'static,
+    {
+        match self.shared.write_alone(session, write) {
+            AloneOutcome::Done(outcome) => outcome.inspect(|_| then()),
+            AloneOutcome::Left(write) => self.write(key, patience, write, then).await,
+        }
     }
 
     /// Runs a write, and calls `then` in this thread once it is committed. `patience` is how long
@@ -214,7 +202,7 @@ impl WriterThread {
             done,
             patient_until: Instant::now() + patience,
         });
-        self.queue.push(key, job).await?;
+        self.shared.queue.push(key, job).await?;
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -238,9 +226,9 @@ impl WriterThread {
     }
 }
 
-impl Drop for WriterThread {
+impl Drop for Writer {
     fn drop(&mut self) {
-        self.queue.close();
+        self.shared.queue.close();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
@@ -250,79 +238,80 @@ impl Drop for WriterThread {
     }
 }
 
+impl WriterShared {
+    /// Carries a write out here and now, if nothing stands in the way.
+    fn write_alone<T, F>(&self, session: SessionId, write: F) -> AloneOutcome<T, F>
+    where
+        F: FnOnce(&Connection) -> Result<T, StoreError>,
+    {
+        if !self.queue.is_idle() {
+            return AloneOutcome::Left(write);
+        }
+        match self.checkpoints.try_turn() {
+            Some(_turn) => self.connection.lock().alone(session, write),
+            None => AloneOutcome::Left(write),
+        }
+    }
+
+    /// Waits for the connection.
+    fn exclusively<T>(&self, run: impl FnOnce(&mut WriteConnection) -> T) -> T {
+        self.checkpoints
+            .exclusively(|| run(&mut self.connection.lock()))
+    }
+}
+
 /// The thread's state.
 struct Work {
-    connection: Connection,
-    queue: Arc<WriteQueue>,
+    shared: Arc<WriterShared>,
     /// Writes that were taken from the queue.
     group: VecDeque<Box<dyn Write>>,
-    checkpoints: Checkpoints,
-    health: LogHealth,
     /// Whether there may be more free pages than the file needs.
     is_reclaiming: bool,
-    #[cfg(any(test, feature = "testing"))]
-    probe: Arc<WriterProbe>,
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.queue.abandon();
+        self.shared.queue.abandon();
     }
 }
 
 impl Work {
     fn run(&mut self) {
-        while let Some(first) = self.next() {
-            self.group.push_back(first);
-            let checkpoints = self.checkpoints.clone();
-            checkpoints.exclusively(|| {
-                if self.begin() {
-                    self.commit();
+        let shared = self.shared.clone();
+        while let Some(first) = self.group.pop_front().or_else(|| self.next()) {
+            self.group.push_front(first);
+            shared.exclusively(|connection| {
+                if self.begin(connection) {
+                    self.commit(connection);
                 }
             });
             self.is_reclaiming = true;
         }
         // Leaves one file behind instead of three, unless a reader is in the way.
-        let _ = self
-            .connection
-            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+        let _ = shared.exclusively(|connection| {
+            let connection = connection.connection();
+            connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+        });
     }
 
     /// Waits for a write, and gives space back until there is one. `None` at the end.
     fn next(&mut self) -> Option<Box<dyn Write>> {
+        let shared = self.shared.clone();
         let mut reclaimed = false;
-        while self.is_reclaiming && !self.queue.is_closed() {
-            if let Some(write) = self.queue.try_pop() {
+        while self.is_reclaiming && !shared.queue.is_closed() {
+            if let Some(write) = shared.queue.try_pop() {
                 return Some(write);
             }
             // Where it fails it is tried again after the next write.
-            let checkpoints = self.checkpoints.clone();
-            self.is_reclaiming = checkpoints.exclusively(|| self.reclaim()).unwrap_or(false);
+            let any = shared.exclusively(|connection| connection.reclaim());
+            self.is_reclaiming = any.unwrap_or(false);
             reclaimed |= self.is_reclaiming;
         }
         if reclaimed {
             // Only then does the file become smaller.
-            self.checkpoints.copy();
+            shared.checkpoints.copy();
         }
-        self.queue.pop()
-    }
-
-    /// Gives some free pages back. Returns `false` if there are none to spare.
-    fn reclaim(&self) -> rusqlite::Result<bool> {
-        let mut select = self.connection.prepare_cached("PRAGMA freelist_count")?;
-        let free: i64 = select.query_row([], |row| row.get(0))?;
-        let surplus = (free - SPARE_PAGES).min(RECLAIMED_PAGES);
-        let mut mode = self.connection.prepare_cached("PRAGMA auto_vacuum")?;
-        let cannot_shrink = mode.query_row([], |row| row.get::<_, i64>(0))? != INCREMENTAL;
-        if surplus <= 0 || cannot_shrink {
-            return Ok(false);
-        }
-        let reclaim = format!("PRAGMA incremental_vacuum({surplus})");
-        let mut reclaim = self.connection.prepare(&reclaim)?;
-        // It gives back a page for each row.
-        let mut pages = reclaim.query([])?;
-        while pages.next()?.is_some() {}
-        Ok(true)
+        shared.queue.pop()
     }
 
     /// The next write of a group that was begun at that time. `None` if it has enough; one that failed
@@ -330,18 +319,18 @@ impl Work {
     fn next_of_group(&mut self, begun: Instant, is_good: bool) -> Option<Box<dyn Write>> {
         self.group.pop_front().or_else(|| {
             let is_open = is_good && begun.elapsed() < GROUP_TIME;
-            is_open.then(|| self.queue.try_pop()).flatten()
+            is_open.then(|| self.shared.queue.try_pop()).flatten()
         })
     }
 
     /// Begins the group's transaction. Returns `false` if no write is left in the group.
-    fn begin(&mut self) -> bool {
+    fn begin(&mut self, connection: &WriteConnection) -> bool {
         while !self.group.is_empty() {
-            let Err(cause) = self.try_begin() else {
+            let Err(cause) = connection.begin() else {
                 return true;
             };
-            let locked = of_sqlite(&cause) == Some(TransientFailure::Locked);
-            self.note(&cause);
+            let locked = WriteConnection::is_locked(&cause);
+            connection.note(&cause);
             let cause = Arc::new(cause);
             let now = Instant::now();
             for write in std::mem::take(&mut self.group) {
@@ -353,7 +342,7 @@ impl Work {
             }
             // Those that came meanwhile wait for the lock too, each as long as it likes.
             while self.group.len() < GROUP
-                && let Some(next) = self.queue.try_pop()
+                && let Some(next) = self.shared.queue.try_pop()
             {
                 self.group.push_back(next);
             }
@@ -361,105 +350,90 @@ impl Work {
         false
     }
 
-    fn try_begin(&self) -> rusqlite::Result<()> {
-        #[cfg(any(test, feature = "testing"))]
-        if self.probe.full.load(Ordering::SeqCst) {
-            return Err(full());
-        }
-        self.connection
-            .prepare_cached("BEGIN IMMEDIATE")?
-            .execute([])
-            .map(drop)
-    }
-
-    fn commit(&mut self) {
+    fn commit(&mut self, connection: &mut WriteConnection) {
         let mut done: Vec<Acknowledge> = Vec::new();
         let mut failed: Option<Cause> = None;
         let begun = Instant::now();
         #[cfg(any(test, feature = "testing"))]
-        self.probe.groups.fetch_add(1, Ordering::SeqCst);
+        connection.probe.begin_group();
         let mut writes = 0;
         while writes < GROUP
             && let Some(write) = self.next_of_group(begun, failed.is_none())
         {
             writes += 1;
             #[cfg(any(test, feature = "testing"))]
-            if self.probe.is_crashed() {
+            if connection.probe.is_crashed() {
                 continue;
             }
             if let Some(cause) = &failed {
                 write.refuse(cause.clone());
                 continue;
             }
-            match one(&self.connection, write) {
+            let is_first = writes == 1;
+            match one(connection, write, is_first) {
                 Ok(acknowledge) => done.extend(acknowledge),
                 Err((cause, acknowledge)) => {
                     done.extend(acknowledge);
                     failed = Some(Arc::new(cause));
                 }
             }
+            if is_first && failed.is_none() && connection.connection().is_autocommit() {
+                // The transaction was undone with the write, and the others have one of their own.
+                return done.into_iter().for_each(|acknowledge| acknowledge(None));
+            }
         }
+        connection.note_group(writes, begun);
         if failed.is_none() {
-            let committed = self
-                .connection
-                .prepare_cached("COMMIT")
-                .and_then(|mut commit| commit.execute([]));
-            failed = committed.err().map(Arc::new);
+            failed = connection.commit().err().map(Arc::new);
         }
         match &failed {
-            None => self.health.succeeded(),
+            None => connection.succeeded(),
             Some(cause) => {
-                self.note(cause);
-                if !self.connection.is_autocommit() {
-                    let _ = self.connection.execute_batch("ROLLBACK");
-                }
+                connection.note(cause);
+                connection.roll_back();
             }
         }
         for acknowledge in done {
             acknowledge(failed.clone());
         }
     }
-
-    /// Records why nothing was written.
-    fn note(&self, cause: &rusqlite::Error) {
-        match of_sqlite(cause) {
-            Some(reason) => self.health.failed(reason),
-            None => tracing::error!(%cause, "the log could not be written"),
-        }
-    }
 }
 
-#[cfg(any(test, feature = "testing"))]
-fn full() -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)
-}
-
-/// Runs one write in its savepoint. Returns `None` for the acknowledgement if the write panicked:
-/// its changes are undone, and its caller is told that the store is closed. An error concerns the
-/// whole group.
+/// Runs one write. The first of a transaction needs no savepoint: what undoes it is the end of the
+/// transaction. Returns `None` for the acknowledgement if the write panicked: its changes are undone, and its
+/// caller is told that the store is closed. An error concerns the whole group.
 fn one(
-    connection: &Connection,
+    connection: &WriteConnection,
     write: Box<dyn Write>,
+    is_first: bool,
 ) -> Result<Option<Acknowledge>, (rusqlite::Error, Option<Acknowledge>)> {
-    let run = |sql: &str| -> rusqlite::Result<()> {
-        connection.prepare_cached(sql)?.execute([]).map(drop)
+    let run = |sql: &str| {
+        if is_first {
+            return Ok(());
+        }
+        connection.run(sql)
     };
     if let Err(cause) = run("SAVEPOINT one") {
         let error = Arc::new(clone_error(&cause));
         write.refuse(error);
         return Err((cause, None));
     }
+    let inner = connection.connection();
     // The closure shares nothing of ours but the connection, and that is rolled back.
-    let outcome = catch_unwind(AssertUnwindSafe(|| write.run(connection)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| write.run(inner)));
     let done = outcome.ok();
     let undone = match done.as_ref().filter(|done| !done.succeeded) {
         // When it lacks space, memory or a working disk, SQLite rolls back the whole transaction.
         Some(UncommittedWrite {
             code: Some(code), ..
-        }) if connection.is_autocommit() || passes(*code) => {
+        }) if inner.is_autocommit() || passes(*code) => {
             Err(rusqlite::Error::SqliteFailure(*code, None))
         }
         None if done.is_some() => Ok(()),
+        _ if is_first => {
+            connection.roll_back();
+            Ok(())
+        }
         _ => run("ROLLBACK TO one"),
     };
     let acknowledge = done.map(|done| done.acknowledge);

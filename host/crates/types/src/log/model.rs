@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::usage::{ModelCallRow, UsageTotals};
 use crate::digest::Digest;
 use crate::ids::{EffectId, SessionId};
@@ -46,7 +48,8 @@ impl SessionStatus {
 }
 
 /// The kind of an effect, which waits for a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EffectKind {
     /// A model call.
     Model,
@@ -91,7 +94,7 @@ impl EffectKind {
 }
 
 /// An effect that has no result yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectRow {
     /// The effect's id.
     pub id: EffectId,
@@ -280,6 +283,8 @@ pub struct RoundRow {
     pub end_reason: Option<String>,
     /// Whether the session is over and its workspace is kept for a while.
     pub retains_workspace: bool,
+    /// Whether the log may write the round as one row, and what else it changes later. It is read in any case.
+    pub may_stay_pending: bool,
 }
 
 impl RoundRow {

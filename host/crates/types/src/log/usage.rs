@@ -3,10 +3,12 @@
 //! # Invariants
 //! - Amounts of money are in millionths of a US dollar.
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::EffectId;
 
 /// Usage totals of a session's model calls so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UsageTotals {
     /// The number of calls.
     pub calls: u64,
@@ -23,7 +25,7 @@ pub struct UsageTotals {
 }
 
 /// A model call that was answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelCallRow {
     /// The call's effect.
     pub effect: EffectId,

@@ -1,0 +1,677 @@
+//! What rounds changed beside their own rows, and that is not in its place yet.
+//!
+//! A session at work writes one row for each round, which touches as few pages as it has bytes. Entries of the
+//! transcript, lines of the chat, model calls, open effects and the session's own numbers wait in that row,
+//! until a round settles all of them at once.
+//!
+//! # Invariants
+//! - What is pending is read as if it were in its place.
+//! - The pending rows of a session are those from its `next_row` on, so a round settles all before it.
+//! - At most [`MOST`] rows of a session are pending.
+
+use std::borrow::Cow;
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::packed_round::PackedRound;
+use super::read::{living_ids, open_effects};
+use super::{usage, write};
+use crate::chat_store::sqlite::{MessageInsert, insert_message};
+use crate::error::StoreError;
+use crate::sqlite::sql::{AsText, to_sql};
+use crate::sqlite::texts::{self, PackedValue};
+use lucid_types::ids::{EffectId, SessionId};
+use lucid_types::log::{EffectRow, ModelCallRow, SessionCounters, UsageTotals};
+
+/// The most rows of a session that are pending.
+pub(super) const MOST: u64 = 32;
+
+/// What a round changes beside its own row.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PendingRound<'a> {
+    counters: CountersJson,
+    /// The schema of the state, if the round has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    schema: Option<u32>,
+    /// The bytes that the round takes in the log.
+    size: u64,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    opened: Cow<'a, [EffectRow]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    closed: Cow<'a, [EffectId]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    not_begun: Cow<'a, [EffectId]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    calls: Cow<'a, [ModelCallRow]>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    entries: Vec<(u64, PendingValue<'a>)>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    lines: Vec<PendingLine<'a>>,
+}
+
+/// A value with or without large texts. Its parts are JSON, so both are texts.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum PendingValue<'a> {
+    /// The value itself.
+    #[serde(rename = "w")]
+    Whole(Cow<'a, str>),
+    /// Its parts.
+    #[serde(rename = "p")]
+    Parts(Cow<'a, str>),
+}
+
+/// A line of the chat.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PendingLine<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) role: Cow<'a, str>,
+    pub(crate) event_type: Cow<'a, str>,
+    pub(crate) content: PendingValue<'a>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) metadata: Option<PendingValue<'a>>,
+}
+
+/// The counters as a list, since each row has them.
+type CountersJson = [u64; 17];
+
+fn to_json(counters: &SessionCounters) -> CountersJson {
+    let totals = &counters.totals;
+    [
+        counters.step,
+        counters.next_row,
+        counters.next_seq,
+        counters.next_entry,
+        u64::from(counters.task_open),
+        counters.task_started_at,
+        counters.task_used_ms,
+        counters.uptime_ms,
+        u64::from(counters.iterations),
+        counters.tokens,
+        u64::from(counters.steps_alone),
+        totals.calls,
+        totals.input_tokens,
+        totals.output_tokens,
+        totals.cache_read_tokens,
+        totals.cache_write_tokens,
+        totals.cost,
+    ]
+}
+
+fn from_json(json: CountersJson) -> SessionCounters {
+    let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    let [
+        step,
+        next_row,
+        next_seq,
+        next_entry,
+        task_open,
+        task_started_at,
+        task_used_ms,
+        uptime_ms,
+        iterations,
+        tokens,
+        steps_alone,
+        calls,
+        input_tokens,
+        output_tokens,
+        cache_read_tokens,
+        cache_write_tokens,
+        cost,
+    ] = json;
+    SessionCounters {
+        step,
+        next_row,
+        next_seq,
+        next_entry,
+        task_open: task_open > 0,
+        task_started_at,
+        task_used_ms,
+        uptime_ms,
+        iterations: small(iterations),
+        tokens,
+        steps_alone: small(steps_alone),
+        totals: UsageTotals {
+            calls,
+            input_tokens,
+            output_tokens,
+            cache_read_tokens,
+            cache_write_tokens,
+            cost,
+        },
+    }
+}
+
+impl<'a> From<PackedValue<'a>> for PendingValue<'a> {
+    fn from(value: PackedValue<'a>) -> Self {
+        match value {
+            PackedValue::Whole(text) => Self::Whole(text.into()),
+            PackedValue::Parts(parts) => Self::Parts(String::from_utf8_lossy(parts)),
+        }
+    }
+}
+
+impl PendingValue<'_> {
+    /// The value as a column has it.
+    pub(crate) fn packed(&self) -> PackedValue<'_> {
+        match self {
+            Self::Whole(text) => PackedValue::Whole(text),
+            Self::Parts(parts) => PackedValue::Parts(parts.as_bytes()),
+        }
+    }
+
+    /// The value itself.
+    pub(crate) fn read(
+        self,
+        connection: &Connection,
+        session: SessionId,
+    ) -> Result<String, StoreError> {
+        match self {
+            Self::Whole(text) => Ok(text.into_owned()),
+            Self::Parts(parts) => texts::unpack(connection, Some(session), parts.as_bytes()),
+        }
+    }
+}
+
+impl<'a> PendingRound<'a> {
+    /// What a round changes.
+    pub(super) fn of(packed: &'a PackedRound) -> Self {
+        let round = &*packed.round;
+        let decision = round.decision.as_ref();
+        let state = decision.and_then(|decision| decision.state.as_ref());
+        let entries = packed.entries();
+        Self {
+            counters: to_json(&round.counters),
+            schema: state.map(|(schema, _)| *schema),
+            size: (packed.len() + state.map_or(0, |(_, bytes)| bytes.len())) as u64,
+            opened: (&round.opened).into(),
+            closed: (&round.closed).into(),
+            not_begun: (&round.not_begun).into(),
+            calls: (&round.calls).into(),
+            entries: entries.map(|(entry, json)| (entry, json.into())).collect(),
+            lines: packed.chat_lines().collect(),
+        }
+    }
+}
+
+/// A round that is pending.
+pub(crate) struct PendingRow {
+    row: u64,
+    /// Milliseconds since 1970.
+    pub(crate) at: u64,
+    round: PendingRound<'static>,
+    state: Option<Vec<u8>>,
+}
+
+impl PendingRow {
+    /// The session's counters after the round.
+    pub(crate) fn counters(&self) -> SessionCounters {
+        from_json(self.round.counters)
+    }
+
+    /// The transcript's entries, with their numbers.
+    pub(crate) fn into_entries(self) -> Vec<(u64, PendingValue<'static>)> {
+        self.round.entries
+    }
+
+    /// The chat's lines.
+    pub(crate) fn into_lines(self) -> Vec<PendingLine<'static>> {
+        self.round.lines
+    }
+
+    /// Whether the chat has lines of it.
+    pub(crate) fn has_lines(&self) -> bool {
+        !self.round.lines.is_empty()
+    }
+
+    /// Schema and bytes of the policy's state after it, if it has one.
+    pub(crate) fn take_state(&mut self) -> Option<(u32, Vec<u8>)> {
+        self.round.schema.zip(self.state.take())
+    }
+}
+
+/// Reads the pending rounds of a session from a row on, oldest first.
+pub(crate) fn read(
+    connection: &Connection,
+    session: SessionId,
+    next_row: u64,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT row, at, pending, state FROM steps
+         WHERE session_id = ?1 AND row >= ?2 AND pending IS NOT NULL ORDER BY row",
+    )?;
+    let mut rows = select.query(params![AsText(session), to_sql(next_row)])?;
+    let mut pending = Vec::new();
+    let number = |number: i64| u64::try_from(number).unwrap_or(0);
+    while let Some(row) = rows.next()? {
+        let json: String = row.get(2)?;
+        let round =
+            serde_json::from_str(&json).map_err(|cause| StoreError::Content(cause.to_string()))?;
+        pending.push(PendingRow {
+            row: number(row.get(0)?),
+            at: number(row.get(1)?),
+            round,
+            state: row.get(3)?,
+        });
+    }
+    Ok(pending)
+}
+
+/// Reads the pending rounds of a session, oldest first.
+pub(super) fn of_session(
+    connection: &Connection,
+    session: SessionId,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let next_row = connection
+        .prepare_cached("SELECT next_row FROM sessions WHERE id = ?1")?
+        .query_row([AsText(session)], |row| row.get::<_, i64>(0))
+        .optional()?;
+    match next_row {
+        Some(next_row) => read(connection, session, u64::try_from(next_row).unwrap_or(0)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Reads the pending rounds of the session that has a chat, oldest first; none if the chat says that it is
+/// of a session, and that one has another chat.
+pub(crate) fn of_chat(
+    connection: &Connection,
+    session: SessionId,
+    chat: &str,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let next_row = connection
+        .prepare_cached("SELECT next_row FROM sessions WHERE id = ?1 AND chat_id = ?2")?
+        .query_row(params![AsText(session), chat], |row| row.get::<_, i64>(0))
+        .optional()?;
+    match next_row {
+        Some(next_row) => read(connection, session, u64::try_from(next_row).unwrap_or(0)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Applies to a list of open effects what pending rounds changed.
+pub(super) fn apply_effects(open: &mut Vec<EffectRow>, rounds: &[PendingRow]) {
+    for PendingRow { round, .. } in rounds {
+        open.retain(|effect| !round.closed.contains(&effect.id));
+        open.extend(round.opened.iter().cloned());
+        for effect in open.iter_mut() {
+            effect.begun &= !round.not_begun.contains(&effect.id);
+        }
+    }
+}
+
+/// What a session's pending rounds left for its own row.
+#[derive(Default)]
+pub(super) struct SettledRounds {
+    /// The last state among them.
+    pub(super) state: Option<(u32, Vec<u8>)>,
+    /// What they take in the log, in bytes.
+    pub(super) size: u64,
+    /// The time of the last line that the chat has of them.
+    pub(super) said_at: Option<u64>,
+    /// Whether models were called.
+    pub(super) has_calls: bool,
+    /// The last one's counters and time.
+    pub(super) last: Option<(SessionCounters, u64)>,
+}
+
+/// Puts what is pending of a session in its place, except for the session's own row.
+pub(super) fn settle(
+    connection: &Connection,
+    (session, chat): (SessionId, &str),
+) -> Result<SettledRounds, StoreError> {
+    let mut settled = SettledRounds::default();
+    let rounds = of_chat(connection, session, chat)?;
+    let Some(last) = rounds.last() else {
+        return Ok(settled);
+    };
+    settled.last = Some((last.counters(), last.at));
+    let before = open_effects(connection, session)?;
+    let mut open = before.clone();
+    apply_effects(&mut open, &rounds);
+    write::replace_effects(connection, session, &before, &open)?;
+    for mut pending in rounds {
+        settled.state = pending.take_state().or(settled.state);
+        let PendingRow { row, at, round, .. } = pending;
+        settled.size += round.size;
+        if !round.lines.is_empty() {
+            settled.said_at = Some(at);
+        }
+        settled.has_calls |= !round.calls.is_empty();
+        let entries = round.entries.iter();
+        let entries = entries.map(|(entry, message)| (*entry, message.packed()));
+        write::insert_entries(connection, session, entries)?;
+        insert_lines(connection, chat, round.lines, at)?;
+        usage::insert(connection, session, row, &round.calls)?;
+    }
+    Ok(settled)
+}
+
+/// Writes lines of a chat.
+pub(super) fn insert_lines<'a>(
+    connection: &Connection,
+    chat: &str,
+    lines: impl IntoIterator<Item = PendingLine<'a>>,
+    at: u64,
+) -> Result<(), StoreError> {
+    let mut buffer = Uuid::encode_buffer();
+    for line in lines {
+        let message = MessageInsert {
+            id: line.id.hyphenated().encode_lower(&mut buffer),
+            role: &line.role,
+            content: line.content.packed(),
+            event_type: Some(&line.event_type),
+            metadata: line.metadata.as_ref().map(PendingValue::packed),
+            at: to_sql(at),
+        };
+        insert_message(connection, chat, &message)?;
+    }
+    Ok(())
+}
+
+/// Puts what is pending of all sessions in its place: their chats are going to be read from the tables
+/// alone.
+pub(crate) fn settle_all(connection: &Connection) -> Result<(), StoreError> {
+    for session in living_ids(connection)? {
+        settle_session(connection, session)?;
+    }
+    Ok(())
+}
+
+/// Puts what is pending of a session in its place.
+pub(super) fn settle_session(
+    connection: &Connection,
+    session: SessionId,
+) -> Result<(), StoreError> {
+    let chat: Option<String> = connection
+        .prepare_cached("SELECT chat_id FROM sessions WHERE id = ?1")?
+        .query_row([AsText(session)], |row| row.get(0))
+        .optional()?;
+    let Some(chat) = chat else { return Ok(()) };
+    let settled = settle(connection, (session, &chat))?;
+    if let Some((counters, at)) = settled.last {
+        write::update_session(connection, session, &counters, at, &settled)?;
+        write::update_chat(connection, &chat, &counters, &settled)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::super::session_log::tests::{id, new_session, round};
+    use crate::chat_store::sqlite::SqliteChatStore;
+    use crate::chat_store::{ChatStore as _, Principal};
+    use crate::error::StoreError;
+    use crate::sqlite::Store;
+    use lucid_types::log::{
+        ChatLine, EffectKind, EffectRow, ModelCallRow, RoundRow, SessionLog as _, SessionStatus,
+        UsageTotals,
+    };
+
+    /// What a round of a session does.
+    #[derive(Debug, Clone)]
+    struct Deed {
+        waits: bool,
+        lines: Vec<String>,
+        entries: Vec<String>,
+        calls: u64,
+        opens: bool,
+        closes: bool,
+        holds: bool,
+        state: Option<Vec<u8>>,
+        pushes: bool,
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-z\"\\\\\n\u{e9}]{0,20}",
+            Just("a large text ".repeat(200))
+        ]
+    }
+
+    fn deed() -> impl Strategy<Value = Deed> {
+        let texts = || prop::collection::vec(text(), 0..3);
+        let state = prop::option::of(prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..40),
+            Just(vec![7; 5000])
+        ]);
+        let flags = (any::<[bool; 4]>(), prop::bool::weighted(0.1));
+        (
+            prop::bool::weighted(0.8),
+            texts(),
+            texts(),
+            0..3_u64,
+            flags,
+            state,
+        )
+            .prop_map(|(waits, lines, entries, calls, flags, state)| {
+                let ([opens, closes, holds, _], pushes) = flags;
+                Deed {
+                    waits,
+                    lines,
+                    entries,
+                    calls,
+                    opens,
+                    closes,
+                    holds,
+                    state,
+                    pushes,
+                }
+            })
+    }
+
+    /// The rounds of a session that does this.
+    fn rounds(deeds: &[Deed]) -> Vec<RoundRow> {
+        let (mut next_entry, mut open, mut totals) = (0, Vec::new(), UsageTotals::default());
+        let all = deeds.iter().zip(0..).map(|(deed, row)| {
+            let mut round = round(row, (row > 0).then(|| "[]".to_owned()));
+            round.may_stay_pending = deed.waits;
+            let line = |content: &String| ChatLine {
+                role: "assistant",
+                content: content.clone(),
+                event_type: "Message".to_owned(),
+                metadata: Some(serde_json::json!({ "text": content }).to_string()),
+            };
+            round.chat_lines = deed.lines.iter().map(line).collect();
+            for entry in &deed.entries {
+                let json = serde_json::json!({ "text": entry }).to_string();
+                round.entries.push((next_entry, json));
+                next_entry += 1;
+            }
+            // A session's first round has no part of a policy.
+            let calls = if row > 0 { deed.calls } else { 0 };
+            for call in 0..calls {
+                let used = UsageTotals {
+                    calls: 1,
+                    input_tokens: call + row,
+                    ..UsageTotals::default()
+                };
+                totals.add(&used);
+                round.calls.push(ModelCallRow {
+                    effect: format!("m{row}").as_str().into(),
+                    provider: "p".to_owned(),
+                    model: "m".to_owned(),
+                    used,
+                    priced: false,
+                    tries: 1,
+                });
+            }
+            if deed.closes && !open.is_empty() {
+                round.closed.push(open.remove(0));
+            }
+            if deed.opens {
+                let effect = EffectRow {
+                    id: format!("e{row}").as_str().into(),
+                    kind: EffectKind::Timer,
+                    due_at: Some(row),
+                    delay_ms: None,
+                    begun: true,
+                };
+                open.push(effect.id.clone());
+                round.opened.push(effect);
+            }
+            if deed.holds {
+                round.not_begun.extend(open.last().cloned());
+            }
+            if let Some(decision) = &mut round.decision {
+                let state = deed.state.clone();
+                decision.state = state.map(|bytes| (u32::try_from(row).unwrap(), Arc::new(bytes)));
+            }
+            round.pushed = (deed.pushes && row > 0).then(|| Some(format!("branch {row}")));
+            if row == 0 {
+                (round.decision, round.counters.step) = (None, 0);
+            }
+            round.counters.next_entry = next_entry;
+            round.counters.totals = totals;
+            round.counters.task_open = row % 2 == 0;
+            round
+        });
+        all.collect()
+    }
+
+    /// All that is read of the session and of its chat.
+    async fn seen(store: &Store) -> String {
+        let (user, caller) = ("u".into(), Principal::service("u"));
+        let chats = SqliteChatStore::new(store.clone());
+        let messages = chats.messages(&caller, "c").await.unwrap();
+        let messages = messages.iter().map(|message| {
+            let content = (&message.content, &message.metadata_json);
+            (content, &message.event_type, message.created_at)
+        });
+        let messages = format!("{:?}", messages.collect::<Vec<_>>());
+        let mut living = store.living().await.unwrap();
+        for session in &mut living {
+            session
+                .effects
+                .sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
+        }
+        format!(
+            "{living:#?}\n{:#?}\n{:#?}\n{:#?}\n{messages}\n{:?}\n{:?}\n{:?}\n{:?}",
+            store.find(id(), None).await.unwrap(),
+            chats.list(&caller, 10, 0).await.unwrap(),
+            chats.find(&caller, "c").await.unwrap(),
+            store
+                .last_line(id(), &user, "c", 3, |_| true)
+                .await
+                .unwrap(),
+            store.transcript(id(), &user, 1, 5).await.unwrap(),
+            store.transcript(id(), &user, 0, u64::MAX).await.unwrap(),
+            store.frames_after(id(), &user, 2, 1 << 20).await.unwrap(),
+        )
+    }
+
+    /// What the tables have of the session, in the end.
+    async fn tables(store: &Store) -> String {
+        let read = |connection: &rusqlite::Connection| {
+            let queries = [
+                "SELECT quote(row) || quote(input_tokens) FROM model_calls ORDER BY rowid",
+                "SELECT quote(entry) || quote(message) FROM transcript ORDER BY entry",
+                "SELECT quote(content) || quote(metadata_json) || created_at FROM chat_messages ORDER BY n",
+                "SELECT quote(state) || next_row || model_calls || coalesce(pushed_branch, '') FROM sessions",
+                "SELECT is_active || model_calls || input_tokens || updated_at FROM chat_sessions",
+                "SELECT count(*) FROM effects",
+            ];
+            let mut all = String::new();
+            for sql in queries {
+                let mut select = connection.prepare(sql)?;
+                let rows = select.query_map([], |row| row.get::<_, rusqlite::types::Value>(0))?;
+                let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
+                all += &format!("{rows:?}\n");
+            }
+            Ok::<_, StoreError>(all)
+        };
+        store.read(read).await.unwrap()
+    }
+
+    /// The first lines that differ.
+    fn difference(one: String, other: String) -> Option<String> {
+        let mut lines = one.lines().zip(other.lines());
+        let (one, other) = lines.find(|(one, other)| one != other)?;
+        Some(format!("{one}, but without waiting {other}"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn what_is_pending_is_read_as_if_it_were_in_its_place(deeds in prop::collection::vec(deed(), 1..40)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+                let mut stores = folders.each_ref().map(|folder| Store::open(folder.path()).unwrap());
+                for round in rounds(&deeds) {
+                    for (store, waits) in stores.iter().zip([true, false]) {
+                        let mut round = round.clone();
+                        round.may_stay_pending &= waits;
+                        if round.row == 0 {
+                            round.status = SessionStatus::Created;
+                            store.create(new_session(), round).await.unwrap();
+                        } else {
+                            store.append(Arc::new(round)).await.unwrap();
+                        }
+                    }
+                    let different = difference(seen(&stores[0]).await, seen(&stores[1]).await);
+                    prop_assert!(different.is_none(), "after row {}: {different:?}", round.row);
+                }
+                // A crash loses nothing of it.
+                stores[0].crash_after(0);
+                let [crashed, other] = stores;
+                drop(crashed);
+                stores = [Store::open(folders[0].path()).unwrap(), other];
+                let different = difference(seen(&stores[0]).await, seen(&stores[1]).await);
+                prop_assert!(different.is_none(), "after a crash: {different:?}");
+                for store in &stores {
+                    let mut last = round(deeds.len() as u64, None);
+                    last.status = SessionStatus::Ended;
+                    last.counters.totals = rounds(&deeds).pop().unwrap().counters.totals;
+                    store.append(Arc::new(last)).await.unwrap();
+                }
+                let different = difference(tables(&stores[0]).await, tables(&stores[1]).await);
+                prop_assert!(different.is_none(), "in the end: {different:?}");
+                Ok(())
+            })?;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_round_of_a_session_at_work_is_one_row_and_few_of_them_stay_pending() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let pending = async || {
+            let rows = super::of_session;
+            let rows = store.read(move |connection| rows(connection, id()));
+            rows.await.unwrap().len() as u64
+        };
+        let mut most = 0;
+        for row in 1..100 {
+            let mut round = round(row, None);
+            round.may_stay_pending = true;
+            store.append(Arc::new(round)).await.unwrap();
+            most = pending().await.max(most);
+        }
+        assert_eq!(most, super::MOST - 1);
+        let settling = round(100, None);
+        store.append(Arc::new(settling)).await.unwrap();
+        assert_eq!(pending().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_has_begun_is_known_to_have_begun_after_its_first_round() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut first = round(0, None);
+        (first.may_stay_pending, first.status) = (true, SessionStatus::Created);
+        store.create(new_session(), first).await.unwrap();
+        let status = async || store.find(id(), None).await.unwrap().unwrap().status;
+        assert_eq!(status().await, SessionStatus::Created);
+        let mut begun = round(1, None);
+        begun.may_stay_pending = true;
+        store.append(Arc::new(begun)).await.unwrap();
+        assert_eq!(status().await, SessionStatus::Running);
+    }
+}
