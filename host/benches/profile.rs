@@ -106,29 +106,27 @@ fn main() {
     }
 }
 
-/// Has `perf` look at this build, while sessions are played for ten seconds.
+/// Has `perf` look at this build for ten seconds, while sessions are played: one after the other, or with
+/// `--waits` many at once whose policy waits between rounds.
 fn record(file: &str) {
+    let waits = std::env::args().any(|argument| argument == "--waits");
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let storage = tempfile::tempdir().unwrap();
-    let server = Server::start(storage.path(), &[]);
-    let url = server.socket("alone");
-    runtime.block_on(session(&url, "first"));
+    let delay = if waits { "0.01" } else { "0" };
+    let server = Server::start(storage.path(), &[("MOCK_STEP_DELAY_SECONDS", delay)]);
+    let clients = if waits { CLIENTS } else { 1 };
+    let urls: Vec<String> = (0..clients)
+        .map(|number| server.socket(&format!("user-{number}")))
+        .collect();
+    runtime.block_on(session(&urls[0], "first"));
     let mut perf = Command::new("perf")
-        .args([
-            "record",
-            "--freq=5000",
-            "--call-graph=dwarf,16384",
-            "--output",
-            file,
-        ])
+        .args(["record", "--freq=5000", "--call-graph=dwarf,16384"])
+        .args(["--output", file])
         .args(["--pid", &server.child.id().to_string(), "--", "sleep", "10"])
         .spawn()
         .expect("perf is installed");
-    for number in 0.. {
-        if perf.try_wait().unwrap().is_some() {
-            break;
-        }
-        runtime.block_on(session(&url, &format!("number {number}")));
+    while perf.try_wait().unwrap().is_none() {
+        many(&runtime, &urls, 10);
     }
 }
 

@@ -15,8 +15,9 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use crate::plural;
@@ -52,6 +53,8 @@ struct Inner {
     is_short: AtomicBool,
     /// It can hold few more files, whatever its bytes.
     lacks_files: AtomicBool,
+    /// Until when what was seen last is as good as a look.
+    good_until: Mutex<Option<Instant>>,
 }
 
 impl DiskReserve {
@@ -62,6 +65,7 @@ impl DiskReserve {
             bytes,
             is_short: AtomicBool::new(false),
             lacks_files: AtomicBool::new(false),
+            good_until: Mutex::new(None),
         };
         if bytes == 0 {
             inner.release_all();
@@ -85,6 +89,7 @@ impl DiskReserve {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let few_files = are_few_files(disk.f_favail, disk.f_files);
         inner.lacks_files.store(few_files, Ordering::Relaxed);
+        *inner.good_until.lock() = Some(Instant::now() + self.next_look(free));
         let is_short = free < inner.bytes;
         let was_short = inner.is_short.swap(is_short, Ordering::Relaxed);
         match (was_short, is_short) {
@@ -123,9 +128,12 @@ impl DiskReserve {
         self.shortage()
     }
 
-    /// The same off the async threads.
+    /// The same off the async threads, and without a look where nothing can have gone wrong since the last.
     pub async fn check_in_background(&self) -> Option<String> {
-        self.0.as_ref()?;
+        let good_until = *self.0.as_ref()?.good_until.lock();
+        if good_until.is_some_and(|until| Instant::now() < until) {
+            return self.shortage();
+        }
         let reserve = self.clone();
         let looked = tokio::task::spawn_blocking(move || reserve.shortage_now());
         looked.await.ok()?

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::StoreError;
@@ -45,7 +46,9 @@ pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, Stor
     connection.busy_timeout(TIMEOUT)?;
     // No folder for temporary files is needed, and a full one cannot make a savepoint fail.
     connection.pragma_update(None, "temp_store", "memory")?;
-    connection.set_prepared_statement_cache_capacity(64);
+    connection.set_prepared_statement_cache_capacity(256);
+    // A plan that depends on the values given is made anew for each use of a statement.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if access.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
         // Before anything is written. In a file that has something it would be a write for nothing.
         if path.metadata().is_ok_and(|file| file.len() == 0) {
@@ -110,4 +113,31 @@ pub(super) fn file_size(connection: &Connection) -> Result<u64, StoreError> {
     let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
     let (pages, size) = (number("PRAGMA page_count")?, number("PRAGMA page_size")?);
     Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_statement_is_prepared_once_whatever_values_it_is_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lucid.db");
+        let access = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let connection = connect(&path, access).unwrap();
+        let table = "CREATE TABLE t (a, b, c); CREATE UNIQUE INDEX i ON t (a, b)";
+        connection.execute_batch(table).unwrap();
+        let sql = "SELECT c FROM t WHERE a = ?1 AND b >= ?2 ORDER BY b";
+        for number in 0..4 {
+            let mut select = connection.prepare_cached(sql).unwrap();
+            assert!(!select.exists([number, number]).unwrap());
+            assert_eq!(
+                select.get_status(StatementStatus::RePrepare),
+                0,
+                "use {number}"
+            );
+        }
+    }
 }
