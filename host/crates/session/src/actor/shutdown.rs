@@ -279,6 +279,8 @@ impl Actor {
             builder.add_cost(&effect, cost);
         }
         builder.not_begun = not_begun;
+        // It may be long until the session goes on.
+        builder.is_settling = true;
         let round = builder.close_round(SessionStatus::Running, None);
         // What fails is in the host's log.
         let _ = self.commit(round).await;

@@ -47,21 +47,17 @@ pub(super) struct WriteConnection {
     health: LogHealth,
     /// Until when callers leave their writes to the thread.
     averse_until: Option<Instant>,
-    /// Who else may write at once, and since when.
-    last: LastWrite,
+    last: Option<LastWrite>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) probe: Arc<WriterProbe>,
 }
 
 /// Whose the last transaction was, and when it began.
 #[derive(Debug, Clone, Copy)]
-enum LastWrite {
-    /// One that says nothing about what follows.
-    Any,
-    /// One session's.
-    Session(SessionId, Instant),
-    /// Several writes together.
-    Many(Instant),
+struct LastWrite {
+    /// `None` if it was the host's, or of several sessions.
+    session: Option<SessionId>,
+    begun: Instant,
 }
 
 /// What became of a write that its caller wanted to carry out.
@@ -87,7 +83,7 @@ impl WriteConnection {
             connection,
             health,
             averse_until: None,
-            last: LastWrite::Any,
+            last: None,
             #[cfg(any(test, feature = "testing"))]
             probe: Arc::default(),
         })
@@ -99,12 +95,10 @@ impl WriteConnection {
         F: FnOnce(&Connection) -> Result<T, StoreError>,
     {
         let begun = Instant::now();
-        let is_crowded = match self.last {
-            LastWrite::Any => false,
-            LastWrite::Session(other, at) => other != session && begun < at + QUIET,
-            LastWrite::Many(at) => begun < at + QUIET,
-        };
-        if is_crowded || self.averse_until.is_some_and(|until| begun < until) {
+        let is_another =
+            |last: LastWrite| last.session != Some(session) && begun < last.begun + QUIET;
+        if self.last.is_some_and(is_another) || self.averse_until.is_some_and(|until| begun < until)
+        {
             return AloneOutcome::Left(write);
         }
         // Only the thread waits for another process's lock.
@@ -117,7 +111,7 @@ impl WriteConnection {
             return AloneOutcome::Left(write);
         }
         let done = AloneOutcome::Done(self.carry_out(write));
-        self.last = LastWrite::Session(session, begun);
+        self.note_group(Some(session), begun);
         self.averse_until = (begun.elapsed() > LONG).then(|| Instant::now() + AVERSION);
         done
     }
@@ -187,12 +181,9 @@ impl WriteConnection {
         &self.connection
     }
 
-    /// Records how many writes the thread carried out together, in a transaction that began at that time.
-    pub(super) fn note_group(&mut self, writes: usize, begun: Instant) {
-        self.last = match writes {
-            0 | 1 => LastWrite::Any,
-            _ => LastWrite::Many(begun),
-        };
+    /// Records whose the writes were of a transaction that began at that time, if they were one session's.
+    pub(super) fn note_group(&mut self, session: Option<SessionId>, begun: Instant) {
+        self.last = Some(LastWrite { session, begun });
     }
 
     /// Records that the log can be written.
@@ -431,24 +422,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut connection = alone(folder.path());
         let later = Instant::now() + Duration::from_secs(3600);
-        let mut is_left = |last| {
-            (connection.last, connection.averse_until) = (last, None);
-            let outcome = connection.alone(session(), |_| Ok(()));
-            let is_left = matches!(outcome, AloneOutcome::Left(_));
-            (is_left, connection.last)
+        let mut is_left = |session: Option<SessionId>, begun| {
+            connection.averse_until = None;
+            connection.note_group(session, begun);
+            let outcome = connection.alone(self::session(), |_| Ok(()));
+            matches!(outcome, AloneOutcome::Left(_))
         };
-        let other = SessionId::new();
-        assert!(is_left(LastWrite::Session(other, later)).0, "another's");
-        assert!(is_left(LastWrite::Many(later)).0, "many");
-        let (left, last) = is_left(LastWrite::Session(session(), later));
-        assert!(!left && matches!(last, LastWrite::Session(one, _) if one == session()));
+        let other = Some(SessionId::new());
+        assert!(is_left(other, later), "another wrote just now");
+        assert!(is_left(None, later), "many wrote just now");
+        assert!(!is_left(Some(session()), later), "it wrote just now itself");
         let before = Instant::now();
         thread::sleep(2 * QUIET);
-        assert!(!is_left(LastWrite::Session(other, before)).0, "long ago");
-        assert!(!is_left(LastWrite::Many(before)).0, "long ago");
-        connection.note_group(1, later);
-        assert!(matches!(connection.last, LastWrite::Any));
-        connection.note_group(2, later);
-        assert!(matches!(connection.last, LastWrite::Many(_)));
+        assert!(!is_left(other, before) && !is_left(None, before));
     }
 }

@@ -50,6 +50,8 @@ pub(super) trait Write: Send {
     fn refuse(self: Box<Self>, cause: Cause);
     /// Returns whether the caller still waits for another process's lock.
     fn is_patient(&self, now: Instant) -> bool;
+    /// The session that could have carried it out.
+    fn session(&self) -> Option<SessionId>;
 }
 
 /// A write that was carried out and is not yet committed.
@@ -67,6 +69,7 @@ struct WriteJob<T, F, N> {
     then: N,
     done: oneshot::Sender<Result<T, StoreError>>,
     patient_until: Instant,
+    session: Option<SessionId>,
 }
 
 impl<T, F, N> Write for WriteJob<T, F, N>
@@ -108,6 +111,10 @@ where
 
     fn is_patient(&self, now: Instant) -> bool {
         self.patient_until > now
+    }
+
+    fn session(&self) -> Option<SessionId> {
+        self.session
     }
 }
 
@@ -177,7 +184,10 @@ impl Writer {
     {
         match self.shared.write_alone(session, write) {
             AloneOutcome::Done(outcome) => outcome.inspect(|_| then()),
-            AloneOutcome::Left(write) => self.write(key, patience, write, then).await,
+            AloneOutcome::Left(write) => {
+                self.queue((key, Some(session)), patience, write, then)
+                    .await
+            }
         }
     }
 
@@ -195,12 +205,28 @@ impl Writer {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
         N: FnOnce() + Send + 'static,
     {
+        self.queue((key, None), patience, write, then).await
+    }
+
+    async fn queue<T, F, N>(
+        &self,
+        (key, session): (QueueKey, Option<SessionId>),
+        patience: Duration,
+        write: F,
+        then: N,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce() + Send + 'static,
+    {
         let (done, outcome) = oneshot::channel();
         let job = Box::new(WriteJob {
             work: write,
             then,
             done,
             patient_until: Instant::now() + patience,
+            session,
         });
         self.shared.queue.push(key, job).await?;
         outcome.await.map_err(|_| StoreError::Closed)?
@@ -357,10 +383,14 @@ impl Work {
         #[cfg(any(test, feature = "testing"))]
         connection.probe.begin_group();
         let mut writes = 0;
+        let mut writer = None;
         while writes < GROUP
             && let Some(write) = self.next_of_group(begun, failed.is_none())
         {
             writes += 1;
+            writer = write
+                .session()
+                .filter(|_| writes == 1 || writer == write.session());
             #[cfg(any(test, feature = "testing"))]
             if connection.probe.is_crashed() {
                 continue;
@@ -382,7 +412,7 @@ impl Work {
                 return done.into_iter().for_each(|acknowledge| acknowledge(None));
             }
         }
-        connection.note_group(writes, begun);
+        connection.note_group(writer, begun);
         if failed.is_none() {
             failed = connection.commit().err().map(Arc::new);
         }
