@@ -106,15 +106,16 @@ fn main() {
     }
 }
 
-/// Has `perf` look at this build for ten seconds, while sessions are played: one after the other, or with
-/// `--waits` many at once whose policy waits between rounds.
+/// Has `perf` look at this build for ten seconds, while sessions are played: one after the other, with
+/// `--many` many at once, and with `--waits` many whose policy waits between rounds.
 fn record(file: &str) {
-    let waits = std::env::args().any(|argument| argument == "--waits");
+    let asked = |what| std::env::args().any(|argument| argument == what);
+    let waits = asked("--waits");
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let storage = tempfile::tempdir().unwrap();
     let delay = if waits { "0.01" } else { "0" };
     let server = Server::start(storage.path(), &[("MOCK_STEP_DELAY_SECONDS", delay)]);
-    let clients = if waits { CLIENTS } else { 1 };
+    let clients = if waits || asked("--many") { CLIENTS } else { 1 };
     let urls: Vec<String> = (0..clients)
         .map(|number| server.socket(&format!("user-{number}")))
         .collect();

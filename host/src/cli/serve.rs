@@ -114,7 +114,8 @@ async fn run(
     };
     let limits = ConnectionLimits::for_descriptors(descriptors::limit());
     let connections = (ConnectionBudget::new(limits), ConnectionTimeouts::default());
-    let serving = listener::serve(listener, router, connections, goodbye);
+    // In a task, since each connection that this thread accepts would be handed to another.
+    let mut serving = tokio::spawn(listener::serve(listener, router, connections, goodbye));
     let overdue = async {
         // An error means that there was no signal, and then the server ended by itself.
         match stopping.await {
@@ -123,8 +124,12 @@ async fn run(
         }
     };
     tokio::select! {
-        () = serving => {}
-        () = overdue => {}
+        served = &mut serving => {
+            if let Err(cause) = served {
+                tracing::error!(%cause, "the listener ended by itself");
+            }
+        }
+        () = overdue => serving.abort(),
     }
 }
 

@@ -17,6 +17,7 @@ use super::actor;
 use super::actor::resume::ResumeState;
 use super::actor::task_clock;
 use super::budget::{Budget, lower};
+use super::detached::to_completion;
 use super::error::CreateError;
 use super::handle::{ActorLauncher, SessionHandle, SessionInfo, SessionPlugins};
 use super::ports::{
@@ -218,7 +219,7 @@ impl Sessions {
         };
         let shared = self.shared.clone();
         // Runs to completion even if the caller goes away: a session that is written must exist.
-        let made = tokio::spawn(async move {
+        let made = to_completion(async move {
             let _claim = claim;
             let (user, size) = (fixed.user.clone(), first.size() + fixed.task.len() as u64);
             shared.deps.log.create(fixed, first).await?;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::detached::to_completion;
 use super::message::{ActorMessage, Mailbox};
 use super::ports::PolicyInfo;
 use super::stream::feed::Feed;
@@ -216,7 +217,7 @@ impl SessionHandle {
         let queued = self.log.keep_message(self.info.id, &self.info.user, text);
         // Runs to completion even if the client goes away: a message that is written is also
         // delivered.
-        let queued = tokio::spawn(async move {
+        let queued = to_completion(async move {
             let queued = queued.await?;
             Ok::<_, LogError>(queued.map(|message| {
                 let actor_message = ActorMessage::Message(message.number, message.text);

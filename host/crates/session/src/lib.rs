@@ -29,6 +29,7 @@
 mod actor;
 mod budget;
 mod create;
+mod detached;
 mod details;
 mod effects;
 mod error;

@@ -33,7 +33,7 @@ const LONG: Duration = Duration::from_millis(20);
 /// For how long they do.
 const AVERSION: Duration = Duration::from_secs(1);
 /// How long after another session's write a session's own is carried out by its caller.
-const QUIET: Duration = Duration::from_millis(1);
+const QUIET: Duration = Duration::from_micros(250);
 /// Free pages that the file keeps for what is written next: 4 MiB.
 const SPARE_PAGES: i64 = 1024;
 /// Pages that are given back at once, while no write waits: a few milliseconds.
