@@ -23,6 +23,10 @@ use std::process::Command;
 /// The target that every guest is built for.
 pub const WASM: &str = "wasm32-unknown-unknown";
 
+/// The stack of the plugins that come with Lucid, in bytes. It is the beginning of a guest's memory, which the
+/// host cleans after each call, and the rest of which it gives back: what such a plugin uses is in that beginning.
+const STACK: usize = 128 << 10;
+
 /// The variable from which cargo takes flags for guests.
 const FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
 
@@ -60,7 +64,8 @@ impl Builder {
         })?;
         let mut cargo = self.cargo(package, WASM);
         cargo.arg("--lib");
-        cargo.env(FLAGS, flags(std.as_deref(), &self.workspace, &self.target));
+        let flags = flags(std.as_deref(), &self.workspace, &self.target);
+        cargo.env(FLAGS, format!("{flags} -Clink-arg=-zstack-size={STACK}"));
         run(&mut cargo, package)?;
         let file = format!("{}.wasm", package.replace('-', "_"));
         encode(&std::fs::read(

@@ -269,9 +269,10 @@ fn config(options: &EngineOptions) -> Config {
         .max_memories_per_component(MOST_MEMORIES)
         .max_tables_per_component(MOST_TABLES)
         .max_memory_size(options.largest_memory)
-        // Few slots stay warm, and little memory stays in each, so that an idle host stays small.
+        // Few slots stay warm, and little memory stays in each, so that an idle host stays small. It is what a
+        // step of our own plugins uses: more is given back to the system after each call, and faulted in again.
         .max_unused_warm_slots(8)
-        .linear_memory_keep_resident(128 << 10)
+        .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(4 << 10);
     let mut config = lucid_precompiled::settings();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
