@@ -23,6 +23,8 @@ use lucid::config::Config;
 use lucid::server::App;
 use lucid_session::{NewSession, SessionHandle, Sessions, Subscription, SubscriptionItem};
 use lucid_store::Store;
+use lucid_types::ids::SessionId;
+use lucid_types::log::SessionLog;
 
 use writer::Writer;
 
@@ -83,10 +85,10 @@ fn read_again(c: &mut Criterion) {
     let store = Store::open(folder.path()).unwrap();
     let (session, last) = runtime.block_on(async {
         let mut writer = Writer::new(&store, 0).await;
-        while writer.next < ROUNDS {
+        while writer.rounds() < ROUNDS {
             writer.append().await;
         }
-        (writer.session, 2 * writer.next)
+        (writer.session(), 2 * writer.rounds())
     });
     let user = "bench".into();
     let mut group = c.benchmark_group("replay");

@@ -186,7 +186,7 @@ fn round(runtime: &Runtime, binary: &Path, plan: &Plan, figures: &mut Figures) {
     let used = Used::of(&server);
     let clients = (0..CLIENTS).map(|number| {
         let token = Server::token(&format!("maker-{number}"));
-        runtime.spawn(create(server.address().to_owned(), token, plan.created))
+        runtime.spawn(create(server.health(), token, plan.created))
     });
     for done in runtime.block_on(join_all(clients.collect::<Vec<_>>())) {
         done.unwrap();
@@ -253,8 +253,10 @@ async fn session(url: &str, task: &str) {
 }
 
 /// Creates sessions over one connection.
-async fn create(address: String, token: String, count: usize) {
-    let mut stream = TcpStream::connect(&address).await.unwrap();
+async fn create(health: String, token: String, count: usize) {
+    let address = health.trim_start_matches("http://");
+    let address = address.trim_end_matches("/health");
+    let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let mut answer = vec![0; 4096];
     for number in 0..count {

@@ -64,11 +64,6 @@ impl Server {
         format!("http://{}/health", self.address)
     }
 
-    /// The host and port that it listens on.
-    pub(crate) fn address(&self) -> &str {
-        &self.address
-    }
-
     /// What a user presents.
     pub(crate) fn token(user: &str) -> String {
         let day = Duration::from_secs(86_400);

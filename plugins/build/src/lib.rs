@@ -101,10 +101,13 @@ impl Builder {
                 self.workspace.join(folder).display()
             );
         }
-        println!(
-            "cargo::rerun-if-changed={}",
-            self.workspace.join("Cargo.lock").display()
-        );
+        // The guests' profile is in the one, and what they are made of in the other.
+        for file in ["Cargo.toml", "Cargo.lock"] {
+            println!(
+                "cargo::rerun-if-changed={}",
+                self.workspace.join(file).display()
+            );
+        }
         println!("cargo::rerun-if-env-changed={}", sysroot::CHOICE);
     }
 

@@ -589,7 +589,7 @@ mod tests {
     }
 
     /// The first lines that differ.
-    fn difference(one: String, other: String) -> Option<String> {
+    fn difference(one: &str, other: &str) -> Option<String> {
         let mut lines = one.lines().zip(other.lines());
         let (one, other) = lines.find(|(one, other)| one != other)?;
         Some(format!("{one}, but without waiting {other}"))
@@ -614,7 +614,7 @@ mod tests {
                             store.append(Arc::new(round)).await.unwrap();
                         }
                     }
-                    let different = difference(seen(&stores[0]).await, seen(&stores[1]).await);
+                    let different = difference(&seen(&stores[0]).await, &seen(&stores[1]).await);
                     prop_assert!(different.is_none(), "after row {}: {different:?}", round.row);
                 }
                 // A crash loses nothing of it.
@@ -622,7 +622,7 @@ mod tests {
                 let [crashed, other] = stores;
                 drop(crashed);
                 stores = [Store::open(folders[0].path()).unwrap(), other];
-                let different = difference(seen(&stores[0]).await, seen(&stores[1]).await);
+                let different = difference(&seen(&stores[0]).await, &seen(&stores[1]).await);
                 prop_assert!(different.is_none(), "after a crash: {different:?}");
                 for store in &stores {
                     let mut last = round(deeds.len() as u64, None);
@@ -630,7 +630,7 @@ mod tests {
                     last.counters.totals = rounds(&deeds).pop().unwrap().counters.totals;
                     store.append(Arc::new(last)).await.unwrap();
                 }
-                let different = difference(tables(&stores[0]).await, tables(&stores[1]).await);
+                let different = difference(&tables(&stores[0]).await, &tables(&stores[1]).await);
                 prop_assert!(different.is_none(), "in the end: {different:?}");
                 Ok(())
             })?;
