@@ -13,7 +13,7 @@ use super::{
 };
 use crate::chat_store::removal::hide_chat;
 use crate::error::StoreError;
-use crate::log::pending::{self, PendingLine};
+use crate::sqlite::pending::{self, PendingLine};
 use crate::sqlite::sql::to_sql;
 use crate::sqlite::texts::{self, PackedValue};
 use crate::sqlite::{QueueKey, Store, totals};

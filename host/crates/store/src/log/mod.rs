@@ -2,11 +2,11 @@
 
 mod discard;
 mod packed_round;
-pub(crate) mod pending;
 mod positions;
 pub(crate) mod read;
 mod retained;
 pub(crate) mod session_log;
+mod settle;
 mod sizes;
 mod usage;
 mod write;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::pending::{MOST, PendingLine, PendingRound};
+use super::settle::{MOST, pending_round};
 use crate::error::StoreError;
+use crate::sqlite::pending::PendingLine;
 use crate::sqlite::texts::{LargeTexts, PackedValue, Parts};
 use lucid_types::log::{RoundRow, SessionStatus};
 
@@ -66,7 +67,7 @@ impl PackedRound {
             round,
         };
         if may_wait && can_wait(&packed.round) {
-            let pending = serde_json::to_string(&PendingRound::of(&packed));
+            let pending = serde_json::to_string(&pending_round(&packed));
             let pending = pending.map_err(|cause| StoreError::Content(cause.to_string()))?;
             packed.pending = Some(pending);
         }

@@ -11,8 +11,9 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::value::RawValue;
 
-use super::pending;
+use super::settle::apply_effects;
 use crate::error::StoreError;
+use crate::sqlite::pending;
 use crate::sqlite::sql::{AsText, to_sql};
 use crate::sqlite::{texts, totals};
 use lucid_types::digest::Digest;
@@ -169,7 +170,7 @@ pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, Stor
         let id = row.fixed.id;
         let mut effects = open_effects(connection, id)?;
         let rounds = pending::read(connection, id, row.counters.next_row)?;
-        pending::apply_effects(&mut effects, &rounds);
+        apply_effects(&mut effects, &rounds);
         with_pending(&mut row, rounds);
         Ok(LivingSession {
             effects,

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use rusqlite::Connection;
 
 use super::packed_round::{PackedMessage, PackedRound};
-use super::{positions, read, retained, sizes, write};
+use super::{positions, read, retained, settle, sizes, write};
 use crate::chat_store::sqlite::last_line;
 use crate::error::StoreError;
 use crate::sqlite::sql::AsText;
@@ -82,6 +82,13 @@ impl Store {
     {
         let (store, key) = (self.clone(), key.into());
         async move { Ok(store.read_for(key, read).await?) }.boxed()
+    }
+}
+
+impl Store {
+    /// Puts in its place what is pending of all sessions.
+    pub(crate) async fn settle_all(&self) -> Result<(), StoreError> {
+        self.write(settle::settle_all).await
     }
 }
 

@@ -7,7 +7,7 @@
 use rusqlite::{Connection, params};
 
 use super::packed_round::{PackedMessage, PackedRound};
-use super::pending::{self, SettledRounds};
+use super::settle::{self, SettledRounds};
 use super::{discard, retained, usage};
 use crate::chat_store::sqlite::insert_chat;
 use crate::chat_store::{Chat, TITLE_LENGTH};
@@ -113,7 +113,7 @@ pub(super) fn mark_started(connection: &Connection, session: SessionId) -> Resul
 
 /// Records that all open effects of a session begin, including those that an older host left.
 pub(super) fn mark_begun(connection: &Connection, session: SessionId) -> Result<(), StoreError> {
-    pending::settle_session(connection, session)?;
+    settle::settle_session(connection, session)?;
     connection
         .prepare_cached("UPDATE effects SET begun = 1 WHERE session_id = ?1")?
         .execute([AsText(session)])?;
@@ -166,7 +166,7 @@ pub(super) fn insert_round(
         }
         return Ok(false);
     }
-    let mut settled = pending::settle(connection, (session, &round.chat))?;
+    let mut settled = settle::settle(connection, (session, &round.chat))?;
     settled.size += insert_row(connection, packed)? as u64;
     if !round.chat_lines.is_empty() {
         settled.said_at = Some(round.at);
@@ -345,7 +345,7 @@ fn insert_changes(connection: &Connection, packed: &PackedRound) -> Result<(), S
     let round = &*packed.round;
     let session = round.session;
     insert_entries(connection, session, packed.entries())?;
-    pending::insert_lines(connection, &round.chat, packed.chat_lines(), round.at)?;
+    settle::insert_lines(connection, &round.chat, packed.chat_lines(), round.at)?;
     usage::insert(connection, session, round.row, &round.calls)?;
     change_effects(connection, session, round)
 }

@@ -68,6 +68,8 @@ impl Outbox {
     /// that were only kept in the local database. Needs a tokio runtime, and ends with the last
     /// clone.
     pub async fn start(store: Store, records: SupabaseChatStore) -> Result<Self, StoreError> {
+        // From here on they are read from their tables alone.
+        store.settle_all().await?;
         store.write(progress::enqueue_all).await?;
         let signal = store.enable_outbox();
         let tokens = Arc::new(UserTokens::default());

@@ -12,7 +12,6 @@ use crate::chat_store::removal::hide_chat;
 use crate::chat_store::sqlite::{find_chat, message, session_of};
 use crate::chat_store::{Chat, ChatMessage};
 use crate::error::StoreError;
-use crate::log::pending;
 use crate::sqlite::outbox_signal::BATCH;
 use lucid_types::user::UserId;
 
@@ -53,7 +52,6 @@ const OVER: &str =
 /// Enters all chats, including those that the store refused in an earlier run, as it may accept
 /// them now. Users of another identity provider, whose ids are not UUIDs, keep their chats here.
 pub(super) fn enqueue_all(connection: &Connection) -> Result<(), StoreError> {
-    pending::settle_all(connection)?;
     connection.execute(
         "INSERT INTO outbox (chat_id, user_id) SELECT id, user_id FROM chat_sessions
          WHERE user_id GLOB '????????-????-????-????-????????????' ON CONFLICT DO NOTHING",

@@ -6,6 +6,7 @@ pub(crate) mod database;
 pub(crate) mod failure;
 pub(crate) mod origin;
 pub(crate) mod outbox_signal;
+pub(crate) mod pending;
 pub(crate) mod pieces;
 mod queue_key;
 mod readers;

@@ -1,0 +1,258 @@
+//! What rounds changed beside their own rows, and that is not in its place yet: its form, and how it is read.
+//! The log's `settle` puts it there.
+//!
+//! # Invariants
+//! - The pending rows of a session are those from its `next_row` on.
+
+use std::borrow::Cow;
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::sql::{AsText, to_sql};
+use super::texts::{self, PackedValue};
+use crate::error::StoreError;
+use lucid_types::ids::{EffectId, SessionId};
+use lucid_types::log::{EffectRow, ModelCallRow, SessionCounters, UsageTotals};
+
+/// What a round changes beside its own row.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PendingRound<'a> {
+    pub(crate) counters: CountersJson,
+    /// The schema of the state, if the round has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) schema: Option<u32>,
+    /// The bytes that the round takes in the log.
+    pub(crate) size: u64,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    pub(crate) opened: Cow<'a, [EffectRow]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    pub(crate) closed: Cow<'a, [EffectId]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    pub(crate) not_begun: Cow<'a, [EffectId]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    pub(crate) calls: Cow<'a, [ModelCallRow]>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) entries: Vec<(u64, PendingValue<'a>)>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) lines: Vec<PendingLine<'a>>,
+}
+
+/// A value with or without large texts. Its parts are JSON, so both are texts.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum PendingValue<'a> {
+    /// The value itself.
+    #[serde(rename = "w")]
+    Whole(Cow<'a, str>),
+    /// Its parts.
+    #[serde(rename = "p")]
+    Parts(Cow<'a, str>),
+}
+
+/// A line of the chat.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PendingLine<'a> {
+    pub(crate) id: Uuid,
+    pub(crate) role: Cow<'a, str>,
+    pub(crate) event_type: Cow<'a, str>,
+    pub(crate) content: PendingValue<'a>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) metadata: Option<PendingValue<'a>>,
+}
+
+/// The counters as a list, since each row has them.
+pub(crate) type CountersJson = [u64; 17];
+
+pub(crate) fn to_json(counters: &SessionCounters) -> CountersJson {
+    let totals = &counters.totals;
+    [
+        counters.step,
+        counters.next_row,
+        counters.next_seq,
+        counters.next_entry,
+        u64::from(counters.task_open),
+        counters.task_started_at,
+        counters.task_used_ms,
+        counters.uptime_ms,
+        u64::from(counters.iterations),
+        counters.tokens,
+        u64::from(counters.steps_alone),
+        totals.calls,
+        totals.input_tokens,
+        totals.output_tokens,
+        totals.cache_read_tokens,
+        totals.cache_write_tokens,
+        totals.cost,
+    ]
+}
+
+fn from_json(json: CountersJson) -> SessionCounters {
+    let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    let [
+        step,
+        next_row,
+        next_seq,
+        next_entry,
+        task_open,
+        task_started_at,
+        task_used_ms,
+        uptime_ms,
+        iterations,
+        tokens,
+        steps_alone,
+        calls,
+        input_tokens,
+        output_tokens,
+        cache_read_tokens,
+        cache_write_tokens,
+        cost,
+    ] = json;
+    SessionCounters {
+        step,
+        next_row,
+        next_seq,
+        next_entry,
+        task_open: task_open > 0,
+        task_started_at,
+        task_used_ms,
+        uptime_ms,
+        iterations: small(iterations),
+        tokens,
+        steps_alone: small(steps_alone),
+        totals: UsageTotals {
+            calls,
+            input_tokens,
+            output_tokens,
+            cache_read_tokens,
+            cache_write_tokens,
+            cost,
+        },
+    }
+}
+
+impl<'a> From<PackedValue<'a>> for PendingValue<'a> {
+    fn from(value: PackedValue<'a>) -> Self {
+        match value {
+            PackedValue::Whole(text) => Self::Whole(text.into()),
+            PackedValue::Parts(parts) => Self::Parts(String::from_utf8_lossy(parts)),
+        }
+    }
+}
+
+impl PendingValue<'_> {
+    /// The value as a column has it.
+    pub(crate) fn packed(&self) -> PackedValue<'_> {
+        match self {
+            Self::Whole(text) => PackedValue::Whole(text),
+            Self::Parts(parts) => PackedValue::Parts(parts.as_bytes()),
+        }
+    }
+
+    /// The value itself.
+    pub(crate) fn read(
+        self,
+        connection: &Connection,
+        session: SessionId,
+    ) -> Result<String, StoreError> {
+        match self {
+            Self::Whole(text) => Ok(text.into_owned()),
+            Self::Parts(parts) => texts::unpack(connection, Some(session), parts.as_bytes()),
+        }
+    }
+}
+
+/// A round that is pending.
+pub(crate) struct PendingRow {
+    pub(crate) row: u64,
+    /// Milliseconds since 1970.
+    pub(crate) at: u64,
+    pub(crate) round: PendingRound<'static>,
+    state: Option<Vec<u8>>,
+}
+
+impl PendingRow {
+    /// The session's counters after the round.
+    pub(crate) fn counters(&self) -> SessionCounters {
+        from_json(self.round.counters)
+    }
+
+    /// The transcript's entries, with their numbers.
+    pub(crate) fn into_entries(self) -> Vec<(u64, PendingValue<'static>)> {
+        self.round.entries
+    }
+
+    /// The chat's lines.
+    pub(crate) fn into_lines(self) -> Vec<PendingLine<'static>> {
+        self.round.lines
+    }
+
+    /// Whether the chat has lines of it.
+    pub(crate) fn has_lines(&self) -> bool {
+        !self.round.lines.is_empty()
+    }
+
+    /// Schema and bytes of the policy's state after it, if it has one.
+    pub(crate) fn take_state(&mut self) -> Option<(u32, Vec<u8>)> {
+        self.round.schema.zip(self.state.take())
+    }
+}
+
+/// Reads the pending rounds of a session from a row on, oldest first.
+pub(crate) fn read(
+    connection: &Connection,
+    session: SessionId,
+    next_row: u64,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT row, at, pending, state FROM steps
+         WHERE session_id = ?1 AND row >= ?2 AND pending IS NOT NULL ORDER BY row",
+    )?;
+    let mut rows = select.query(params![AsText(session), to_sql(next_row)])?;
+    let mut pending = Vec::new();
+    let number = |number: i64| u64::try_from(number).unwrap_or(0);
+    while let Some(row) = rows.next()? {
+        let json: String = row.get(2)?;
+        let round =
+            serde_json::from_str(&json).map_err(|cause| StoreError::Content(cause.to_string()))?;
+        pending.push(PendingRow {
+            row: number(row.get(0)?),
+            at: number(row.get(1)?),
+            round,
+            state: row.get(3)?,
+        });
+    }
+    Ok(pending)
+}
+
+/// Reads the pending rounds of a session, oldest first.
+pub(crate) fn of_session(
+    connection: &Connection,
+    session: SessionId,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let next_row = connection
+        .prepare_cached("SELECT next_row FROM sessions WHERE id = ?1")?
+        .query_row([AsText(session)], |row| row.get::<_, i64>(0))
+        .optional()?;
+    match next_row {
+        Some(next_row) => read(connection, session, u64::try_from(next_row).unwrap_or(0)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Reads the pending rounds of the session that has a chat, oldest first; none if the chat says that it is
+/// of a session, and that one has another chat.
+pub(crate) fn of_chat(
+    connection: &Connection,
+    session: SessionId,
+    chat: &str,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let next_row = connection
+        .prepare_cached("SELECT next_row FROM sessions WHERE id = ?1 AND chat_id = ?2")?
+        .query_row(params![AsText(session), chat], |row| row.get::<_, i64>(0))
+        .optional()?;
+    match next_row {
+        Some(next_row) => read(connection, session, u64::try_from(next_row).unwrap_or(0)),
+        None => Ok(Vec::new()),
+    }
+}
