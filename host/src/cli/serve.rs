@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
 
 use super::descriptors;
@@ -83,20 +84,26 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     );
     print_banner(&app, address);
     let end = Arc::<OnceLock<Instant>>::default();
-    run(&app, listener, stop, (patience, end.clone())).await;
+    let served = run(&app, listener, stop, (patience, end.clone())).await;
     drop((following, keys));
     let end = *end.get_or_init(|| Instant::now() + patience);
     app.shutdown(end).await;
-    ExitCode::SUCCESS
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => failed(&format!("The listener broke down: {cause}.")),
+    }
 }
 
 /// Serves until `stop`; sets when the shutdown must be over, `patience` from then.
+///
+/// # Errors
+/// Fails if the listener panicked.
 async fn run(
     app: &App,
     listener: TcpListener,
     stop: impl Future<Output = &'static str> + Send + 'static,
     (patience, end): (Duration, Arc<OnceLock<Instant>>),
-) {
+) -> Result<(), JoinError> {
     let api = app.api();
     let router = app.router(api.clone());
     let (stop_sender, stopping) = tokio::sync::oneshot::channel::<Instant>();
@@ -124,12 +131,13 @@ async fn run(
         }
     };
     tokio::select! {
-        served = &mut serving => {
-            if let Err(cause) = served {
-                tracing::error!(%cause, "the listener ended by itself");
-            }
+        served = &mut serving => served,
+        () = overdue => {
+            serving.abort();
+            // Cancelled, or over just now.
+            let _ = serving.await;
+            Ok(())
         }
-        () = overdue => serving.abort(),
     }
 }
 

@@ -9,7 +9,8 @@ use tokio::task::JoinError;
 /// to wait gets a task of its own.
 ///
 /// # Errors
-/// Fails if the future panicked in its own task, or the runtime is being shut down.
+/// Fails if the future panicked in a task of its own, or the runtime is being shut down. A panic before that is the
+/// caller's.
 pub(crate) async fn to_completion<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, JoinError> {

@@ -34,6 +34,16 @@ pub enum StoreError {
         /// The version that this build knows.
         known: i64,
     },
+    /// The file was written by an older build, and is only to be read.
+    #[error(
+        "the database has version {found}, and this build reads {known}; start this lucid on it once, which brings it to that"
+    )]
+    TooOld {
+        /// The version in the file.
+        found: i64,
+        /// The version that this build reads.
+        known: i64,
+    },
     /// The stored content is not what this build writes.
     #[error("the log holds something that this build does not understand: {0}")]
     Content(String),

@@ -89,7 +89,6 @@ impl DiskReserve {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let few_files = are_few_files(disk.f_favail, disk.f_files);
         inner.lacks_files.store(few_files, Ordering::Relaxed);
-        *inner.good_until.lock() = Some(Instant::now() + self.next_look(free));
         let is_short = free < inner.bytes;
         let was_short = inner.is_short.swap(is_short, Ordering::Relaxed);
         match (was_short, is_short) {
@@ -101,6 +100,8 @@ impl DiskReserve {
             (true, false) => tracing::info!(free, "the disk has room again"),
             _ => {}
         }
+        // Last, so that whoever trusts it finds what was seen.
+        *inner.good_until.lock() = Some(Instant::now() + self.next_look(free));
         Some(free)
     }
 

@@ -17,7 +17,7 @@ mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
@@ -51,9 +51,8 @@ use lucid_types::wit::policy::{Context, Input, Snapshot};
 /// The maximum number of messages taken into one round.
 const ROUND: usize = 64;
 
-/// How long the log may leave pending what rounds change beside their own rows, in milliseconds of the host's
-/// uptime.
-const SETTLING_MS: u64 = 5_000;
+/// How long the log may leave pending what rounds change beside their own rows.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// Why the loop of rounds ended.
 #[derive(Debug)]
@@ -109,6 +108,8 @@ pub(super) struct Actor {
     paused: Vec<EffectId>,
     /// The session was held until its user came back.
     was_held: bool,
+    /// Since when rounds have left something pending in the log.
+    pending_since: Option<Instant>,
     messages: mpsc::Receiver<Box<ActorMessage>>,
     effects: Effects,
     clock: TaskClock,
@@ -177,6 +178,7 @@ pub(super) async fn live(
         queue: VecDeque::new(),
         paused: Vec::new(),
         was_held: found.waits_for_user,
+        pending_since: None,
         messages,
         clock: TaskClock::start(),
         shared,
@@ -333,6 +335,7 @@ impl Actor {
         self.count_time();
         let limit = self.shared.deps.limits.task_time;
         let deadline = self.clock.deadline(&self.counters, limit).into();
+        let settle_at = self.settle_at();
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => return Some(ActorEnd::Stopped),
@@ -348,6 +351,9 @@ impl Actor {
             message = self.messages.recv() => self.queue.extend(message.map(|message| *message)),
             turn = upgrade::next_generation(&mut self.deployment, self.examined_generation, &self.shared.move_permits) => {
                 self.move_permit = turn;
+            }
+            () = sleep_until(settle_at.unwrap_or_else(Instant::now).into()), if settle_at.is_some() => {
+                self.settle().await;
             }
             () = self.session.unattended.notified(), if waits => {
                 self.release_sandbox().await;
@@ -378,7 +384,7 @@ impl Actor {
         } else if self.counters.task_open {
             IdleState::Working
         } else {
-            IdleState::Idle(std::time::Instant::now())
+            IdleState::Idle(Instant::now())
         });
         let waits = self.waits_for_user();
         let last_seq = self.counters.next_seq.saturating_sub(1);
@@ -439,7 +445,7 @@ impl Actor {
             .with_available_models(&available_models)
             .with_pushed(pushed.as_deref());
         let mut builder = RoundBuilder::new(&round_context, counters, self.open.clone(), at);
-        builder.is_settling = self.is_settling(counters.uptime_ms);
+        builder.is_settling = self.settle_at().is_some_and(|at| at <= Instant::now());
         builder.shown_tree = self.shown_tree;
         builder.last_message = self.last_message.clone();
         if let Some(start) = self.restart_effects().await {
@@ -492,14 +498,19 @@ impl Actor {
         self.commit(round).await
     }
 
-    /// Whether this round is the first in a while, so that the log is to leave nothing of it and of those
-    /// before pending. Sessions differ, so that they do not all do so at once.
-    fn is_settling(&self, uptime_ms: u64) -> bool {
-        let turn = |uptime_ms: u64| {
-            let offset = self.fixed.created_at % SETTLING_MS;
-            uptime_ms.saturating_add(offset) / SETTLING_MS
-        };
-        turn(uptime_ms) != turn(self.counters.uptime_ms)
+    /// When what rounds left pending in the log is to be put in its place, if there is any.
+    fn settle_at(&self) -> Option<Instant> {
+        self.pending_since.map(|since| since + SETTLING)
+    }
+
+    /// Has the log put in its place what rounds left pending. What fails is done by a later round.
+    async fn settle(&mut self) {
+        if self.pending_since.take().is_some() {
+            let settled = self.shared.deps.log.settle(self.id, &self.fixed.user).await;
+            if let Err(cause) = settled {
+                tracing::debug!(session = %self.id, %cause, "what is pending in the log stays so for now");
+            }
+        }
     }
 
     /// Returns the first input again if the step that took it failed and the user now sends a
@@ -536,10 +547,14 @@ impl Actor {
             pushed,
         } = round;
         let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
-        let size = row.size();
+        let (size, stays_pending) = (row.size(), row.may_stay_pending);
         let row = Arc::new(row);
         let waited = self.persist(move |log| log.append(row.clone())).await?;
         self.shared.user_logs.wrote(&self.fixed.user, size);
+        self.pending_since = match stays_pending {
+            true => self.pending_since.or_else(|| Some(Instant::now())),
+            false => None,
+        };
         self.counters = counters;
         if waited {
             // Time during which the log could not be written is not charged to the task.

@@ -90,6 +90,8 @@ impl Actor {
                 if !cost.is_empty() || !not_begun.is_empty() || used {
                     self.record_costs(cost, not_begun).await;
                 }
+                // It may be long until the session goes on.
+                self.settle().await;
                 self.shared.paused(&self.session, running);
                 self.effects.close_environment().await;
                 return self.pause(CloseReason::restarting());
@@ -279,8 +281,6 @@ impl Actor {
             builder.add_cost(&effect, cost);
         }
         builder.not_begun = not_begun;
-        // It may be long until the session goes on.
-        builder.is_settling = true;
         let round = builder.close_round(SessionStatus::Running, None);
         // What fails is in the host's log.
         let _ = self.commit(round).await;

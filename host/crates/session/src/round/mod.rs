@@ -575,14 +575,10 @@ impl<'a> RoundBuilder<'a> {
         // store.
         self.opened
             .retain(|effect| self.open.contains_key(&effect.id));
-        // A session that waits for its user leaves nothing pending, since it may do so for long.
+        // A session that waits for its user and for nothing else leaves nothing pending, since it does so for long.
         let mut open = self.open.values();
         let goes_on = status == SessionStatus::Created
-            || open.any(|kind| match kind {
-                EffectKind::Model | EffectKind::Tool => true,
-                EffectKind::Timer | EffectKind::Change => true,
-                EffectKind::Ask | EffectKind::Orphan => false,
-            });
+            || open.any(|kind| !matches!(kind, EffectKind::Ask | EffectKind::Orphan));
         let row = RoundRow {
             may_stay_pending: goes_on && !self.is_settling,
             session: self.context.session,

@@ -325,3 +325,32 @@ async fn what_the_agent_said_before_a_restart_is_not_told_again_at_its_tasks_end
     assert_eq!(shown("hello"), 1, "{seen:#?}");
     assert_eq!(shown("Not pushed: 1 commit."), 1, "{seen:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_round_leaves_pending_is_put_in_its_place_soon_though_no_round_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(worker);
+    let host = sessions(folder.path(), &world);
+    let session = host.create(new("u")).await.unwrap();
+    world.hold.store(true, Ordering::SeqCst);
+    host.start(&session);
+    eventually("the model is asked", || world.done("model m m") == 1).await;
+    // A second round of the session at work, whose model does not answer.
+    session.message("and this").await.unwrap();
+    let pending = async || {
+        let count = "SELECT count(*) FROM steps JOIN sessions ON sessions.id = session_id
+            WHERE pending IS NOT NULL AND row >= sessions.next_row";
+        let read = |connection: &rusqlite::Connection| {
+            Ok(connection.query_row(count, [], |row| row.get::<_, i64>(0))?)
+        };
+        host.store.read(read).await.unwrap()
+    };
+    let settled = async {
+        while pending().await > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let settled = tokio::time::timeout(Duration::from_secs(60), settled).await;
+    assert!(settled.is_ok(), "{} rounds are pending", pending().await);
+    host.shutdown().await;
+}

@@ -73,7 +73,14 @@ impl ChatStore for SqliteChatStore {
                  LIMIT ?2 OFFSET ?3"
             ))?;
             let rows = select.query_map(params![user.as_str(), limit, offset], chat)?;
-            rows.map(|row| with_pending(connection, row?)).collect()
+            let chats = rows.map(|row| with_pending(connection, row?));
+            let mut chats = chats.collect::<Result<Vec<_>, StoreError>>()?;
+            // They are counted off in the order of what was settled, seconds ago at most.
+            chats.sort_by(|one, other| {
+                let by_time = other.updated_at.cmp(&one.updated_at);
+                by_time.then_with(|| other.id.cmp(&one.id))
+            });
+            Ok(chats)
         })
     }
 
@@ -201,7 +208,7 @@ impl ChatStore for SqliteChatStore {
                 return Ok(messages);
             };
             for round in pending::of_chat(connection, session, &id)? {
-                let at = DateTime::from_timestamp_millis(to_sql(round.at)).unwrap_or_default();
+                let at = crate::sqlite::sql::time(round.at);
                 for line in round.into_lines() {
                     messages.push(pending_message(connection, session, line, at)?);
                 }
@@ -211,20 +218,18 @@ impl ChatStore for SqliteChatStore {
     }
 }
 
-/// Makes a chat what it is after the pending rounds of its session. Chats are listed in the order of what was
-/// settled last.
+/// Makes a chat what it is after the pending rounds of its session.
 fn with_pending(connection: &Connection, mut chat: Chat) -> Result<Chat, StoreError> {
     let session = session_of(&chat).filter(|_| chat.is_active);
-    let rounds = match session {
-        Some(session) => pending::of_chat(connection, session, &chat.id)?,
-        None => Vec::new(),
+    let pending = match session {
+        Some(session) => pending::chat_row(connection, session, &chat.id)?,
+        None => None,
     };
-    if let Some(last) = rounds.last() {
-        chat.totals = last.counters().totals;
-    }
-    if let Some(said) = rounds.iter().rfind(|round| round.has_lines()) {
-        let at = DateTime::from_timestamp_millis(to_sql(said.at)).unwrap_or_default();
-        chat.updated_at = chat.updated_at.max(at);
+    if let Some(pending) = pending {
+        chat.totals = pending.totals;
+        if let Some(at) = pending.said_at {
+            chat.updated_at = chat.updated_at.max(crate::sqlite::sql::time(at));
+        }
     }
     Ok(chat)
 }

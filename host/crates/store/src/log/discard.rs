@@ -38,7 +38,8 @@ const OF_SESSION: &[&str] = &[
 const LARGE: [(&str, &str); 3] = [
     (
         "steps",
-        "coalesce(octet_length(inputs), 0) + coalesce(octet_length(commands), 0) + octet_length(frames)",
+        "coalesce(octet_length(inputs), 0) + coalesce(octet_length(commands), 0) + octet_length(frames)
+            + coalesce(octet_length(pending), 0) + coalesce(octet_length(state), 0)",
     ),
     ("transcript", "octet_length(message)"),
     // After the rows that refer to them.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::settle::{MOST, pending_round};
+use super::settle::{SETTLE_EVERY, pending_round};
 use crate::error::StoreError;
 use crate::sqlite::pending::PendingLine;
 use crate::sqlite::texts::{LargeTexts, PackedValue, Parts};
 use lucid_types::log::{RoundRow, SessionStatus};
 
+/// The most bytes of a round that its session writes itself, see [`Store::write_at_once`](crate::sqlite::Store).
+const SHORT: usize = 64 << 10;
 /// The largest state of a policy that is written with each round, in bytes. A larger one only replaces the one
 /// before.
 const LARGEST_STATE: usize = 4096;
@@ -32,8 +34,8 @@ pub(super) struct PackedRound {
 }
 
 impl PackedRound {
-    /// Prepares a round. Without `may_wait` nothing of it stays pending, whatever the round itself says.
-    pub(super) fn new(round: Arc<RoundRow>, may_wait: bool) -> Result<Self, StoreError> {
+    /// Prepares a round. Without `may_stay_pending` nothing of it does, whatever the round itself says.
+    pub(super) fn new(round: Arc<RoundRow>, may_stay_pending: bool) -> Result<Self, StoreError> {
         let mut texts = LargeTexts::default();
         let decision = round.decision.as_ref();
         let mut pack = |json: Option<&str>| match json {
@@ -66,7 +68,7 @@ impl PackedRound {
             pending: None,
             round,
         };
-        if may_wait && can_wait(&packed.round) {
+        if may_stay_pending && can_stay_pending(&packed.round) {
             let pending = serde_json::to_string(&pending_round(&packed));
             let pending = pending.map_err(|cause| StoreError::Content(cause.to_string()))?;
             packed.pending = Some(pending);
@@ -121,21 +123,31 @@ impl PackedRound {
     pub(super) fn len(&self) -> usize {
         let values = [Some(self.frames()), self.inputs(), self.commands()];
         let values = values.into_iter().flatten();
-        let values = values.chain(self.entries().map(|(_, message)| message));
+        let values: usize = values.map(|value| value.len()).sum();
+        RoundRow::OVERHEAD + values + self.changes_len()
+    }
+
+    /// The size of what it adds to the transcript and to the chat, which a pending round has twice.
+    pub(super) fn changes_len(&self) -> usize {
+        let entries = self.entries().map(|(_, message)| message.len());
         let lines = self
             .lines()
             .map(|(content, metadata)| content.len() + metadata.map_or(0, |it| it.len()));
-        let values: usize = values.map(|value| value.len()).sum();
-        RoundRow::OVERHEAD + values + lines.sum::<usize>()
+        entries.chain(lines).sum()
+    }
+
+    /// Whether it is written soon.
+    pub(super) fn is_short(&self) -> bool {
+        self.len() + self.texts.len() <= SHORT
     }
 }
 
 /// Whether a round changes nothing that others look for in the tables.
-fn can_wait(round: &RoundRow) -> bool {
+fn can_stay_pending(round: &RoundRow) -> bool {
     let decision = round.decision.as_ref();
     let state = decision.and_then(|decision| decision.state.as_ref());
     // The second row says that the session has begun.
-    let is_landmark = round.row == 1 || (round.row > 0 && round.row.is_multiple_of(MOST));
+    let is_landmark = round.row == 1 || (round.row > 0 && round.row.is_multiple_of(SETTLE_EVERY));
     round.may_stay_pending
         && !is_landmark
         && matches!(

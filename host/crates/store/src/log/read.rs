@@ -179,8 +179,18 @@ pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, Stor
             row,
         })
     };
-    let rows = living_sessions(connection)?.into_iter();
-    rows.map(with_effects).collect()
+    let mut living = Vec::new();
+    for row in living_sessions(connection)? {
+        let session = row.fixed.id;
+        match with_effects(row) {
+            Ok(session) => living.push(session),
+            Err(StoreError::Content(cause)) => {
+                tracing::error!(%session, cause, "a session cannot go on; it stays as it is until the host is started with a build that understands its log");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(living)
 }
 
 fn unknown_kind(kind: &str) -> StoreError {

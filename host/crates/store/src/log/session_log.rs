@@ -128,10 +128,13 @@ impl SessionLog for Store {
         };
         async move {
             let packed = packed?;
+            let is_short = packed.is_short();
             let insert = move |connection: &Connection| write::insert_round(connection, &packed);
-            let discarded = store
-                .write_at_once((key.clone(), session), ATTEMPT, insert, notify)
-                .await?;
+            let who = (key.clone(), session);
+            let discarded = match is_short {
+                true => store.write_at_once(who, ATTEMPT, insert, notify).await?,
+                false => store.write_then(who.0, ATTEMPT, insert, notify).await?,
+            };
             if discarded {
                 // It may take long, and nobody waits for it. A start finishes what is cut off.
                 tokio::spawn(async move {
@@ -154,6 +157,12 @@ impl SessionLog for Store {
     fn mark_begun(&self, session: SessionId, user: &UserId) -> Logged<()> {
         self.session_write(session, user, ATTEMPT, move |connection| {
             write::mark_begun(connection, session)
+        })
+    }
+
+    fn settle(&self, session: SessionId, user: &UserId) -> Logged<()> {
+        self.session_write(session, user, ATTEMPT, move |connection| {
+            settle::settle_session(connection, session)
         })
     }
 

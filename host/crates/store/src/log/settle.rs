@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! - What is [pending](crate::sqlite::pending) is read as if it were in its place.
-//! - A round that settles leaves nothing pending, and at most [`MOST`] rows of a session are.
+//! - A round that settles leaves nothing pending, and fewer than [`SETTLE_EVERY`] rows of a session are.
 
 use rusqlite::{Connection, OptionalExtension as _};
 use uuid::Uuid;
@@ -21,8 +21,8 @@ use crate::sqlite::sql::{AsText, to_sql};
 use lucid_types::ids::SessionId;
 use lucid_types::log::{EffectRow, SessionCounters};
 
-/// The most rows of a session that are pending.
-pub(super) const MOST: u64 = 32;
+/// The rounds whose rows are a multiple of this settle, so that fewer of a session are pending.
+pub(super) const SETTLE_EVERY: u64 = 32;
 
 /// What a round changes beside its own row.
 pub(super) fn pending_round(packed: &PackedRound) -> PendingRound<'_> {
@@ -33,7 +33,14 @@ pub(super) fn pending_round(packed: &PackedRound) -> PendingRound<'_> {
     PendingRound {
         counters: to_json(&round.counters),
         schema: state.map(|(schema, _)| *schema),
-        size: (packed.len() + state.map_or(0, |(_, bytes)| bytes.len())) as u64,
+        // The first round's is written with its session, which may never go on.
+        size: match round.row {
+            0 => 0,
+            _ => {
+                (packed.len() + packed.changes_len() + state.map_or(0, |(_, bytes)| bytes.len()))
+                    as u64
+            }
+        },
         opened: (&round.opened).into(),
         closed: (&round.closed).into(),
         not_begun: (&round.not_begun).into(),
@@ -407,7 +414,7 @@ mod tests {
             store.append(Arc::new(round)).await.unwrap();
             most = pending().await.max(most);
         }
-        assert_eq!(most, super::MOST - 1);
+        assert_eq!(most, super::SETTLE_EVERY - 1);
         let settling = round(100, None);
         store.append(Arc::new(settling)).await.unwrap();
         assert_eq!(pending().await, 0);
@@ -426,5 +433,51 @@ mod tests {
         begun.may_stay_pending = true;
         store.append(Arc::new(begun)).await.unwrap();
         assert_eq!(status().await, SessionStatus::Running);
+    }
+
+    #[tokio::test]
+    async fn a_chat_that_was_renamed_meanwhile_keeps_its_later_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        store.append(Arc::new(round(1, None))).await.unwrap();
+        let mut said = round(2, None);
+        said.may_stay_pending = true;
+        store.append(Arc::new(said)).await.unwrap();
+        let (chats, caller) = (SqliteChatStore::new(store.clone()), Principal::service("u"));
+        chats.rename(&caller, "c", "another").await.unwrap();
+        let renamed = chats.find(&caller, "c").await.unwrap().unwrap();
+        store.settle(id(), &"u".into()).await.unwrap();
+        let settled = chats.find(&caller, "c").await.unwrap().unwrap();
+        assert_eq!(settled, renamed);
+        assert_eq!(chats.messages(&caller, "c").await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_log_cannot_be_understood_keeps_no_other_from_going_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let mut other = (*new_session()).clone();
+        (other.id, other.chat_id) = (lucid_types::ids::SessionId::new(), "other".to_owned());
+        let mut first = round(0, None);
+        (first.session, first.chat) = (other.id, "other".into());
+        let good = other.id;
+        store.create(Arc::new(other), first).await.unwrap();
+        let spoilt = store.write(|connection| {
+            let spoil =
+                "INSERT INTO steps (session_id, row, first_seq, last_seq, at, frames, pending)
+                VALUES (?1, 1, 2, 1, 0, '[]', '{\"what\":1}')";
+            Ok(connection.execute(spoil, [id().to_string()])?)
+        });
+        spoilt.await.unwrap();
+        let living = store.living().await.unwrap();
+        assert_eq!(
+            living
+                .iter()
+                .map(|session| session.row.fixed.id)
+                .collect::<Vec<_>>(),
+            [good]
+        );
     }
 }

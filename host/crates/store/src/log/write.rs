@@ -278,7 +278,9 @@ pub(super) fn update_chat(
 ) -> Result<(), StoreError> {
     if let Some(at) = settled.said_at {
         connection
-            .prepare_cached("UPDATE chat_sessions SET updated_at = ?2 WHERE id = ?1")?
+            .prepare_cached(
+                "UPDATE chat_sessions SET updated_at = max(updated_at, ?2) WHERE id = ?1",
+            )?
             .execute(params![chat, to_sql(at)])?;
     }
     if settled.has_calls {
@@ -298,7 +300,7 @@ fn add_bytes(connection: &Connection, session: SessionId, bytes: usize) -> Resul
 }
 
 /// Writes the round's own row, and the large texts that it refers to. Returns what is to be added to the
-/// session's size, in bytes: of a round that stays pending, only the texts.
+/// session's size, in bytes: of a round that stays pending only the texts, except of a session's first.
 fn insert_row(connection: &Connection, packed: &PackedRound) -> Result<usize, StoreError> {
     let round = &*packed.round;
     let session = round.session;
@@ -333,10 +335,9 @@ fn insert_row(connection: &Connection, packed: &PackedRound) -> Result<usize, St
             packed.pending,
             state.map(|(_, bytes)| bytes.as_slice()),
         ])?;
-    Ok(if is_pending {
-        texts
-    } else {
-        texts + packed.len()
+    Ok(match is_pending && round.row > 0 {
+        true => texts,
+        false => texts + packed.len(),
     })
 }
 

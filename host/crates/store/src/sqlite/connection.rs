@@ -65,10 +65,15 @@ pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, Stor
     Ok(connection)
 }
 
+/// The version of the schema that this build writes.
+pub(super) fn latest_version() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
 /// Returns the version of the file's schema, unless a newer build wrote it.
 pub(super) fn known_version(connection: &Connection) -> Result<i64, StoreError> {
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let known = latest_version();
     if found > known {
         return Err(StoreError::TooNew { found, known });
     }

@@ -1,8 +1,7 @@
 //! The database's handle, and how its file is opened.
 //!
 //! # Invariants
-//! - There is one process (enforced by a lock file), and in it one writer, an operating system
-//!   thread that commits what many sessions wrote together.
+//! - There is one process (enforced by a lock file), and in it one connection that writes.
 //! - Only the owner can access the folder (0700) and the file (0600).
 
 #[cfg(test)]
@@ -18,7 +17,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::checkpoint::{CheckpointThread, Checkpoints};
 use super::connection::{
-    TIMEOUT, connect, file_size, gives_space_back, known_version, make_shrinkable, migrate,
+    TIMEOUT, connect, file_size, gives_space_back, known_version, latest_version, make_shrinkable,
+    migrate,
 };
 use super::outbox_signal::OutboxSignal;
 use super::queue_key::QueueKey;
@@ -328,6 +328,9 @@ pub fn open_read_only(folder: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::Folder { path, cause });
     }
     let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    known_version(&connection)?;
+    let (found, known) = (known_version(&connection)?, latest_version());
+    if found < known {
+        return Err(StoreError::TooOld { found, known });
+    }
     Ok(connection)
 }

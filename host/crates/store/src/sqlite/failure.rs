@@ -20,7 +20,11 @@ impl StoreError {
             Self::Database(cause) => of_sqlite(cause),
             Self::Commit(cause) => of_sqlite(cause),
             Self::Folder { cause, .. } => TransientFailure::of_io(cause),
-            Self::InUse(_) | Self::TooNew { .. } | Self::Content(_) | Self::Closed => None,
+            Self::InUse(_)
+            | Self::TooNew { .. }
+            | Self::TooOld { .. }
+            | Self::Content(_)
+            | Self::Closed => None,
         }
     }
 }

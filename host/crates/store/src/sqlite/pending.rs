@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -61,12 +62,13 @@ pub(crate) struct PendingLine<'a> {
     pub(crate) metadata: Option<PendingValue<'a>>,
 }
 
-/// The counters as a list, since each row has them.
-pub(crate) type CountersJson = [u64; 17];
+/// The counters as a list, since each row has them. One that a later build adds goes to the end: a row without it
+/// has 0.
+pub(crate) type CountersJson = Vec<u64>;
 
 pub(crate) fn to_json(counters: &SessionCounters) -> CountersJson {
     let totals = &counters.totals;
-    [
+    vec![
         counters.step,
         counters.next_row,
         counters.next_seq,
@@ -87,46 +89,30 @@ pub(crate) fn to_json(counters: &SessionCounters) -> CountersJson {
     ]
 }
 
-fn from_json(json: CountersJson) -> SessionCounters {
+fn from_json(json: &[u64]) -> SessionCounters {
+    let mut numbers = json.iter().copied();
+    // In the order of the fields here, which is that of `to_json`.
+    let mut next = || numbers.next().unwrap_or(0);
     let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
-    let [
-        step,
-        next_row,
-        next_seq,
-        next_entry,
-        task_open,
-        task_started_at,
-        task_used_ms,
-        uptime_ms,
-        iterations,
-        tokens,
-        steps_alone,
-        calls,
-        input_tokens,
-        output_tokens,
-        cache_read_tokens,
-        cache_write_tokens,
-        cost,
-    ] = json;
     SessionCounters {
-        step,
-        next_row,
-        next_seq,
-        next_entry,
-        task_open: task_open > 0,
-        task_started_at,
-        task_used_ms,
-        uptime_ms,
-        iterations: small(iterations),
-        tokens,
-        steps_alone: small(steps_alone),
+        step: next(),
+        next_row: next(),
+        next_seq: next(),
+        next_entry: next(),
+        task_open: next() > 0,
+        task_started_at: next(),
+        task_used_ms: next(),
+        uptime_ms: next(),
+        iterations: small(next()),
+        tokens: next(),
+        steps_alone: small(next()),
         totals: UsageTotals {
-            calls,
-            input_tokens,
-            output_tokens,
-            cache_read_tokens,
-            cache_write_tokens,
-            cost,
+            calls: next(),
+            input_tokens: next(),
+            output_tokens: next(),
+            cache_read_tokens: next(),
+            cache_write_tokens: next(),
+            cost: next(),
         },
     }
 }
@@ -174,7 +160,7 @@ pub(crate) struct PendingRow {
 impl PendingRow {
     /// The session's counters after the round.
     pub(crate) fn counters(&self) -> SessionCounters {
-        from_json(self.round.counters)
+        from_json(&self.round.counters)
     }
 
     /// The transcript's entries, with their numbers.
@@ -185,11 +171,6 @@ impl PendingRow {
     /// The chat's lines.
     pub(crate) fn into_lines(self) -> Vec<PendingLine<'static>> {
         self.round.lines
-    }
-
-    /// Whether the chat has lines of it.
-    pub(crate) fn has_lines(&self) -> bool {
-        !self.round.lines.is_empty()
     }
 
     /// Schema and bytes of the policy's state after it, if it has one.
@@ -240,19 +221,101 @@ pub(crate) fn of_session(
     }
 }
 
-/// Reads the pending rounds of the session that has a chat, oldest first; none if the chat says that it is
-/// of a session, and that one has another chat.
+/// Reads the pending rounds of a session, oldest first, if this is its chat.
 pub(crate) fn of_chat(
     connection: &Connection,
     session: SessionId,
     chat: &str,
 ) -> Result<Vec<PendingRow>, StoreError> {
+    match next_row_of_chat(connection, session, chat)? {
+        Some(next_row) => read(connection, session, next_row),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// From which row on rounds of a session are pending, if this is its chat.
+fn next_row_of_chat(
+    connection: &Connection,
+    session: SessionId,
+    chat: &str,
+) -> Result<Option<u64>, StoreError> {
     let next_row = connection
         .prepare_cached("SELECT next_row FROM sessions WHERE id = ?1 AND chat_id = ?2")?
         .query_row(params![AsText(session), chat], |row| row.get::<_, i64>(0))
         .optional()?;
-    match next_row {
-        Some(next_row) => read(connection, session, u64::try_from(next_row).unwrap_or(0)),
-        None => Ok(Vec::new()),
+    Ok(next_row.map(|next_row| u64::try_from(next_row).unwrap_or(0)))
+}
+
+/// What pending rounds changed of a chat's own row.
+pub(crate) struct PendingChat {
+    pub(crate) totals: UsageTotals,
+    /// Milliseconds since 1970 of its last line among them.
+    pub(crate) said_at: Option<u64>,
+}
+
+/// Reads what pending rounds of a session changed of its chat's own row, if this is its chat. Many chats are asked
+/// for at once, so only as much is read as is needed.
+pub(crate) fn chat_row(
+    connection: &Connection,
+    session: SessionId,
+    chat: &str,
+) -> Result<Option<PendingChat>, StoreError> {
+    #[derive(Deserialize)]
+    struct Head {
+        counters: CountersJson,
+        #[serde(default)]
+        lines: Vec<IgnoredAny>,
+    }
+    let Some(next_row) = next_row_of_chat(connection, session, chat)? else {
+        return Ok(None);
+    };
+    let mut select = connection.prepare_cached(
+        "SELECT at, pending FROM steps
+         WHERE session_id = ?1 AND row >= ?2 AND pending IS NOT NULL ORDER BY row DESC",
+    )?;
+    let mut rows = select.query(params![AsText(session), to_sql(next_row)])?;
+    let mut found: Option<PendingChat> = None;
+    while let Some(row) = rows.next()? {
+        let (at, json): (i64, String) = (row.get(0)?, row.get(1)?);
+        let head: Head =
+            serde_json::from_str(&json).map_err(|cause| StoreError::Content(cause.to_string()))?;
+        let found = found.get_or_insert_with(|| PendingChat {
+            totals: from_json(&head.counters).totals,
+            said_at: None,
+        });
+        if !head.lines.is_empty() {
+            found.said_at = u64::try_from(at).ok();
+            break;
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lucid_types::log::EffectKind;
+
+    #[test]
+    fn what_an_earlier_build_left_pending_is_read_and_written_as_it_was() {
+        let row = r#"{"counters":[3,4,12,5,1,1700000000000,250,1700000000900,2,340,3,2,300,40,5,6,700],"schema":1,"size":900,"opened":[{"id":"t3","kind":"timer","due_at":1700000001000,"delay_ms":100,"begun":true}],"closed":["m2"],"not_begun":["t3"],"calls":[{"effect":"m2","provider":"p","model":"m","used":{"calls":1,"input_tokens":300,"output_tokens":40,"cache_read_tokens":5,"cache_write_tokens":6,"cost":700},"priced":true,"tries":1}],"entries":[[4,{"w":"{}"}]],"lines":[{"id":"0190163d-8694-739b-aea5-966c26f8ad91","role":"assistant","event_type":"Message","content":{"p":"[]"},"metadata":{"w":"{}"}}]}"#;
+        let round: PendingRound<'_> = serde_json::from_str(row).unwrap();
+        assert_eq!(serde_json::to_string(&round).unwrap(), row);
+        assert_eq!(round.opened[0].kind, EffectKind::Timer);
+        let counters = from_json(&round.counters);
+        assert_eq!(
+            (counters.step, counters.next_row, counters.next_seq),
+            (3, 4, 12)
+        );
+        assert!(counters.task_open && counters.steps_alone == 3 && counters.totals.cost == 700);
+        assert_eq!(to_json(&counters), round.counters);
+        // One that knew fewer counters.
+        let fewer = from_json(&round.counters[..11]);
+        assert_eq!(
+            (fewer.steps_alone, fewer.totals),
+            (3, UsageTotals::default())
+        );
+        let least: PendingRound<'_> = serde_json::from_str(r#"{"counters":[],"size":0}"#).unwrap();
+        assert!(least.lines.is_empty() && least.schema.is_none());
     }
 }

@@ -130,7 +130,11 @@ impl Shared {
         let outcome = catch_unwind(AssertUnwindSafe(|| read(&connection)));
         *running.lock() = None;
         let result = outcome.ok()?;
-        self.release(connection);
+        // The end of a transaction may be interrupted as well, and an open one would show everybody who reads
+        // next what was then.
+        if connection.is_autocommit() {
+            self.release(connection);
+        }
         Some(result)
     }
 }

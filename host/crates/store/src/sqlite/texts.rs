@@ -99,6 +99,11 @@ fn parts(parts: &[PackedPart<'_>]) -> Result<Parts, StoreError> {
 pub(crate) struct LargeTexts(Vec<(Digest, String)>);
 
 impl LargeTexts {
+    /// Their size in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|(_, text)| text.len()).sum()
+    }
+
     /// Packs JSON, taking its large strings out.
     pub(crate) fn pack_json(&mut self, json: &str) -> Result<Parts, StoreError> {
         let mut pieces = Vec::new();

@@ -6,8 +6,9 @@
 //!
 //! # Invariants
 //! - A write is committed as a whole or not at all.
-//! - At most one caller is held up by the disk. Once that took [`LONG`], callers leave all writes to the
-//!   thread for [`AVERSION`], so that a slow disk slows no executor.
+//! - At most one caller is held up by the disk, and none where the executor has one thread. Once that took
+//!   [`LONG`], callers leave all writes to the thread for [`AVERSION`], so that a slow disk costs an executor a
+//!   small part of its time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -31,15 +32,15 @@ use lucid_types::transient::TransientFailure;
 /// How long a caller's own transaction may take before callers leave them to the thread.
 const LONG: Duration = Duration::from_millis(20);
 /// For how long they do.
-const AVERSION: Duration = Duration::from_secs(1);
+const AVERSION: Duration = Duration::from_secs(10);
 /// How long after another session's write a session's own is carried out by its caller.
 const QUIET: Duration = Duration::from_micros(250);
 /// Free pages that the file keeps for what is written next: 4 MiB.
 const SPARE_PAGES: i64 = 1024;
 /// Pages that are given back at once, while no write waits: a few milliseconds.
 const RECLAIMED_PAGES: i64 = 64;
-/// How long one turn of waiting for another process's lock lasts.
-const TURN: Duration = Duration::from_millis(200);
+/// How long another process's lock is waited for at once.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
 
 /// The connection.
 pub(super) struct WriteConnection {
@@ -47,6 +48,8 @@ pub(super) struct WriteConnection {
     health: LogHealth,
     /// Until when callers leave their writes to the thread.
     averse_until: Option<Instant>,
+    /// Whether a caller that waits for the disk holds up everything else.
+    has_one_processor: bool,
     last: Option<LastWrite>,
     #[cfg(any(test, feature = "testing"))]
     pub(super) probe: Arc<WriterProbe>,
@@ -74,7 +77,7 @@ impl WriteConnection {
         checkpoints: Checkpoints,
         health: LogHealth,
     ) -> Result<Self, StoreError> {
-        connection.busy_timeout(TURN)?;
+        connection.busy_timeout(LOCK_WAIT)?;
         connection.wal_hook(Some(move |_: &mut Wal, pages| {
             checkpoints.grown(pages);
             Ok(())
@@ -83,6 +86,7 @@ impl WriteConnection {
             connection,
             health,
             averse_until: None,
+            has_one_processor: std::thread::available_parallelism().is_ok_and(|all| all.get() == 1),
             last: None,
             #[cfg(any(test, feature = "testing"))]
             probe: Arc::default(),
@@ -97,14 +101,20 @@ impl WriteConnection {
         let begun = Instant::now();
         let is_another =
             |last: LastWrite| last.session != Some(session) && begun < last.begun + QUIET;
-        if self.last.is_some_and(is_another) || self.averse_until.is_some_and(|until| begun < until)
+        let has_one_processor = self.has_one_processor;
+        #[cfg(any(test, feature = "testing"))]
+        let has_one_processor =
+            has_one_processor && !self.probe.is_disk_trusted.load(Ordering::SeqCst);
+        if has_one_processor
+            || self.last.is_some_and(is_another)
+            || self.averse_until.is_some_and(|until| begun < until)
         {
             return AloneOutcome::Left(write);
         }
         // Only the thread waits for another process's lock.
-        let waits = |turn| self.connection.busy_timeout(turn).is_ok();
+        let waits = |time| self.connection.busy_timeout(time).is_ok();
         let is_begun = waits(Duration::ZERO) && self.begin().is_ok();
-        if !(waits(TURN) && is_begun) {
+        if !(waits(LOCK_WAIT) && is_begun) {
             if is_begun {
                 self.roll_back();
             }
@@ -153,8 +163,10 @@ impl WriteConnection {
         outcome
     }
 
-    /// Begins a transaction. Waits [`TURN`] for another process's lock.
+    /// Begins a transaction. Waits [`LOCK_WAIT`] for another process's lock.
     pub(super) fn begin(&self) -> rusqlite::Result<()> {
+        // One whose end failed.
+        self.roll_back();
         #[cfg(any(test, feature = "testing"))]
         if self.probe.full.load(Ordering::SeqCst) {
             return Err(full());
@@ -320,6 +332,7 @@ mod tests {
     async fn a_short_write_is_its_callers_own_unless_another_is_being_written() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
+        store.trust_the_disk();
         let own = thread::current().name().map(str::to_owned);
         // At first the thread may still look for free pages, and a start empties SQLite's log.
         let mut entry = 0;
@@ -356,7 +369,11 @@ mod tests {
         drop(Store::open(folder).unwrap());
         let database = folder.join("lucid.db");
         let connection = connect(&database, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-        WriteConnection::new(connection, Checkpoints::new(), LogHealth::default()).unwrap()
+        let checkpoints = Checkpoints::new();
+        let mut alone =
+            WriteConnection::new(connection, checkpoints, LogHealth::default()).unwrap();
+        alone.has_one_processor = false;
+        alone
     }
 
     fn done<T, F>(outcome: AloneOutcome<T, F>) -> Result<T, StoreError> {
@@ -440,5 +457,8 @@ mod tests {
         let before = Instant::now();
         thread::sleep(2 * QUIET);
         assert!(!is_left(other, before) && !is_left(None, before));
+        connection.has_one_processor = true;
+        let outcome = connection.alone(session(), |_| Ok(()));
+        assert!(matches!(outcome, AloneOutcome::Left(_)), "all would wait");
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! # Invariants
 //! - Writes that wait are carried out in the order of their [queue](super::write_queue). Those that wait
-//!   together form one transaction, each in a savepoint of its own, until it has taken [`GROUP_TIME`].
+//!   together form one transaction, each but the first in a savepoint of its own, until it has taken
+//!   [`GROUP_TIME`].
 //! - No caller is told of success before its transaction is committed, and every caller is told of
 //!   a failure.
 //! - The space of what was deleted goes back to the disk in small pieces, while no write waits.
@@ -464,11 +465,13 @@ fn one(
         }) if inner.is_autocommit() || passes(*code) => {
             Err(rusqlite::Error::SqliteFailure(*code, None))
         }
-        None if done.is_some() => Ok(()),
-        _ if is_first => {
-            connection.roll_back();
-            Ok(())
+        // Nor is there anything of it that could be committed.
+        None if done.is_some() && inner.is_autocommit() => {
+            let aborted = ffi::Error::new(ffi::SQLITE_ABORT);
+            Err(rusqlite::Error::SqliteFailure(aborted, None))
         }
+        None if done.is_some() => Ok(()),
+        _ if is_first => connection.run("ROLLBACK"),
         _ => run("ROLLBACK TO one"),
     };
     let acknowledge = done.map(|done| done.acknowledge);

@@ -51,6 +51,8 @@ pub trait SessionLog: Send + Sync {
     fn mark_started(&self, session: SessionId, user: &UserId) -> Logged<()>;
     /// Records that all open effects of a session begin, including those that an older host left.
     fn mark_begun(&self, session: SessionId, user: &UserId) -> Logged<()>;
+    /// Puts in its place what rounds left pending beside their rows. It is read in any case.
+    fn settle(&self, session: SessionId, user: &UserId) -> Logged<()>;
     /// Lets a session that was held resume by itself from now on.
     fn release(&self, session: SessionId, user: &UserId) -> Logged<()>;
     /// Stores a user's message until a round processes it. Returns `None` if the session is over

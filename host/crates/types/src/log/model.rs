@@ -283,7 +283,8 @@ pub struct RoundRow {
     pub end_reason: Option<String>,
     /// Whether the session is over and its workspace is kept for a while.
     pub retains_workspace: bool,
-    /// Whether the log may write the round as one row, and what else it changes later. It is read in any case.
+    /// Whether the log may write the round as one row, and what else that changes later. Until then it is read
+    /// from the row.
     pub may_stay_pending: bool,
 }
 
