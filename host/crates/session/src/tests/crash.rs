@@ -326,31 +326,45 @@ async fn what_the_agent_said_before_a_restart_is_not_told_again_at_its_tasks_end
     assert_eq!(shown("Not pushed: 1 commit."), 1, "{seen:#?}");
 }
 
+/// Waits twice, the second time for long.
+fn dawdles(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Command>, String> {
+    let timer = |effect: &str, delay_ms| {
+        Command::SetTimer(Timer {
+            effect: effect.to_owned(),
+            delay_ms,
+        })
+    };
+    let commands = inputs.iter().filter_map(|input| match input {
+        Input::Started(_) => Some(timer("short", 1)),
+        Input::TimerFired(_) => Some(timer("long", 3_600_000)),
+        _ => None,
+    });
+    Ok(commands.collect())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_round_leaves_pending_is_put_in_its_place_soon_though_no_round_follows() {
     let folder = tempfile::tempdir().unwrap();
-    let world = World::new(worker);
+    let world = World::new(dawdles);
     let host = sessions(folder.path(), &world);
     let session = host.create(new("u")).await.unwrap();
-    world.hold.store(true, Ordering::SeqCst);
     host.start(&session);
-    eventually("the model is asked", || world.done("model m m") == 1).await;
-    // A second round of the session at work, whose model does not answer.
-    session.message("and this").await.unwrap();
     let pending = async || {
         let count = "SELECT count(*) FROM steps JOIN sessions ON sessions.id = session_id
-            WHERE pending IS NOT NULL AND row >= sessions.next_row";
+            WHERE pending IS NOT NULL AND row >= sessions.next_row AND row > 1";
         let read = |connection: &rusqlite::Connection| {
             Ok(connection.query_row(count, [], |row| row.get::<_, i64>(0))?)
         };
         host.store.read(read).await.unwrap()
     };
-    let settled = async {
-        while pending().await > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let settled = tokio::time::timeout(Duration::from_secs(60), settled).await;
-    assert!(settled.is_ok(), "{} rounds are pending", pending().await);
+    for (what, wanted) in [("left pending", 1), ("put in its place", 0)] {
+        let wait = async {
+            while pending().await != wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        assert!(waited.is_ok(), "the second round is not {what}");
+    }
     host.shutdown().await;
 }
