@@ -11,6 +11,8 @@
     reason = "a benchmark ends where something fails"
 )]
 
+#[path = "common/coder.rs"]
+mod coder;
 #[path = "common/writer.rs"]
 mod writer;
 
@@ -22,13 +24,13 @@ use std::process::{Command, ExitCode};
 use tokio::runtime::{Builder, Runtime};
 
 use lucid::builtin;
-use lucid_session::{AvailableModels, Features, render};
+use lucid_session::{Features, render};
 use lucid_store::Store;
-use lucid_types::wit::policy::{Context, Input, Start};
-use lucid_types::wit::types::ToolDefinition;
+use lucid_types::wit::policy::{Context, Input};
 use lucid_wasm::{Engine, EngineOptions, PluginLimits, PolicyPlugin};
 
-use writer::Writer;
+use coder::first_step;
+use writer::WritingSession;
 
 /// How often each is done before it is counted, and while it is. A multiple of the rounds that stay pending in
 /// the log.
@@ -139,7 +141,7 @@ fn append() {
     let store = Store::open(folder.path()).unwrap();
     store.trust_the_disk();
     let runtime = runtime();
-    let mut writer = runtime.block_on(Writer::new(&store, 0));
+    let mut writer = runtime.block_on(WritingSession::new(&store, 0));
     for _ in 1..UNCOUNTED {
         runtime.block_on(writer.append());
     }
@@ -149,7 +151,7 @@ fn append() {
 }
 
 #[inline(never)]
-fn counted_append(runtime: &Runtime, writer: &mut Writer) {
+fn counted_append(runtime: &Runtime, writer: &mut WritingSession) {
     runtime.block_on(writer.append());
 }
 
@@ -166,35 +168,7 @@ fn step() {
     let (engine, limits) = (engine.unwrap(), PluginLimits::default());
     let coder = PolicyPlugin::load(&engine, "coder", builtin::CODER, &limits);
     let coder = runtime.block_on(coder).unwrap();
-    let models = AvailableModels::only("m");
-    let context = Context {
-        session: "0190163d-8694-739b-aea5-966c26f8ad91".to_owned(),
-        step: 0,
-        now_ms: 1_800_000_000_000,
-        seed: 1,
-        iterations_left: 50,
-        tokens_left: None,
-        cost_left: None,
-        millis_left: None,
-    };
-    let inputs = [Input::Started(Start {
-        task: "Fix the failing test.".to_owned(),
-        entry: 0,
-        workspace: "/workspace".to_owned(),
-        repository: None,
-        branch: None,
-        model: models.model,
-        small_model: models.small,
-        models: models.names,
-        instructions: Vec::new(),
-        tools: vec![ToolDefinition {
-            name: "terminal".to_owned(),
-            description: "Runs a command.".to_owned(),
-            input_schema: r#"{"type":"object","properties":{"command":{"type":"string"}}}"#
-                .to_owned(),
-        }],
-        settings: "{}".to_owned(),
-    })];
+    let (context, inputs) = first_step();
     for _ in 0..UNCOUNTED {
         runtime
             .block_on(coder.step(&context, None, &inputs))

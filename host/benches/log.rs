@@ -26,7 +26,7 @@ use lucid_store::Store;
 use lucid_types::ids::SessionId;
 use lucid_types::log::SessionLog;
 
-use writer::Writer;
+use writer::WritingSession;
 
 /// Sessions that write at once.
 const WRITERS: u64 = 64;
@@ -51,12 +51,12 @@ fn append(c: &mut Criterion) {
     group
         .throughput(Throughput::Elements(1))
         .measurement_time(MEASURED);
-    let mut writer = runtime.block_on(Writer::new(&store, 0));
+    let mut writer = runtime.block_on(WritingSession::new(&store, 0));
     group.bench_function("a round, alone", |b| {
         b.iter(|| runtime.block_on(writer.append()));
     });
     let mut writers: Vec<_> = (1..=WRITERS)
-        .map(|number| runtime.block_on(Writer::new(&store, number)))
+        .map(|number| runtime.block_on(WritingSession::new(&store, number)))
         .collect();
     group.bench_function("a round, with 64 sessions that write", |b| {
         b.iter_custom(|rounds| {
@@ -84,7 +84,7 @@ fn read_again(c: &mut Criterion) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
     let (session, last) = runtime.block_on(async {
-        let mut writer = Writer::new(&store, 0).await;
+        let mut writer = WritingSession::new(&store, 0).await;
         while writer.rounds() < ROUNDS {
             writer.append().await;
         }

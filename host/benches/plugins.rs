@@ -9,15 +9,18 @@
     reason = "a benchmark ends where something fails"
 )]
 
+#[path = "common/coder.rs"]
+mod coder;
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 
 use lucid::builtin;
-use lucid_session::AvailableModels;
 use lucid_types::wit::llm::CompletionRequest;
-use lucid_types::wit::policy::{Context, Input, Start};
-use lucid_types::wit::types::{Content, Message, Role, ToolDefinition};
+use lucid_types::wit::types::{Content, Message, Role};
 use lucid_wasm::{Engine, EngineOptions, LlmPlugin, PluginLimits, PolicyPlugin};
+
+use coder::{first_step, terminal};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().enable_all().build().unwrap()
@@ -27,43 +30,12 @@ fn engine() -> Engine {
     Engine::new(EngineOptions::default()).unwrap()
 }
 
-fn tool() -> ToolDefinition {
-    ToolDefinition {
-        name: "terminal".to_owned(),
-        description: "Runs a command.".to_owned(),
-        input_schema: r#"{"type":"object","properties":{"command":{"type":"string"}}}"#.to_owned(),
-    }
-}
-
 fn step(c: &mut Criterion) {
     let runtime = runtime();
     let (engine, limits) = (engine(), PluginLimits::default());
     let coder = PolicyPlugin::load(&engine, "coder", builtin::CODER, &limits);
     let coder = runtime.block_on(coder).unwrap();
-    let context = Context {
-        session: "bench".to_owned(),
-        step: 0,
-        now_ms: 1_800_000_000_000,
-        seed: 1,
-        iterations_left: 50,
-        tokens_left: None,
-        cost_left: None,
-        millis_left: None,
-    };
-    let models = AvailableModels::only("m");
-    let inputs = [Input::Started(Start {
-        task: "Fix the failing test.".to_owned(),
-        entry: 0,
-        workspace: "/workspace".to_owned(),
-        repository: None,
-        branch: None,
-        model: models.model,
-        small_model: models.small,
-        models: models.names,
-        instructions: Vec::new(),
-        tools: vec![tool()],
-        settings: "{}".to_owned(),
-    })];
+    let (context, inputs) = first_step();
     c.bench_function("step of the coder on a fresh store", |b| {
         b.iter(|| {
             let called = runtime.block_on(coder.step(&context, None, &inputs));
@@ -87,7 +59,7 @@ fn encode(c: &mut Criterion) {
             say(Role::System, "You fix things."),
             say(Role::User, &"Fix the failing test. ".repeat(40)),
         ],
-        tools: vec![tool()],
+        tools: vec![terminal()],
         max_output_tokens: None,
         params: "{}".to_owned(),
         streaming: true,

@@ -12,14 +12,14 @@ use lucid_types::log::{
 
 /// A session whose rounds are those of an agent that runs a tool: it hears of the last one, says
 /// what it thinks, and runs the next.
-pub(crate) struct Writer {
+pub(crate) struct WritingSession {
     store: Store,
     session: SessionId,
     chat: Arc<str>,
     next: u64,
 }
 
-impl Writer {
+impl WritingSession {
     /// A new session of the log.
     pub(crate) async fn new(store: &Store, number: u64) -> Self {
         let mut writer = Self {

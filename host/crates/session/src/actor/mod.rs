@@ -503,12 +503,14 @@ impl Actor {
         self.pending_since.map(|since| since + SETTLING)
     }
 
-    /// Has the log put in its place what rounds left pending. What fails is done by a later round.
+    /// Has the log put in its place what rounds left pending. What fails is tried again a while later, or done by
+    /// a round.
     async fn settle(&mut self) {
         if self.pending_since.take().is_some() {
             let settled = self.shared.deps.log.settle(self.id, &self.fixed.user).await;
             if let Err(cause) = settled {
-                tracing::debug!(session = %self.id, %cause, "what is pending in the log stays so for now");
+                tracing::debug!(session = %self.id, %cause, "what rounds left pending in the log cannot be settled now");
+                self.pending_since = Some(Instant::now());
             }
         }
     }

@@ -221,9 +221,18 @@ impl ChatStore for SqliteChatStore {
 /// Makes a chat what it is after the pending rounds of its session.
 fn with_pending(connection: &Connection, mut chat: Chat) -> Result<Chat, StoreError> {
     let session = session_of(&chat).filter(|_| chat.is_active);
-    let pending = match session {
-        Some(session) => pending::chat_row(connection, session, &chat.id)?,
-        None => None,
+    let pending = session.map(|session| pending::chat_row(connection, session, &chat.id));
+    let pending = match pending.transpose() {
+        // One chat must not keep its user from the others.
+        Err(StoreError::Content(cause)) => {
+            tracing::error!(
+                chat = chat.id,
+                cause,
+                "what a chat's session left pending cannot be understood"
+            );
+            None
+        }
+        pending => pending?.flatten(),
     };
     if let Some(pending) = pending {
         chat.totals = pending.totals;

@@ -134,7 +134,13 @@ pub(super) fn insert_lines<'a>(
 /// alone.
 pub(super) fn settle_all(connection: &Connection) -> Result<(), StoreError> {
     for session in living_ids(connection)? {
-        settle_session(connection, session)?;
+        match settle_session(connection, session) {
+            // What is pending is read before anything is written.
+            Err(StoreError::Content(cause)) => {
+                tracing::error!(%session, cause, "what a session left pending cannot be understood; it stays as it is");
+            }
+            settled => settled?,
+        }
     }
     Ok(())
 }
@@ -200,7 +206,7 @@ mod tests {
             prop::collection::vec(any::<u8>(), 0..40),
             Just(vec![7; 5000])
         ]);
-        let flags = (any::<[bool; 4]>(), prop::bool::weighted(0.1));
+        let flags = (any::<[bool; 3]>(), prop::bool::weighted(0.1));
         (
             prop::bool::weighted(0.8),
             texts(),
@@ -210,7 +216,7 @@ mod tests {
             state,
         )
             .prop_map(|(waits, lines, entries, calls, flags, state)| {
-                let ([opens, closes, holds, _], pushes) = flags;
+                let ([opens, closes, holds], pushes) = flags;
                 Deed {
                     waits,
                     lines,
@@ -350,9 +356,15 @@ mod tests {
 
     /// The first lines that differ.
     fn difference(one: &str, other: &str) -> Option<String> {
+        if one == other {
+            return None;
+        }
         let mut lines = one.lines().zip(other.lines());
-        let (one, other) = lines.find(|(one, other)| one != other)?;
-        Some(format!("{one}, but without waiting {other}"))
+        let different = lines.find(|(one, other)| one != other);
+        Some(different.map_or_else(
+            || "one has more than the other".to_owned(),
+            |(one, other)| format!("{one}, but without waiting {other}"),
+        ))
     }
 
     proptest! {
@@ -471,6 +483,11 @@ mod tests {
             Ok(connection.execute(spoil, [id().to_string()])?)
         });
         spoilt.await.unwrap();
+        // Nor from the start of an outbox, nor its user from the list of chats.
+        store.settle_all().await.unwrap();
+        let chats = SqliteChatStore::new(store.clone());
+        let listed = chats.list(&Principal::service("u"), 10, 0).await.unwrap();
+        assert_eq!(listed.len(), 2);
         let living = store.living().await.unwrap();
         assert_eq!(
             living

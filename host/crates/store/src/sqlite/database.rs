@@ -197,7 +197,8 @@ impl Store {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
         N: FnOnce() + Send + 'static,
     {
-        self.inner.writer.write(key, patience, write, then).await
+        let who = (key, None);
+        self.inner.writer.write(who, patience, write, then).await
     }
 
     /// Like [`Store::write_then`], for a short write of a session: the caller carries it out, if nothing is
@@ -214,9 +215,8 @@ impl Store {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
         N: FnOnce() + Send + 'static,
     {
-        let writer = &self.inner.writer;
-        let who = (key, session);
-        writer.write_at_once(who, patience, write, then).await
+        let who = (key, Some(session));
+        self.inner.writer.write(who, patience, write, then).await
     }
 
     /// Whether the log can be written at the moment.

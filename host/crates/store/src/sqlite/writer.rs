@@ -169,47 +169,10 @@ impl Writer {
         })
     }
 
-    /// Like [`write`](Self::write), for a short write of a session: the caller carries it out if nothing is
-    /// being written and nothing waits.
-    pub(crate) async fn write_at_once<T, F, N>(
-        &self,
-        (key, session): (QueueKey, SessionId),
-        patience: Duration,
-        write: F,
-        then: N,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-        N: FnOnce() + Send + 'static,
-    {
-        match self.shared.write_alone(session, write) {
-            AloneOutcome::Done(outcome) => outcome.inspect(|_| then()),
-            AloneOutcome::Left(write) => {
-                self.queue((key, Some(session)), patience, write, then)
-                    .await
-            }
-        }
-    }
-
-    /// Runs a write, and calls `then` in this thread once it is committed. `patience` is how long
-    /// to wait for another process's lock.
+    /// Runs a write, and calls `then` once it is committed, in the thread that committed it. A `session` is given
+    /// for a short write of one: its caller carries it out, if nothing is being written and nothing waits.
+    /// `patience` is how long to wait for another process's lock.
     pub(crate) async fn write<T, F, N>(
-        &self,
-        key: QueueKey,
-        patience: Duration,
-        write: F,
-        then: N,
-    ) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
-        N: FnOnce() + Send + 'static,
-    {
-        self.queue((key, None), patience, write, then).await
-    }
-
-    async fn queue<T, F, N>(
         &self,
         (key, session): (QueueKey, Option<SessionId>),
         patience: Duration,
@@ -221,6 +184,13 @@ impl Writer {
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
         N: FnOnce() + Send + 'static,
     {
+        let write = match session {
+            Some(session) => match self.shared.write_alone(session, write) {
+                AloneOutcome::Done(outcome) => return outcome.inspect(|_| then()),
+                AloneOutcome::Left(write) => write,
+            },
+            None => write,
+        };
         let (done, outcome) = oneshot::channel();
         let job = Box::new(WriteJob {
             work: write,
