@@ -32,10 +32,16 @@ const CLIENTS: usize = 16;
 /// Connections of one user.
 const SOCKETS_PER_USER: usize = 64;
 
+/// How many of those that sleep are woken.
+const WOKEN: usize = 1_000;
+/// By then a session sleeps whose client has gone.
+const SOON_ASLEEP: Duration = Duration::from_secs(4);
+
 /// How much is done.
 struct Plan {
     starts: usize,
     sessions: usize,
+    sleeping: usize,
     plugins: &'static [u8],
 }
 
@@ -46,6 +52,7 @@ fn main() {
         Plan {
             starts: 10,
             sessions: 512,
+            sleeping: 100_000,
             plugins: &[1, 10, 100],
         }
     } else {
@@ -53,6 +60,7 @@ fn main() {
         Plan {
             starts: 1,
             sessions: 16,
+            sleeping: 32,
             plugins: &[1],
         }
     };
@@ -67,6 +75,7 @@ fn main() {
     for stays in [true, false] {
         idle_sessions(&runtime, plan.sessions, stays);
     }
+    sleeping_sessions(&runtime, plan.sleeping);
 }
 
 /// One line of the table.
@@ -196,6 +205,65 @@ fn idle_sessions(runtime: &Runtime, count: usize, stays: bool) {
     };
     show(what, "40 KB", &format!("{:.1} KB", each / 1e3));
     drop((warm_up, measured));
+}
+
+/// What the server holds of sessions that sleep, and how soon one of them is back when its user is.
+fn sleeping_sessions(runtime: &Runtime, count: usize) {
+    let storage = tempfile::tempdir().unwrap();
+    let server = Server::start(storage.path(), &[("SESSION_GRACE_SECONDS", "86400")]);
+    let asleep = |name: &str, count: usize| {
+        let sessions = runtime.block_on(left(&server, name, count));
+        std::thread::sleep(SOON_ASLEEP);
+        sessions
+    };
+    asleep("warm", count / 100);
+    let before = Memory::of(&server).anonymous;
+    let sessions = asleep("asleep", count);
+    let memory = Memory::of(&server);
+    let each = memory.anonymous.saturating_sub(before) as f64 / count as f64;
+    show("a session that sleeps", "300 B", &format!("{each:.0} B"));
+    let all = memory.anonymous + memory.files;
+    let what = format!("resident with {count} of them");
+    show(&what, "200 MB", &megabytes(all));
+    let step = (count / WOKEN).max(1);
+    let mut times: Vec<Duration> = runtime.block_on(async {
+        let mut times = Vec::new();
+        for (url, session) in sessions.iter().step_by(step) {
+            let first = format!(r#"{{"sessionId":"{session}"}}"#);
+            let begin = Instant::now();
+            Client::until(url, first, "").await;
+            times.push(begin.elapsed());
+        }
+        times
+    });
+    times.sort();
+    let millis = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+    let what = "from connecting to one to its first frame";
+    show(what, "", &millis(times[times.len() / 2]));
+    show(
+        "  the slowest of a hundred",
+        "10 ms",
+        &millis(times[times.len() * 99 / 100]),
+    );
+}
+
+/// Sessions whose tasks are completed and whose clients have left, each with its user's address.
+async fn left(server: &Server, name: &str, count: usize) -> Vec<(String, String)> {
+    let session = async |number: usize| {
+        let url = server.socket(&format!("{name}-{}", number / SOCKETS_PER_USER));
+        let first = format!(r#"{{"task":"{name} {number}"}}"#);
+        let (mut client, read) = Client::until(&url, first, client::COMPLETED).await;
+        client.socket.close(None).await.unwrap();
+        client.until_closed().await;
+        let (_, id) = read.split_once(r#""sessionId":""#).unwrap();
+        (url, id.split('"').next().unwrap().to_owned())
+    };
+    let mut all = Vec::new();
+    while all.len() < count {
+        let most = (all.len() + CLIENTS).min(count);
+        all.extend(join_all((all.len()..most).map(session)).await);
+    }
+    all
 }
 
 /// Clients whose tasks are completed; those that do not stay have left when this returns.

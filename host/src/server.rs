@@ -19,6 +19,7 @@ mod stores;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::sync::OnceCell;
@@ -51,6 +52,10 @@ use lucid_store::blobs::Blobs;
 use lucid_store::{Chats, Outbox, Store};
 use lucid_types::disk_reserve::DiskReserve;
 use lucid_types::user_work::UserWork;
+
+/// How long everybody has left a session that waits before it sleeps: longer than a page takes to be loaded
+/// again.
+const SLEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// Everything, running.
 pub struct App {
@@ -200,6 +205,7 @@ impl App {
                 session_cost: config.session_cost_limit,
                 task_time: config.conversation_timeout,
                 grace: config.session_grace,
+                sleep_after: SLEEP_AFTER,
                 retention: config.workspace_retention,
                 sessions_per_user: usize::try_from(config.max_sessions_per_user)
                     .unwrap_or(usize::MAX),

@@ -15,8 +15,8 @@ use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
 use lucid_session::{
-    CloseReason, CreateError, LookupError, SessionDetails, SessionDetailsError, SessionSummary,
-    WorkspaceLookupError, dollars,
+    CloseReason, CreateError, GetSessionError, LookupError, SessionDetails, SessionDetailsError,
+    SessionSummary, WakeError, WorkspaceLookupError, dollars,
 };
 use lucid_types::identity::Identity;
 use lucid_types::ids::SessionId;
@@ -30,6 +30,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// What is said of a session that goes on in the next run of the server only.
 const NOT_HERE: &str =
     "The session rests, and goes on when the server is started again; stop it then.";
+/// What is said of a session that sleeps and that this server cannot go on with.
+pub(super) const CANNOT_GO_ON: &str = "The server cannot go on with this session, so it stays as it is; the server's log says why. Ask its operator.";
+/// What is said of a session that sleeps while the server stops.
+const STOPPING: &str = "The server is stopping. Try again when it is back.";
 /// An id that is longer is not repeated in full.
 const LONGEST_ID: usize = 64;
 
@@ -119,17 +123,22 @@ impl From<SessionSummary> for SessionView {
 /// List the caller's sessions
 #[utoipa::path(
     get, path = "/api/v1/sessions", tag = "sessions",
-    responses((status = 200, body = SessionsView), (status = 401, body = Problem)),
+    responses(
+        (status = 200, body = SessionsView),
+        (status = 401, body = Problem),
+        (status = 503, description = "The sessions cannot be read at the moment", body = Problem),
+    ),
     security(("bearer" = []), ("internal_user" = [], "internal_key" = [])),
 )]
 pub(super) async fn list(
     State(api): State<Api>,
     Authenticated(who): Authenticated,
-) -> Json<SessionsView> {
-    let sessions = api.parts.sessions.list(&who.user);
-    Json(SessionsView {
+) -> Result<Json<SessionsView>, Problem> {
+    let sessions = api.parts.sessions.list(&who.user).await;
+    let sessions = sessions.map_err(|cause| Problem::log(&cause))?;
+    Ok(Json(SessionsView {
         sessions: sessions.into_iter().map(SessionView::from).collect(),
-    })
+    }))
 }
 
 /// What a session's model calls used.
@@ -297,7 +306,7 @@ pub(super) async fn stop(
     Path(id): Path<String>,
 ) -> Result<Json<StoppedView>, Problem> {
     let not_yours = "Not authorized to stop this session.";
-    let session = match api.session(&id, &who, not_yours) {
+    let session = match api.session(&id, &who, not_yours).await {
         Ok(session) => {
             let stopping = api.parts.sessions.stop(session.id());
             let is_ended = tokio::select! {
@@ -362,20 +371,21 @@ async fn unwritten_stop(api: &Api) -> Problem {
 
 impl Api {
     /// The caller's session of that id. Another user's is refused with the given sentence.
-    pub(super) fn session(
+    pub(super) async fn session(
         &self,
         id: &str,
         who: &Identity,
         not_yours: &str,
     ) -> Result<std::sync::Arc<lucid_session::SessionHandle>, Problem> {
         let parsed = session_id(id)?;
-        self.parts
-            .sessions
-            .get(&parsed, &who.user)
-            .map_err(|error| match error {
-                LookupError::NotFound => no_session(id),
-                LookupError::NotYours => Problem::forbidden(not_yours),
-            })
+        let session = self.parts.sessions.get(&parsed, &who.user).await;
+        session.map_err(|error| match error {
+            GetSessionError::Lookup(LookupError::NotFound) => no_session(id),
+            GetSessionError::Lookup(LookupError::NotYours) => Problem::forbidden(not_yours),
+            GetSessionError::Wake(WakeError::Log(cause)) => Problem::log(&cause),
+            GetSessionError::Wake(WakeError::Resume(_)) => Problem::unavailable(CANNOT_GO_ON),
+            GetSessionError::Wake(WakeError::ShuttingDown) => Problem::unavailable(STOPPING),
+        })
     }
 }
 

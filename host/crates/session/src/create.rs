@@ -18,11 +18,12 @@ use super::actor::resume::ResumeState;
 use super::actor::task_clock;
 use super::budget::{Budget, lower};
 use super::detached::to_completion;
-use super::error::CreateError;
-use super::handle::{ActorLauncher, SessionHandle, SessionInfo, SessionPlugins};
+use super::error::{CreateError, WakeError};
+use super::handle::{ActorLauncher, Session, SessionHandle, SessionInfo, SessionPlugins};
 use super::ports::{
     BuildAssignment, Generation, ModelSelection, Models, PolicyInfo, SessionPolicy,
 };
+use super::registry::SleepingClocks;
 use super::round::{RoundBuilder, RoundContext};
 use super::sessions::Sessions;
 use super::shared::SessionsShared;
@@ -130,9 +131,12 @@ impl Sessions {
         let _turn = self.shared.creation_locks[hash % self.shared.creation_locks.len()]
             .lock()
             .await;
-        match self.find_same(work.0, work.1, work.2, work.3) {
-            Some(session) => Ok(session),
-            None => self.create(new).await,
+        match self.find_same(work.0, work.1, work.2, work.3).await {
+            Ok(Some(session)) => Ok(session),
+            // One that cannot be woken does not keep its user from beginning anew.
+            Ok(None) | Err(WakeError::Resume(_)) => self.create(new).await,
+            Err(WakeError::Log(cause)) => Err(cause.into()),
+            Err(WakeError::ShuttingDown) => Err(CreateError::ShuttingDown),
         }
     }
 
@@ -216,6 +220,7 @@ impl Sessions {
             inbox: Vec::new(),
             status: SessionStatus::Created,
             waits_for_user: false,
+            clocks: SleepingClocks::default(),
         };
         let shared = self.shared.clone();
         // Runs to completion even if the caller goes away: a session that is written must exist.
@@ -302,9 +307,10 @@ impl SessionsShared {
             }
         });
         let logs = (self.deps.log.clone(), self.user_logs.clone());
-        let session = SessionHandle::new(about, last_seq, logs, mailbox, launch, plugins);
-        self.register(&session);
-        session
+        let session = Session::new(about, last_seq, logs, mailbox, launch, plugins);
+        let handle = Arc::new(SessionHandle { session });
+        self.register(&handle);
+        handle
     }
 }
 

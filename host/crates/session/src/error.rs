@@ -1,13 +1,39 @@
-//! Why a session was not created.
+//! Why a session was not created, or is not handed out.
 
 use std::borrow::Cow;
 
+use crate::types::LookupError;
 use crate::user_logs::UserLogExceeded;
 use lucid_types::log::LogError;
 use lucid_types::plural;
 use lucid_types::repository_url::RepositoryUrlError;
 use lucid_types::sentence::with_advice;
 use lucid_types::transient::TransientFailure;
+
+/// Why a session could not be woken.
+#[derive(Debug, thiserror::Error)]
+pub enum WakeError {
+    /// The log could not be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// This host cannot continue the session. Holds the reason.
+    #[error("{0}")]
+    Resume(String),
+    /// The host is shutting down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a session is not handed out.
+#[derive(Debug, thiserror::Error)]
+pub enum GetSessionError {
+    /// There is none of that id, or not for this user.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// It sleeps, and cannot be woken.
+    #[error(transparent)]
+    Wake(#[from] WakeError),
+}
 
 /// Why a session was not created.
 #[derive(Debug, thiserror::Error)]

@@ -1,10 +1,13 @@
-//! A session's handle, as the rest of the host holds it: its identity, mailbox, feed and attached
-//! clients.
+//! A session in memory: its identity, mailbox, feed and attached clients, and the handle by which the
+//! rest of the host holds it.
 //!
 //! # Invariants
+//! - A session does not go to sleep while anyone outside the engine has its handle, so that no message
+//!   and no subscription ends up with a session that is no longer there.
 //! - A user's message is acknowledged only once it is written.
 //! - The first reason to end is the one that counts, as far as it could be written.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -41,8 +44,22 @@ pub(crate) enum IdleState {
     Held,
 }
 
-/// A session that is live or has just ended.
+/// A session's handle for the rest of the host. While it is held, the session is kept in memory.
+#[derive(Debug)]
 pub struct SessionHandle {
+    pub(super) session: Arc<Session>,
+}
+
+impl Deref for SessionHandle {
+    type Target = Arc<Session>;
+
+    fn deref(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+/// A session that is live or has just ended.
+pub struct Session {
     pub(super) info: SessionInfo,
     pub(super) log: Arc<dyn SessionLog>,
     user_logs: Arc<UserLogs>,
@@ -51,7 +68,7 @@ pub struct SessionHandle {
     has_workspace: AtomicBool,
     pub(super) stop: CancellationToken,
     pub(super) feed: Arc<Feed>,
-    /// The current state; see [`SessionHandle::set_idle_state`].
+    /// The current state; see [`Session::set_idle_state`].
     pub(super) idle_state: Mutex<IdleState>,
     /// The number of the last frame before the session began to wait for its user's answer; 0 if it
     /// is not waiting.
@@ -59,6 +76,8 @@ pub struct SessionHandle {
     /// Notified when nobody has been attached for a while, so that unneeded resources may be
     /// released.
     pub(super) unattended: Notify,
+    /// Notified when the last client has left.
+    pub(super) left: Notify,
     pub(super) closing: Arc<Closing>,
     pub(super) launch: Mutex<Option<ActorLauncher>>,
     attached: Mutex<AttachedClients>,
@@ -93,7 +112,7 @@ impl SessionPlugins {
 }
 
 /// Starts the actor; called at most once.
-pub(super) type ActorLauncher = Box<dyn FnOnce(Arc<SessionHandle>) + Send>;
+pub(super) type ActorLauncher = Box<dyn FnOnce(Arc<Session>) + Send>;
 
 struct AttachedClients {
     clients: usize,
@@ -111,7 +130,7 @@ pub(super) struct SessionInfo {
     pub(super) created_at: u64,
 }
 
-impl std::fmt::Debug for SessionHandle {
+impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("id", &self.info.id)
@@ -120,6 +139,68 @@ impl std::fmt::Debug for SessionHandle {
 }
 
 impl SessionHandle {
+    /// Accepts a message from the user. When this returns, the message is written and will be
+    /// processed once, even after a crash.
+    ///
+    /// # Errors
+    /// Fails if the session is over, if too many messages are waiting already, if the user has
+    /// written as much as one may, or if the log could not be written.
+    pub async fn message(self: &Arc<Self>, text: impl Into<String>) -> Result<(), MessageRejected> {
+        if !self.is_alive() {
+            return Err(MessageRejected::Over);
+        }
+        let permit = self.mailbox.clone().try_reserve_owned();
+        let permit = permit.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => MessageRejected::Busy,
+            mpsc::error::TrySendError::Closed(_) => MessageRejected::Over,
+        })?;
+        let text = text.into();
+        self.user_logs.admit(&self.info.user, text.len()).await?;
+        let queued = self.log.keep_message(self.info.id, &self.info.user, text);
+        // Runs to completion even if the client goes away: a message that is written is also
+        // delivered, to a session that does not go to sleep meanwhile.
+        let handle = self.clone();
+        let queued = to_completion(async move {
+            let _handle = handle;
+            let queued = queued.await?;
+            Ok::<_, LogError>(queued.map(|message| {
+                let actor_message = ActorMessage::Message(message.number, message.text);
+                permit.send(Box::new(actor_message));
+            }))
+        });
+        match queued.await {
+            Ok(Ok(Some(()))) => Ok(()),
+            Ok(Ok(None)) => Err(MessageRejected::Over),
+            Ok(Err(cause)) => {
+                tracing::warn!(session = %self.info.id, %cause, "a message could not be written down; its user was told");
+                Err(MessageRejected::Unwritten)
+            }
+            Err(_) => Err(MessageRejected::Unwritten),
+        }
+    }
+
+    /// Registers a client. The grace period starts when the last guard is dropped.
+    pub fn attach(self: &Arc<Self>) -> AttachGuard {
+        self.attached.lock().clients += 1;
+        AttachGuard {
+            handle: self.clone(),
+        }
+    }
+
+    /// Subscribes to everything after a sequence number. 0 is the beginning.
+    pub fn subscribe(self: &Arc<Self>, last_seq: u64) -> Subscription {
+        Subscription::new(
+            self.clone(),
+            self.feed.clone(),
+            self.log.clone(),
+            (self.info.id, self.info.user.clone()),
+            self.closing.clone(),
+            last_seq,
+        )
+    }
+}
+
+impl Session {
     /// Creates a session whose last frame so far is `seq`.
     pub(super) fn new(
         about: SessionInfo,
@@ -140,6 +221,7 @@ impl SessionHandle {
             idle_state: Mutex::new(IdleState::Idle(Instant::now())),
             question: watch::Sender::new(0),
             unattended: Notify::new(),
+            left: Notify::new(),
             closing: Arc::default(),
             launch: Mutex::new(Some(launch)),
             attached: Mutex::new(AttachedClients {
@@ -197,44 +279,6 @@ impl SessionHandle {
         self.has_workspace.store(true, Ordering::Relaxed);
     }
 
-    /// Accepts a message from the user. When this returns, the message is written and will be
-    /// processed once, even after a crash.
-    ///
-    /// # Errors
-    /// Fails if the session is over, if too many messages are waiting already, if the user has
-    /// written as much as one may, or if the log could not be written.
-    pub async fn message(&self, text: impl Into<String>) -> Result<(), MessageRejected> {
-        if !self.is_alive() {
-            return Err(MessageRejected::Over);
-        }
-        let permit = self.mailbox.clone().try_reserve_owned();
-        let permit = permit.map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => MessageRejected::Busy,
-            mpsc::error::TrySendError::Closed(_) => MessageRejected::Over,
-        })?;
-        let text = text.into();
-        self.user_logs.admit(&self.info.user, text.len()).await?;
-        let queued = self.log.keep_message(self.info.id, &self.info.user, text);
-        // Runs to completion even if the client goes away: a message that is written is also
-        // delivered.
-        let queued = to_completion(async move {
-            let queued = queued.await?;
-            Ok::<_, LogError>(queued.map(|message| {
-                let actor_message = ActorMessage::Message(message.number, message.text);
-                permit.send(Box::new(actor_message));
-            }))
-        });
-        match queued.await {
-            Ok(Ok(Some(()))) => Ok(()),
-            Ok(Ok(None)) => Err(MessageRejected::Over),
-            Ok(Err(cause)) => {
-                tracing::warn!(session = %self.info.id, %cause, "a message could not be written down; its user was told");
-                Err(MessageRejected::Unwritten)
-            }
-            Err(_) => Err(MessageRejected::Unwritten),
-        }
-    }
-
     /// Ends the session. Returns at once; a subscription reports when it is over.
     pub fn stop(self: &Arc<Self>, reason: CloseReason) {
         // The first reason wins.
@@ -248,14 +292,6 @@ impl SessionHandle {
         let launch = self.launch.lock().take();
         if let Some(launch) = launch {
             launch(self.clone());
-        }
-    }
-
-    /// Registers a client. The grace period starts when the last guard is dropped.
-    pub fn attach(self: &Arc<Self>) -> AttachGuard {
-        self.attached.lock().clients += 1;
-        AttachGuard {
-            session: self.clone(),
         }
     }
 
@@ -276,21 +312,22 @@ impl SessionHandle {
         self.positions.find(features).await
     }
 
-    /// How long nobody has been attached, or `None` while somebody is.
-    pub(super) fn unattended_for(&self) -> Option<Duration> {
-        let attached = self.attached.lock();
-        (attached.clients == 0).then(|| attached.since.elapsed())
+    /// Takes up again what is known of a session that slept: its state, and since when nobody has been
+    /// attached.
+    pub(super) fn wake(&self, idle_state: IdleState, unattended_since: Instant) {
+        *self.idle_state.lock() = idle_state;
+        self.attached.lock().since = unattended_since;
     }
 
-    /// Subscribes to everything after a sequence number. 0 is the beginning.
-    pub fn subscribe(&self, last_seq: u64) -> Subscription {
-        Subscription::new(
-            self.feed.clone(),
-            self.log.clone(),
-            (self.info.id, self.info.user.clone()),
-            self.closing.clone(),
-            last_seq,
-        )
+    /// Since when nobody has been attached, or `None` while somebody is.
+    pub(super) fn unattended_since(&self) -> Option<Instant> {
+        let attached = self.attached.lock();
+        (attached.clients == 0).then_some(attached.since)
+    }
+
+    /// How long nobody has been attached, or `None` while somebody is.
+    pub(super) fn unattended_for(&self) -> Option<Duration> {
+        self.unattended_since().map(|since| since.elapsed())
     }
 
     /// Marks the end: nothing more will come.
@@ -321,13 +358,16 @@ impl SessionHandle {
 /// An attached client.
 #[derive(Debug)]
 pub struct AttachGuard {
-    session: Arc<SessionHandle>,
+    handle: Arc<SessionHandle>,
 }
 
 impl Drop for AttachGuard {
     fn drop(&mut self) {
-        let mut attached = self.session.attached.lock();
+        let mut attached = self.handle.attached.lock();
         attached.clients -= 1;
         attached.since = Instant::now();
+        if attached.clients == 0 {
+            self.handle.left.notify_one();
+        }
     }
 }

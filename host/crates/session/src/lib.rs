@@ -11,9 +11,9 @@
 //! From the top down:
 //!
 //! - `recover` resumes the sessions of the last run, `create` makes new ones, and `sessions` finds,
-//!   lists and ends them; `details` and `workspaces` are what can be asked of one. `retention` and
-//!   `saved_positions` look after what outlives one. `shared` and `registry` are what they have in
-//!   common.
+//!   lists and ends them; `details` and `workspaces` are what can be asked of one. `sleeping` wakes
+//!   those that wait with nobody there. `retention` and `saved_positions` look after what outlives one.
+//!   `shared`, `registry` and `registration` are what they have in common.
 //! - `replay` puts logged sessions through a policy again.
 //! - `actor` runs one session: each round takes messages, steps the policy, commits, publishes and
 //!   starts effects. `message` is what reaches it, `budget` its limits, and `handle` what the rest of
@@ -37,6 +37,7 @@ mod handle;
 mod message;
 mod ports;
 mod recover;
+mod registration;
 mod registry;
 mod replay;
 mod retention;
@@ -46,6 +47,7 @@ mod saved_positions;
 mod seal;
 mod sessions;
 mod shared;
+mod sleeping;
 mod traffic_split;
 mod types;
 mod user_logs;
@@ -57,8 +59,8 @@ mod tests;
 
 pub use self::create::NewSession;
 pub use self::details::{SessionDetails, SessionDetailsError};
-pub use self::error::CreateError;
-pub use self::handle::{AttachGuard, SessionHandle, SessionPlugins};
+pub use self::error::{CreateError, GetSessionError, WakeError};
+pub use self::handle::{AttachGuard, Session, SessionHandle, SessionPlugins};
 pub use self::ports::tools::{
     EventSink, NoToolProvider, SEPARATOR, SessionTools, ToolOutput, ToolProvider, ToolsSpec,
 };

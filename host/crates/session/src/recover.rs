@@ -9,22 +9,26 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::actor::resume::ResumeState;
-use super::actor::takes_over;
+use super::actor::{sleep, takes_over};
 use super::create::{key_for, seal_context};
 use super::error::CreateError;
 use super::handle::IdleState;
-use super::handle::SessionHandle;
-use super::ports::MigrateError;
+use super::ports::{Generation, MigrateError};
+use super::registry::SleepingClocks;
 use super::retry::when_possible;
 use super::seal::SealError;
 use super::sessions::Sessions;
+use super::shared::SessionsShared;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LivingSession, LogError, SessionStatus};
 use lucid_types::wit::policy::Snapshot;
 
+/// How many sessions are read at once at a start.
+const AT_ONCE: usize = 256;
+
 /// Why this host cannot continue a session.
 #[derive(Debug, thiserror::Error)]
-enum ResumeError {
+pub(super) enum ResumeError {
     /// The deployment does not have its policy.
     #[error(transparent)]
     Policy(#[from] CreateError),
@@ -60,28 +64,67 @@ impl Sessions {
     /// The number of sessions that wait for their users to come back.
     pub fn count_held(&self) -> usize {
         let registry = self.shared.registry.lock();
-        let is_held = |session: &&Arc<SessionHandle>| *session.idle_state.lock() == IdleState::Held;
-        registry.by_id.values().filter(is_held).count()
+        let asleep = registry.asleep().map(|(_, sleeping)| sleeping.idle_state);
+        let live = registry.live().map(|session| *session.idle_state.lock());
+        let states = asleep.chain(live);
+        states.filter(|state| *state == IdleState::Held).count()
     }
 
     async fn resume_all(&self, hold_all: bool) -> Result<usize, LogError> {
         let log = &self.shared.deps.log;
-        let living = when_possible(|| log.living()).await?;
+        let ids = when_possible(|| log.living_ids()).await?;
         let mut count = 0;
-        for mut session in living {
-            let row = &mut session.row;
-            row.held |= hold_all;
-            // A session that was never started waits anyway, and one that is over is cleaned up in
-            // any case.
-            row.held &= row.status == SessionStatus::Running;
-            let held = row.held;
-            count += usize::from(self.resume(session) && !held);
+        // In pieces, since most of what is read is needed for a moment only: who waits sleeps on.
+        for ids in ids.chunks(AT_ONCE) {
+            for mut session in when_possible(|| log.living(ids.to_vec(), None)).await? {
+                let row = &mut session.row;
+                row.held |= hold_all;
+                // A session that was never started waits anyway, and one that is over is cleaned up
+                // in any case.
+                row.held &= row.status == SessionStatus::Running;
+                let held = row.held;
+                count += usize::from(self.resume(session) && !held);
+            }
         }
         self.restore_positions().await;
         Ok(count)
     }
 
+    /// Has a session of the last run go on: asleep if it waits, or held.
     fn resume(&self, living: LivingSession) -> bool {
+        let id = living.row.fixed.id;
+        let generation = self.shared.deps.deployment.borrow().clone();
+        let found = match self.shared.resume_state(living, generation) {
+            Ok(found) => found,
+            Err(reason) => {
+                tracing::error!(session = %id, %reason, "a session cannot go on; it stays as it is until the host is started with what it needs");
+                return false;
+            }
+        };
+        if let Some(sleeping) = sleep::after_restart(&self.shared, &found) {
+            let fixed = &found.fixed;
+            let (project_id, repo_url) = (fixed.project_id.as_deref(), fixed.repo_url.as_deref());
+            let work = (&fixed.user, project_id, &*fixed.task, repo_url);
+            self.shared.register_asleep(id, work, sleeping);
+            return true;
+        }
+        let is_created = found.status == SessionStatus::Created;
+        let session = self.shared.assemble(id, found);
+        if !is_created {
+            // A session that was never started still waits for its client.
+            self.start(&session);
+        }
+        true
+    }
+}
+
+impl SessionsShared {
+    /// Returns what is needed to go on with a session of the log in a generation of the deployment.
+    pub(super) fn resume_state(
+        &self,
+        living: LivingSession,
+        generation: Arc<Generation>,
+    ) -> Result<ResumeState, ResumeError> {
         let LivingSession {
             mut row,
             effects,
@@ -93,43 +136,30 @@ impl Sessions {
             let context = seal_context(id, what);
             let opened = sealed
                 .as_ref()
-                .map(|sealed| self.shared.deps.sealer.open_secret(sealed, &context));
+                .map(|sealed| self.deps.sealer.open_secret(sealed, &context));
             opened.transpose()
         };
-        let generation = self.shared.deps.deployment.borrow().clone();
         let state = row.state.take();
         let state = state.map(|(schema, bytes)| Snapshot { schema, bytes });
-        let parts = || -> Result<_, ResumeError> {
-            let name = &row.fixed.policy;
-            let policy = match generation.policies.successor(name, plugin) {
-                Some(policy) => policy,
-                // In the words of the provider that offers them.
-                None => generation.policies.find(Some(name))?,
-            };
-            let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
-                // The previous build may still be loaded while the active one is on probation.
-                Some(Err(error)) => {
-                    let older = generation.policies.fallback(name, policy.info().digest);
-                    let own = older.filter(|older| Some(older.info().digest) == plugin);
-                    own.ok_or(error)?
-                }
-                _ => policy,
-            };
-            let key_for = key_for(policy.info(), &*generation.models, &row.fixed.provider);
-            Ok((
-                open(&row.fixed.api_key, &key_for)?,
-                open(&row.fixed.git_token, "git-token")?,
-                policy,
-            ))
+        let name = &row.fixed.policy;
+        let policy = match generation.policies.successor(name, plugin) {
+            Some(policy) => policy,
+            // In the words of the provider that offers them.
+            None => generation.policies.find(Some(name))?,
         };
-        let (api_key, git_token, policy) = match parts() {
-            Ok(parts) => parts,
-            Err(reason) => {
-                tracing::error!(session = %id, %reason, "a session cannot go on; it stays as it is until the host is started with what it needs");
-                return false;
+        let policy = match state.as_ref().map(|state| takes_over(policy.info(), state)) {
+            // The previous build may still be loaded while the active one is on probation.
+            Some(Err(error)) => {
+                let older = generation.policies.fallback(name, policy.info().digest);
+                let own = older.filter(|older| Some(older.info().digest) == plugin);
+                own.ok_or(error)?
             }
+            _ => policy,
         };
-        let found = ResumeState {
+        let key_for = key_for(policy.info(), &*generation.models, &row.fixed.provider);
+        let api_key = open(&row.fixed.api_key, &key_for)?;
+        let git_token = open(&row.fixed.git_token, "git-token")?;
+        Ok(ResumeState {
             previous_build: plugin
                 .filter(|digest| state.is_some() && *digest != policy.info().digest),
             generation,
@@ -144,14 +174,7 @@ impl Sessions {
             inbox: unread,
             status: row.status,
             waits_for_user: row.held,
-        };
-        let session = self.shared.assemble(id, found);
-        if row.held {
-            session.set_idle_state(IdleState::Held);
-        } else if row.status != SessionStatus::Created {
-            // A session that was never started still waits for its client.
-            self.start(&session);
-        }
-        true
+            clocks: SleepingClocks::default(),
+        })
     }
 }

@@ -42,8 +42,7 @@ async fn follow(shared: Weak<SessionsShared>, halt: CancellationToken) {
 impl SessionsShared {
     /// The positions of the clients of all sessions.
     fn positions(&self) -> Vec<PositionRow> {
-        let sessions: Vec<Arc<SessionHandle>> =
-            self.registry.lock().by_id.values().cloned().collect();
+        let sessions: Vec<Arc<SessionHandle>> = self.registry.lock().live().cloned().collect();
         let mut rows: Vec<PositionRow> = Vec::new();
         for session in sessions {
             let known = session.positions.acknowledged().into_iter();
@@ -92,8 +91,7 @@ impl Sessions {
             Vec::new()
         });
         for row in rows {
-            let session = self.shared.registry.lock().by_id.get(&row.session).cloned();
-            if let Some(session) = session {
+            if let Ok(Some(session)) = self.shared.awake(row.session, None).await {
                 tracing::debug!(session = %session.id(), taken = row.taken, "a client of the last run may come back");
                 let known = row.taken.min(session.feed.head().seq);
                 session

@@ -17,15 +17,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{idle, task_clock};
+use super::error::{GetSessionError, WakeError};
 use super::handle::{SessionHandle, SessionPlugins};
 use super::ports::EnvironmentSpec;
-use super::registry::WorkKey;
+use super::registry::{SessionEntry, WorkKey};
 use super::retention;
-use super::shared::{CREATION_LOCKS, SessionDeps, SessionsShared};
+use super::shared::{LOCKS, SessionDeps, SessionsShared};
+use super::sleeping;
 use super::stream::frames;
 use super::types::{CloseReason, LookupError, PausedSessions, SessionSummary};
 use super::user_logs::{UserLogExceeded, UserLogs};
 use lucid_types::ids::SessionId;
+use lucid_types::log::LogError;
 use lucid_types::transient::TransientFailure;
 use lucid_types::user::UserId;
 
@@ -57,7 +60,9 @@ impl Sessions {
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
-            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; CREATION_LOCKS],
+            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; LOCKS],
+            wake_locks: [const { tokio::sync::Mutex::const_new(()) }; LOCKS],
+            wakes_changed: Arc::default(),
             move_permits: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(1, NonZero::get),
             )),
@@ -73,10 +78,10 @@ impl Sessions {
             shared.halt.clone(),
             shared.deps.limits.retention,
         ));
-        tokio::spawn(task_clock::watch(
-            Arc::downgrade(&shared),
-            shared.halt.clone(),
-        ));
+        let (weak, halt) = (Arc::downgrade(&shared), &shared.halt);
+        tokio::spawn(task_clock::watch(weak.clone(), halt.clone()));
+        tokio::spawn(sleeping::watch_time(weak.clone(), halt.clone()));
+        tokio::spawn(sleeping::watch_deployment(weak, halt.clone()));
         Self { shared }
     }
 
@@ -90,67 +95,87 @@ impl Sessions {
         session.launch();
     }
 
-    /// Returns a live session of this user.
-    pub fn get(&self, id: &SessionId, user: &UserId) -> Result<Arc<SessionHandle>, LookupError> {
-        let session = self
-            .shared
-            .registry
-            .lock()
-            .by_id
-            .get(id)
-            .cloned()
-            .ok_or(LookupError::NotFound)?;
-        if session.info.user == *user {
-            Ok(session)
-        } else {
-            Err(LookupError::NotYours)
-        }
+    /// Returns a session of this user that has not ended, and wakes it if it sleeps.
+    ///
+    /// # Errors
+    /// Fails if there is none, if it is another user's, or if it sleeps and cannot be woken.
+    pub async fn get(
+        &self,
+        id: &SessionId,
+        user: &UserId,
+    ) -> Result<Arc<SessionHandle>, GetSessionError> {
+        self.shared.registry.lock().find(id, user)?;
+        let session = self.shared.awake(*id, Some(user)).await?;
+        Ok(session.ok_or(LookupError::NotFound)?)
     }
 
-    /// Returns the user's live sessions, newest first.
-    pub fn list(&self, user: &UserId) -> Vec<SessionSummary> {
-        let registry = self.shared.registry.lock();
-        let ids = registry.by_user.get(user).into_iter().flatten();
-        let mut found: Vec<_> = ids
-            .filter_map(|id| registry.by_id.get(id))
-            .cloned()
-            .collect();
-        drop(registry);
-        found.sort_by_key(|session| std::cmp::Reverse((session.info.created_at, session.info.id)));
-        let summary = |session: Arc<SessionHandle>| SessionSummary {
-            session_id: session.info.id,
-            user_id: session.info.user.clone(),
-            task: session.info.task.to_string(),
-            is_alive: session.is_alive(),
-            created_at: frames::timestamp(session.info.created_at),
+    /// Returns the user's sessions that have not ended, newest first.
+    ///
+    /// # Errors
+    /// Fails if some sleep and the log cannot be read.
+    pub async fn list(&self, user: &UserId) -> Result<Vec<SessionSummary>, LogError> {
+        let (mut found, mut asleep) = (Vec::new(), Vec::new());
+        for (id, entry) in self.shared.registry.lock().of_user(user) {
+            match entry {
+                SessionEntry::Asleep(_) => asleep.push(id),
+                SessionEntry::Live(session) => {
+                    let info = &session.info;
+                    found.push((
+                        info.created_at,
+                        id,
+                        info.task.to_string(),
+                        session.is_alive(),
+                    ));
+                }
+            }
+        }
+        if !asleep.is_empty() {
+            let tasks = self.shared.deps.log.tasks(asleep, user).await?.into_iter();
+            found.extend(tasks.map(|task| (task.created_at, task.session, task.text, true)));
+        }
+        found.sort_by_key(|(created_at, id, ..)| std::cmp::Reverse((*created_at, *id)));
+        let summary = |(created_at, session_id, task, is_alive)| SessionSummary {
+            session_id,
+            user_id: user.clone(),
+            task,
+            is_alive,
+            created_at: frames::timestamp(created_at),
         };
-        found.into_iter().map(summary).collect()
+        Ok(found.into_iter().map(summary).collect())
     }
 
     /// Finds a session of this user that does the same work and has a client attached, is within
-    /// the grace period, or waits for its user's answer.
-    pub fn find_same(
+    /// the grace period, or waits for its user's answer. Wakes it if it sleeps.
+    ///
+    /// # Errors
+    /// Fails if it sleeps and cannot be woken.
+    pub async fn find_same(
         &self,
         user: &UserId,
         project_id: Option<&str>,
         task: &str,
         repo_url: Option<&str>,
-    ) -> Option<Arc<SessionHandle>> {
+    ) -> Result<Option<Arc<SessionHandle>>, WakeError> {
         let work: WorkKey<'_> = (user, project_id, task, repo_url);
-        let registry = self.shared.registry.lock();
-        let id = registry.by_work.get(&self.shared.hasher.hash_one(work))?;
-        registry
-            .by_id
-            .get(id)
-            .filter(|session| session.work() == work && session.is_alive())
-            .cloned()
+        let hash = self.shared.hasher.hash_one(work);
+        let newest = self.shared.registry.lock().newest(hash);
+        let Some(id) = newest else {
+            return Ok(None);
+        };
+        let session = self.shared.awake(id, Some(user)).await?;
+        Ok(session.filter(|session| session.work() == work && session.is_alive()))
     }
 
     /// Ends a session and returns when only its log is left. Returns `false` if the end could not
     /// be written, in which case the session resumes at the next start.
     pub async fn stop(&self, id: &SessionId) -> bool {
-        let Some(session) = self.shared.registry.lock().by_id.get(id).cloned() else {
-            return true;
+        let session = match self.shared.awake(*id, None).await {
+            Ok(Some(session)) => session,
+            Ok(None) => return true,
+            Err(cause) => {
+                tracing::warn!(session = %id, %cause, "a session was to be stopped, and sleeps on: it could not be woken");
+                return false;
+            }
         };
         session.stop(CloseReason::stopped());
         let mut head = session.feed.watch();
@@ -190,27 +215,38 @@ impl Sessions {
 
     /// The number of live sessions.
     pub fn count(&self) -> usize {
-        self.shared.registry.lock().by_id.len()
+        self.shared.registry.lock().len()
+    }
+
+    /// The number of sessions that sleep.
+    pub fn count_asleep(&self) -> usize {
+        self.shared.registry.lock().asleep().count()
     }
 
     /// The number of live sessions for each set of plugins.
     pub fn count_by_plugins(&self) -> HashMap<SessionPlugins, usize> {
         let mut counts = HashMap::new();
-        for session in self.shared.registry.lock().by_id.values() {
+        let registry = self.shared.registry.lock();
+        for session in registry.live() {
             *counts.entry(session.plugins()).or_default() += 1;
+        }
+        for (_, sleeping) in registry.asleep() {
+            match counts.get_mut(&*sleeping.plugins) {
+                Some(count) => *count += 1,
+                None => drop(counts.insert((*sleeping.plugins).clone(), 1)),
+            }
         }
         counts
     }
 
     /// The number of live sessions that have a workspace.
     pub fn count_with_workspace(&self) -> usize {
-        self.shared
-            .registry
-            .lock()
-            .by_id
-            .values()
-            .filter(|session| session.has_workspace())
-            .count()
+        let registry = self.shared.registry.lock();
+        let live = registry.live().map(|session| session.has_workspace());
+        let asleep = registry
+            .asleep()
+            .map(|(_, sleeping)| sleeping.has_workspace);
+        live.chain(asleep).filter(|has_one| *has_one).count()
     }
 
     /// Stops everything that runs, but ends no session: they resume at the next start. Returns what
@@ -239,6 +275,8 @@ impl Sessions {
             shared.deadline_passed.cancel();
             shared.actors.wait().await;
         }
+        // The others rest as they are.
+        shared.paused_sessions.lock().sessions += shared.registry.lock().take_asleep();
         if let Err(cause) = shared.deps.log.note_uptime().await {
             tracing::warn!(%cause, "the host's uptime was not noted");
         }

@@ -1,23 +1,21 @@
 //! What all sessions have in common.
 
-use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::handle::SessionHandle;
+use super::handle::Session;
 use super::ports::{Deployment, EnvironmentProvider, PullRequests};
+use super::registry::SessionRegistry;
 use super::seal::Sealer;
 use super::types::{PausedSessions, SessionLimits};
 use super::user_logs::{UserLogLimits, UserLogs};
 use lucid_types::disk_reserve::DiskReserve;
-use lucid_types::ids::SessionId;
 use lucid_types::log::SessionLog;
-use lucid_types::user::UserId;
 
 /// The dependencies of [`Sessions`](super::Sessions).
 pub struct SessionDeps {
@@ -39,8 +37,8 @@ pub struct SessionDeps {
     pub user_logs: UserLogLimits,
 }
 
-/// The number of locks for concurrent lookups and creations.
-pub(super) const CREATION_LOCKS: usize = 64;
+/// The number of locks for concurrent lookups and creations, and of those for waking.
+pub(super) const LOCKS: usize = 64;
 
 /// What all sessions have in common.
 pub(crate) struct SessionsShared {
@@ -56,24 +54,19 @@ pub(crate) struct SessionsShared {
     pub(super) registry: Mutex<SessionRegistry>,
     pub(super) hasher: RandomState,
     /// Held while a session is looked up and created, one lock per hash of the work.
-    pub(super) creation_locks: [tokio::sync::Mutex<()>; CREATION_LOCKS],
+    pub(super) creation_locks: [tokio::sync::Mutex<()>; LOCKS],
+    /// Held while a session is woken, one lock per hash of its id.
+    pub(super) wake_locks: [tokio::sync::Mutex<()>; LOCKS],
+    /// Notified when the time at which the next sleeping session wakes may have changed.
+    pub(super) wakes_changed: Arc<Notify>,
     /// Limits how many sessions move to a newer generation at a time with nothing else to do, so
     /// that those that have something to do, new ones above all, need not wait for all of them.
     pub(super) move_permits: Arc<Semaphore>,
 }
 
-/// The live sessions, by what they are looked up by.
-#[derive(Default)]
-pub(super) struct SessionRegistry {
-    pub(super) by_id: HashMap<SessionId, Arc<SessionHandle>>,
-    pub(super) by_user: HashMap<UserId, HashSet<SessionId>>,
-    /// The newest session for each user, project, task and repository.
-    pub(super) by_work: HashMap<u64, SessionId>,
-}
-
 impl SessionsShared {
     /// Records that a session came to rest and which command was interrupted for it, if any.
-    pub(super) fn paused(&self, session: &SessionHandle, command: Option<String>) {
+    pub(super) fn paused(&self, session: &Session, command: Option<String>) {
         let mut left = self.paused_sessions.lock();
         left.sessions += 1;
         left.commands

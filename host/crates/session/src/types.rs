@@ -179,6 +179,9 @@ pub struct SessionLimits {
     /// How long an idle session lives with nobody attached. A session that waits for its user's
     /// answer loses only its sandbox after this time.
     pub grace: Duration,
+    /// How long everybody has left a session that waits, and nothing has come for it, before nothing of it
+    /// stays in memory but an entry; and for how long that must be so.
+    pub sleep_after: Duration,
     /// How long the workspace of a session is kept that ended without its user's request.
     pub retention: Duration,
     /// Live sessions per user.

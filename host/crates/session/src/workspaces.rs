@@ -1,5 +1,6 @@
 //! The workspaces of sessions: which a user has, and removing what is kept of one that ended.
 
+use super::registry::SessionEntry;
 use super::retention::spec_of;
 use super::sessions::Sessions;
 use super::types::LookupError;
@@ -29,8 +30,17 @@ impl Sessions {
         id: &SessionId,
         user: &UserId,
     ) -> Result<bool, WorkspaceLookupError> {
-        match self.get(id, user) {
-            Ok(session) => return Ok(session.has_workspace()),
+        let found = self
+            .shared
+            .registry
+            .lock()
+            .find(id, user)
+            .map(|entry| match entry {
+                SessionEntry::Live(session) => session.has_workspace(),
+                SessionEntry::Asleep(sleeping) => sleeping.has_workspace,
+            });
+        match found {
+            Ok(has_workspace) => return Ok(has_workspace),
             Err(LookupError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }

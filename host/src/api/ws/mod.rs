@@ -38,11 +38,11 @@ use self::frames::ServerMessage;
 use self::handshake::{ConnectRequest, Handshake};
 use self::pings::PingAllowance;
 use super::problem::{Problem, Query};
-use super::sessions::no_session;
+use super::sessions::{CANNOT_GO_ON, no_session};
 use super::{Api, LARGEST_BODY};
 use crate::auth::AuthError;
 use crate::listener::{ConnectionSlot, ConnectionUse, UserSocket};
-use lucid_session::{Features, SessionHandle};
+use lucid_session::{Features, GetSessionError, SessionHandle, WakeError};
 use lucid_types::identity::Identity;
 use lucid_types::ids::SessionId;
 use lucid_types::sentence::with_advice;
@@ -67,6 +67,7 @@ const CLOSE_NO_SESSION: u16 = 4004;
 const UNAUTHENTICATED: &str = "Authentication required. Provide a valid JWT token.";
 const CROWDED: &str = "The server has too many connections. Try again in a moment.";
 const NO_TASK: &str = "Missing required field: 'task'";
+const CANNOT_WAKE: &str = "The session cannot be read at the moment. Try again in a moment.";
 
 /// The token, where it comes with the address.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -399,13 +400,21 @@ async fn session_for(
 ) -> Result<Arc<SessionHandle>, Rejection> {
     let sessions = &api.parts.sessions;
     if let Some(id) = request.session_id() {
-        // Another user's session is refused like one that does not exist.
-        let session = id
-            .parse::<SessionId>()
-            .ok()
-            .and_then(|parsed| sessions.get(&parsed, &who.user).ok());
-        return session
-            .ok_or_else(|| Rejection::with_message(CLOSE_NO_SESSION, no_session(&id).detail()));
+        let unknown = || Rejection::with_message(CLOSE_NO_SESSION, no_session(&id).detail());
+        let parsed = id.parse::<SessionId>().map_err(|_| unknown())?;
+        return sessions
+            .get(&parsed, &who.user)
+            .await
+            .map_err(|error| match error {
+                // Another user's session is refused like one that does not exist.
+                GetSessionError::Lookup(_) => unknown(),
+                GetSessionError::Wake(WakeError::Resume(_)) => {
+                    Rejection::with_message(CLOSE_NO_SESSION, CANNOT_GO_ON)
+                }
+                GetSessionError::Wake(WakeError::Log(_) | WakeError::ShuttingDown) => {
+                    Rejection::silent(close_code::AGAIN, CANNOT_WAKE)
+                }
+            });
     }
     let Some(new) = request.request.for_user(who) else {
         return Err(Rejection::with_message(CLOSE_NO_TASK, NO_TASK));

@@ -19,10 +19,12 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::handle::{IdleState, SessionHandle};
+use super::task_clock;
+use crate::handle::{IdleState, Session};
 use crate::ports::EnvironmentSpec;
 use crate::shared::SessionsShared;
 use crate::types::CloseReason;
+use lucid_types::log::{EffectKind, SessionCounters};
 
 /// How long a question waits for its answer with nobody attached.
 const ANSWER: Duration = Duration::from_hours(7 * 24);
@@ -67,7 +69,39 @@ fn idle_action(
     }
 }
 
-impl SessionHandle {
+/// When a session would be ended that nobody comes back to, as of now; `None` if its work goes on.
+pub(super) fn ends_at(
+    idle_state: IdleState,
+    unattended_since: Instant,
+    (now, uptime): (Instant, u64),
+    grace: Duration,
+) -> Option<Instant> {
+    let alone = unattended_since + grace;
+    match idle_state {
+        IdleState::Working | IdleState::Held => None,
+        IdleState::Asking(since) => {
+            let waited = Duration::from_millis(uptime.saturating_sub(since));
+            Some(alone.max(now + ANSWER.saturating_sub(waited)))
+        }
+        IdleState::Idle(since) => Some(alone.max(since + grace)),
+    }
+}
+
+/// The state of a session with these open effects, as of now.
+pub(super) fn idle_state(
+    counters: &SessionCounters,
+    open: impl Iterator<Item = EffectKind>,
+) -> IdleState {
+    if task_clock::waits_for_user(counters, open) {
+        IdleState::Asking(counters.uptime_ms)
+    } else if counters.task_open {
+        IdleState::Working
+    } else {
+        IdleState::Idle(Instant::now())
+    }
+}
+
+impl Session {
     /// The key of the session's files.
     fn spec(&self) -> EnvironmentSpec {
         EnvironmentSpec::of(self.info.id, self.info.user.clone())
@@ -109,7 +143,7 @@ pub(crate) async fn sweep(
             return;
         };
         let now = (Instant::now(), shared.deps.log.uptime());
-        let sessions: Vec<_> = shared.registry.lock().by_id.values().cloned().collect();
+        let sessions: Vec<_> = shared.registry.lock().live().cloned().collect();
         for session in sessions {
             let idle_state = *session.idle_state.lock();
             match idle_action(idle_state, session.unattended_for(), now, grace) {
@@ -156,6 +190,16 @@ mod tests {
         ] {
             let found = idle_action(idle_state, alone, (now, uptime), grace);
             assert_eq!(found, expected, "alone {alone:?}, {idle_state:?}");
+            let Some(alone) = alone else {
+                continue;
+            };
+            let ends_at = ends_at(idle_state, now - alone, (now, uptime), grace);
+            let ends = ends_at.is_some_and(|at| at <= now);
+            assert_eq!(
+                ends,
+                expected == IdleAction::End,
+                "alone {alone:?}, {idle_state:?}"
+            );
         }
     }
 }

@@ -12,6 +12,7 @@ mod persist;
 mod provision;
 pub(crate) mod resume;
 mod shutdown;
+pub(crate) mod sleep;
 pub(crate) mod task_clock;
 mod upgrade;
 
@@ -22,16 +23,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
-use self::idle::SANDBOX_RELEASED;
-use self::resume::ResumeState;
+use self::idle::{SANDBOX_RELEASED, idle_state};
+use self::resume::{ResumeState, TimerClock};
 use self::task_clock::{TaskClock, now};
 use super::effects::Effects;
-use super::handle::SessionHandle;
+use super::handle::Session;
 use super::ports::tools::SEPARATOR;
 use super::ports::{
     AvailableModels, Deployment, Environment, EnvironmentSpec, Generation, NewPullRequest,
     PullRequestError, SessionPolicy, StepError, StepOutcome,
 };
+use super::registry::SleepingClocks;
 use super::retry::when_possible;
 use super::round::{
     CommittedRound, RoundBuilder, RoundContext, STEPS_ALONE, ShownTree, StartedWork,
@@ -59,6 +61,8 @@ const SETTLING: Duration = Duration::from_secs(5);
 enum ActorEnd {
     /// The session was asked to end.
     Stopped,
+    /// It sleeps: all of it is in the log.
+    Asleep,
     /// The host is shutting down; the session lives on.
     Halted,
     /// The open task exceeded its time limit.
@@ -78,7 +82,7 @@ pub(super) use self::upgrade::takes_over;
 
 pub(super) struct Actor {
     shared: Arc<SessionsShared>,
-    session: Arc<SessionHandle>,
+    session: Arc<Session>,
     fixed: Arc<SessionConfig>,
     deployment: Deployment,
     /// The number of the last generation that was examined.
@@ -108,6 +112,8 @@ pub(super) struct Actor {
     paused: Vec<EffectId>,
     /// The session was held until its user came back.
     was_held: bool,
+    /// Since when nothing has come for the session.
+    quiet_since: Instant,
     /// Since when rounds have left something pending in the log.
     pending_since: Option<Instant>,
     messages: mpsc::Receiver<Box<ActorMessage>>,
@@ -121,7 +127,7 @@ const TITLE: usize = 120;
 /// Runs a session from where the log left it until its end.
 pub(super) async fn live(
     shared: Arc<SessionsShared>,
-    session: Arc<SessionHandle>,
+    session: Arc<Session>,
     found: ResumeState,
     messages: mpsc::Receiver<Box<ActorMessage>>,
 ) {
@@ -178,15 +184,19 @@ pub(super) async fn live(
         queue: VecDeque::new(),
         paused: Vec::new(),
         was_held: found.waits_for_user,
+        quiet_since: Instant::now(),
         pending_since: None,
         messages,
-        clock: TaskClock::start(),
+        clock: match found.clocks.task {
+            Some((counted, _)) => TaskClock::since(counted),
+            None => TaskClock::start(),
+        },
         shared,
         session,
     };
     if begun {
         actor.publish_state();
-        actor.resume(found.open);
+        actor.resume(found.open, found.clocks);
     } else {
         actor.session.set_idle_state(IdleState::Working);
     }
@@ -205,7 +215,11 @@ pub(super) async fn live(
 impl Actor {
     /// Reports what was running when the host stopped to the policy as lost; what was waiting
     /// continues to wait.
-    fn resume(&mut self, open: Vec<EffectRow>) {
+    fn resume(&mut self, open: Vec<EffectRow>, clocks: SleepingClocks) {
+        if let Some((_, used)) = clocks.task {
+            self.counters.task_used_ms = used;
+        }
+        let timers = TimerClock::new(&open, clocks.next_timer);
         self.effects.reopen_workspace();
         self.effects.resume_listening();
         for effect in open {
@@ -217,10 +231,8 @@ impl Actor {
                     self.queue.push_back(ActorMessage::Lost(effect.id))
                 }
                 EffectKind::Timer => {
-                    // Only the wall clock can say how long the host was away, and it may be wrong.
-                    let left = effect.due_at.unwrap_or(0).saturating_sub(now());
-                    let left = left.min(effect.delay_ms.unwrap_or(u64::MAX));
-                    self.effects.timer(effect.id, Duration::from_millis(left));
+                    let left = timers.left(&effect);
+                    self.effects.timer(effect.id, left);
                 }
                 // Opening a pull request that is already open returns the existing one, so nothing
                 // is done twice.
@@ -335,7 +347,7 @@ impl Actor {
         self.count_time();
         let limit = self.shared.deps.limits.task_time;
         let deadline = self.clock.deadline(&self.counters, limit).into();
-        let settle_at = self.settle_at();
+        let (settle_at, sleeps_at) = (self.settle_at(), self.sleeps_at());
         tokio::select! {
             biased;
             () = self.session.stop.cancelled() => return Some(ActorEnd::Stopped),
@@ -358,6 +370,13 @@ impl Actor {
             () = self.session.unattended.notified(), if waits => {
                 self.release_sandbox().await;
             }
+            // Now it may sleep.
+            () = self.session.left.notified() => {}
+            () = sleep_until(sleeps_at.unwrap_or_else(Instant::now).into()), if sleeps_at.is_some() => {
+                if self.falls_asleep().await {
+                    return Some(ActorEnd::Asleep);
+                }
+            }
         }
         while self.queue.len() < ROUND
             && let Ok(message) = self.messages.try_recv()
@@ -379,13 +398,9 @@ impl Actor {
 
     /// Publishes the session's state for the sweep over unattended sessions.
     fn publish_state(&self) {
-        self.session.set_idle_state(if self.waits_for_user() {
-            IdleState::Asking(self.counters.uptime_ms)
-        } else if self.counters.task_open {
-            IdleState::Working
-        } else {
-            IdleState::Idle(Instant::now())
-        });
+        let kinds = task_clock::kinds(&self.open);
+        self.session
+            .set_idle_state(idle_state(&self.counters, kinds));
         let waits = self.waits_for_user();
         let last_seq = self.counters.next_seq.saturating_sub(1);
         self.session.question.send_if_modified(|question| {
@@ -417,6 +432,9 @@ impl Actor {
     async fn round(&mut self) -> Result<(), ActorEnd> {
         let at = now();
         let limit = self.shared.deps.limits.task_time;
+        if !self.queue.is_empty() {
+            self.quiet_since = Instant::now();
+        }
         self.count_time();
         let mut counters = self.counters;
         counters.uptime_ms = self.shared.deps.log.uptime();

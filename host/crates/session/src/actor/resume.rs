@@ -6,14 +6,19 @@
 //! cloned again before its next command.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::task_clock::now;
 use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::ports::tools::SEPARATOR;
 use crate::ports::{Generation, SessionPolicy};
+use crate::registry::SleepingClocks;
 use crate::stream::frames::EventDraft;
 use lucid_types::digest::Digest;
-use lucid_types::log::{EffectRow, InboxMessage, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::log::{
+    EffectKind, EffectRow, InboxMessage, SessionConfig, SessionCounters, SessionStatus,
+};
 use lucid_types::secret::Secret;
 use lucid_types::wit::policy::{Input, Snapshot};
 
@@ -66,6 +71,38 @@ impl Actor {
     }
 }
 
+/// What is left of the timers of a session that goes on.
+pub(super) struct TimerClock {
+    /// When the first of them expires by the wall clock, and when by the monotonic one, if that is known.
+    first: Option<(u64, Instant)>,
+}
+
+impl TimerClock {
+    pub(super) fn new(open: &[EffectRow], next_timer: Option<Instant>) -> Self {
+        let timers = open
+            .iter()
+            .filter(|effect| effect.kind == EffectKind::Timer);
+        let first = timers.map(|effect| effect.due_at.unwrap_or(0)).min();
+        Self {
+            first: first.zip(next_timer),
+        }
+    }
+
+    /// Returns how long a timer still runs. Only where the host was away, the wall clock has to say that, and
+    /// it may be wrong.
+    pub(super) fn left(&self, timer: &EffectRow) -> Duration {
+        let due = timer.due_at.unwrap_or(0);
+        let left = match self.first {
+            Some((first, expires)) => {
+                let left = expires.saturating_duration_since(Instant::now());
+                left.saturating_add(Duration::from_millis(due.saturating_sub(first)))
+            }
+            None => Duration::from_millis(due.saturating_sub(now())),
+        };
+        left.min(Duration::from_millis(timer.delay_ms.unwrap_or(u64::MAX)))
+    }
+}
+
 /// A session's logged state, and what it needs to run.
 pub(crate) struct ResumeState {
     pub(crate) fixed: Arc<SessionConfig>,
@@ -86,4 +123,6 @@ pub(crate) struct ResumeState {
     pub(crate) status: SessionStatus,
     /// Whether the session resumes only when its user comes back.
     pub(crate) waits_for_user: bool,
+    /// What is known of its clocks beside the log, if it slept.
+    pub(crate) clocks: SleepingClocks,
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::task_clock::now;
 use super::{Actor, ActorEnd};
 use crate::budget::Budget;
-use crate::handle::SessionHandle;
+use crate::handle::Session;
 use crate::message::ActorMessage;
 use crate::ports::CallCost;
 use crate::round::inputs::change_event;
@@ -41,11 +41,11 @@ struct FinalFrames {
 /// on with it.
 pub(super) struct ActorGuard {
     shared: Arc<SessionsShared>,
-    session: Arc<SessionHandle>,
+    session: Arc<Session>,
 }
 
 impl ActorGuard {
-    pub(super) fn new(shared: &Arc<SessionsShared>, session: &Arc<SessionHandle>) -> Self {
+    pub(super) fn new(shared: &Arc<SessionsShared>, session: &Arc<Session>) -> Self {
         Self {
             shared: shared.clone(),
             session: session.clone(),
@@ -55,7 +55,8 @@ impl ActorGuard {
 
 impl Drop for ActorGuard {
     fn drop(&mut self) {
-        if !self.session.feed.head().ended {
+        let is_here = self.shared.registry.lock().has(&self.session);
+        if is_here && !self.session.feed.head().ended {
             tracing::error!(session = %self.session.id(), "a session came to grief; it pauses until the next start");
             self.shared.unregister(&self.session);
             self.session.pause(CloseReason::failed(
@@ -83,6 +84,8 @@ impl Actor {
         let had_environment =
             self.effects.has_environment() || self.shared.deps.environments.refusal().is_none();
         let (close, frame) = match &end {
+            // Nothing runs, nothing is held, and another life of it may have begun.
+            ActorEnd::Asleep => return,
             ActorEnd::Halted => {
                 let used = self.counters.task_used_ms;
                 self.count_time();
@@ -276,7 +279,12 @@ impl Actor {
         let context = RoundContext::new(&names, &fixed, policy.info(), nothing, &|_| {
             EventDraft::default()
         });
-        let mut builder = RoundBuilder::new(&context, self.counters, self.open.clone(), now());
+        let mut counters = self.counters;
+        if !self.waits_for_user() {
+            // The time that the task used is counted up to now.
+            counters.uptime_ms = self.shared.deps.log.uptime();
+        }
+        let mut builder = RoundBuilder::new(&context, counters, self.open.clone(), now());
         for (effect, cost) in cost {
             builder.add_cost(&effect, cost);
         }

@@ -124,6 +124,16 @@ impl TaskClock {
         }
     }
 
+    /// Goes on with a clock that has counted up to this time.
+    pub(super) fn since(counted: Instant) -> Self {
+        Self { counted }
+    }
+
+    /// Up to when the time is counted.
+    pub(super) fn counted(&self) -> Instant {
+        self.counted
+    }
+
     fn now() -> Instant {
         let now = Instant::now();
         now.checked_sub(suspended_time()).unwrap_or(now)

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::handle::SessionHandle;
+use crate::handle::Session;
 use crate::stream::delta::DeltaKind;
 use crate::stream::feed::FeedItem;
 use crate::stream::frames;
 use lucid_types::ids::EffectId;
 
 pub(crate) struct DeltaStream {
-    session: Arc<SessionHandle>,
+    session: Arc<Session>,
     effect: EffectId,
     state: Mutex<DeltaState>,
 }
@@ -32,7 +32,7 @@ struct DeltaState {
 }
 
 impl DeltaStream {
-    pub(crate) fn new(session: Arc<SessionHandle>, effect: EffectId) -> Arc<Self> {
+    pub(crate) fn new(session: Arc<Session>, effect: EffectId) -> Arc<Self> {
         Arc::new(Self {
             session,
             effect,

@@ -14,7 +14,7 @@ use futures::FutureExt;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::handle::SessionHandle;
+use crate::handle::Session;
 use crate::message::{ActorMessage, Mailbox, Tree};
 use crate::ports::tools::{EventSink, SessionTools, ToolProvider, ToolsSpec};
 use crate::ports::{Environment, EnvironmentError, EnvironmentSpec};
@@ -84,6 +84,10 @@ impl SessionToolsSlot {
         }
     }
 
+    pub(super) fn is_open(&self) -> bool {
+        self.opened.initialized()
+    }
+
     pub(super) async fn close(&self) {
         if let Some(opened) = self.opened.get() {
             opened.close().await;
@@ -94,7 +98,7 @@ impl SessionToolsSlot {
 /// Access to a session's environment and tools.
 pub(super) struct EnvironmentHandle {
     pub(super) shared: Arc<SessionsShared>,
-    pub(super) session: Arc<SessionHandle>,
+    pub(super) session: Arc<Session>,
     pub(super) spec: EnvironmentSpec,
     pub(super) policy: String,
     pub(super) environment: Arc<OnceCell<Arc<dyn Environment>>>,

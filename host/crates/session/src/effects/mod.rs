@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::deltas::DeltaStream;
 use self::environment::{EnvironmentEvents, EnvironmentHandle, SessionToolsSlot};
-use super::handle::SessionHandle;
+use super::handle::Session;
 use super::message::{ActorMessage, Tree};
 use super::ports::tools::{SEPARATOR, SessionTools, ToolOutput, ToolProvider};
 use super::ports::{
@@ -53,7 +53,7 @@ const FAILED_WITH_AGENT: &str = "This was given up before it was done, since the
 
 pub(super) struct Effects {
     shared: Arc<SessionsShared>,
-    session: Arc<SessionHandle>,
+    session: Arc<Session>,
     fixed: Arc<SessionConfig>,
     /// The models that answer requests from here on.
     models: Arc<dyn Models>,
@@ -89,6 +89,8 @@ struct RunningEffect {
     work: AbortHandle,
     stream: Arc<DeltaStream>,
     meter: UsageMeter,
+    /// When it expires, if it is a timer.
+    due: Option<Instant>,
 }
 
 impl RunningEffect {
@@ -112,7 +114,7 @@ impl Drop for Effects {
 impl Effects {
     pub(super) fn new(
         shared: Arc<SessionsShared>,
-        session: Arc<SessionHandle>,
+        session: Arc<Session>,
         generation: &Generation,
         spec: EnvironmentSpec,
         api_key: Option<Secret>,
@@ -286,6 +288,7 @@ impl Effects {
             work: task.abort_handle(),
             stream,
             meter,
+            due: None,
         };
         self.running.insert(effect, running);
     }
@@ -294,9 +297,10 @@ impl Effects {
         DeltaStream::new(self.session.clone(), effect.clone())
     }
 
-    /// Starts a timer that expires after `old_tools`.
+    /// Starts a timer that expires after `left`.
     pub(super) fn timer(&mut self, effect: EffectId, left: Duration) {
-        let name = effect.clone();
+        let (name, timer) = (effect.clone(), effect.clone());
+        let due = Instant::now().checked_add(left);
         let stream = self.stream(&effect);
         self.spawn(stream, effect, UsageMeter::default(), async move {
             if !left.is_zero() {
@@ -304,6 +308,25 @@ impl Effects {
             }
             ActorMessage::Timer(name)
         });
+        if let Some(running) = self.running.get_mut(&timer) {
+            running.due = due;
+        }
+    }
+
+    /// When the next timer expires.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.running.values().filter_map(|effect| effect.due).min()
+    }
+
+    /// Returns whether nothing runs but timers, and nothing is held that a restart would not bring back.
+    pub(super) fn are_at_rest(&self) -> bool {
+        let runs = !self.running.values().all(|effect| effect.due.is_some())
+            || self.tool.is_some()
+            || !self.waiting.is_empty()
+            || !self.not_begun_calls.is_empty();
+        let holds =
+            self.has_environment() || self.tools_slot.is_open() || !self.old_tools.is_empty();
+        !runs && !holds && !self.shared.deps.environments.is_alive(&self.spec)
     }
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {

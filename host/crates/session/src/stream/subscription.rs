@@ -12,6 +12,7 @@
 //!   all. One that fell behind is told to discard what it has, continues at the end of the feed,
 //!   and sees the next effect, or the next attempt, from its beginning again.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub enum SubscriptionItem {
 
 /// A client's subscription to a session.
 pub struct Subscription {
+    /// Keeps the session in memory that supplies the feed.
+    _handle: Arc<dyn Any + Send + Sync>,
     feed: Arc<Feed>,
     log: Arc<dyn SessionLog>,
     session: SessionId,
@@ -163,22 +166,23 @@ impl Follower {
 
 impl Subscription {
     pub(crate) fn new(
+        handle: Arc<dyn Any + Send + Sync>,
         feed: Arc<Feed>,
         log: Arc<dyn SessionLog>,
         (session, user): (SessionId, UserId),
         closing: Arc<Closing>,
         last_seq: u64,
     ) -> Self {
-        let source = Source::Frames(feed.watch());
         let pauses = feed.watch_pauses();
         Self {
+            _handle: handle,
+            source: Source::Frames(feed.watch()),
             feed,
             log,
             session,
             user,
             closing,
             last_seq,
-            source,
             pauses,
             paused: false,
         }

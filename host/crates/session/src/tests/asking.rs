@@ -101,7 +101,7 @@ async fn the_days_that_a_question_waits_are_not_the_tasks_also_over_restarts_of_
         });
         assert_eq!(back.await.unwrap(), 1);
         assert_eq!(host.recover().await.unwrap(), 1);
-        session = host.get(&id, &UserId::from("u")).unwrap();
+        session = host.get(&id, &UserId::from("u")).await.unwrap();
     }
     let mut frames = session.subscribe(0);
     until(&mut frames, "Which one?").await;
@@ -175,7 +175,7 @@ async fn a_question_that_nobody_answers_for_a_week_ends_its_session_also_after_a
         });
         assert_eq!(moved.await.unwrap(), 1);
         assert_eq!(second.recover().await.unwrap(), 1);
-        let session = second.get(&id, &UserId::from("u")).unwrap();
+        let session = second.get(&id, &UserId::from("u")).await.unwrap();
         if ends {
             eventually("the session ends", || second.count() == 0).await;
             assert_eq!((world.done("release"), world.done("wipe")), (1, 0));
@@ -248,7 +248,7 @@ async fn a_sandbox_that_lived_on_over_a_restart_is_given_back_as_well() {
         limits.grace = Duration::from_millis(300)
     });
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     eventually("the sandbox is listened to", || world.done("reopen") == 1).await;
     eventually("it is given back", || world.done("close") == 2).await;
     assert!(session.is_alive());

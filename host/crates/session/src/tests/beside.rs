@@ -263,7 +263,7 @@ async fn a_call_that_a_crash_cut_off_is_lost_and_the_next_one_opens_the_tools_ag
     world.hold.store(false, Ordering::SeqCst);
     let sessions = made_of(Store::open(folder.path()).unwrap(), &world, "k", |_| {});
     assert_eq!(sessions.recover().await.unwrap(), 1);
-    let session = sessions.get(&id, &"u".into()).unwrap();
+    let session = sessions.get(&id, &"u".into()).await.unwrap();
     let mut frames = session.subscribe(0);
     until(&mut frames, "\"lost\"").await;
     assert_eq!(world.done("beside 1 m0"), 1, "it is not run again");

@@ -101,7 +101,7 @@ async fn one_that_was_being_opened_when_the_host_stopped_is_opened_at_the_next_s
     world.hold_changes.store(false, Ordering::SeqCst);
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let mut frames = session.subscribe(0);
     let seen = until(&mut frames, "ChangeMessage").await;
     assert_dense(&seen);

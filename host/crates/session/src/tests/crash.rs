@@ -22,7 +22,7 @@ async fn a_session_goes_on_after_a_crash_at_any_write_and_runs_no_effect_twice()
 
         let second = sessions(folder.path(), &world);
         assert_eq!(second.recover().await.unwrap(), 1, "after {writes} writes");
-        let session = second.get(&id, &UserId::from("u")).unwrap();
+        let session = second.get(&id, &UserId::from("u")).await.unwrap();
         second.start(&session);
         let mut frames = session.subscribe(0);
         let seen = until(&mut frames, "completed").await;
@@ -70,7 +70,7 @@ async fn a_lost_effect_is_never_run_again_and_its_policy_is_told() {
 
     let second = sessions(folder.path(), &world);
     second.recover().await.unwrap();
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     assert_eq!(
         names(&seen),
@@ -132,7 +132,7 @@ async fn a_session_whose_place_was_being_made_goes_on_by_itself() {
 
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     assert!(
         names(&seen).contains(&"completed".to_owned()),
@@ -176,7 +176,7 @@ async fn the_time_the_host_was_down_is_not_the_tasks_and_what_it_used_before_is(
                 "{frames:?}"
             );
         } else {
-            let session = second.get(&id, &UserId::from("u")).unwrap();
+            let session = second.get(&id, &UserId::from("u")).await.unwrap();
             let seen = until(&mut session.subscribe(0), "completed").await;
             assert!(!names(&seen).contains(&"error".to_owned()), "{seen:?}");
         }
@@ -244,7 +244,7 @@ async fn a_message_that_no_step_has_taken_yet_is_taken_once_after_a_crash() {
 
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     until(&mut session.subscribe(0), "completed").await;
     second.shutdown().await;
     drop((session, second));
@@ -280,7 +280,7 @@ async fn a_session_that_this_host_cannot_go_on_with_is_left_for_one_that_can() {
 
     let third = sessions(folder.path(), &world);
     assert_eq!(third.recover().await.unwrap(), 1);
-    let session = third.get(&id, &UserId::from("u")).unwrap();
+    let session = third.get(&id, &UserId::from("u")).await.unwrap();
     let mut frames = session.subscribe(0);
     until(&mut frames, "completed").await;
     session.message("go on").await.unwrap();
@@ -316,7 +316,7 @@ async fn what_the_agent_said_before_a_restart_is_not_told_again_at_its_tasks_end
 
     let second = sessions(folder.path(), &world);
     second.recover().await.unwrap();
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     let shown = |text: &str| {
         let holds = |(_, frame): &&(u64, String)| frame.contains(text);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::effects::deltas::DeltaStream;
-use crate::handle::SessionInfo;
+use crate::handle::{Session, SessionInfo};
 use crate::stream::feed::BEHIND;
 use crate::user_logs::UserLogs;
 
@@ -120,7 +120,7 @@ fn session(store: &Store) -> Arc<SessionHandle> {
         provider: String::new(),
     };
     let log: Arc<dyn lucid_types::log::SessionLog> = Arc::new(store.clone());
-    SessionHandle::new(
+    let session = Session::new(
         about,
         0,
         (
@@ -130,7 +130,8 @@ fn session(store: &Store) -> Arc<SessionHandle> {
         mailbox,
         Box::new(|_| {}),
         plugins,
-    )
+    );
+    Arc::new(SessionHandle { session })
 }
 
 /// The number of completed runs of each effect, by the rows up to a number.
@@ -147,7 +148,7 @@ fn plays(store: &Store, acts: &[Act]) -> Result<(), TestCaseError> {
     let mut reader = session.subscribe(0).with_deltas();
     let mut client = Client::default();
     let run = |effect: usize, number| Run {
-        stream: DeltaStream::new(session.clone(), format!("e{effect}").into()),
+        stream: DeltaStream::new(session.session.clone(), format!("e{effect}").into()),
         number,
         tries: 0,
         pieces: 0,
@@ -260,7 +261,7 @@ async fn who_fell_behind_is_told_to_forget_and_sees_the_next_try_from_its_beginn
     let folder = tempfile::tempdir().unwrap();
     let session = session(&Store::open(folder.path()).unwrap());
     let mut reader = session.subscribe(0).with_deltas();
-    let stream = DeltaStream::new(session, "e".into());
+    let stream = DeltaStream::new(session.session.clone(), "e".into());
     let mut next = || text(reader.next().now_or_never());
     stream.push(DeltaKind::Text, "one");
     assert_eq!(next(), "one");

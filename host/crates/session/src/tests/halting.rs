@@ -61,7 +61,7 @@ async fn a_command_that_runs_ends_before_the_host_does_and_what_comes_next_begin
 
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     assert_dense(&seen);
     let (_, last) = seen.last().unwrap();
@@ -95,7 +95,7 @@ async fn what_begins_after_a_restart_is_lost_after_a_crash_and_not_run_twice() {
     world.hold.store(false, Ordering::SeqCst);
     let third = sessions(folder.path(), &world);
     assert_eq!(third.recover().await.unwrap(), 1);
-    let session = third.get(&id, &UserId::from("u")).unwrap();
+    let session = third.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     assert!(seen.last().unwrap().1.contains("lost b"), "{seen:?}");
     assert_eq!((world.done("tool a"), world.done("tool b")), (1, 1));
@@ -115,7 +115,7 @@ async fn a_command_that_takes_too_long_is_cut_off_and_named() {
     world.hold.store(false, Ordering::SeqCst);
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     // The second tool runs on meanwhile, so its result may have come behind this already.
     let told = seen.iter().find(|(_, frame)| frame.contains("completed"));

@@ -127,22 +127,27 @@ async fn two_users_do_not_see_each_other() {
     let sessions = sessions(folder.path(), &World::new(greets));
     let session = sessions.create(new("ann")).await.unwrap();
     let (ann, bob) = (UserId::from("ann"), UserId::from("bob"));
-    assert!(sessions.get(session.id(), &ann).is_ok());
-    assert_eq!(
-        sessions.get(session.id(), &bob).unwrap_err(),
-        LookupError::NotYours
-    );
-    assert_eq!(
-        sessions.get(&SessionId::new(), &bob).unwrap_err(),
-        LookupError::NotFound
-    );
-    assert_eq!(
-        (sessions.list(&ann).len(), sessions.list(&bob).len()),
-        (1, 0)
-    );
-    assert!(sessions.find_same(&ann, Some("p"), "do it", None).is_some());
-    assert!(sessions.find_same(&bob, Some("p"), "do it", None).is_none());
-    assert!(sessions.find_same(&ann, None, "do it", None).is_none());
+    assert!(sessions.get(session.id(), &ann).await.is_ok());
+    for (id, error) in [
+        (*session.id(), LookupError::NotYours),
+        (SessionId::new(), LookupError::NotFound),
+    ] {
+        match sessions.get(&id, &bob).await {
+            Err(GetSessionError::Lookup(found)) => assert_eq!(found, error),
+            other => panic!("{other:?}"),
+        }
+    }
+    for (user, count) in [(&ann, 1), (&bob, 0)] {
+        assert_eq!(sessions.list(user).await.unwrap().len(), count);
+    }
+    for (user, project, is_same) in [
+        (&ann, Some("p"), true),
+        (&bob, Some("p"), false),
+        (&ann, None, false),
+    ] {
+        let found = sessions.find_same(user, project, "do it", None).await;
+        assert_eq!(found.unwrap().is_some(), is_same, "{user:?} {project:?}");
+    }
     let chats = Chats::new(sessions.store.clone());
     let chat = chats
         .list(&Principal::service("ann"), 1, 0)
@@ -418,7 +423,7 @@ async fn a_policy_whose_step_failed_hears_before_the_next_message_that_what_it_w
             drop((frames, session, host));
             host = sessions(folder.path(), &world);
             assert_eq!(host.recover().await.unwrap(), 1);
-            session = host.get(&id, &UserId::from("u")).unwrap();
+            session = host.get(&id, &UserId::from("u")).await.unwrap();
             frames = session.subscribe(0);
             until(&mut frames, "It is deaf.").await;
         }

@@ -17,6 +17,7 @@ mod record;
 mod retention;
 mod returning;
 mod shadow;
+mod sleeping;
 mod trees;
 mod world;
 
@@ -166,6 +167,7 @@ fn deployed(
         session_cost: None,
         task_time: Duration::from_secs(20),
         grace: Duration::from_secs(60),
+        sleep_after: Duration::from_millis(10),
         retention: Duration::from_secs(3600),
         sessions_per_user: 100,
     };

@@ -171,6 +171,53 @@ async fn an_idle_session_moves_at_once_and_nothing_holds_the_old_generation() {
     assert!(!is_upgrade(after[steps].1.first()), "{after:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_sleeps_moves_as_well_and_one_that_cannot_keeps_the_build_it_has() {
+    let refuses = Build {
+        refuses: true,
+        ..NEWER
+    };
+    for (build, moves) in [(NEWER, true), (refuses, false)] {
+        let world = World::new(|_, _, inputs| {
+            let told = |input: &Input| matches!(input, Input::Started(_) | Input::UserMessage(_));
+            Ok(inputs
+                .iter()
+                .filter(|input| told(input))
+                .map(|_| finish("again"))
+                .collect())
+        });
+        world.sandbox.store(false, Ordering::SeqCst);
+        let fixture = Fixture::new(world);
+        let host = &fixture.sessions;
+        let (session, mut frames) = fixture.begin().await;
+        until(&mut frames, "completed").await;
+        let id = *session.id();
+        drop((session, frames));
+        eventually("the session sleeps", || host.count_asleep() == 1).await;
+        let old = Arc::downgrade(&fixture.published.borrow());
+        fixture.publish(build, tells);
+        if moves {
+            eventually("nothing holds the old generation", || {
+                old.strong_count() == 0
+            })
+            .await;
+            eventually("it sleeps again", || host.count_asleep() == 1).await;
+        } else {
+            eventually("it was woken", || host.count_asleep() == 0).await;
+        }
+        let plugins: Vec<_> = host.count_by_plugins().into_keys().collect();
+        let digest = Digest::of(if moves { "e" } else { "d" });
+        assert_eq!(plugins[0].digest, digest);
+        let session = host.get(&id, &UserId::from("u")).await.unwrap();
+        let mut frames = session.subscribe(0);
+        session.message("more").await.unwrap();
+        let text = if moves { "here I am" } else { "again" };
+        until(&mut frames, text).await;
+        let steps = fixture.steps(&session).await;
+        assert_eq!(steps.last().unwrap().0, digest, "{steps:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_session_stays_where_it_is_when_the_newer_build_will_not_have_it() {
     let too_new = Build {
@@ -304,7 +351,7 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
     };
     let second = sessions(folder.path(), &refuses);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     session.message("try").await.unwrap();
     until(&mut session.subscribe(0), "cannot make sense").await;
     second.shutdown().await;
@@ -317,7 +364,7 @@ async fn after_a_restart_another_build_takes_over_or_the_session_is_left_alone()
     };
     let third = sessions(folder.path(), &newer);
     assert_eq!(third.recover().await.unwrap(), 1);
-    let session = third.get(&id, &UserId::from("u")).unwrap();
+    let session = third.get(&id, &UserId::from("u")).await.unwrap();
     let mut frames = session.subscribe(0);
     session.message("more").await.unwrap();
     // Shown before, and again now.

@@ -123,7 +123,7 @@ async fn a_host_that_goes_down_does_not_wait_for_its_disk_and_the_next_one_goes_
 
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     assert_eq!(seen[..shown.len()], shown);
     assert_dense(&seen);
@@ -192,7 +192,10 @@ async fn nobody_is_told_that_a_session_was_stopped_when_the_host_goes_down_befor
     };
     assert!(end.is_restart(), "{end:?}");
     let user = UserId::from("u");
-    assert!(first.get(&id, &user).is_err(), "it lives here no more");
+    assert!(
+        first.get(&id, &user).await.is_err(),
+        "it lives here no more"
+    );
     assert!(first.is_resumable(&id, &user).await, "and is not over");
     assert!(!first.is_resumable(&id, &UserId::from("v")).await);
     drop((frames, session, first));

@@ -77,7 +77,7 @@ async fn what_a_call_used_that_a_restart_took_is_counted_once() {
 
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let frames = until(&mut session.subscribe(0), "completed").await;
     let said = format!("{frames:?}");
     assert!(

@@ -232,7 +232,7 @@ async fn after_a_restart_the_build_that_had_a_session_goes_on_where_the_new_one_
     };
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     session.message("more").await.unwrap();
     let mut frames = session.subscribe(0);
     let mut seen = until(&mut frames, "\"completed\"").await;
@@ -289,7 +289,7 @@ async fn after_a_restart_a_state_that_only_the_build_before_can_have_stays_with_
         runs.keys().all(|runs| runs.digest == Digest::of("c")),
         "{runs:?}"
     );
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let mut frames = session.subscribe(0);
     until(&mut frames, "\"completed\"").await;
     session.message("more").await.unwrap();

@@ -31,7 +31,7 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(waiting(&second), (1, 1));
     assert_eq!(*world.diary.lock(), before, "it did something");
-    assert!(second.get(&id, &user).unwrap().is_alive());
+    assert!(second.get(&id, &user).await.unwrap().is_alive());
     second.shutdown().await;
     drop(second);
 
@@ -43,7 +43,7 @@ async fn a_session_that_waits_for_its_user_does_nothing_and_stays_until_that_use
     third.store.write(held).await.unwrap();
     assert_eq!(third.recover().await.unwrap(), 0);
     assert_eq!(waiting(&third), (1, 1));
-    let session = third.get(&id, &user).unwrap();
+    let session = third.get(&id, &user).await.unwrap();
     third.start(&session);
     until(&mut session.subscribe(0), "completed").await;
     assert_eq!(waiting(&third), (1, 0));
@@ -81,7 +81,7 @@ async fn a_session_whose_files_are_gone_tells_its_policy_and_its_user_and_fetche
     world.lost.store(true, Ordering::SeqCst);
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &UserId::from("u")).unwrap();
+    let session = second.get(&id, &UserId::from("u")).await.unwrap();
     let seen = until(&mut session.subscribe(0), "completed").await;
     let told = |text: &str| {
         seen.iter()

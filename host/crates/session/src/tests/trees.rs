@@ -44,7 +44,7 @@ async fn a_change_that_no_tool_made_is_written_shown_and_no_step() {
     drop((first, session, frames));
     let second = sessions(folder.path(), &world);
     assert_eq!(second.recover().await.unwrap(), 1);
-    let session = second.get(&id, &"u".into()).unwrap();
+    let session = second.get(&id, &"u".into()).await.unwrap();
     let mut again = session.subscribe(0);
     let mut kept = Vec::new();
     while kept.len() < seen.len() {

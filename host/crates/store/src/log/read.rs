@@ -20,7 +20,7 @@ use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{
     EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands, LoggedStep,
-    SessionConfig, SessionCounters, SessionRow, SessionStatus,
+    SessionConfig, SessionCounters, SessionRow, SessionStatus, SessionTask,
 };
 use lucid_types::user::UserId;
 
@@ -29,26 +29,6 @@ const PIECE: usize = 4 << 20;
 
 fn from_sql(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
-}
-
-/// Reads all sessions that have not ended, oldest first.
-pub(super) fn living_sessions(connection: &Connection) -> Result<Vec<SessionRow>, StoreError> {
-    let mut select = connection
-        .prepare_cached("SELECT * FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
-    let mut rows = select.query([])?;
-    let mut sessions = Vec::new();
-    while let Some(row) = rows.next()? {
-        if session_id(row, "id")?.is_some() {
-            sessions.push(session_row(row)?);
-        } else {
-            let id: String = row.get("id")?;
-            tracing::error!(
-                session = id,
-                "the log holds a session without a proper id; it is passed over"
-            );
-        }
-    }
-    Ok(sessions)
 }
 
 /// Reads a text that is an id.
@@ -157,33 +137,36 @@ fn session_row(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
     })
 }
 
-/// Reads the ids of all sessions that have not ended.
+/// Reads the ids of all sessions that have not ended, oldest first.
 pub(super) fn living_ids(connection: &Connection) -> Result<Vec<SessionId>, StoreError> {
-    let rows = living_sessions(connection)?.into_iter();
-    Ok(rows.map(|row| row.fixed.id).collect())
+    let mut select = connection
+        .prepare_cached("SELECT id FROM sessions WHERE status <> 'ended' ORDER BY created_at")?;
+    let mut rows = select.query([])?;
+    let mut ids = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Some(id) = session_id(row, "id")? {
+            ids.push(id);
+        } else {
+            let id: String = row.get("id")?;
+            tracing::error!(
+                session = id,
+                "the log holds a session without a proper id; it is passed over"
+            );
+        }
+    }
+    Ok(ids)
 }
 
-/// Reads all sessions that have not ended, oldest first, with what is needed to resume them.
-pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, StoreError> {
+/// Reads those of these sessions that have not ended, with what is needed to resume them.
+pub(super) fn living(
+    connection: &Connection,
+    sessions: &[SessionId],
+) -> Result<Vec<LivingSession>, StoreError> {
     let connection = &*connection.unchecked_transaction()?;
-    let with_effects = |mut row: SessionRow| {
-        let id = row.fixed.id;
-        let mut effects = open_effects(connection, id)?;
-        let rounds = pending::read(connection, id, row.counters.next_row)?;
-        apply_effects(&mut effects, &rounds);
-        with_pending(&mut row, rounds);
-        Ok(LivingSession {
-            effects,
-            unread: unread(connection, id)?,
-            plugin: last_plugin(connection, id)?,
-            row,
-        })
-    };
     let mut living = Vec::new();
-    for row in living_sessions(connection)? {
-        let session = row.fixed.id;
-        match with_effects(row) {
-            Ok(session) => living.push(session),
+    for &session in sessions {
+        match living_session(connection, session) {
+            Ok(found) => living.extend(found),
             Err(StoreError::Content(cause)) => {
                 tracing::error!(%session, cause, "a session cannot go on; it stays as it is until the host is started with a build that understands its log");
             }
@@ -191,6 +174,50 @@ pub(super) fn living(connection: &Connection) -> Result<Vec<LivingSession>, Stor
         }
     }
     Ok(living)
+}
+
+fn living_session(
+    connection: &Connection,
+    id: SessionId,
+) -> Result<Option<LivingSession>, StoreError> {
+    let mut select =
+        connection.prepare_cached("SELECT * FROM sessions WHERE id = ?1 AND status <> 'ended'")?;
+    let found = select.query_row([AsText(id)], session_row).optional()?;
+    let Some(mut row) = found else {
+        return Ok(None);
+    };
+    let mut effects = open_effects(connection, id)?;
+    let rounds = pending::read(connection, id, row.counters.next_row)?;
+    apply_effects(&mut effects, &rounds);
+    with_pending(&mut row, rounds);
+    Ok(Some(LivingSession {
+        effects,
+        unread: unread(connection, id)?,
+        plugin: last_plugin(connection, id)?,
+        row,
+    }))
+}
+
+/// Reads the tasks of those of these sessions that are this user's.
+pub(super) fn tasks(
+    connection: &Connection,
+    sessions: &[SessionId],
+    user: &UserId,
+) -> Result<Vec<SessionTask>, StoreError> {
+    let mut select = connection
+        .prepare_cached("SELECT task, created_at FROM sessions WHERE id = ?1 AND user_id = ?2")?;
+    let mut tasks = Vec::new();
+    for &session in sessions {
+        let task = select.query_row(params![AsText(session), user.as_str()], |row| {
+            Ok(SessionTask {
+                session,
+                text: row.get("task")?,
+                created_at: from_sql(row, "created_at")?,
+            })
+        });
+        tasks.extend(task.optional()?);
+    }
+    Ok(tasks)
 }
 
 fn unknown_kind(kind: &str) -> StoreError {

@@ -19,6 +19,7 @@ use lucid_types::ids::SessionId;
 use lucid_types::log::{
     FrameChunk, InboxMessage, LivingSession, LogError, LogHealth, Logged, LoggedCommands,
     LoggedStep, PositionRow, RetainedWorkspace, RoundRow, SessionConfig, SessionLog, SessionRow,
+    SessionTask,
 };
 use lucid_types::user::UserId;
 
@@ -196,12 +197,23 @@ impl SessionLog for Store {
         })
     }
 
-    fn living(&self) -> Logged<Vec<LivingSession>> {
-        self.logged_read(QueueKey::Host, read::living)
-    }
-
     fn living_ids(&self) -> Logged<Vec<SessionId>> {
         self.logged_read(QueueKey::Host, read::living_ids)
+    }
+
+    fn living(
+        &self,
+        sessions: Vec<SessionId>,
+        user: Option<&UserId>,
+    ) -> Logged<Vec<LivingSession>> {
+        self.logged_read(user, move |connection| read::living(connection, &sessions))
+    }
+
+    fn tasks(&self, sessions: Vec<SessionId>, user: &UserId) -> Logged<Vec<SessionTask>> {
+        let of = user.clone();
+        self.logged_read(user, move |connection| {
+            read::tasks(connection, &sessions, &of)
+        })
     }
 
     fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<SessionId>> {
@@ -505,7 +517,8 @@ pub(crate) mod tests {
             .await
             .unwrap();
         assert_eq!(store.living_ids().await.unwrap(), [id()]);
-        let mut living = store.living().await.unwrap();
+        let ids = store.living_ids().await.unwrap();
+        let mut living = store.living(ids, None).await.unwrap();
         let session = living.remove(0);
         assert_eq!(session.row.counters.next_row, 1);
         assert_eq!(session.unread, kept.into_iter().collect::<Vec<_>>());

@@ -175,8 +175,8 @@ mod tests {
     use crate::error::StoreError;
     use crate::sqlite::Store;
     use lucid_types::log::{
-        ChatLine, EffectKind, EffectRow, ModelCallRow, RoundRow, SessionLog as _, SessionStatus,
-        UsageTotals,
+        ChatLine, EffectKind, EffectRow, LivingSession, ModelCallRow, RoundRow, SessionLog as _,
+        SessionStatus, UsageTotals,
     };
 
     /// What a round of a session does.
@@ -300,6 +300,11 @@ mod tests {
         all.collect()
     }
 
+    async fn living(store: &Store) -> Vec<LivingSession> {
+        let ids = store.living_ids().await.unwrap();
+        store.living(ids, None).await.unwrap()
+    }
+
     /// All that is read of the session and of its chat.
     async fn seen(store: &Store) -> String {
         let (user, caller) = ("u".into(), Principal::service("u"));
@@ -310,7 +315,7 @@ mod tests {
             (content, &message.event_type, message.created_at)
         });
         let messages = format!("{:?}", messages.collect::<Vec<_>>());
-        let mut living = store.living().await.unwrap();
+        let mut living = living(store).await;
         for session in &mut living {
             session
                 .effects
@@ -488,7 +493,7 @@ mod tests {
         let chats = SqliteChatStore::new(store.clone());
         let listed = chats.list(&Principal::service("u"), 10, 0).await.unwrap();
         assert_eq!(listed.len(), 2);
-        let living = store.living().await.unwrap();
+        let living = living(&store).await;
         assert_eq!(
             living
                 .iter()

@@ -27,7 +27,7 @@ pub use self::health::{LogHealth, PausedWriter, pauses};
 pub use self::model::{
     ChatLine, EffectKind, EffectRow, FrameChunk, InboxMessage, LivingSession, LoggedCommands,
     LoggedStep, PolicyDecision, PositionRow, RetainedWorkspace, RoundRow, SessionConfig,
-    SessionCounters, SessionRow, SessionStatus,
+    SessionCounters, SessionRow, SessionStatus, SessionTask,
 };
 pub use self::usage::{ModelCallRow, UsageTotals};
 
@@ -66,10 +66,14 @@ pub trait SessionLog: Send + Sync {
 
     /// Reads one session, whatever its status.
     fn find(&self, session: SessionId, user: Option<&UserId>) -> Logged<Option<SessionRow>>;
-    /// Reads all sessions that have not ended, oldest first.
-    fn living(&self) -> Logged<Vec<LivingSession>>;
-    /// Reads the ids of all sessions that have not ended.
+    /// Reads the ids of all sessions that have not ended, oldest first.
     fn living_ids(&self) -> Logged<Vec<SessionId>>;
+    /// Reads those of these sessions that have not ended, in this order. One that this build does not
+    /// understand is passed over, and the host's log says so.
+    fn living(&self, sessions: Vec<SessionId>, user: Option<&UserId>)
+    -> Logged<Vec<LivingSession>>;
+    /// Reads the tasks of those of these sessions that are the user's, in this order.
+    fn tasks(&self, sessions: Vec<SessionId>, user: &UserId) -> Logged<Vec<SessionTask>>;
     /// Reads the ids of a policy's most recent sessions that have stepped, newest first.
     fn last_sessions(&self, policy: &str, most: u64) -> Logged<Vec<SessionId>>;
     /// Reads some of the frames after a sequence number; empty if there are no more.

@@ -365,6 +365,17 @@ pub struct LivingSession {
     pub plugin: Option<Digest>,
 }
 
+/// A session's task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionTask {
+    /// The session.
+    pub session: SessionId,
+    /// The task's full text.
+    pub text: String,
+    /// When the session was created, in milliseconds since 1970.
+    pub created_at: u64,
+}
+
 /// The position of one client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PositionRow {

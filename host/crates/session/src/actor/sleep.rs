@@ -1,0 +1,176 @@
+//! When a session goes to sleep, and what it leaves in memory.
+//!
+//! # Invariants
+//! - A session sleeps only where nothing is lost by it: nothing runs or is held but timers, all that its
+//!   rounds changed is in the log, nobody is attached or may come back to a lost connection, and it has
+//!   the current generation of the deployment.
+//! - It does not go to sleep for a moment only.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Actor;
+use super::idle::{ends_at, idle_state};
+use super::resume::{ResumeState, TimerClock};
+use super::task_clock::{self, TaskClock};
+use crate::handle::{IdleState, SessionPlugins};
+use crate::ports::{EnvironmentSpec, Generation};
+use crate::registry::{SleepingClocks, SleepingSession};
+use crate::shared::SessionsShared;
+use lucid_types::log::{EffectKind, SessionCounters, SessionStatus};
+
+/// Whether nothing is open that needs a session in memory.
+fn only_waits(mut open: impl Iterator<Item = EffectKind>) -> bool {
+    open.all(|kind| {
+        matches!(
+            kind,
+            EffectKind::Ask | EffectKind::Timer | EffectKind::Orphan
+        )
+    })
+}
+
+/// What is known of a session that goes to sleep.
+struct Waiting<'a> {
+    counters: &'a SessionCounters,
+    idle_state: IdleState,
+    unattended_since: Instant,
+    next_timer: Option<Instant>,
+    clock: &'a TaskClock,
+}
+
+impl Waiting<'_> {
+    /// What stays of it in memory.
+    fn entry(
+        self,
+        shared: &SessionsShared,
+        generation: Arc<Generation>,
+        plugins: SessionPlugins,
+        has_workspace: bool,
+    ) -> SleepingSession {
+        let (counters, limits) = (self.counters, &shared.deps.limits);
+        let runs = self.idle_state == IdleState::Working;
+        let deadline = runs.then(|| self.clock.deadline(counters, limits.task_time));
+        let ends = ends_at(
+            self.idle_state,
+            self.unattended_since,
+            (Instant::now(), shared.deps.log.uptime()),
+            limits.grace,
+        );
+        SleepingSession {
+            generation,
+            plugins: shared.registry.lock().shared_plugins(plugins),
+            idle_state: self.idle_state,
+            unattended_since: self.unattended_since,
+            wakes_at: [ends, self.next_timer, deadline]
+                .into_iter()
+                .flatten()
+                .min(),
+            clocks: SleepingClocks {
+                next_timer: self.next_timer,
+                task: runs.then(|| (self.clock.counted(), counters.task_used_ms)),
+            },
+            has_workspace,
+        }
+    }
+}
+
+/// What is in memory of a session of the last run that sleeps on; `None` if it has something to do.
+pub(crate) fn after_restart(
+    shared: &SessionsShared,
+    found: &ResumeState,
+) -> Option<SleepingSession> {
+    let kinds = || found.open.iter().map(|effect| effect.kind);
+    let fixed = &found.fixed;
+    let spec = EnvironmentSpec::of(fixed.id, fixed.user.clone());
+    let environments = &shared.deps.environments;
+    let waits = found.status == SessionStatus::Running
+        && found.counters.step > 0
+        && found.inbox.is_empty()
+        && found.previous_build.is_none()
+        && only_waits(kinds())
+        && !environments.is_alive(&spec);
+    if !waits && !found.waits_for_user {
+        return None;
+    }
+    let mut counters = found.counters;
+    let state = match found.waits_for_user {
+        true => IdleState::Held,
+        false => idle_state(&counters, kinds()),
+    };
+    if state == IdleState::Working {
+        // The time that went by while it slept in the last run.
+        let slept = shared.deps.log.uptime().saturating_sub(counters.uptime_ms);
+        counters.task_used_ms = counters.task_used_ms.saturating_add(slept);
+    }
+    let timers = TimerClock::new(&found.open, None);
+    let due = found
+        .open
+        .iter()
+        .filter(|effect| effect.kind == EffectKind::Timer);
+    let now = Instant::now();
+    let waiting = Waiting {
+        counters: &counters,
+        idle_state: state,
+        unattended_since: now,
+        next_timer: due
+            .filter_map(|timer| now.checked_add(timers.left(timer)))
+            .min(),
+        clock: &TaskClock::start(),
+    };
+    let plugins = SessionPlugins::of(found.policy.info(), &fixed.provider);
+    let has_workspace = environments.has_workspace(&spec);
+    Some(waiting.entry(shared, found.generation.clone(), plugins, has_workspace))
+}
+
+impl Actor {
+    /// When the session may go to sleep as things are, if it may at all.
+    pub(super) fn sleeps_at(&self) -> Option<Instant> {
+        let unattended_since = self.session.unattended_since()?;
+        let may_sleep = self.counters.step > 0
+            && self.queue.is_empty()
+            && self.paused.is_empty()
+            && self.previous_build.is_none()
+            && self.skipped_generation.is_none()
+            && only_waits(task_clock::kinds(&self.open))
+            && self.effects.are_at_rest();
+        may_sleep
+            .then(|| unattended_since.max(self.quiet_since) + self.shared.deps.limits.sleep_after)
+    }
+
+    /// Goes to sleep if it still may. Returns whether it sleeps; if not, it is asked again a while later.
+    pub(super) async fn falls_asleep(&mut self) -> bool {
+        self.settle().await;
+        self.quiet_since = Instant::now();
+        self.count_time();
+        let Some(unattended_since) = self.session.unattended_since() else {
+            return false;
+        };
+        let is_current = self.generation.number == self.deployment.borrow().number;
+        let may_return = !self.session.positions.acknowledged().is_empty();
+        if self.pending_since.is_some() || !is_current || may_return {
+            return false;
+        }
+        let waiting = Waiting {
+            counters: &self.counters,
+            idle_state: *self.session.idle_state.lock(),
+            unattended_since,
+            next_timer: self.effects.next_timer(),
+            clock: &self.clock,
+        };
+        let (generation, plugins) = (self.generation.clone(), self.session.plugins());
+        let has_workspace = self.session.has_workspace();
+        let entry = waiting.entry(&self.shared, generation, plugins, has_workspace);
+        let soon = Instant::now() + self.shared.deps.limits.sleep_after;
+        if entry.wakes_at.is_some_and(|at| at < soon) {
+            return false;
+        }
+        let (session, shared, messages) = (&self.session, &self.shared, &self.messages);
+        let has_news = || {
+            !messages.is_empty()
+                || session.stop.is_cancelled()
+                || session.unattended_since().is_none()
+                || shared.halt.is_cancelled()
+        };
+        shared.put_to_sleep(session, has_news, entry)
+    }
+}
