@@ -210,20 +210,17 @@ fn idle_sessions(runtime: &Runtime, count: usize, stays: bool) {
 /// What the server holds of sessions that sleep, and how soon one of them is back when its user is.
 fn sleeping_sessions(runtime: &Runtime, count: usize) {
     let storage = tempfile::tempdir().unwrap();
-    let server = Server::start(storage.path(), &[("SESSION_GRACE_SECONDS", "86400")]);
+    let settings = [("SESSION_GRACE_SECONDS", "86400")];
+    let server = Server::start(storage.path(), &settings);
     let asleep = |name: &str, count: usize| {
         let sessions = runtime.block_on(left(&server, name, count));
         std::thread::sleep(SOON_ASLEEP);
         sessions
     };
-    asleep("warm", count / 100);
-    let before = Memory::of(&server).anonymous;
     let sessions = asleep("asleep", count);
     let memory = Memory::of(&server);
-    let each = memory.anonymous.saturating_sub(before) as f64 / count as f64;
-    show("a session that sleeps", "300 B", &format!("{each:.0} B"));
     let all = memory.anonymous + memory.files;
-    let what = format!("resident with {count} of them");
+    let what = format!("resident with {count} sessions that sleep");
     show(&what, "200 MB", &megabytes(all));
     let step = (count / WOKEN).max(1);
     let mut times: Vec<Duration> = runtime.block_on(async {

@@ -42,6 +42,7 @@ pub(super) enum SessionEntry {
 }
 
 /// What is in memory of a session that sleeps.
+#[derive(Clone)]
 pub(super) struct SleepingSession {
     /// The generation that it had.
     pub(super) generation: Arc<Generation>,

@@ -43,16 +43,10 @@ impl SessionsShared {
         }
         let hash = usize::try_from(self.hasher.hash_one(id)).unwrap_or_default();
         let _turn = self.wake_locks[hash % self.wake_locks.len()].lock().await;
-        let (generation, idle_state, unattended_since, clocks) = match self.registry.lock().get(&id)
-        {
+        let slept = match self.registry.lock().get(&id) {
             None => return Ok(None),
             Some(SessionEntry::Live(handle)) => return Ok(Some(handle.clone())),
-            Some(SessionEntry::Asleep(sleeping)) => (
-                sleeping.generation.clone(),
-                sleeping.idle_state,
-                sleeping.unattended_since,
-                sleeping.clocks,
-            ),
+            Some(SessionEntry::Asleep(sleeping)) => (**sleeping).clone(),
         };
         if self.halt.is_cancelled() {
             return Err(WakeError::ShuttingDown);
@@ -60,13 +54,17 @@ impl SessionsShared {
         let Some(found) = self.deps.log.living(vec![id], user).await?.pop() else {
             return Err(LogError::Content("a session that sleeps is not in it".to_owned()).into());
         };
-        let found = self.resume_state(found, generation).map_err(|reason| {
+        let found = self.resume_state(found, slept.generation.clone()).map_err(|reason| {
             tracing::error!(session = %id, %reason, "a session cannot be woken; it stays as it is");
             WakeError::Resume(reason.to_string())
         })?;
+        let clocks = slept.clocks;
         let handle = self.assemble(id, ResumeState { clocks, ..found });
-        handle.wake(idle_state, unattended_since);
-        if idle_state != IdleState::Held {
+        handle.wake(slept.idle_state, slept.unattended_since);
+        if slept.has_workspace {
+            handle.show_workspace();
+        }
+        if slept.idle_state != IdleState::Held {
             handle.launch();
         }
         Ok(Some(handle))
