@@ -34,6 +34,8 @@ use server::Server;
 
 /// How many clients are connected at once where that is asked.
 const CLIENTS: usize = 16;
+/// The same where sessions have sandboxes.
+const SANDBOXED: usize = 8;
 /// A frame of SQLite's log: a page and its header.
 const PAGE_WRITE: u64 = 4096 + 24;
 
@@ -43,6 +45,8 @@ struct Plan {
     /// Sessions one after the other, and of each client where many are connected.
     alone: usize,
     each: usize,
+    /// Sessions with a sandbox, in all, and of each client where many are connected.
+    sandboxed: (usize, usize),
     /// Sessions of which the page writes are counted: fewer than what SQLite's log is copied for.
     counted: usize,
     created: usize,
@@ -62,6 +66,7 @@ fn main() {
             rounds: 5,
             alone: 400,
             each: 150,
+            sandboxed: (40, 20),
             counted: 8,
             created: 1_000,
         }
@@ -70,6 +75,7 @@ fn main() {
             rounds: 1,
             alone: 2,
             each: 1,
+            sandboxed: (1, 1),
             counted: 1,
             created: 2,
         }
@@ -107,14 +113,24 @@ fn main() {
 }
 
 /// Has `perf` look at this build for ten seconds, while sessions are played: one after the other, with
-/// `--many` many at once, and with `--waits` many whose policy waits between rounds.
+/// `--many` many at once, with `--waits` many whose policy waits between rounds, and with `--sandbox` with
+/// sandboxes of bubblewrap.
 fn record(file: &str) {
     let asked = |what| std::env::args().any(|argument| argument == what);
     let waits = asked("--waits");
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let storage = tempfile::tempdir().unwrap();
     let delay = if waits { "0.01" } else { "0" };
-    let server = Server::start(storage.path(), &[("MOCK_STEP_DELAY_SECONDS", delay)]);
+    let sandbox = if asked("--sandbox") {
+        "bubblewrap"
+    } else {
+        "none"
+    };
+    let settings = [
+        ("MOCK_STEP_DELAY_SECONDS", delay),
+        ("SANDBOX_BACKEND", sandbox),
+    ];
+    let server = Server::start(storage.path(), &settings);
     let clients = if waits || asked("--many") { CLIENTS } else { 1 };
     let urls: Vec<String> = (0..clients)
         .map(|number| server.socket(&format!("user-{number}")))
@@ -226,6 +242,35 @@ fn round(runtime: &Runtime, binary: &Path, plan: &Plan, figures: &mut Figures) {
     for (thread, time) in spent.0 {
         let name = format!("a round of a policy that waits: of {thread}, µs");
         note(&name, micros(time) / rounds);
+    }
+    drop(server);
+
+    for kind in ["bubblewrap", "landlock"] {
+        let storage = tempfile::tempdir().unwrap();
+        let server = Server::start_binary(binary, storage.path(), &[("SANDBOX_BACKEND", kind)]);
+        let (alone, each) = plan.sandboxed;
+        let url = server.socket("alone");
+        let mut times: Vec<f64> = (0..alone)
+            .map(|number| {
+                let begin = Instant::now();
+                runtime.block_on(session(&url, &format!("alone {number}")));
+                micros(begin.elapsed()) / 1e3
+            })
+            .collect();
+        note(
+            &format!("a session with {kind}, alone: p50, ms"),
+            median(&mut times),
+        );
+        let users: Vec<String> = (0..SANDBOXED)
+            .map(|number| server.socket(&format!("user-{number}")))
+            .collect();
+        let begin = Instant::now();
+        many(runtime, &users, each);
+        let sessions = (each * SANDBOXED) as f64;
+        note(
+            &format!("{SANDBOXED} clients with {kind}: sessions a second"),
+            sessions / begin.elapsed().as_secs_f64(),
+        );
     }
 }
 

@@ -115,12 +115,7 @@ impl InstalledBwrap {
             arguments.add(["--disable-userns"]);
         }
         arguments.system_folders();
-        for path in system_mounts::etc() {
-            arguments.add(["--ro-bind-try", &path, &path]);
-        }
-        for name in ["passwd", "group", "hosts"] {
-            arguments.bind("--ro-bind", &runtime.etc(name), &format!("/etc/{name}"));
-        }
+        arguments.bind("--ro-bind", runtime.system_etc()?, "/etc");
         if settings.network == Network::Host {
             arguments.add([
                 "--share-net",

@@ -46,6 +46,7 @@ mod process;
 pub mod proxy;
 mod runtime_dir;
 mod settings;
+mod system_etc;
 mod system_mounts;
 #[cfg(test)]
 mod tests;

@@ -15,13 +15,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat, rename};
 
 use crate::error::{SandboxError, io_error};
+use crate::system_etc::SystemEtc;
+use crate::system_mounts;
 use crate::workspace::remove_tree;
 use lucid_types::ids::SessionId;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// The files that replace those of `/etc` in a sandbox.
-const ETC: [(&str, &str); 4] = [
+const ETC: [(&str, &str); 5] = [
     (
         "passwd",
         "root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
@@ -30,12 +32,18 @@ const ETC: [(&str, &str); 4] = [
     ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
     // Of a sandbox with an interface to the host.
     (RESOLVER, RESOLVER_CONTENT),
+    (NO_RESOLVER, ""),
 ];
 
 /// The name of the file that tells programs whom to ask for names.
 pub(super) const RESOLVER: &str = "resolv.conf";
+/// The same of a sandbox that has nobody to ask.
+const NO_RESOLVER: &str = "no-resolv.conf";
 /// The host, as [`HOST_ADDRESS`](lucid_exec::protocol::HOST_ADDRESS) has it.
 pub(super) const RESOLVER_CONTENT: &str = "nameserver 192.0.0.1\n";
+
+/// The name of the folder that is `/etc` in sandboxes, beside theirs, whose names begin with an id.
+const SYSTEM_ETC: &str = "etc";
 
 /// The driver of tunnels, as its device file is named and numbered.
 const TUNNEL: &str = "/dev/net/tun";
@@ -50,6 +58,7 @@ pub(super) struct RuntimeDir {
     program: Vec<u8>,
     etc: PathBuf,
     sessions: PathBuf,
+    system_etc: SystemEtc,
 }
 
 impl RuntimeDir {
@@ -66,11 +75,13 @@ impl RuntimeDir {
         )))?;
         check_reachable(&run_dir, user)?;
         remove_leftovers(&run_dir);
+        let sessions = run_dir.join(std::process::id().to_string());
         let runtime = Self {
             exec: run_dir.join("bin/lucid-exec"),
             program: exec.to_vec(),
             etc: run_dir.join("etc"),
-            sessions: run_dir.join(std::process::id().to_string()),
+            system_etc: SystemEtc::new(sessions.join(SYSTEM_ETC)),
+            sessions,
             run_dir,
         };
         runtime.restore_shared_files()?;
@@ -99,6 +110,22 @@ impl RuntimeDir {
     /// A file that replaces one of `/etc` in a sandbox.
     pub(super) fn etc(&self, name: &str) -> PathBuf {
         self.etc.join(name)
+    }
+
+    /// The folder that is `/etc` in a sandbox, in which nothing can be made: what programs need of the
+    /// machine's, the files that replace some of its, and an empty file in place of the resolver's, to
+    /// mount one on. Blocks.
+    pub(super) fn system_etc(&self) -> Result<&Path, SandboxError> {
+        let of_machine = system_mounts::etc().into_iter().filter_map(|path| {
+            let name = path.strip_prefix("/etc/")?.to_owned();
+            Some((PathBuf::from(path), name))
+        });
+        let replaced = ["passwd", "group", "hosts"].map(|name| (self.etc(name), name.to_owned()));
+        let resolver = (self.etc(NO_RESOLVER), RESOLVER.to_owned());
+        let listed: Vec<_> = of_machine.chain(replaced).chain([resolver]).collect();
+        self.system_etc
+            .refreshed(&listed)
+            .map_err(io_error("the folder /etc of sandboxes cannot be made"))
     }
 
     /// The device file by which a sandbox makes its interface to the host: the machine's own, or where
@@ -197,6 +224,10 @@ impl RuntimeDir {
 
 impl Drop for RuntimeDir {
     fn drop(&mut self) {
+        let mut left = fs::read_dir(&self.sessions).into_iter().flatten().flatten();
+        if left.all(|entry| entry.file_name() == SYSTEM_ETC) {
+            let _ = remove_tree(&self.sessions.join(SYSTEM_ETC));
+        }
         // Succeeds only when no sandbox of this process has a folder there any more.
         let _ = fs::remove_dir(&self.sessions);
     }
