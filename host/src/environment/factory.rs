@@ -121,14 +121,13 @@ impl EnvironmentFactory {
         let workspaces = self.workspaces.clone();
         let sandboxes = self.sandboxes.clone();
         let opened = self.work_of(spec).run(move || {
-            let workspace = workspaces.create(&user, session)?;
-            if !fresh {
-                return Ok(workspace);
+            if fresh {
+                if let Some(left) = workspaces.find(&user, session) {
+                    left.remove()?;
+                }
+                // The folder of a container that waits becomes this one, and that container the session's.
+                let _is_warm = sandboxes.claim_warm(session, &workspaces.path(&user, session));
             }
-            let path = workspace.host_path().to_owned();
-            workspace.remove()?;
-            // The folder of a container that waits becomes this one, and that container the session's.
-            let _is_warm = sandboxes.claim_warm(session, &path);
             workspaces.create(&user, session)
         });
         opened.await.map(Arc::new).map_err(EnvironmentError::failed)

@@ -1,7 +1,7 @@
 //! The workspaces of all sessions: folders below one, a folder for each user and in it one for each
 //! session.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lucid_sandbox::workspace::{Workspace, WorkspaceError, folder_of};
@@ -27,7 +27,12 @@ impl Workspaces {
 
     /// Whether a session's workspace exists.
     pub(crate) fn contains(&self, user: &UserId, session: SessionId) -> bool {
-        folder_of(&self.base, user, session).is_dir()
+        self.path(user, session).is_dir()
+    }
+
+    /// Where a session's workspace is, or would be.
+    pub(crate) fn path(&self, user: &UserId, session: SessionId) -> PathBuf {
+        folder_of(&self.base, user, session)
     }
 
     /// Opens a session's workspace; `None` if it does not exist. Blocks briefly.

@@ -141,7 +141,8 @@ impl InstalledBwrap {
         arguments.add(["--size", &size, "--perms", "1777", "--tmpfs", "/tmp"]);
         arguments.add(["--symlink", "../tmp", "/var/tmp"]);
         arguments.add(["--size", &size, "--perms", "0700", "--tmpfs", "/home/agent"]);
-        arguments.bind("--ro-bind", dir.path(), "/run/lucid");
+        arguments.bind("--ro-bind", &runtime.bin(), "/run/lucid/bin");
+        arguments.bind("--ro-bind", dir.path(), "/run/lucid/session");
         arguments.bind("--bind", spec.workspace, &settings.workspace_mount);
         // Nobody needs to write to /proc, and what is there lets the kernel end a process later.
         arguments.add(["--remount-ro", "/proc", "--remount-ro", "/"]);
@@ -154,7 +155,7 @@ impl InstalledBwrap {
             "/run/lucid/bin",
             "/home/agent",
             "/tmp",
-            "/run/lucid/git.sock",
+            "/run/lucid/session/git.sock",
             spec.repository,
         ));
         Ok(command)

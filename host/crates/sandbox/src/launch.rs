@@ -117,10 +117,13 @@ impl SandboxLauncher {
     ) -> Result<Sandbox, SandboxError> {
         let user = self.user_of(spec.workspace).await?;
         runtime_dir::check_reachable(spec.workspace, user)?;
-        // Landlock keeps no owner of a file from taking rights away. A root of the session's own and
-        // bubblewrap show it read-only, and where the host is root sessions do not own it.
-        let shares = backend.isolation() != Isolation::HostRoot || user.is_some();
-        let dir = self.runtime.session(spec.session, shares, user)?;
+        let dir = self.runtime.session(spec.session)?;
+        if backend.kind() != BackendKind::Bubblewrap {
+            // Landlock keeps no owner of a file from taking rights away. A root of the session's own
+            // shows it read-only, and where the host is root sessions do not own it.
+            let shares = backend.isolation() != Isolation::HostRoot || user.is_some();
+            self.runtime.fill(&dir, shares, user)?;
+        }
         let limits = GroupLimits {
             memory_bytes: self.settings.memory_bytes,
             processes: self.settings.processes,
@@ -132,7 +135,11 @@ impl SandboxLauncher {
             .map_err(io_error("the sandbox's control group cannot be made"))?
             .map(Arc::new);
         let (command, workspace) = self.command(backend, &dir, spec)?;
-        let command = launched(&command, &dir, group.as_deref(), user)?;
+        let exec = match backend {
+            FoundBackend::Bubblewrap(_) => self.runtime.exec().to_owned(),
+            _ => dir.path().join("bin/lucid-exec"),
+        };
+        let command = launched(&command, &exec, group.as_deref(), user)?;
         let watched = group.clone();
         let end_reason = watched.map(|group| async move { group.end_reason() }.boxed());
         let (connection, process) = Connection::open(command, START, end_reason).await?;
@@ -241,7 +248,7 @@ impl SandboxLauncher {
 /// runs out.
 fn launched(
     command: &Command,
-    dir: &SessionDir,
+    exec: &Path,
     group: Option<&SandboxGroup>,
     user: Option<u32>,
 ) -> Result<Command, SandboxError> {
@@ -253,7 +260,7 @@ fn launched(
     let launch =
         serde_json::to_string(&launch).map_err(|error| SandboxError::Start(error.to_string()))?;
     let command = command.as_std();
-    let mut launched = Command::new(dir.path_of("bin/lucid-exec"));
+    let mut launched = Command::new(exec);
     launched
         .args(["--launch", &launch, "--"])
         .arg(command.get_program())

@@ -8,10 +8,12 @@
 //! - No session can change a program that another runs.
 
 use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat, rename};
 
 use crate::error::{SandboxError, io_error};
@@ -59,6 +61,17 @@ pub(super) struct RuntimeDir {
     etc: PathBuf,
     sessions: PathBuf,
     system_etc: SystemEtc,
+    /// The exec server's file as it was when its content was last compared.
+    compared: Mutex<Option<FileState>>,
+}
+
+/// What changes of a file when somebody writes to it or takes rights from it.
+type FileState = (u64, u32, u64, i64, i64);
+
+fn state_of(path: &Path) -> Option<FileState> {
+    let data = fs::metadata(path).ok()?;
+    let (inode, mode, size) = (data.ino(), data.mode(), data.size());
+    Some((inode, mode, size, data.mtime(), data.mtime_nsec()))
 }
 
 impl RuntimeDir {
@@ -83,6 +96,7 @@ impl RuntimeDir {
             system_etc: SystemEtc::new(sessions.join(SYSTEM_ETC)),
             sessions,
             run_dir,
+            compared: Mutex::default(),
         };
         runtime.restore_shared_files()?;
         Ok(runtime)
@@ -91,15 +105,26 @@ impl RuntimeDir {
     /// Restores missing shared files: a machine's cleanup of temporary files, or a session running
     /// as the host's own user, may have removed some.
     pub(super) fn restore_shared_files(&self) -> Result<(), SandboxError> {
-        let bin = self.run_dir.join("bin");
+        let bin = self.bin();
         for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
             make_folder(folder)?;
         }
-        write_file(&self.exec, &self.program, 0o755)?;
+        let mut compared = self.compared.lock();
+        // A megabyte is not read for each sandbox.
+        if compared.is_none() || *compared != state_of(&self.exec) {
+            write_file(&self.exec, &self.program, 0o755)?;
+            *compared = state_of(&self.exec);
+        }
+        drop(compared);
         for (name, content) in ETC {
             write_file(&self.etc.join(name), content.as_bytes(), 0o644)?;
         }
-        Ok(())
+        link_programs(&bin)
+    }
+
+    /// The folder of the programs that every sandbox has.
+    pub(super) fn bin(&self) -> PathBuf {
+        self.run_dir.join("bin")
     }
 
     /// The installed exec server.
@@ -175,51 +200,74 @@ impl RuntimeDir {
     }
 
     /// Creates the folder of a session's sandbox. A number distinguishes a restarted sandbox, and
-    /// two that are tried at the same time. `shares`: nothing in the sandbox can change the
-    /// permissions of the exec server's file, so it need not be a copy. `user` is the sandbox's, if it
-    /// is not the host's own.
-    pub(super) fn session(
-        &self,
-        session: SessionId,
-        shares: bool,
-        user: Option<u32>,
-    ) -> Result<SessionDir, SandboxError> {
+    /// two that are tried at the same time.
+    pub(super) fn session(&self, session: SessionId) -> Result<SessionDir, SandboxError> {
         self.restore_shared_files()?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let dir = SessionDir(self.sessions.join(format!("{session}.{number}")));
-        let failed = || {
-            io_error(format!(
-                "the sandbox's folder {} cannot be made",
-                dir.0.display()
-            ))
-        };
-        let bin = dir.0.join("bin");
-        fs::create_dir_all(&bin).map_err(failed())?;
+        fs::create_dir(&dir.0).map_err(dir.failed())?;
         set_mode(&dir.0, 0o711)?;
+        Ok(dir)
+    }
+
+    /// Creates in a sandbox's folder what it has nowhere else: its programs, and its temporary and home
+    /// folders. `shares`: nothing in the sandbox can change the permissions of the exec server's file, so
+    /// it need not be a copy. `user` is the sandbox's, if it is not the host's own.
+    pub(super) fn fill(
+        &self,
+        dir: &SessionDir,
+        shares: bool,
+        user: Option<u32>,
+    ) -> Result<(), SandboxError> {
+        let failed = || dir.failed();
+        let bin = dir.0.join("bin");
+        fs::create_dir(&bin).map_err(failed())?;
         let exec = bin.join("lucid-exec");
         if !shares || fs::hard_link(&self.exec, &exec).is_err() {
             // Not from the shared file, whose permissions a session may have changed.
             fs::write(&exec, &self.program).map_err(failed())?;
             set_mode(&exec, 0o755)?;
         }
-        symlink("lucid-exec", bin.join("git-remote-lucid")).map_err(failed())?;
-        let has = |program: &str| {
-            ["/usr/local/bin", "/usr/bin", "/bin"]
-                .iter()
-                .map(|at| Path::new(at).join(program))
-                .find(|at| at.exists())
-        };
-        if let (None, Some(python)) = (has("python"), has("python3")) {
-            symlink(python, bin.join("python")).map_err(failed())?;
-        }
+        link_programs(&bin)?;
         for name in ["home", "tmp"] {
             let folder = dir.0.join(name);
             fs::create_dir(&folder).map_err(failed())?;
             set_mode(&folder, 0o700)?;
             give_to(&folder, user)?;
         }
-        Ok(dir)
+        Ok(())
     }
+}
+
+/// Links beside the exec server the names by which it is called, and python's usual name where the machine
+/// has only the other.
+fn link_programs(bin: &Path) -> Result<(), SandboxError> {
+    let has = |program: &str| {
+        ["/usr/local/bin", "/usr/bin", "/bin"]
+            .iter()
+            .map(|at| Path::new(at).join(program))
+            .find(|at| at.exists())
+    };
+    let python = has("python3").filter(|_| has("python").is_none());
+    let links = [
+        ("git-remote-lucid", Some("lucid-exec".into())),
+        ("python", python),
+    ];
+    for (name, target) in links {
+        let Some(target) = target else {
+            continue;
+        };
+        let link = bin.join(name);
+        match symlink(target, &link) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(io_error(format!("{} cannot be made", link.display()))(
+                    error,
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Drop for RuntimeDir {
@@ -250,6 +298,13 @@ impl SessionDir {
     pub(super) fn name(&self) -> String {
         let name = self.0.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
+    }
+
+    fn failed(&self) -> impl FnOnce(std::io::Error) -> SandboxError + use<> {
+        io_error(format!(
+            "the sandbox's folder {} cannot be made",
+            self.0.display()
+        ))
     }
 
     /// The path of a file in it, for a command line.
@@ -361,28 +416,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let program = fs::read("/bin/true").unwrap();
         let runtime = RuntimeDir::install(folder.path(), &program, None).unwrap();
+        let filled = |shares| {
+            let dir = runtime.session(SessionId::new()).unwrap();
+            runtime.fill(&dir, shares, None).unwrap();
+            dir
+        };
         let runs = |dir: &SessionDir| {
             let exec = dir.path_of("bin/lucid-exec");
             std::process::Command::new(exec)
                 .status()
                 .is_ok_and(|it| it.success())
         };
-        let one = runtime.session(SessionId::new(), false, None).unwrap();
+        let one = filled(false);
         // As an owner can, whatever Landlock restricts.
         for taken in [one.path().join("bin/lucid-exec"), runtime.exec().to_owned()] {
             set_mode(&taken, 0).unwrap();
         }
-        let two = runtime.session(SessionId::new(), false, None).unwrap();
+        let two = filled(false);
         assert!(runs(&two) && !runs(&one));
         // And after a machine's cleanup of temporary files.
         fs::remove_dir_all(folder.path()).unwrap();
-        assert!(runs(
-            &runtime.session(SessionId::new(), true, None).unwrap()
-        ));
+        assert!(runs(&filled(true)));
         assert!(runtime.etc("passwd").exists());
         // Where that is impossible, the disk holds the program once.
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        let shared = runtime.session(SessionId::new(), true, None).unwrap();
+        let shared = filled(true);
         assert_eq!(
             inode(&shared.path().join("bin/lucid-exec")),
             inode(runtime.exec())
