@@ -255,18 +255,26 @@ impl Jwks {
         *reported = Some(sentence);
     }
 
-    /// The key that a token of this algorithm names. Waits for a fetch in progress.
+    /// The keys that tokens are verified with now; `None` if there are none, or none that are fresh enough.
+    pub(super) fn current(&self) -> Option<Arc<KeySet>> {
+        let known = self.known.borrow();
+        let (keys, fetched) = known.keys.as_ref()?;
+        (fetched.elapsed() < self.pace.stale).then(|| keys.clone())
+    }
+
+    /// The key that a token of this algorithm names, and the set that it is in. Waits for a fetch in
+    /// progress.
     pub(super) async fn find(
         &self,
         algorithm: Algorithm,
         id: Option<&str>,
-    ) -> Result<DecodingKey, AuthError> {
+    ) -> Result<(DecodingKey, Arc<KeySet>), AuthError> {
         let mut changes = self.known.subscribe();
         let known = changes.borrow_and_update().clone();
         match self.found(&known, algorithm, id) {
-            Some(KeyLookup::Key(key)) => return Ok(key.clone()),
-            Some(KeyLookup::Ambiguous) => return Err(AuthError::InvalidToken),
-            Some(KeyLookup::Unknown) | None => {}
+            Some((keys, KeyLookup::Key(key))) => return Ok((key.clone(), keys.clone())),
+            Some((_, KeyLookup::Ambiguous)) => return Err(AuthError::InvalidToken),
+            Some((_, KeyLookup::Unknown)) | None => {}
         }
         let rests = known
             .cooldown_until
@@ -288,10 +296,10 @@ impl Jwks {
         }
         let known = self.known.borrow().clone();
         match self.found(&known, algorithm, id) {
-            Some(KeyLookup::Key(key)) => Ok(key.clone()),
+            Some((keys, KeyLookup::Key(key))) => Ok((key.clone(), keys.clone())),
             // The key may be newer than the last successful fetch.
-            Some(KeyLookup::Unknown) if known.failed => Err(AuthError::NoKeys),
-            Some(KeyLookup::Unknown | KeyLookup::Ambiguous) => Err(AuthError::InvalidToken),
+            Some((_, KeyLookup::Unknown)) if known.failed => Err(AuthError::NoKeys),
+            Some((_, KeyLookup::Unknown | KeyLookup::Ambiguous)) => Err(AuthError::InvalidToken),
             None => Err(AuthError::NoKeys),
         }
     }
@@ -302,9 +310,9 @@ impl Jwks {
         known: &'a JwksCache,
         algorithm: Algorithm,
         id: Option<&str>,
-    ) -> Option<KeyLookup<'a>> {
+    ) -> Option<(&'a Arc<KeySet>, KeyLookup<'a>)> {
         let (keys, fetched) = known.keys.as_ref()?;
-        (fetched.elapsed() < self.pace.stale).then(|| keys.find(algorithm, id))
+        (fetched.elapsed() < self.pace.stale).then(|| (keys, keys.find(algorithm, id)))
     }
 }
 

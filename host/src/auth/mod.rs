@@ -20,6 +20,7 @@ mod keys;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod verified;
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use self::jwks::{Jwks, JwksError, JwksStatus};
 pub use self::keys::KeySetError;
 pub use self::tokens::IssueError;
 use self::tokens::{ExpectedClaims, SharedSecret};
+use self::verified::VerifiedTokens;
 use lucid_types::identity::Identity;
 use lucid_types::secret::Secret;
 pub use lucid_types::user::UserId;
@@ -83,6 +85,7 @@ pub struct Authenticator {
     shared: Option<SharedSecret>,
     jwks: Option<Arc<Jwks>>,
     expected: ExpectedClaims,
+    verified: VerifiedTokens,
     pub(crate) internal_key: Option<Secret>,
     /// Called for everybody who presents a valid token.
     on_authenticated: Option<AuthCallback>,
@@ -106,6 +109,7 @@ impl Authenticator {
             shared: jwt_secret.map(SharedSecret::new),
             jwks: None,
             expected: ExpectedClaims::default(),
+            verified: VerifiedTokens::default(),
             // An empty key would match an empty header.
             internal_key: internal_key.filter(|key| !key.is_empty()),
             on_authenticated: None,
@@ -148,20 +152,31 @@ impl Authenticator {
 
     /// The identity in a raw token. Waits if its key is being fetched.
     pub async fn token(&self, token: &str) -> Result<Identity, AuthError> {
-        let head = tokens::head(token)?;
-        let who = match (head.algorithm, &self.shared, &self.jwks) {
-            (SharedSecret::ALGORITHM, Some(shared), _) => {
-                let algorithm = SharedSecret::ALGORITHM;
-                tokens::check(token, algorithm, &shared.decoding, &self.expected)
-            }
-            (algorithm @ (Algorithm::RS256 | Algorithm::ES256), _, Some(jwks)) => {
-                let key = jwks.find(algorithm, head.key_id.as_deref()).await?;
-                tokens::check(token, algorithm, &key, &self.expected)
-            }
-            _ => Err(AuthError::InvalidToken),
-        }?;
+        let current = self.jwks.as_ref().and_then(|jwks| jwks.current());
+        let who = match self.verified.find(token, &current) {
+            Some(who) => who,
+            None => self.verify(token).await?,
+        };
         if let Some(seen) = &self.on_authenticated {
             seen(&who);
+        }
+        Ok(who)
+    }
+
+    /// Verifies a token, and remembers that.
+    async fn verify(&self, token: &str) -> Result<Identity, AuthError> {
+        let head = tokens::head(token)?;
+        let (key, keys) = match (head.algorithm, &self.shared, &self.jwks) {
+            (SharedSecret::ALGORITHM, Some(shared), _) => (shared.decoding.clone(), None),
+            (algorithm @ (Algorithm::RS256 | Algorithm::ES256), _, Some(jwks)) => {
+                let (key, keys) = jwks.find(algorithm, head.key_id.as_deref()).await?;
+                (key, Some(keys))
+            }
+            _ => return Err(AuthError::InvalidToken),
+        };
+        let (who, expires) = tokens::check(token, head.algorithm, &key, &self.expected)?;
+        if let Some(expires) = expires {
+            self.verified.add(token, &who, expires, keys);
         }
         Ok(who)
     }

@@ -107,13 +107,14 @@ impl ExpectedClaims {
     }
 }
 
-/// Verifies a token with this key and algorithm, and returns its identity.
+/// Verifies a token with this key and algorithm, and returns its identity, and when it expires if that is a
+/// whole number, in seconds since 1970.
 pub(super) fn check(
     token: &str,
     algorithm: Algorithm,
     key: &DecodingKey,
     expected: &ExpectedClaims,
-) -> Result<Identity, AuthError> {
+) -> Result<(Identity, Option<u64>), AuthError> {
     let mut validation = Validation::new(algorithm);
     // jsonwebtoken has one leeway for both times. The second setting cancels it for `exp`.
     validation.leeway = LEEWAY;
@@ -124,17 +125,19 @@ pub(super) fn check(
     let data = jsonwebtoken::decode::<Claims>(token, key, &validation)
         .map_err(|_| AuthError::InvalidToken)?;
     let claims = data.claims;
+    let expires = claims.exp.as_u64();
     let admin = claims.is_admin();
     let user = text(claims.sub)
         .or_else(|| text(claims.user_id))
         .ok_or(AuthError::MissingSubject)?;
-    Ok(Identity {
+    let who = Identity {
         user: UserId::checked(&user).ok_or(AuthError::InvalidToken)?,
         token: Some(Secret::new(token)),
         project: text(claims.project_id),
         session: text(claims.session_id),
         admin,
-    })
+    };
+    Ok((who, expires))
 }
 
 /// Selects jsonwebtoken's crypto provider explicitly: with two compiled in, it would panic at first
@@ -194,6 +197,8 @@ impl SharedSecret {
 /// text counts as absent, so these accept any value.
 #[derive(Deserialize)]
 struct Claims {
+    #[serde(default)]
+    exp: Value,
     #[serde(default)]
     sub: Value,
     #[serde(default, rename = "userId")]

@@ -473,6 +473,20 @@ async fn a_new_key_is_fetched_when_a_token_names_it_and_an_old_one_is_gone_with_
 }
 
 #[tokio::test]
+async fn a_token_that_was_verified_is_refused_once_its_key_is_revoked() {
+    let (old, new) = (SigningKey::ec(), SigningKey::ec());
+    let site = KeyServer::new(&[old.jwk("old")], EAGER).await;
+    let token = old.token("old", alice());
+    for _ in 0..3 {
+        assert_eq!(site.user(&token).await, "alice");
+    }
+    site.provider.publish(&[new.jwk("new")]);
+    assert_eq!(site.user(&token).await, "alice", "nobody asked again yet");
+    assert_eq!(site.user(&new.token("new", alice())).await, "alice");
+    assert_eq!(site.refused(&token).await, AuthError::InvalidToken);
+}
+
+#[tokio::test]
 async fn keys_are_fetched_again_without_a_reason_too() {
     let (old, new) = (SigningKey::ec(), SigningKey::ec());
     let often = FetchPacing {

@@ -222,6 +222,20 @@ fn a_token_that_expired_or_never_expires_is_refused() {
 }
 
 #[test]
+fn a_token_that_was_taken_is_refused_as_soon_as_it_has_expired() {
+    let auth = authenticator();
+    let claims = json!({"sub": "u", "exp": now() + 2});
+    let token = sign(Algorithm::HS256, KEY, &claims);
+    assert!(auth.token_now(&token).is_ok());
+    assert!(auth.token_now(&token).is_ok());
+    // Expired means that the clock of seconds has passed it.
+    while now() <= claims["exp"].as_u64().unwrap() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(auth.token_now(&token).unwrap_err(), AuthError::InvalidToken);
+}
+
+#[test]
 fn a_token_that_is_not_valid_yet_is_refused() {
     assert_eq!(
         refusal(authenticator().token_now(&good(json!({"sub": "u1", "nbf": now() + 600})))),
