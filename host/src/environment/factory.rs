@@ -122,8 +122,8 @@ impl EnvironmentFactory {
         let sandboxes = self.sandboxes.clone();
         let opened = self.work_of(spec).run(move || {
             if fresh {
-                if let Some(left) = workspaces.find(&user, session) {
-                    left.remove()?;
+                if workspaces.contains(&user, session) {
+                    workspaces.create(&user, session)?.remove()?;
                 }
                 // The folder of a container that waits becomes this one, and that container the session's.
                 let _is_warm = sandboxes.claim_warm(session, &workspaces.path(&user, session));

@@ -30,9 +30,10 @@ impl Workspaces {
         self.path(user, session).is_dir()
     }
 
-    /// Where a session's workspace is, or would be.
+    /// Where a session's workspace is, or would be, from wherever the process is started.
     pub(crate) fn path(&self, user: &UserId, session: SessionId) -> PathBuf {
-        folder_of(&self.base, user, session)
+        let base = self.base.canonicalize();
+        folder_of(base.as_deref().unwrap_or(&self.base), user, session)
     }
 
     /// Opens a session's workspace; `None` if it does not exist. Blocks briefly.

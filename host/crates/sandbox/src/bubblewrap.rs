@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! - The sandbox's root is built from nothing and is read-only.
-//! - Of the host it sees the system's programs, this session's workspace and this session's runtime
-//!   folder.
+//! - Of the host it sees the system's programs, a copy of what they need of `/etc`, the programs that every
+//!   sandbox has, this session's workspace and this session's runtime folder.
 //! - Every writable in-memory file system has a size limit.
 
 use std::ffi::OsStr;
@@ -69,6 +69,23 @@ impl InstalledBwrap {
         })
     }
 
+    fn has_interface(&self, settings: &SandboxSettings) -> bool {
+        settings.direct && self.gives_rights
+    }
+
+    /// The file that tells programs whom to ask for names, if there is somebody.
+    pub(super) fn resolver(
+        &self,
+        settings: &SandboxSettings,
+        runtime: &RuntimeDir,
+    ) -> Option<PathBuf> {
+        if settings.network == Network::Host {
+            return Some(system_mounts::RESOLVER.into());
+        }
+        let has_interface = self.has_interface(settings);
+        has_interface.then(|| runtime.etc(RESOLVER))
+    }
+
     pub(super) fn command(
         &self,
         settings: &SandboxSettings,
@@ -77,7 +94,7 @@ impl InstalledBwrap {
         spec: SandboxSpec<'_>,
         serve: Serve,
     ) -> Result<Command, SandboxError> {
-        let has_interface = settings.direct && self.gives_rights;
+        let has_interface = self.has_interface(settings);
         let serve = Serve {
             sockets: Some(Sockets::Ip),
             proxy: settings.network.proxy_port(),
@@ -115,14 +132,10 @@ impl InstalledBwrap {
             arguments.add(["--disable-userns"]);
         }
         arguments.system_folders();
-        arguments.bind("--ro-bind", runtime.system_etc()?, "/etc");
+        let etc = runtime.system_etc(self.resolver(settings, runtime))?;
+        arguments.bind("--ro-bind", etc, "/etc");
         if settings.network == Network::Host {
-            arguments.add([
-                "--share-net",
-                "--ro-bind-try",
-                system_mounts::RESOLVER,
-                system_mounts::RESOLVER,
-            ]);
+            arguments.add(["--share-net"]);
         }
         arguments.add(["--proc", "/proc", "--dev", "/dev"]);
         if has_interface {
@@ -141,7 +154,7 @@ impl InstalledBwrap {
         arguments.add(["--size", &size, "--perms", "1777", "--tmpfs", "/tmp"]);
         arguments.add(["--symlink", "../tmp", "/var/tmp"]);
         arguments.add(["--size", &size, "--perms", "0700", "--tmpfs", "/home/agent"]);
-        arguments.bind("--ro-bind", &runtime.bin(), "/run/lucid/bin");
+        arguments.bind("--ro-bind", runtime.bin(), "/run/lucid/bin");
         arguments.bind("--ro-bind", dir.path(), "/run/lucid/session");
         arguments.bind("--bind", spec.workspace, &settings.workspace_mount);
         // Nobody needs to write to /proc, and what is there lets the kernel end a process later.
@@ -177,16 +190,13 @@ impl Arguments {
         ]);
     }
 
-    /// What it takes to make an interface to the host, which the exec server gives up again, and whom
-    /// programs ask for names then.
+    /// What it takes to make an interface to the host, which the exec server gives up again.
     fn interface(&mut self, runtime: &RuntimeDir) {
         // To enter a network namespace, to make an interface in it, and to give these rights up for good.
         for right in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SETPCAP"] {
             self.add(["--cap-add", right]);
         }
         self.bind("--dev-bind-try", &runtime.tunnel(), "/dev/net/tun");
-        let resolver = runtime.etc(RESOLVER);
-        self.bind("--ro-bind", &resolver, system_mounts::RESOLVER);
     }
 
     /// `/usr` and its siblings: links, folders.

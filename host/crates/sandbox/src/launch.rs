@@ -73,7 +73,7 @@ impl FoundBackend {
 /// What all sandboxes of this host are started with.
 pub(super) struct SandboxLauncher {
     pub(super) settings: SandboxSettings,
-    pub(super) runtime: RuntimeDir,
+    pub(super) runtime: Arc<RuntimeDir>,
     pub(super) users: Arc<SandboxUsers>,
     pub(super) groups: Arc<ControlGroups>,
     /// Watches the memory of sandboxes whose group does not limit it.
@@ -90,7 +90,7 @@ impl SandboxLauncher {
         Self {
             memory_watch: MemoryWatch::new(settings.memory_bytes),
             settings,
-            runtime,
+            runtime: Arc::new(runtime),
             users: Arc::new(users),
             groups: Arc::new(groups),
         }
@@ -134,6 +134,14 @@ impl SandboxLauncher {
         let group = group
             .map_err(io_error("the sandbox's control group cannot be made"))?
             .map(Arc::new);
+        if let FoundBackend::Bubblewrap(program) = backend {
+            let resolver = program.resolver(&self.settings, &self.runtime);
+            let runtime = Arc::clone(&self.runtime);
+            // The machine's files are looked at where nothing else waits for that.
+            let made = tokio::task::spawn_blocking(move || runtime.system_etc(resolver).map(drop));
+            made.await
+                .map_err(|error| SandboxError::Start(error.to_string()))??;
+        }
         let (command, workspace) = self.command(backend, &dir, spec)?;
         let exec = match backend {
             FoundBackend::Bubblewrap(_) => self.runtime.exec().to_owned(),

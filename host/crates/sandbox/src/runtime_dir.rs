@@ -1,5 +1,5 @@
-//! The host's runtime directory for sandboxes: the installed exec server, and one folder for each
-//! running session.
+//! The host's runtime directory for sandboxes: the installed exec server, a copy of what they see of `/etc`,
+//! and one folder for each running session.
 //!
 //! # Invariants
 //! - A program is installed by a rename, never overwritten while it runs.
@@ -20,12 +20,13 @@ use crate::error::{SandboxError, io_error};
 use crate::system_etc::SystemEtc;
 use crate::system_mounts;
 use crate::workspace::remove_tree;
+use lucid_types::digest::Digest;
 use lucid_types::ids::SessionId;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// The files that replace those of `/etc` in a sandbox.
-const ETC: [(&str, &str); 5] = [
+const ETC: [(&str, &str); 4] = [
     (
         "passwd",
         "root:x:0:0::/nonexistent:/bin/false\nagent:x:1000:1000::/home/agent:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
@@ -34,15 +35,15 @@ const ETC: [(&str, &str); 5] = [
     ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
     // Of a sandbox with an interface to the host.
     (RESOLVER, RESOLVER_CONTENT),
-    (NO_RESOLVER, ""),
 ];
 
 /// The name of the file that tells programs whom to ask for names.
 pub(super) const RESOLVER: &str = "resolv.conf";
-/// The same of a sandbox that has nobody to ask.
-const NO_RESOLVER: &str = "no-resolv.conf";
 /// The host, as [`HOST_ADDRESS`](lucid_exec::protocol::HOST_ADDRESS) has it.
 pub(super) const RESOLVER_CONTENT: &str = "nameserver 192.0.0.1\n";
+
+/// How the names of the folders of programs begin.
+const BIN: &str = "bin";
 
 /// The name of the folder that is `/etc` in sandboxes, beside theirs, whose names begin with an id.
 const SYSTEM_ETC: &str = "etc";
@@ -56,6 +57,9 @@ const OPEN_TO_ALL: u32 = 0o666;
 
 pub(super) struct RuntimeDir {
     run_dir: PathBuf,
+    /// The programs of sandboxes. The folder is named by the exec server's digest, so that what runs keeps its
+    /// own where another build installs its own.
+    bin: PathBuf,
     exec: PathBuf,
     program: Vec<u8>,
     etc: PathBuf,
@@ -87,10 +91,13 @@ impl RuntimeDir {
             run_dir.display()
         )))?;
         check_reachable(&run_dir, user)?;
-        remove_leftovers(&run_dir);
+        let digest = Digest::of(exec).to_string();
+        let bin = run_dir.join(format!("{BIN}-{}", digest.get(..16).unwrap_or_default()));
+        remove_leftovers(&run_dir, &bin);
         let sessions = run_dir.join(std::process::id().to_string());
         let runtime = Self {
-            exec: run_dir.join("bin/lucid-exec"),
+            exec: bin.join("lucid-exec"),
+            bin,
             program: exec.to_vec(),
             etc: run_dir.join("etc"),
             system_etc: SystemEtc::new(sessions.join(SYSTEM_ETC)),
@@ -105,8 +112,7 @@ impl RuntimeDir {
     /// Restores missing shared files: a machine's cleanup of temporary files, or a session running
     /// as the host's own user, may have removed some.
     pub(super) fn restore_shared_files(&self) -> Result<(), SandboxError> {
-        let bin = self.bin();
-        for folder in [&self.run_dir, &bin, &self.etc, &self.sessions] {
+        for folder in [&self.run_dir, &self.bin, &self.etc, &self.sessions] {
             make_folder(folder)?;
         }
         let mut compared = self.compared.lock();
@@ -119,12 +125,12 @@ impl RuntimeDir {
         for (name, content) in ETC {
             write_file(&self.etc.join(name), content.as_bytes(), 0o644)?;
         }
-        link_programs(&bin)
+        link_programs(&self.bin)
     }
 
     /// The folder of the programs that every sandbox has.
-    pub(super) fn bin(&self) -> PathBuf {
-        self.run_dir.join("bin")
+    pub(super) fn bin(&self) -> &Path {
+        &self.bin
     }
 
     /// The installed exec server.
@@ -137,19 +143,18 @@ impl RuntimeDir {
         self.etc.join(name)
     }
 
-    /// The folder that is `/etc` in a sandbox, in which nothing can be made: what programs need of the
-    /// machine's, the files that replace some of its, and an empty file in place of the resolver's, to
-    /// mount one on. Blocks.
-    pub(super) fn system_etc(&self) -> Result<&Path, SandboxError> {
+    /// The folder that is `/etc` in a sandbox: what programs need of the machine's, the files that replace
+    /// some of its, and the file that tells them whom to ask for names, if there is somebody. Blocks.
+    pub(super) fn system_etc(&self, resolver: Option<PathBuf>) -> Result<&Path, SandboxError> {
         let of_machine = system_mounts::etc().into_iter().filter_map(|path| {
             let name = path.strip_prefix("/etc/")?.to_owned();
             Some((PathBuf::from(path), name))
         });
         let replaced = ["passwd", "group", "hosts"].map(|name| (self.etc(name), name.to_owned()));
-        let resolver = (self.etc(NO_RESOLVER), RESOLVER.to_owned());
-        let listed: Vec<_> = of_machine.chain(replaced).chain([resolver]).collect();
+        let resolver = resolver.map(|path| (path, RESOLVER.to_owned()));
+        let listed = of_machine.chain(replaced).chain(resolver);
         self.system_etc
-            .refreshed(&listed)
+            .refreshed(listed.collect())
             .map_err(io_error("the folder /etc of sandboxes cannot be made"))
     }
 
@@ -254,10 +259,15 @@ fn link_programs(bin: &Path) -> Result<(), SandboxError> {
         ("python", python),
     ];
     for (name, target) in links {
+        let link = bin.join(name);
+        if fs::read_link(&link).ok() == target {
+            continue;
+        }
+        // Made for a machine that had its programs elsewhere.
+        let _ = fs::remove_file(&link);
         let Some(target) = target else {
             continue;
         };
-        let link = bin.join(name);
         match symlink(target, &link) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(io_error(format!("{} cannot be made", link.display()))(
@@ -273,8 +283,8 @@ fn link_programs(bin: &Path) -> Result<(), SandboxError> {
 impl Drop for RuntimeDir {
     fn drop(&mut self) {
         let mut left = fs::read_dir(&self.sessions).into_iter().flatten().flatten();
-        if left.all(|entry| entry.file_name() == SYSTEM_ETC) {
-            let _ = remove_tree(&self.sessions.join(SYSTEM_ETC));
+        if left.all(|entry| entry.file_name().to_string_lossy().starts_with(SYSTEM_ETC)) {
+            self.system_etc.remove();
         }
         // Succeeds only when no sandbox of this process has a folder there any more.
         let _ = fs::remove_dir(&self.sessions);
@@ -326,14 +336,27 @@ impl Drop for SessionDir {
     }
 }
 
-fn remove_leftovers(run_dir: &Path) {
+/// Removes what processes left that are gone: their folders, and where no other is left, the programs of
+/// other builds than this one, whose are in `bin`.
+fn remove_leftovers(run_dir: &Path, bin: &Path) {
+    let mut others_live = false;
+    let mut programs = Vec::new();
     for entry in fs::read_dir(run_dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(process) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
-            continue;
-        };
-        if !Path::new("/proc").join(process).exists() {
-            let _ = remove_tree(&entry.path());
+        let Some(name) = name.to_str() else { continue };
+        if name.split('-').next() == Some(BIN) && entry.path() != bin {
+            programs.push(entry.path());
+        } else if name.parse::<u32>().is_ok() {
+            if Path::new("/proc").join(name).exists() {
+                others_live = true;
+            } else {
+                let _ = remove_tree(&entry.path());
+            }
+        }
+    }
+    if !others_live {
+        for path in programs {
+            let _ = remove_tree(&path);
         }
     }
 }

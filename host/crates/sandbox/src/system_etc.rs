@@ -4,14 +4,16 @@
 //! that took most of a sandbox's start.
 //!
 //! # Invariants
-//! - The copy has what is listed and nothing else, as the machine has it or had it some seconds ago.
-//! - A file that changed is replaced by a rename, so that sandboxes that have the folder see it whole.
+//! - The copy has what is listed and everybody may read, and nothing else, as the machine had it some seconds
+//!   before the last sandbox started.
+//! - Sandboxes see a file whole, and only once its mode is right: it is made elsewhere and renamed.
+//! - What cannot be read for a passing reason stays as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,35 +25,86 @@ use crate::workspace::remove_tree;
 const GOOD_FOR: Duration = Duration::from_secs(10);
 /// What is kept of a file's mode: who may read and run it.
 const MODE: u32 = 0o755;
-/// The end of the name of what is put into place next.
-const DRAFT: &str = ".new";
+/// What others must be allowed with a file, and with a folder.
+const READ: u32 = 0o004;
+const READ_AND_ENTER: u32 = 0o005;
+/// The mode of what is not in its place yet.
+const PRIVATE: u32 = 0o600;
+
+/// Where something is on the machine, and its name below the copy.
+pub(super) type Listed = (PathBuf, String);
 
 /// A copy of a part of a folder.
 pub(super) struct SystemEtc {
     path: PathBuf,
-    looked: Mutex<Option<Instant>>,
+    /// Where the next file is made, on the same file system.
+    draft: PathBuf,
+    copied: Mutex<Copied>,
+}
+
+/// What the copy has.
+#[derive(Default)]
+struct Copied {
+    /// When the machine was looked at last, and for what.
+    looked: Option<(Instant, Vec<Listed>)>,
+    /// The files as they were on the machine when they were copied.
+    files: HashMap<PathBuf, FileState>,
+}
+
+/// What changes of a file when anybody writes to it or changes who may read it.
+type FileState = (u64, u64, u64, u32, i64, i64);
+
+fn state_of(data: &Metadata) -> FileState {
+    let (device, inode, size, mode) = (data.dev(), data.ino(), data.size(), data.mode());
+    (device, inode, size, mode, data.ctime(), data.ctime_nsec())
 }
 
 impl SystemEtc {
     /// A copy that is made at this path when it is first asked for.
     pub(super) fn new(path: PathBuf) -> Self {
         Self {
+            draft: path.with_extension("new"),
             path,
-            looked: Mutex::default(),
+            copied: Mutex::default(),
         }
     }
 
-    /// The folder, with these paths, each copied to the name below it that stands beside it. Blocks.
+    /// The folder, with what is listed. Blocks.
     ///
     /// # Errors
-    /// Fails where it cannot be written. What cannot be read is not in it.
-    pub(super) fn refreshed(&self, listed: &[(PathBuf, String)]) -> io::Result<&Path> {
-        let mut looked = self.looked.lock();
-        if looked.is_some_and(|at| at.elapsed() < GOOD_FOR) && self.path.exists() {
+    /// Fails where there is no copy yet and it cannot be written.
+    pub(super) fn refreshed(&self, listed: Vec<Listed>) -> io::Result<&Path> {
+        let mut copied = self.copied.lock();
+        let is_there = copied.looked.is_some() && self.path.is_dir();
+        let is_good = copied
+            .looked
+            .as_ref()
+            .is_some_and(|(at, for_these)| at.elapsed() < GOOD_FOR && *for_these == listed);
+        if is_there && is_good {
             return Ok(&self.path);
         }
+        if !is_there {
+            // What another process left is not trusted.
+            remove(&self.path)?;
+            copied.files.clear();
+        }
+        match self.refresh(&mut copied.files, &listed) {
+            Err(error) if is_there => {
+                tracing::warn!(%error, "the folder /etc of sandboxes cannot be brought up to date, and is used as it is");
+            }
+            made => made?,
+        }
+        copied.looked = Some((Instant::now(), listed));
+        Ok(&self.path)
+    }
+
+    fn refresh(
+        &self,
+        files: &mut HashMap<PathBuf, FileState>,
+        listed: &[Listed],
+    ) -> io::Result<()> {
         // A link that is listed stands for what it leads to, wherever that is.
-        let found = |(from, name): &(PathBuf, String)| {
+        let found = |(from, name): &Listed| {
             let from = fs::canonicalize(from).ok()?;
             Some((PathBuf::from(name), from))
         };
@@ -59,10 +112,107 @@ impl SystemEtc {
         make_folder(&self.path)?;
         remove_others(&self.path, Path::new(""), &wanted)?;
         for (name, from) in &wanted {
-            mirror(from, &self.path.join(name))?;
+            self.mirror(files, from, &self.path.join(name))?;
         }
-        *looked = Some(Instant::now());
-        Ok(&self.path)
+        files.retain(|path, _| fs::symlink_metadata(path).is_ok());
+        Ok(())
+    }
+
+    /// Makes `to` what `from` is. What others may not read, or is neither file, folder nor link, is left out.
+    fn mirror(
+        &self,
+        files: &mut HashMap<PathBuf, FileState>,
+        from: &Path,
+        to: &Path,
+    ) -> io::Result<()> {
+        let data = match fs::symlink_metadata(from) {
+            Ok(data) => data,
+            Err(error) => return forget(&error, to),
+        };
+        let may = |bits| data.mode() & bits == bits;
+        if data.is_symlink() {
+            let target = match fs::read_link(from) {
+                Ok(target) => target,
+                Err(error) => return forget(&error, to),
+            };
+            if fs::read_link(to).is_ok_and(|has| has == target) {
+                return Ok(());
+            }
+            return self.replace(to, |draft| symlink(&target, draft));
+        }
+        if data.is_dir() && may(READ_AND_ENTER) {
+            let entries = match fs::read_dir(from) {
+                Ok(entries) => entries,
+                Err(error) => return forget(&error, to),
+            };
+            let mut names = BTreeSet::new();
+            for entry in entries {
+                match entry {
+                    Ok(entry) => names.insert(entry.file_name()),
+                    // Part of a list is no reason to remove the rest.
+                    Err(_) => return Ok(()),
+                };
+            }
+            make_folder(to)?;
+            for entry in fs::read_dir(to)? {
+                let name = entry?.file_name();
+                if !names.contains(&name) {
+                    remove(&to.join(name))?;
+                }
+            }
+            return names
+                .iter()
+                .try_for_each(|name| self.mirror(files, &from.join(name), &to.join(name)));
+        }
+        if !data.is_file() || !may(READ) {
+            return remove(to);
+        }
+        let state = state_of(&data);
+        if files.get(to) == Some(&state)
+            && fs::symlink_metadata(to).is_ok_and(|has| has.is_file() && has.len() == data.len())
+        {
+            return Ok(());
+        }
+        let mut source = match File::open(from) {
+            Ok(source) => source,
+            Err(error) => return forget(&error, to),
+        };
+        self.replace(to, |draft| {
+            let mut options = OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(PRIVATE)
+                .open(draft)?;
+            io::copy(&mut source, &mut file)?;
+            file.set_permissions(Permissions::from_mode(data.mode() & MODE))
+        })?;
+        files.insert(to.to_owned(), state);
+        Ok(())
+    }
+
+    /// Puts what is made elsewhere in another's place.
+    fn replace(&self, to: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        remove(&self.draft)?;
+        make(&self.draft)?;
+        if fs::symlink_metadata(to).is_ok_and(|data| data.is_dir()) {
+            remove(to)?;
+        }
+        fs::rename(&self.draft, to)
+    }
+
+    /// Removes all of it.
+    pub(super) fn remove(&self) {
+        let _ = remove(&self.path);
+        let _ = remove(&self.draft);
+    }
+}
+
+/// Leaves out what is not there or may not be read. What cannot be read for another reason stays as it was.
+fn forget(error: &io::Error, to: &Path) -> io::Result<()> {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::PermissionDenied => remove(to),
+        _ => Ok(()),
     }
 }
 
@@ -92,55 +242,6 @@ fn remove_others(root: &Path, below: &Path, wanted: &BTreeMap<PathBuf, PathBuf>)
     Ok(())
 }
 
-/// Makes `to` what `from` is. What cannot be read, or is neither file, folder nor link, is left out.
-fn mirror(from: &Path, to: &Path) -> io::Result<()> {
-    let Ok(data) = fs::symlink_metadata(from) else {
-        return remove(to);
-    };
-    if data.is_symlink() {
-        return match fs::read_link(from) {
-            Ok(target) if fs::read_link(to).is_ok_and(|has| has == target) => Ok(()),
-            Ok(target) => replace(to, |draft| symlink(&target, draft)),
-            Err(_) => remove(to),
-        };
-    }
-    if data.is_dir() {
-        let Ok(entries) = fs::read_dir(from) else {
-            return remove(to);
-        };
-        let names = entries.flatten().map(|entry| entry.file_name());
-        let names: BTreeSet<OsString> = names.collect();
-        make_folder(to)?;
-        for entry in fs::read_dir(to)? {
-            let name = entry?.file_name();
-            if !names.contains(&name) {
-                remove(&to.join(name))?;
-            }
-        }
-        return names
-            .iter()
-            .try_for_each(|name| mirror(&from.join(name), &to.join(name)));
-    }
-    if !data.is_file() {
-        return remove(to);
-    }
-    let is_same = fs::symlink_metadata(to).is_ok_and(|has| {
-        let times = (has.modified().ok(), data.modified().ok());
-        has.is_file() && has.len() == data.len() && times.0 == times.1
-    });
-    let mut source = match File::open(from) {
-        _ if is_same => return Ok(()),
-        Ok(source) => source,
-        Err(_) => return remove(to),
-    };
-    replace(to, |draft| {
-        let mut file = File::create_new(draft)?;
-        io::copy(&mut source, &mut file)?;
-        file.set_permissions(Permissions::from_mode(data.permissions().mode() & MODE))?;
-        file.set_modified(data.modified()?)
-    })
-}
-
 /// A folder that everybody may look into.
 fn make_folder(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path).is_ok_and(|data| data.is_dir()) {
@@ -149,19 +250,6 @@ fn make_folder(path: &Path) -> io::Result<()> {
         fs::set_permissions(path, Permissions::from_mode(MODE))?;
     }
     Ok(())
-}
-
-/// Puts what is made at a path of its own in another's place.
-fn replace(to: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let mut draft = to.as_os_str().to_owned();
-    draft.push(DRAFT);
-    let draft = PathBuf::from(draft);
-    remove(&draft)?;
-    if fs::symlink_metadata(to).is_ok_and(|data| data.is_dir()) {
-        remove(to)?;
-    }
-    make(&draft)?;
-    fs::rename(&draft, to)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -175,7 +263,6 @@ fn remove(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
 
     use proptest::prelude::*;
 
@@ -209,7 +296,9 @@ mod tests {
 
     /// As if the time had passed for which the copy is good.
     fn later(etc: &SystemEtc) {
-        *etc.looked.lock() = None;
+        if let Some((at, _)) = &mut etc.copied.lock().looked {
+            *at -= GOOD_FOR;
+        }
     }
 
     #[test]
@@ -232,7 +321,7 @@ mod tests {
         let etc = SystemEtc::new(folder.path().join("copy"));
         let names = ["ssl/certs", "version", "localtime", "missing"];
         let has = |names: &[&str]| {
-            let path = etc.refreshed(&listed(&machine, names)).unwrap();
+            let path = etc.refreshed(listed(&machine, names)).unwrap();
             below(path)
                 .into_iter()
                 .map(|(path, text)| format!("{} {text}", path.display()))
@@ -267,8 +356,11 @@ mod tests {
             "version 100644 12",
         ];
         assert_eq!(has(&names), second);
-        later(&etc);
-        assert_eq!(has(&["version"]), ["version 100644 12"]);
+        assert_eq!(
+            has(&["version"]),
+            ["version 100644 12"],
+            "another list counts at once"
+        );
         fs::remove_dir_all(folder.path().join("copy")).unwrap();
         assert_eq!(
             has(&names),
@@ -278,12 +370,73 @@ mod tests {
     }
 
     #[test]
+    fn what_others_may_not_read_is_left_out_also_where_that_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let machine = folder.path().join("machine");
+        fs::create_dir_all(machine.join("certs/private")).unwrap();
+        for path in ["certs/private/key", "certs/key", "certs/cert"] {
+            fs::write(machine.join(path), path).unwrap();
+        }
+        let set = |path: &str, mode| {
+            fs::set_permissions(machine.join(path), Permissions::from_mode(mode)).unwrap();
+        };
+        let etc = SystemEtc::new(folder.path().join("copy"));
+        let has = || {
+            let path = etc.refreshed(listed(&machine, &["certs"])).unwrap();
+            let found = below(path).into_keys();
+            found
+                .map(|path| path.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        set("certs/private", 0o700);
+        set("certs/key", 0o600);
+        assert_eq!(has(), ["certs", "certs/cert"]);
+        later(&etc);
+        set("certs/private", 0o755);
+        set("certs/key", 0o644);
+        set("certs/cert", 0o640);
+        assert_eq!(
+            has(),
+            ["certs", "certs/key", "certs/private", "certs/private/key"]
+        );
+        later(&etc);
+        set("certs/key", 0o600);
+        assert_eq!(has(), ["certs", "certs/private", "certs/private/key"]);
+    }
+
+    #[test]
+    fn a_copy_that_another_process_left_is_not_trusted_and_one_that_cannot_be_renewed_serves_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let (machine, copy) = (folder.path().join("machine"), folder.path().join("copy"));
+        fs::create_dir(&machine).unwrap();
+        fs::create_dir(&copy).unwrap();
+        fs::write(machine.join("a"), "new").unwrap();
+        fs::write(copy.join("a"), "old").unwrap();
+        let etc = SystemEtc::new(copy.clone());
+        let text = || {
+            let path = etc.refreshed(listed(&machine, &["a"])).unwrap();
+            fs::read_to_string(path.join("a")).unwrap()
+        };
+        assert_eq!(text(), "new");
+        // Nothing can be made where something stands that cannot be removed in its place.
+        fs::write(machine.join("a"), "newer").unwrap();
+        let draft = SystemEtc {
+            draft: PathBuf::from("/proc/self/new"),
+            ..SystemEtc::new(copy)
+        };
+        *draft.copied.lock() = std::mem::take(&mut *etc.copied.lock());
+        later(&draft);
+        let path = draft.refreshed(listed(&machine, &["a"])).unwrap();
+        assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "new");
+    }
+
+    #[test]
     fn a_file_that_did_not_change_stays_the_file_it_is() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a"), "a").unwrap();
         let etc = SystemEtc::new(folder.path().join("copy"));
         let inode = || {
-            let path = etc.refreshed(&listed(folder.path(), &["a"])).unwrap();
+            let path = etc.refreshed(listed(folder.path(), &["a"])).unwrap();
             fs::metadata(path.join("a")).unwrap().ino()
         };
         let first = inode();
@@ -329,7 +482,7 @@ mod tests {
                     .map(|entry| entry.file_name().into_string().unwrap())
                     .collect();
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                let path = etc.refreshed(&listed(&machine, &names)).unwrap();
+                let path = etc.refreshed(listed(&machine, &names)).unwrap();
                 let mut wanted = below(&machine);
                 wanted.retain(|path, _| {
                     let first = path.iter().next().unwrap();

