@@ -233,6 +233,7 @@ impl Sessions {
                 turn.commit();
             }
             let session = shared.assemble(id, found);
+            shared.register(&session);
             session.feed.publish(first_seq, &frames);
             Ok(session)
         });
@@ -279,7 +280,7 @@ impl Sessions {
 }
 
 impl SessionsShared {
-    /// Makes a startable session from one that is in the log.
+    /// Makes a startable session from one that is in the log. It is yet to be registered.
     pub(super) fn assemble(
         self: &Arc<Self>,
         id: SessionId,
@@ -308,9 +309,7 @@ impl SessionsShared {
         });
         let logs = (self.deps.log.clone(), self.user_logs.clone());
         let session = Session::new(about, last_seq, logs, mailbox, launch, plugins);
-        let handle = Arc::new(SessionHandle { session });
-        self.register(&handle);
-        handle
+        Arc::new(SessionHandle { session })
     }
 }
 

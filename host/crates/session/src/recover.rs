@@ -86,6 +86,8 @@ impl Sessions {
                 count += usize::from(self.resume(session) && !held);
             }
         }
+        // The deployment may have changed meanwhile.
+        self.shared.wake_outdated().await;
         self.restore_positions().await;
         Ok(count)
     }
@@ -94,13 +96,14 @@ impl Sessions {
     fn resume(&self, living: LivingSession) -> bool {
         let id = living.row.fixed.id;
         let generation = self.shared.deps.deployment.borrow().clone();
-        let found = match self.shared.resume_state(living, generation) {
+        let mut found = match self.shared.resume_state(living, generation) {
             Ok(found) => found,
             Err(reason) => {
                 tracing::error!(session = %id, %reason, "a session cannot go on; it stays as it is until the host is started with what it needs");
                 return false;
             }
         };
+        sleep::count_time(&self.shared, &mut found);
         if let Some(sleeping) = sleep::after_restart(&self.shared, &found) {
             let fixed = &found.fixed;
             let (project_id, repo_url) = (fixed.project_id.as_deref(), fixed.repo_url.as_deref());
@@ -110,6 +113,7 @@ impl Sessions {
         }
         let is_created = found.status == SessionStatus::Created;
         let session = self.shared.assemble(id, found);
+        self.shared.register(&session);
         if !is_created {
             // A session that was never started still waits for its client.
             self.start(&session);

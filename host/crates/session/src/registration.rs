@@ -41,6 +41,21 @@ impl SessionsShared {
         self.registry.lock().insert(id, user, work, entry);
     }
 
+    /// Registers a session that was woken, unless it was woken already or is over. Returns whether it is
+    /// the one in memory now.
+    pub(super) fn register_woken(&self, session: &Arc<SessionHandle>, slept: u64) -> bool {
+        let id = session.info.id;
+        let mut registry = self.registry.lock();
+        let is_still_asleep = matches!(
+            registry.get(&id),
+            Some(SessionEntry::Asleep(sleeping)) if sleeping.number == slept
+        );
+        if is_still_asleep {
+            registry.replace(id, SessionEntry::Live(session.clone()));
+        }
+        is_still_asleep
+    }
+
     /// Registers a session that sleeps from the start.
     pub(super) fn register_asleep(
         &self,

@@ -44,6 +44,8 @@ pub(super) enum SessionEntry {
 /// What is in memory of a session that sleeps.
 #[derive(Clone)]
 pub(super) struct SleepingSession {
+    /// Tells this sleep from others of the session.
+    pub(super) number: u64,
     /// The generation that it had.
     pub(super) generation: Arc<Generation>,
     pub(super) plugins: Arc<SessionPlugins>,
@@ -130,21 +132,13 @@ impl SessionRegistry {
         })
     }
 
-    /// Has sessions that are held until their users come back begin with this generation then, and returns
-    /// the other sleeping ones that have an older one.
-    pub(super) fn outdated(&mut self, current: &Arc<Generation>) -> Vec<SessionId> {
-        let mut others = Vec::new();
-        for (id, entry) in &mut self.by_id {
-            if let SessionEntry::Asleep(sleeping) = entry
-                && sleeping.generation.number != current.number
-            {
-                match sleeping.idle_state {
-                    IdleState::Held => sleeping.generation = current.clone(),
-                    _ => others.push(*id),
-                }
-            }
-        }
-        others
+    /// The sleeping sessions that have another generation than this one, but for those that are held until
+    /// their users come back, and move then.
+    pub(super) fn outdated(&self, current: u64) -> Vec<SessionId> {
+        let outdated = self.asleep().filter(|(_, sleeping)| {
+            sleeping.generation.number != current && sleeping.idle_state != IdleState::Held
+        });
+        outdated.map(|(id, _)| id).collect()
     }
 
     /// Forgets the sessions that sleep, and returns how many there were.

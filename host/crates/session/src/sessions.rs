@@ -22,7 +22,7 @@ use super::handle::{SessionHandle, SessionPlugins};
 use super::ports::EnvironmentSpec;
 use super::registry::{SessionEntry, WorkKey};
 use super::retention;
-use super::shared::{LOCKS, SessionDeps, SessionsShared};
+use super::shared::{CREATION_LOCKS, SessionDeps, SessionsShared};
 use super::sleeping;
 use super::stream::frames;
 use super::types::{CloseReason, LookupError, PausedSessions, SessionSummary};
@@ -60,8 +60,7 @@ impl Sessions {
             actors: TaskTracker::new(),
             registry: Mutex::default(),
             hasher: RandomState::new(),
-            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; LOCKS],
-            wake_locks: [const { tokio::sync::Mutex::const_new(()) }; LOCKS],
+            creation_locks: [const { tokio::sync::Mutex::const_new(()) }; CREATION_LOCKS],
             wakes_changed: Arc::default(),
             move_permits: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(1, NonZero::get),

@@ -37,8 +37,8 @@ pub struct SessionDeps {
     pub user_logs: UserLogLimits,
 }
 
-/// The number of locks for concurrent lookups and creations, and of those for waking.
-pub(super) const LOCKS: usize = 64;
+/// The number of locks for concurrent lookups and creations.
+pub(super) const CREATION_LOCKS: usize = 64;
 
 /// What all sessions have in common.
 pub(crate) struct SessionsShared {
@@ -54,9 +54,7 @@ pub(crate) struct SessionsShared {
     pub(super) registry: Mutex<SessionRegistry>,
     pub(super) hasher: RandomState,
     /// Held while a session is looked up and created, one lock per hash of the work.
-    pub(super) creation_locks: [tokio::sync::Mutex<()>; LOCKS],
-    /// Held while a session is woken, one lock per hash of its id.
-    pub(super) wake_locks: [tokio::sync::Mutex<()>; LOCKS],
+    pub(super) creation_locks: [tokio::sync::Mutex<()>; CREATION_LOCKS],
     /// Notified when the time at which the next sleeping session wakes may have changed.
     pub(super) wakes_changed: Arc<Notify>,
     /// Limits how many sessions move to a newer generation at a time with nothing else to do, so

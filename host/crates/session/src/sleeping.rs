@@ -9,7 +9,6 @@
 //!   twice.
 //! - One that cannot be woken stays asleep, and is tried again when it is next asked for.
 
-use std::hash::BuildHasher;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,18 +16,39 @@ use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::actor::resume::ResumeState;
+use super::actor::task_clock;
 use super::error::WakeError;
 use super::handle::{IdleState, SessionHandle};
-use super::registry::SessionEntry;
+use super::ports::EnvironmentSpec;
+use super::registry::{SessionEntry, SleepingClocks, SleepingSession};
 use super::shared::SessionsShared;
 use lucid_types::ids::SessionId;
-use lucid_types::log::LogError;
 use lucid_types::user::UserId;
 
 /// How many sessions are woken at once by time alone.
 const AT_ONCE: usize = 8;
+/// How many sessions are in memory at once to move to another generation.
+const MOVING: usize = 1024;
+/// How often it is looked whether they sleep again.
+const LOOK: Duration = Duration::from_millis(50);
 /// After what time a session is tried again whose log could not be read when its time had come.
 const AGAIN: Duration = Duration::from_secs(1);
+
+impl SleepingSession {
+    /// What the log does not know of its clocks. The time of one that is held does not run.
+    fn clocks_when_woken(&self) -> SleepingClocks {
+        match self.idle_state {
+            IdleState::Held => SleepingClocks {
+                task: self
+                    .clocks
+                    .task
+                    .map(|(_, used)| (task_clock::counted_now(), used)),
+                next_timer: None,
+            },
+            _ => self.clocks,
+        }
+    }
+}
 
 impl SessionsShared {
     /// Returns a session, and wakes it in its user's turn if it sleeps. `None` if there is none that has not
@@ -38,36 +58,68 @@ impl SessionsShared {
         id: SessionId,
         user: Option<&UserId>,
     ) -> Result<Option<Arc<SessionHandle>>, WakeError> {
-        if let Some(SessionEntry::Live(handle)) = self.registry.lock().get(&id) {
-            return Ok(Some(handle.clone()));
+        loop {
+            let slept = match self.registry.lock().get(&id) {
+                None => return Ok(None),
+                Some(SessionEntry::Live(handle)) => return Ok(Some(handle.clone())),
+                Some(SessionEntry::Asleep(sleeping)) => (**sleeping).clone(),
+            };
+            if self.halt.is_cancelled() {
+                return Err(WakeError::ShuttingDown);
+            }
+            let found = self.deps.log.living(vec![id], user).await?.pop();
+            let found = found.ok_or_else(|| "its log cannot be understood".to_owned());
+            let resumed = found.and_then(|found| {
+                let resumed = self.resume_state(found, slept.generation.clone());
+                resumed.map_err(|reason| reason.to_string())
+            });
+            let found = resumed.map_err(|reason| {
+                tracing::error!(session = %id, reason, "a session cannot be woken; it stays as it is");
+                WakeError::Resume(reason)
+            })?;
+            let clocks = slept.clocks_when_woken();
+            let handle = self.assemble(id, ResumeState { clocks, ..found });
+            handle.wake(slept.idle_state, slept.unattended_since);
+            // Its files may be gone meanwhile, which its actor must see.
+            let spec = EnvironmentSpec::of(id, handle.user().clone());
+            if slept.has_workspace && self.deps.environments.has_workspace(&spec) {
+                handle.show_workspace();
+            }
+            // Another caller may have been first, and it may have worked and slept again meanwhile.
+            if !self.register_woken(&handle, slept.number) {
+                continue;
+            }
+            if slept.idle_state != IdleState::Held {
+                handle.launch();
+            }
+            return Ok(Some(handle));
         }
-        let hash = usize::try_from(self.hasher.hash_one(id)).unwrap_or_default();
-        let _turn = self.wake_locks[hash % self.wake_locks.len()].lock().await;
-        let slept = match self.registry.lock().get(&id) {
-            None => return Ok(None),
-            Some(SessionEntry::Live(handle)) => return Ok(Some(handle.clone())),
-            Some(SessionEntry::Asleep(sleeping)) => (**sleeping).clone(),
-        };
-        if self.halt.is_cancelled() {
-            return Err(WakeError::ShuttingDown);
+    }
+
+    /// Wakes the sessions that have another generation of the deployment than the current one, so that they
+    /// move. Not many more are in memory for that at once than [`MOVING`].
+    pub(super) async fn wake_outdated(self: &Arc<Self>) {
+        let current = self.deps.deployment.borrow().number;
+        let outdated = self.registry.lock().outdated(current);
+        for some in outdated.chunks(MOVING) {
+            for id in some {
+                if self.halt.is_cancelled() {
+                    return;
+                }
+                self.wake_by_itself(*id).await;
+            }
+            // Those that cannot move stay awake, and are not waited for longer than others need.
+            let deadline = Instant::now() + self.deps.limits.sleep_after * 2 + AGAIN;
+            while Instant::now() < deadline && outdated.len() > MOVING {
+                tokio::time::sleep(LOOK).await;
+                let registry = self.registry.lock();
+                let is_awake =
+                    |id: &SessionId| matches!(registry.get(id), Some(SessionEntry::Live(_)));
+                if !some.iter().any(is_awake) {
+                    break;
+                }
+            }
         }
-        let Some(found) = self.deps.log.living(vec![id], user).await?.pop() else {
-            return Err(LogError::Content("a session that sleeps is not in it".to_owned()).into());
-        };
-        let found = self.resume_state(found, slept.generation.clone()).map_err(|reason| {
-            tracing::error!(session = %id, %reason, "a session cannot be woken; it stays as it is");
-            WakeError::Resume(reason.to_string())
-        })?;
-        let clocks = slept.clocks;
-        let handle = self.assemble(id, ResumeState { clocks, ..found });
-        handle.wake(slept.idle_state, slept.unattended_since);
-        if slept.has_workspace {
-            handle.show_workspace();
-        }
-        if slept.idle_state != IdleState::Held {
-            handle.launch();
-        }
-        Ok(Some(handle))
     }
 
     /// Wakes a session for its own sake.
@@ -80,6 +132,7 @@ impl SessionsShared {
         {
             let again = Instant::now() + AGAIN;
             self.registry.lock().wake_at(id, Some(again));
+            self.wakes_changed.notify_one();
         } else {
             tracing::error!(session = %id, %error, "a session was to wake by itself, and sleeps on until it is asked for");
         }
@@ -128,13 +181,7 @@ pub(super) async fn watch_deployment(shared: Weak<SessionsShared>, halt: Cancell
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        let current = deployment.borrow_and_update().clone();
-        let others = shared.registry.lock().outdated(&current);
-        for id in others {
-            if halt.is_cancelled() {
-                return;
-            }
-            shared.wake_by_itself(id).await;
-        }
+        deployment.mark_unchanged();
+        shared.wake_outdated().await;
     }
 }

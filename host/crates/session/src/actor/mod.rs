@@ -412,7 +412,7 @@ impl Actor {
         });
     }
 
-    /// Releases the sandbox, unless a client has attached meanwhile.
+    /// Releases the sandbox and the deployment's tools, unless a client has attached meanwhile.
     async fn release_sandbox(&mut self) {
         let grace = self.shared.deps.limits.grace;
         let alone = self
@@ -421,10 +421,11 @@ impl Actor {
             .is_some_and(|alone| alone >= grace);
         // Checked now: an environment that survived a restart is subscribed to while the actor
         // waits.
-        if alone && self.effects.has_environment() {
+        if alone && self.effects.hold_anything() {
+            let has_sandbox = self.effects.has_environment();
             self.effects.release_sandbox().await;
-            self.queue
-                .push_back(ActorMessage::Notice(SANDBOX_RELEASED.to_owned()));
+            let notice = || ActorMessage::Notice(SANDBOX_RELEASED.to_owned());
+            self.queue.extend(has_sandbox.then(notice));
         }
     }
 

@@ -7,6 +7,7 @@
 //! - It does not go to sleep for a moment only.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::Actor;
@@ -29,6 +30,9 @@ fn only_waits(mut open: impl Iterator<Item = EffectKind>) -> bool {
     })
 }
 
+/// Tells sleeps apart.
+static SLEEPS: AtomicU64 = AtomicU64::new(0);
+
 /// What is known of a session that goes to sleep.
 struct Waiting<'a> {
     counters: &'a SessionCounters,
@@ -48,8 +52,11 @@ impl Waiting<'_> {
         has_workspace: bool,
     ) -> SleepingSession {
         let (counters, limits) = (self.counters, &shared.deps.limits);
+        let is_held = self.idle_state == IdleState::Held;
         let runs = self.idle_state == IdleState::Working;
         let deadline = runs.then(|| self.clock.deadline(counters, limits.task_time));
+        // One that is held is not woken by time.
+        let next_timer = self.next_timer.filter(|_| !is_held);
         let ends = ends_at(
             self.idle_state,
             self.unattended_since,
@@ -57,20 +64,29 @@ impl Waiting<'_> {
             limits.grace,
         );
         SleepingSession {
+            number: SLEEPS.fetch_add(1, Ordering::Relaxed),
             generation,
             plugins: shared.registry.lock().shared_plugins(plugins),
             idle_state: self.idle_state,
             unattended_since: self.unattended_since,
-            wakes_at: [ends, self.next_timer, deadline]
-                .into_iter()
-                .flatten()
-                .min(),
+            wakes_at: [ends, next_timer, deadline].into_iter().flatten().min(),
             clocks: SleepingClocks {
-                next_timer: self.next_timer,
-                task: runs.then(|| (self.clock.counted(), counters.task_used_ms)),
+                next_timer,
+                task: (runs || is_held).then(|| (self.clock.counted(), counters.task_used_ms)),
             },
             has_workspace,
         }
+    }
+}
+
+/// Counts the time that went by in the last run while a session of it slept, whose task has no question open.
+pub(crate) fn count_time(shared: &SessionsShared, found: &mut ResumeState) {
+    let kinds = || found.open.iter().map(|effect| effect.kind);
+    if only_waits(kinds()) && idle_state(&found.counters, kinds()) == IdleState::Working {
+        let uptime = shared.deps.log.uptime();
+        let slept = uptime.saturating_sub(found.counters.uptime_ms);
+        let counters = &mut found.counters;
+        counters.task_used_ms = counters.task_used_ms.saturating_add(slept);
     }
 }
 
@@ -92,16 +108,10 @@ pub(crate) fn after_restart(
     if !waits && !found.waits_for_user {
         return None;
     }
-    let mut counters = found.counters;
     let state = match found.waits_for_user {
         true => IdleState::Held,
-        false => idle_state(&counters, kinds()),
+        false => idle_state(&found.counters, kinds()),
     };
-    if state == IdleState::Working {
-        // The time that went by while it slept in the last run.
-        let slept = shared.deps.log.uptime().saturating_sub(counters.uptime_ms);
-        counters.task_used_ms = counters.task_used_ms.saturating_add(slept);
-    }
     let timers = TimerClock::new(&found.open, None);
     let due = found
         .open
@@ -109,7 +119,7 @@ pub(crate) fn after_restart(
         .filter(|effect| effect.kind == EffectKind::Timer);
     let now = Instant::now();
     let waiting = Waiting {
-        counters: &counters,
+        counters: &found.counters,
         idle_state: state,
         unattended_since: now,
         next_timer: due
@@ -145,9 +155,13 @@ impl Actor {
         let Some(unattended_since) = self.session.unattended_since() else {
             return false;
         };
-        let is_current = self.generation.number == self.deployment.borrow().number;
         let may_return = !self.session.positions.acknowledged().is_empty();
-        if self.pending_since.is_some() || !is_current || may_return {
+        // Woken by another build than it has, it would be asked to move to what it has left.
+        let own = self.policy.info().digest;
+        let policies = &self.generation.policies;
+        let woken = policies.successor(&self.fixed.policy, Some(own));
+        let keeps_build = woken.is_some_and(|policy| policy.info().digest == own);
+        if self.pending_since.is_some() || may_return || !keeps_build {
             return false;
         }
         let waiting = Waiting {
@@ -165,8 +179,10 @@ impl Actor {
             return false;
         }
         let (session, shared, messages) = (&self.session, &self.shared, &self.messages);
+        let (number, deployment) = (self.generation.number, &self.deployment);
         let has_news = || {
-            !messages.is_empty()
+            deployment.borrow().number != number
+                || !messages.is_empty()
                 || session.stop.is_cancelled()
                 || session.unattended_since().is_none()
                 || shared.halt.is_cancelled()

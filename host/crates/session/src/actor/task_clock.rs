@@ -161,6 +161,11 @@ impl TaskClock {
     }
 }
 
+/// Up to when a clock that starts now has counted.
+pub(crate) fn counted_now() -> Instant {
+    TaskClock::start().counted
+}
+
 /// Returns the time left for the open task, or the whole limit if none is open.
 pub(super) fn left(counters: &SessionCounters, limit: Duration) -> Duration {
     if counters.task_open {

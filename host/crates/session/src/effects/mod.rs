@@ -215,8 +215,11 @@ impl Effects {
         self.models = generation.models.clone();
         if !Arc::ptr_eq(&self.tools_slot.tools, &generation.tools) {
             let tools_slot = SessionToolsSlot::new(generation.tools.clone());
-            self.old_tools
-                .push(std::mem::replace(&mut self.tools_slot, tools_slot));
+            let old = std::mem::replace(&mut self.tools_slot, tools_slot);
+            // A tool that runs may be opening them just now.
+            if old.is_open() || self.tool.is_some() {
+                self.old_tools.push(old);
+            }
         }
     }
 
@@ -324,9 +327,14 @@ impl Effects {
             || self.tool.is_some()
             || !self.waiting.is_empty()
             || !self.not_begun_calls.is_empty();
-        let holds =
-            self.has_environment() || self.tools_slot.is_open() || !self.old_tools.is_empty();
-        !runs && !holds && !self.shared.deps.environments.is_alive(&self.spec)
+        let is_to_fetch = self.fetch.load(Ordering::Relaxed);
+        let lives = || self.shared.deps.environments.is_alive(&self.spec);
+        !runs && !self.hold_anything() && !is_to_fetch && !lives()
+    }
+
+    /// Returns whether an environment or tools of the deployment are open.
+    pub(super) fn hold_anything(&self) -> bool {
+        self.has_environment() || self.tools_slot.is_open() || !self.old_tools.is_empty()
     }
 
     pub(super) fn model(&mut self, mut call: ModelCall, last_entry: u64) {

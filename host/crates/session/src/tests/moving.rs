@@ -195,7 +195,14 @@ async fn a_session_that_sleeps_moves_as_well_and_one_that_cannot_keeps_the_build
         drop((session, frames));
         eventually("the session sleeps", || host.count_asleep() == 1).await;
         let old = Arc::downgrade(&fixture.published.borrow());
-        fixture.publish(build, tells);
+        let next = World {
+            build,
+            script: tells,
+            // Other tools, which none has opened.
+            tools: Arc::new(NoToolProvider),
+            ..fixture.world.clone()
+        };
+        fixture.published.send_replace(generation(2, &next));
         if moves {
             eventually("nothing holds the old generation", || {
                 old.strong_count() == 0

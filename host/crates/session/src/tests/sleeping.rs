@@ -266,6 +266,36 @@ async fn the_time_that_a_task_slept_before_a_restart_is_the_tasks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_held_is_woken_by_no_timer_and_its_time_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = host(folder.path(), |_| {});
+    let id = asleep(&first).await;
+    drop(told(&first, &id, "wait 1300", "").await);
+    sleeps(&first).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    first.shutdown().await;
+    drop(first);
+
+    let second = host(folder.path(), |limits| {
+        limits.task_time = Duration::from_secs(2);
+    });
+    second.recover_held().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!((second.count_held(), second.count_asleep()), (1, 1));
+    let session = second.get(&id, &user()).await.unwrap();
+    second.start(&session);
+    let seen = until(&mut session.subscribe(0), "waited").await;
+    assert_dense(&seen);
+    drop(session);
+
+    // Of its two seconds it has used one, and nothing while it was held.
+    second.shutdown().await;
+    drop(second);
+    let replayed = host(folder.path(), |_| {});
+    replays(&replayed, id).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_sleeps_can_be_stopped_and_with_nothing_to_do_ends_after_the_grace_time() {
     let folder = tempfile::tempdir().unwrap();
     let host = host(folder.path(), |limits| {
@@ -297,6 +327,21 @@ async fn a_session_gives_its_sandbox_back_before_it_sleeps_and_keeps_its_files()
     assert!(session.has_workspace());
     let seen = until(&mut session.subscribe(0), "was given back").await;
     assert_dense(&seen);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_repository_is_to_be_cloned_again_stays_awake_until_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::new(asks);
+    let host = with_limits(opened(folder.path()), &world, |limits| {
+        limits.grace = Duration::from_millis(50);
+    });
+    let id = asleep(&host).await;
+    world.lost.store(true, Ordering::SeqCst);
+    drop(told(&host, &id, "more", "heard more").await);
+    world.lost.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(host.count_asleep(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

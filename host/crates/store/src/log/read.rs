@@ -215,7 +215,17 @@ pub(super) fn tasks(
                 created_at: from_sql(row, "created_at")?,
             })
         });
-        tasks.extend(task.optional()?);
+        match task.optional() {
+            Ok(task) => tasks.extend(task),
+            // One row stands in the way of no other.
+            Err(
+                cause @ (rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)),
+            ) => {
+                tracing::error!(%session, %cause, "the task of a session cannot be read; it is not listed");
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(tasks)
 }
