@@ -296,7 +296,7 @@ impl Session {
     }
 
     /// Registers the connection of a client that does not count frames and is given everything
-    /// after `from`. Call [`SessionHandle::close_position`] when the connection is lost or closed.
+    /// after `from`. Call [`Session::close_position`] when the connection is lost or closed.
     pub fn open_position(&self, features: Features, from: u64) -> Arc<ClientPosition> {
         self.positions.open(features, from)
     }
