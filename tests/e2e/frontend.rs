@@ -40,6 +40,45 @@ async fn the_session_of_the_first_frame_is_there_after_a_crash_right_behind_it()
     assert_eq!(again.session().await, session);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_sleeps_when_its_client_has_left_and_is_back_with_it_also_over_a_restart() {
+    let mut host = Host::with_defaults()
+        .set("SANDBOX_BACKEND", "none")
+        .set("RUST_LOG", "info,lucid_session=debug")
+        .start();
+    let first = json!({"task": "Rest", "projectId": "p"});
+    let mut socket = Socket::open(&host, "alice", first.clone()).await;
+    let session = socket.session().await;
+    socket.completed().await;
+    socket.close().await;
+    host.says("a session sleeps").await;
+    let listed = host.get("alice", "/api/v1/sessions").await.ok();
+    assert_eq!(listed["sessions"][0]["sessionId"], *session, "{listed}");
+    assert!(!host.log().contains("is awake"), "a list wakes nobody");
+    let path = format!("/api/v1/sessions/{session}");
+    host.delete("bob", &path)
+        .await
+        .refused(403, "Not authorized to stop this session.");
+    assert!(!host.log().contains("is awake"), "a stranger wakes nobody");
+
+    // The same task of the same user is the same session.
+    let mut again = Socket::open(&host, "alice", first).await;
+    assert_eq!(again.session().await, session);
+    again.completed().await;
+    again.say("And now?").await;
+    again.completed().await;
+    again.close().await;
+    host.stop().await;
+    host.start_again();
+    let by_id = json!({"sessionId": session});
+    let mut back = Socket::open(&host, "alice", by_id).await;
+    back.completed().await;
+    back.close().await;
+    host.delete("alice", &path).await.ok();
+    let listed = host.get("alice", "/api/v1/sessions").await.ok();
+    assert_eq!(listed["sessions"], json!([]));
+}
+
 /// A body as `JSON.stringify` writes one that holds half a character.
 async fn post(host: &Host, method: &str, path: &str, body: &str) -> lucid_tests::HttpAnswer {
     let bearer = format!("Bearer {}", token("alice"));

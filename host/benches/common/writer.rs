@@ -53,18 +53,6 @@ impl WritingSession {
         writer
     }
 
-    /// The session.
-    #[allow(dead_code, reason = "not every benchmark reads it again")]
-    pub(crate) fn session(&self) -> SessionId {
-        self.session
-    }
-
-    /// How many rounds it wrote.
-    #[allow(dead_code, reason = "not every benchmark reads it again")]
-    pub(crate) fn rounds(&self) -> u64 {
-        self.next
-    }
-
     /// Its next round: two frames, which are two lines of the chat, and one message.
     fn round(&mut self) -> RoundRow {
         let (row, effect) = (self.next, |row: u64| EffectId::from(format!("tool-{row}")));

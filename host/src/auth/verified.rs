@@ -28,10 +28,10 @@ pub(super) type UsedKeys = Option<Arc<KeySet>>;
 
 /// The tokens that were verified lately.
 #[derive(Default)]
-pub(super) struct VerifiedTokens(Mutex<Known>);
+pub(super) struct VerifiedTokens(Mutex<TokenQueue>);
 
 #[derive(Default)]
-struct Known {
+struct TokenQueue {
     tokens: HashMap<Digest, VerifiedToken>,
     /// In the order in which they were verified.
     order: VecDeque<Digest>,

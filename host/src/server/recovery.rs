@@ -43,7 +43,8 @@ impl App {
         } else {
             let count = self.sessions.recover().await?;
             if count > 0 {
-                tracing::info!(count, "sessions of the last run go on");
+                let asleep = self.sessions.count_asleep();
+                tracing::info!(count, asleep, "sessions of the last run go on");
             }
         }
         let waiting = self.sessions.count_held();

@@ -132,8 +132,7 @@ impl InstalledBwrap {
             arguments.add(["--disable-userns"]);
         }
         arguments.system_folders();
-        let etc = runtime.system_etc(self.resolver(settings, runtime))?;
-        arguments.bind("--ro-bind", etc, "/etc");
+        arguments.bind("--ro-bind", runtime.system_etc(), "/etc");
         if settings.network == Network::Host {
             arguments.add(["--share-net"]);
         }

@@ -138,7 +138,7 @@ impl SandboxLauncher {
             let resolver = program.resolver(&self.settings, &self.runtime);
             let runtime = Arc::clone(&self.runtime);
             // The machine's files are looked at where nothing else waits for that.
-            let made = tokio::task::spawn_blocking(move || runtime.system_etc(resolver).map(drop));
+            let made = tokio::task::spawn_blocking(move || runtime.refresh_system_etc(resolver));
             made.await
                 .map_err(|error| SandboxError::Start(error.to_string()))??;
         }

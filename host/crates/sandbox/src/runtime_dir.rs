@@ -69,7 +69,8 @@ pub(super) struct RuntimeDir {
     compared: Mutex<Option<FileState>>,
 }
 
-/// What changes of a file when somebody writes to it or takes rights from it.
+/// What changes of a file when somebody writes to it or takes rights from it. Not the time of its last change,
+/// which each sandbox that links it sets.
 type FileState = (u64, u32, u64, i64, i64);
 
 fn state_of(path: &Path) -> Option<FileState> {
@@ -143,9 +144,14 @@ impl RuntimeDir {
         self.etc.join(name)
     }
 
-    /// The folder that is `/etc` in a sandbox: what programs need of the machine's, the files that replace
-    /// some of its, and the file that tells them whom to ask for names, if there is somebody. Blocks.
-    pub(super) fn system_etc(&self, resolver: Option<PathBuf>) -> Result<&Path, SandboxError> {
+    /// The folder that is `/etc` in a sandbox, after [`RuntimeDir::refresh_system_etc`].
+    pub(super) fn system_etc(&self) -> &Path {
+        self.system_etc.path()
+    }
+
+    /// Brings that folder up to date: what programs need of the machine's, the files that replace some of
+    /// its, and the file that tells them whom to ask for names, if there is somebody. Blocks.
+    pub(super) fn refresh_system_etc(&self, resolver: Option<PathBuf>) -> Result<(), SandboxError> {
         let of_machine = system_mounts::etc().into_iter().filter_map(|path| {
             let name = path.strip_prefix("/etc/")?.to_owned();
             Some((PathBuf::from(path), name))
@@ -154,7 +160,7 @@ impl RuntimeDir {
         let resolver = resolver.map(|path| (path, RESOLVER.to_owned()));
         let listed = of_machine.chain(replaced).chain(resolver);
         self.system_etc
-            .refreshed(listed.collect())
+            .refresh(listed.collect())
             .map_err(io_error("the folder /etc of sandboxes cannot be made"))
     }
 

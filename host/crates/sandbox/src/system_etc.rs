@@ -69,11 +69,16 @@ impl SystemEtc {
         }
     }
 
-    /// The folder, with what is listed. Blocks.
+    /// The folder, which is there after [`SystemEtc::refresh`].
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Has the folder hold what is listed. Blocks.
     ///
     /// # Errors
     /// Fails where there is no copy yet and it cannot be written.
-    pub(super) fn refreshed(&self, listed: Vec<Listed>) -> io::Result<&Path> {
+    pub(super) fn refresh(&self, listed: Vec<Listed>) -> io::Result<()> {
         let mut copied = self.copied.lock();
         let is_there = copied.looked.is_some() && self.path.is_dir();
         let is_good = copied
@@ -81,28 +86,24 @@ impl SystemEtc {
             .as_ref()
             .is_some_and(|(at, for_these)| at.elapsed() < GOOD_FOR && *for_these == listed);
         if is_there && is_good {
-            return Ok(&self.path);
+            return Ok(());
         }
         if !is_there {
             // What another process left is not trusted.
             remove(&self.path)?;
             copied.files.clear();
         }
-        match self.refresh(&mut copied.files, &listed) {
+        match self.copy(&mut copied.files, &listed) {
             Err(error) if is_there => {
                 tracing::warn!(%error, "the folder /etc of sandboxes cannot be brought up to date, and is used as it is");
             }
             made => made?,
         }
         copied.looked = Some((Instant::now(), listed));
-        Ok(&self.path)
+        Ok(())
     }
 
-    fn refresh(
-        &self,
-        files: &mut HashMap<PathBuf, FileState>,
-        listed: &[Listed],
-    ) -> io::Result<()> {
+    fn copy(&self, files: &mut HashMap<PathBuf, FileState>, listed: &[Listed]) -> io::Result<()> {
         // A link that is listed stands for what it leads to, wherever that is.
         let found = |(from, name): &Listed| {
             let from = fs::canonicalize(from).ok()?;
@@ -167,8 +168,7 @@ impl SystemEtc {
         if !data.is_file() || !may(READ) {
             return remove(to);
         }
-        let state = state_of(&data);
-        if files.get(to) == Some(&state)
+        if files.get(to) == Some(&state_of(&data))
             && fs::symlink_metadata(to).is_ok_and(|has| has.is_file() && has.len() == data.len())
         {
             return Ok(());
@@ -177,6 +177,12 @@ impl SystemEtc {
             Ok(source) => source,
             Err(error) => return forget(&error, to),
         };
+        // What is copied is what was opened, whatever took its place or was forbidden meanwhile.
+        let data = source.metadata()?;
+        if data.mode() & READ == 0 {
+            return remove(to);
+        }
+        let state = state_of(&data);
         self.replace(to, |draft| {
             let mut options = OpenOptions::new();
             let mut file = options
@@ -263,7 +269,6 @@ fn remove(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-
     use proptest::prelude::*;
 
     use super::*;
@@ -321,7 +326,8 @@ mod tests {
         let etc = SystemEtc::new(folder.path().join("copy"));
         let names = ["ssl/certs", "version", "localtime", "missing"];
         let has = |names: &[&str]| {
-            let path = etc.refreshed(listed(&machine, names)).unwrap();
+            etc.refresh(listed(&machine, names)).unwrap();
+            let path = etc.path();
             below(path)
                 .into_iter()
                 .map(|(path, text)| format!("{} {text}", path.display()))
@@ -382,7 +388,8 @@ mod tests {
         };
         let etc = SystemEtc::new(folder.path().join("copy"));
         let has = || {
-            let path = etc.refreshed(listed(&machine, &["certs"])).unwrap();
+            etc.refresh(listed(&machine, &["certs"])).unwrap();
+            let path = etc.path();
             let found = below(path).into_keys();
             found
                 .map(|path| path.to_str().unwrap().to_owned())
@@ -414,7 +421,8 @@ mod tests {
         fs::write(copy.join("a"), "old").unwrap();
         let etc = SystemEtc::new(copy.clone());
         let text = || {
-            let path = etc.refreshed(listed(&machine, &["a"])).unwrap();
+            etc.refresh(listed(&machine, &["a"])).unwrap();
+            let path = etc.path();
             fs::read_to_string(path.join("a")).unwrap()
         };
         assert_eq!(text(), "new");
@@ -426,7 +434,8 @@ mod tests {
         };
         *draft.copied.lock() = std::mem::take(&mut *etc.copied.lock());
         later(&draft);
-        let path = draft.refreshed(listed(&machine, &["a"])).unwrap();
+        draft.refresh(listed(&machine, &["a"])).unwrap();
+        let path = draft.path();
         assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "new");
     }
 
@@ -436,7 +445,8 @@ mod tests {
         fs::write(folder.path().join("a"), "a").unwrap();
         let etc = SystemEtc::new(folder.path().join("copy"));
         let inode = || {
-            let path = etc.refreshed(listed(folder.path(), &["a"])).unwrap();
+            etc.refresh(listed(folder.path(), &["a"])).unwrap();
+            let path = etc.path();
             fs::metadata(path.join("a")).unwrap().ino()
         };
         let first = inode();
@@ -482,7 +492,8 @@ mod tests {
                     .map(|entry| entry.file_name().into_string().unwrap())
                     .collect();
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                let path = etc.refreshed(listed(&machine, &names)).unwrap();
+                etc.refresh(listed(&machine, &names)).unwrap();
+            let path = etc.path();
                 let mut wanted = below(&machine);
                 wanted.retain(|path, _| {
                     let first = path.iter().next().unwrap();

@@ -72,7 +72,9 @@ impl Sessions {
 
     async fn resume_all(&self, hold_all: bool) -> Result<usize, LogError> {
         let log = &self.shared.deps.log;
-        let ids = when_possible(|| log.living_ids()).await?;
+        let mut ids = when_possible(|| log.living_ids()).await?;
+        // Those that another attempt resumed before it failed.
+        ids.retain(|id| self.shared.registry.lock().get(id).is_none());
         let mut count = 0;
         // In pieces, since most of what is read is needed for a moment only: who waits sleeps on.
         for ids in ids.chunks(AT_ONCE) {
@@ -103,7 +105,7 @@ impl Sessions {
                 return false;
             }
         };
-        sleep::count_time(&self.shared, &mut found);
+        sleep::count_slept_time(&self.shared, &mut found);
         if let Some(sleeping) = sleep::after_restart(&self.shared, &found) {
             let fixed = &found.fixed;
             let (project_id, repo_url) = (fixed.project_id.as_deref(), fixed.repo_url.as_deref());

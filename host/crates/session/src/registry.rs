@@ -166,17 +166,14 @@ impl SessionRegistry {
     }
 
     /// Has a session that sleeps wake by itself at another time.
-    pub(super) fn wake_at(&mut self, id: SessionId, at: Option<Instant>) {
+    pub(super) fn wake_at(&mut self, id: SessionId, at: Instant) {
         let Some(SessionEntry::Asleep(sleeping)) = self.by_id.get_mut(&id) else {
             return;
         };
-        let before = std::mem::replace(&mut sleeping.wakes_at, at);
-        if let Some(before) = before {
+        if let Some(before) = sleeping.wakes_at.replace(at) {
             self.wakes.remove(&(before, id));
         }
-        if let Some(at) = at {
-            self.wakes.insert((at, id));
-        }
+        self.wakes.insert((at, id));
     }
 
     /// The one copy of a set of plugins that all who sleep have.
@@ -192,16 +189,9 @@ impl SessionRegistry {
         plugins
     }
 
-    /// Adds a session; one that was there has another entry from now on.
+    /// Adds a session.
     pub(super) fn insert(&mut self, id: SessionId, user: &UserId, work: u64, entry: SessionEntry) {
-        if self.by_id.contains_key(&id) {
-            return self.replace(id, entry);
-        }
-        let of_user = match self.by_user.get_mut(user) {
-            Some(of_user) => of_user,
-            None => self.by_user.entry(user.clone()).or_default(),
-        };
-        of_user.insert(id);
+        self.by_user.entry(user.clone()).or_default().insert(id);
         self.by_work.insert(work, id);
         self.replace(id, entry);
     }

@@ -113,21 +113,18 @@ impl Sessions {
     /// # Errors
     /// Fails if some sleep and the log cannot be read.
     pub async fn list(&self, user: &UserId) -> Result<Vec<SessionSummary>, LogError> {
-        let (mut found, mut asleep) = (Vec::new(), Vec::new());
+        let (mut live, mut asleep) = (Vec::new(), Vec::new());
         for (id, entry) in self.shared.registry.lock().of_user(user) {
             match entry {
                 SessionEntry::Asleep(_) => asleep.push(id),
-                SessionEntry::Live(session) => {
-                    let info = &session.info;
-                    found.push((
-                        info.created_at,
-                        id,
-                        info.task.to_string(),
-                        session.is_alive(),
-                    ));
-                }
+                SessionEntry::Live(session) => live.push(session.clone()),
             }
         }
+        let of_live = live.iter().map(|session| {
+            let (info, is_alive) = (&session.info, session.is_alive());
+            (info.created_at, info.id, info.task.to_string(), is_alive)
+        });
+        let mut found: Vec<_> = of_live.collect();
         if !asleep.is_empty() {
             let tasks = self.shared.deps.log.tasks(asleep, user).await?.into_iter();
             found.extend(tasks.map(|task| (task.created_at, task.session, task.text, true)));

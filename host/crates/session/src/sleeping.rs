@@ -89,6 +89,7 @@ impl SessionsShared {
             if !self.register_woken(&handle, slept.number) {
                 continue;
             }
+            tracing::debug!(session = %id, "a session that slept is awake");
             if slept.idle_state != IdleState::Held {
                 handle.launch();
             }
@@ -101,7 +102,8 @@ impl SessionsShared {
     pub(super) async fn wake_outdated(self: &Arc<Self>) {
         let current = self.deps.deployment.borrow().number;
         let outdated = self.registry.lock().outdated(current);
-        for some in outdated.chunks(MOVING) {
+        let mut pieces = outdated.chunks(MOVING).peekable();
+        while let Some(some) = pieces.next() {
             for id in some {
                 if self.halt.is_cancelled() {
                     return;
@@ -110,7 +112,7 @@ impl SessionsShared {
             }
             // Those that cannot move stay awake, and are not waited for longer than others need.
             let deadline = Instant::now() + self.deps.limits.sleep_after * 2 + AGAIN;
-            while Instant::now() < deadline && outdated.len() > MOVING {
+            while pieces.peek().is_some() && Instant::now() < deadline {
                 tokio::time::sleep(LOOK).await;
                 let registry = self.registry.lock();
                 let is_awake =
@@ -131,7 +133,7 @@ impl SessionsShared {
             && cause.transient().is_some()
         {
             let again = Instant::now() + AGAIN;
-            self.registry.lock().wake_at(id, Some(again));
+            self.registry.lock().wake_at(id, again);
             self.wakes_changed.notify_one();
         } else {
             tracing::error!(session = %id, %error, "a session was to wake by itself, and sleeps on until it is asked for");

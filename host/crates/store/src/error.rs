@@ -22,7 +22,7 @@ pub enum StoreError {
     InUse(PathBuf),
     /// An error from SQLite.
     #[error("the database refused: {0}")]
-    Database(#[from] rusqlite::Error),
+    Database(#[source] rusqlite::Error),
     /// The group's transaction could not be committed; nothing of it is written.
     #[error("the database could not commit: {0}")]
     Commit(#[source] Arc<rusqlite::Error>),
@@ -50,4 +50,17 @@ pub enum StoreError {
     /// The writer has ended, or the write panicked.
     #[error("the store is closed, or a write in it failed badly; the log of the host says more")]
     Closed,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error {
+            // What is in a row says nothing about the database, nor about other rows.
+            rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..) => Self::Content(error.to_string()),
+            error => Self::Database(error),
+        }
+    }
 }

@@ -34,7 +34,7 @@ fn only_waits(mut open: impl Iterator<Item = EffectKind>) -> bool {
 static SLEEPS: AtomicU64 = AtomicU64::new(0);
 
 /// What is known of a session that goes to sleep.
-struct Waiting<'a> {
+struct RestingSession<'a> {
     counters: &'a SessionCounters,
     idle_state: IdleState,
     unattended_since: Instant,
@@ -42,7 +42,7 @@ struct Waiting<'a> {
     clock: &'a TaskClock,
 }
 
-impl Waiting<'_> {
+impl RestingSession<'_> {
     /// What stays of it in memory.
     fn entry(
         self,
@@ -80,7 +80,7 @@ impl Waiting<'_> {
 }
 
 /// Counts the time that went by in the last run while a session of it slept, whose task has no question open.
-pub(crate) fn count_time(shared: &SessionsShared, found: &mut ResumeState) {
+pub(crate) fn count_slept_time(shared: &SessionsShared, found: &mut ResumeState) {
     let kinds = || found.open.iter().map(|effect| effect.kind);
     if only_waits(kinds()) && idle_state(&found.counters, kinds()) == IdleState::Working {
         let uptime = shared.deps.log.uptime();
@@ -118,7 +118,7 @@ pub(crate) fn after_restart(
         .iter()
         .filter(|effect| effect.kind == EffectKind::Timer);
     let now = Instant::now();
-    let waiting = Waiting {
+    let resting = RestingSession {
         counters: &found.counters,
         idle_state: state,
         unattended_since: now,
@@ -129,7 +129,7 @@ pub(crate) fn after_restart(
     };
     let plugins = SessionPlugins::of(found.policy.info(), &fixed.provider);
     let has_workspace = environments.has_workspace(&spec);
-    Some(waiting.entry(shared, found.generation.clone(), plugins, has_workspace))
+    Some(resting.entry(shared, found.generation.clone(), plugins, has_workspace))
 }
 
 impl Actor {
@@ -164,7 +164,7 @@ impl Actor {
         if self.pending_since.is_some() || may_return || !keeps_build {
             return false;
         }
-        let waiting = Waiting {
+        let resting = RestingSession {
             counters: &self.counters,
             idle_state: *self.session.idle_state.lock(),
             unattended_since,
@@ -173,7 +173,7 @@ impl Actor {
         };
         let (generation, plugins) = (self.generation.clone(), self.session.plugins());
         let has_workspace = self.session.has_workspace();
-        let entry = waiting.entry(&self.shared, generation, plugins, has_workspace);
+        let entry = resting.entry(&self.shared, generation, plugins, has_workspace);
         let soon = Instant::now() + self.shared.deps.limits.sleep_after;
         if entry.wakes_at.is_some_and(|at| at < soon) {
             return false;
@@ -187,6 +187,10 @@ impl Actor {
                 || session.unattended_since().is_none()
                 || shared.halt.is_cancelled()
         };
-        shared.put_to_sleep(session, has_news, entry)
+        let sleeps = shared.put_to_sleep(session, has_news, entry);
+        if sleeps {
+            tracing::debug!(session = %self.id, "a session sleeps");
+        }
+        sleeps
     }
 }

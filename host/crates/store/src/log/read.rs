@@ -215,16 +215,12 @@ pub(super) fn tasks(
                 created_at: from_sql(row, "created_at")?,
             })
         });
-        match task.optional() {
+        match task.optional().map_err(StoreError::from) {
             Ok(task) => tasks.extend(task),
-            // One row stands in the way of no other.
-            Err(
-                cause @ (rusqlite::Error::InvalidColumnType(..)
-                | rusqlite::Error::FromSqlConversionFailure(..)),
-            ) => {
-                tracing::error!(%session, %cause, "the task of a session cannot be read; it is not listed");
+            Err(StoreError::Content(cause)) => {
+                tracing::error!(%session, cause, "the task of a session cannot be read; it is not listed");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     Ok(tasks)

@@ -470,17 +470,49 @@ mod tests {
         assert_eq!(chats.messages(&caller, "c").await.unwrap().len(), 3);
     }
 
+    /// Writes a second session of the same user.
+    async fn another_session(store: &Store) -> lucid_types::ids::SessionId {
+        let mut other = (*new_session()).clone();
+        (other.id, other.chat_id) = (lucid_types::ids::SessionId::new(), "other".to_owned());
+        let mut first = round(0, None);
+        (first.session, first.chat) = (other.id, "other".into());
+        let id = other.id;
+        store.create(Arc::new(other), first).await.unwrap();
+        id
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_row_is_no_text_keeps_no_other_from_going_on_and_being_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.create(new_session(), round(0, None)).await.unwrap();
+        let good = another_session(&store).await;
+        let ids = vec![id(), good];
+        let user = "u".into();
+        assert_eq!(store.tasks(ids.clone(), &user).await.unwrap().len(), 2);
+        for spoil in ["x'ff'", "CAST(x'ff' AS TEXT)"] {
+            let spoil = format!("UPDATE sessions SET task = {spoil} WHERE id = '{}'", id());
+            let spoilt = store.write(move |connection| Ok(connection.execute(&spoil, [])?));
+            assert_eq!(spoilt.await.unwrap(), 1);
+            let tasks = store.tasks(ids.clone(), &user).await.unwrap();
+            assert_eq!(
+                tasks.iter().map(|task| task.session).collect::<Vec<_>>(),
+                [good]
+            );
+            let living = living(&store).await.into_iter();
+            let living: Vec<_> = living.map(|session| session.row.fixed.id).collect();
+            assert_eq!(living, [good]);
+        }
+        let others = store.tasks(ids, &"v".into()).await.unwrap();
+        assert_eq!(others, [], "they are another user's");
+    }
+
     #[tokio::test]
     async fn a_session_whose_log_cannot_be_understood_keeps_no_other_from_going_on() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         store.create(new_session(), round(0, None)).await.unwrap();
-        let mut other = (*new_session()).clone();
-        (other.id, other.chat_id) = (lucid_types::ids::SessionId::new(), "other".to_owned());
-        let mut first = round(0, None);
-        (first.session, first.chat) = (other.id, "other".into());
-        let good = other.id;
-        store.create(Arc::new(other), first).await.unwrap();
+        let good = another_session(&store).await;
         let spoilt = store.write(|connection| {
             let spoil =
                 "INSERT INTO steps (session_id, row, first_seq, last_seq, at, frames, pending)
