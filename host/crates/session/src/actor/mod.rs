@@ -1,11 +1,13 @@
 //! The session actor: one task that owns a session's life. Each round drains the mailbox, steps the
-//! policy, commits, publishes and starts effects, in this order, one round after the other.
+//! policy, commits, publishes and starts effects, in this order, one round after the other. Rounds that lead to one
+//! another at once are committed together.
 //!
 //! # Invariants
 //! - Nothing is shown or started before the round that says so is committed.
 //! - The actor ends with its session and takes its effects, sandbox and workspace with it. At a
 //!   shutdown it leaves the log and the workspace, from which the session resumes.
 
+mod commit;
 mod halting;
 pub(crate) mod idle;
 mod persist;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep_until;
 
+use self::commit::UnwrittenRounds;
 use self::idle::{SANDBOX_RELEASED, idle_state};
 use self::resume::{ResumeState, TimerClock};
 use self::task_clock::{TaskClock, now};
@@ -35,9 +38,7 @@ use super::ports::{
 };
 use super::registry::SleepingClocks;
 use super::retry::when_possible;
-use super::round::{
-    CommittedRound, RoundBuilder, RoundContext, STEPS_ALONE, ShownTree, StartedWork,
-};
+use super::round::{RoundBuilder, RoundContext, STEPS_ALONE, ShownTree};
 use super::shared::SessionsShared;
 use super::types::OpenChange;
 use crate::budget::Budget;
@@ -116,6 +117,7 @@ pub(super) struct Actor {
     quiet_since: Instant,
     /// Since when rounds have left something pending in the log.
     pending_since: Option<Instant>,
+    unwritten: UnwrittenRounds,
     messages: mpsc::Receiver<Box<ActorMessage>>,
     effects: Effects,
     clock: TaskClock,
@@ -186,6 +188,7 @@ pub(super) async fn live(
         was_held: found.waits_for_user,
         quiet_since: Instant::now(),
         pending_since: None,
+        unwritten: UnwrittenRounds::default(),
         messages,
         clock: match found.clocks.task {
             Some((counted, _)) => TaskClock::since(counted),
@@ -257,9 +260,9 @@ impl Actor {
                 Some(end) => return end,
                 None => {}
             }
-            let round = self.round().await;
+            let rounds = self.rounds().await;
             self.move_permit = None;
-            if let Err(end) = round {
+            if let Err(end) = rounds {
                 return end;
             }
         }
@@ -429,6 +432,23 @@ impl Actor {
         }
     }
 
+    /// Runs a round, and those that it leads to at once.
+    async fn rounds(&mut self) -> Result<(), ActorEnd> {
+        loop {
+            let unwritten = self.unwritten.rows.len();
+            let round = self.round().await;
+            let leads_on = round.is_ok() && self.unwritten.rows.len() > unwritten;
+            if leads_on {
+                continue;
+            }
+            // No round may have followed.
+            if matches!(round, Ok(()) | Err(ActorEnd::TimedOut)) {
+                self.write_rounds().await?;
+            }
+            return round;
+        }
+    }
+
     /// Runs one round: takes messages, steps the policy, commits, publishes, starts effects.
     async fn round(&mut self) -> Result<(), ActorEnd> {
         let at = now();
@@ -555,79 +575,6 @@ impl Actor {
         inputs
             .into_iter()
             .find(|input| matches!(input, Input::Started(_)))
-    }
-
-    async fn commit(&mut self, round: CommittedRound) -> Result<(), ActorEnd> {
-        let CommittedRound {
-            row,
-            open,
-            state,
-            shown_tree,
-            last_message,
-            started: begin,
-            pushed,
-        } = round;
-        let (first, frames, counters) = (row.first_seq, row.frames.clone(), row.counters);
-        let (size, stays_pending) = (row.size(), row.may_stay_pending);
-        let row = Arc::new(row);
-        let waited = self.persist(move |log| log.append(row.clone())).await?;
-        self.shared.user_logs.wrote(&self.fixed.user, size);
-        self.pending_since = match stays_pending {
-            true => self.pending_since.or_else(|| Some(Instant::now())),
-            false => None,
-        };
-        self.counters = counters;
-        if waited {
-            // Time during which the log could not be written is not charged to the task.
-            self.clock.count(&mut self.counters, true);
-        }
-        self.open = open;
-        self.publish_state();
-        self.shown_tree = shown_tree;
-        self.last_message = last_message;
-        if let Some(pushed) = pushed {
-            self.pushed = pushed;
-        }
-        if state.is_some() {
-            self.state = state;
-        }
-        self.session.feed.publish(first, &frames);
-        if waited && self.session.stop.is_cancelled() {
-            // Everything it held has already been released.
-            return Ok(());
-        }
-        // What was done is written, and what goes on ends as it would; only what would begin now does not.
-        if begin.iter().any(StartedWork::is_new)
-            && let Some(limit) = self.shared.user_logs.exceeded(&self.fixed.user).await
-        {
-            return Err(ActorEnd::LogFull(limit));
-        }
-        self.effects.at_step(self.counters.step.saturating_sub(1));
-        for begin in begin {
-            match begin {
-                StartedWork::Model(call) => self
-                    .effects
-                    .model(call, self.counters.next_entry.saturating_sub(1)),
-                StartedWork::Tool(run) => self.effects.tool(run),
-                StartedWork::Timer(effect, delay) => {
-                    self.effects.timer(effect, Duration::from_millis(delay));
-                }
-                StartedWork::PullRequest(branch, last_message) => {
-                    self.open_change(Some(branch), last_message)
-                }
-                StartedWork::Cancel(effect) => self.cancel(effect),
-                StartedWork::CancelAll => {
-                    let cost = self.effects.cancel_all().into_iter();
-                    self.queue
-                        .extend(cost.map(|(effect, cost)| ActorMessage::CallCost(effect, cost)));
-                }
-                // The tool may be gone meanwhile.
-                StartedWork::Confirm(confirm) => drop(confirm.send(())),
-                StartedWork::Requeue(message) => self.queue.push_back(message),
-            }
-        }
-        self.effects.prune_finished(&self.open);
-        Ok(())
     }
 
     fn open_change(&mut self, branch: Option<String>, final_message: String) {

@@ -133,6 +133,20 @@ impl StartedWork {
             Self::Cancel(_) | Self::CancelAll | Self::Confirm(_) | Self::Requeue(_) => false,
         }
     }
+
+    /// Whether there is nothing to wait for: its result is known.
+    pub(super) fn ends_at_once(&self) -> bool {
+        matches!(self, Self::Timer(_, 0) | Self::Requeue(_))
+    }
+
+    /// The result of work that ends at once.
+    pub(super) fn result(self) -> Option<ActorMessage> {
+        match self {
+            Self::Timer(effect, 0) => Some(ActorMessage::Timer(effect)),
+            Self::Requeue(message) => Some(message),
+            _ => None,
+        }
+    }
 }
 
 /// The last file tree that clients were shown.

@@ -7,6 +7,7 @@ mod changing;
 mod crash;
 mod deltas;
 mod halting;
+mod joining;
 mod life;
 mod moving;
 mod pausing;

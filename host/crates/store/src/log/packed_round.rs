@@ -135,11 +135,12 @@ impl PackedRound {
             .map(|(content, metadata)| content.len() + metadata.map_or(0, |it| it.len()));
         entries.chain(lines).sum()
     }
+}
 
-    /// Whether it is written soon.
-    pub(super) fn is_short(&self) -> bool {
-        self.len() + self.texts.len() <= SHORT
-    }
+/// Whether the rounds are written soon.
+pub(super) fn is_short(rounds: &[PackedRound]) -> bool {
+    let length = |round: &PackedRound| round.len() + round.texts.len();
+    rounds.iter().map(length).sum::<usize>() <= SHORT
 }
 
 /// Whether a round changes nothing that others look for in the tables.

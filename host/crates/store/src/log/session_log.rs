@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use rusqlite::Connection;
 
-use super::packed_round::{PackedMessage, PackedRound};
+use super::packed_round::{PackedMessage, PackedRound, is_short};
 use super::{positions, read, retained, settle, sizes, write};
 use crate::chat_store::sqlite::last_line;
 use crate::error::StoreError;
@@ -115,13 +115,21 @@ impl SessionLog for Store {
         .boxed()
     }
 
-    fn append(&self, round: Arc<RoundRow>) -> Logged<()> {
+    fn append_all(&self, rounds: Vec<Arc<RoundRow>>) -> Logged<()> {
+        let Some(first) = rounds.first() else {
+            return std::future::ready(Ok(())).boxed();
+        };
         let store = self.clone();
-        let (signal, lines) = (store.outbox_signal(), round.chat_lines.len());
-        let session = round.session;
-        let key = QueueKey::User(round.user.clone());
+        let signal = store.outbox_signal();
+        let lines = rounds.iter().map(|round| round.chat_lines.len()).sum();
+        let session = first.session;
+        let key = QueueKey::User(first.user.clone());
         // What is sent to another store is read from the tables.
-        let packed = PackedRound::new(round, signal.is_none());
+        let sent = signal.is_some();
+        let packed = rounds
+            .into_iter()
+            .map(|round| PackedRound::new(round, !sent));
+        let packed: Result<Vec<_>, _> = packed.collect();
         let notify = move || {
             if let Some(signal) = signal {
                 signal.lines(lines);
@@ -129,8 +137,8 @@ impl SessionLog for Store {
         };
         async move {
             let packed = packed?;
-            let is_short = packed.is_short();
-            let insert = move |connection: &Connection| write::insert_round(connection, &packed);
+            let is_short = is_short(&packed);
+            let insert = move |connection: &Connection| write::insert_rounds(connection, &packed);
             let who = (key.clone(), session);
             let discarded = match is_short {
                 true => store.write_at_once(who, ATTEMPT, insert, notify).await?,

@@ -151,6 +151,19 @@ pub(super) fn queue_message(
     Ok(Some(InboxMessage { number, text }))
 }
 
+/// Writes rounds of one session that follow one another. The caller's transaction makes them atomic. Returns whether
+/// they ended a session whose chat has been deleted.
+pub(super) fn insert_rounds(
+    connection: &Connection,
+    rounds: &[PackedRound],
+) -> Result<bool, StoreError> {
+    let mut discarded = false;
+    for round in rounds {
+        discarded = insert_round(connection, round)?;
+    }
+    Ok(discarded)
+}
+
 /// Writes the round. The caller's transaction makes it atomic. Returns whether it ended a session
 /// whose chat has been deleted.
 pub(super) fn insert_round(

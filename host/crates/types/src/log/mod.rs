@@ -45,7 +45,11 @@ pub trait SessionLog: Send + Sync {
     /// Writes a session, the chat that records it, and its first round, all or nothing.
     fn create(&self, session: Arc<SessionConfig>, first: RoundRow) -> Logged<()>;
     /// Writes a round, all or nothing. Rounds of many sessions may be committed together.
-    fn append(&self, round: Arc<RoundRow>) -> Logged<()>;
+    fn append(&self, round: Arc<RoundRow>) -> Logged<()> {
+        self.append_all(vec![round])
+    }
+    /// Writes rounds of one session that follow one another, all or nothing. None are no write.
+    fn append_all(&self, rounds: Vec<Arc<RoundRow>>) -> Logged<()>;
     /// Records that a session was started, before it has stepped: after a crash it resumes by
     /// itself.
     fn mark_started(&self, session: SessionId, user: &UserId) -> Logged<()>;
