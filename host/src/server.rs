@@ -12,6 +12,7 @@ mod deployment;
 mod error;
 mod folders;
 mod origin;
+mod readiness;
 mod recovery;
 mod sandboxes;
 mod shutdown;

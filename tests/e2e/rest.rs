@@ -908,3 +908,53 @@ async fn the_page_loads_nothing_that_its_policy_forbids(host: &Host, page: &Http
         assert!(policy.contains(&hash), "{hash} is not in {policy}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_names_its_request_and_so_does_the_log() {
+    let host = Host::with_defaults()
+        .set("RUST_LOG", "info,tower_http=debug")
+        .start();
+    let id_of = |answer: &HttpAnswer| {
+        let id = answer.headers.get("x-request-id").expect("an id");
+        id.to_str().unwrap().to_owned()
+    };
+    let ask = async |path: &str, id: Option<&str>| {
+        let headers: Vec<_> = id.map(|id| ("x-request-id", id)).into_iter().collect();
+        host.send("GET", path, &headers, None).await
+    };
+    // Each of ours is another.
+    let ids = [
+        id_of(&ask("/health", None).await),
+        id_of(&ask("/health", None).await),
+        id_of(&ask("/docs/", None).await),
+    ];
+    assert!(ids[0] < ids[1] && ids[1] < ids[2], "{ids:?}");
+    // A client's own is kept, in a success, in a problem and in the log.
+    for path in ["/health", "/nothing", "/api/v1/sessions"] {
+        let own = format!("trace-{}", path.len());
+        let answer = ask(path, Some(&own)).await;
+        assert_eq!(id_of(&answer), own);
+        if answer.status != 200 {
+            answer.problem(answer.status);
+        }
+        host.says(&own).await;
+    }
+    for id in ["", "two words", "<script>", &"x".repeat(129)] {
+        let answer = ask("/nothing", Some(id)).await;
+        answer.problem(404);
+        assert_ne!(id_of(&answer), id);
+    }
+    let preflight = host
+        .send(
+            "GET",
+            "/health",
+            &[("origin", "https://page.example")],
+            None,
+        )
+        .await;
+    let exposed = &preflight.headers["access-control-expose-headers"];
+    assert!(
+        exposed.to_str().unwrap().contains("x-request-id"),
+        "{exposed:?}"
+    );
+}

@@ -233,6 +233,12 @@ impl HttpAnswer {
             self.body["title"].is_string() && self.body["type"].is_string(),
             "{self:?}"
         );
+        let id = self
+            .headers
+            .get("x-request-id")
+            .map(|id| id.to_str().unwrap());
+        assert_eq!(self.body["requestId"].as_str(), id, "{self:?}");
+        assert!(id.is_some(), "{self:?}");
         let detail = self.body["detail"].as_str().unwrap_or_default();
         assert!(!detail.is_empty(), "{self:?}");
         detail.to_owned()
@@ -341,8 +347,13 @@ impl Host {
 
     /// Waits until it has ended by itself, and well.
     pub async fn stopped(&mut self) {
-        let status = eventually("the host to stop", async || self.child.try_wait().unwrap()).await;
+        let status = self.ended().await;
         assert!(status.success(), "{status}");
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        eventually("the host to stop", async || self.child.try_wait().unwrap()).await
     }
 
     /// Starts it again over the same storage, on another port.

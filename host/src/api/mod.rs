@@ -7,6 +7,7 @@
 //! - No query string is logged, since a token may be in it.
 //! - A body is at most 1 MiB, except for an uploaded plugin, and the time for it is limited.
 //! - What requests and answers take up in memory while their clients take time is bounded by user.
+//! - Every answer names its request by an id, which the log's lines about it name as well.
 //! - `Authenticated` decides once who the caller is, and every lookup names that user.
 
 pub(crate) mod identity;
@@ -21,6 +22,7 @@ mod files;
 mod held_answers;
 mod integrations;
 pub(crate) mod plugins;
+pub(crate) mod request_id;
 mod root;
 mod session_request;
 mod sessions;
@@ -39,8 +41,8 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tower_http::set_header::SetResponseHeaderLayer;
-use tower_http::trace::TraceLayer;
-use tracing::Span;
+use tower_http::trace::{DefaultOnFailure, TraceLayer};
+use tracing::{Level, Span};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -54,7 +56,8 @@ pub use self::plugins::{
     TakenBackView,
 };
 use self::problem::Problem;
-pub use self::root::{DeploymentInfo, PluginView};
+use self::request_id::{RequestId, X_REQUEST_ID};
+pub use self::root::{DeploymentInfo, NotReady, PluginView};
 use crate::auth::Authenticator;
 use crate::config::AllowedOrigins;
 use crate::deployment::manager::DeploymentManager;
@@ -87,6 +90,7 @@ struct ApiState {
     uploads: Semaphore,
     shadows: ShadowRuns,
     about: Box<dyn Fn() -> DeploymentInfo + Send + Sync>,
+    readiness: Box<dyn Fn() -> Result<(), NotReady> + Send + Sync>,
     archives: ArchiveSlots,
     user_work: UserWork,
     chat_reads: UserWork,
@@ -109,10 +113,11 @@ pub(crate) struct ApiParts {
 }
 
 impl Api {
-    /// Assembles the API. `about` is called for each `GET /`.
+    /// Assembles the API. `about` is called for each `GET /`, `readiness` for each `GET /ready`.
     pub(crate) fn new(
         parts: ApiParts,
         about: impl Fn() -> DeploymentInfo + Send + Sync + 'static,
+        readiness: impl Fn() -> Result<(), NotReady> + Send + Sync + 'static,
     ) -> Self {
         let ApiParts {
             auth,
@@ -136,6 +141,7 @@ impl Api {
             uploads: Semaphore::new(1),
             shadows: ShadowRuns::default(),
             about: Box::new(about),
+            readiness: Box::new(readiness),
             archives: ArchiveSlots::default(),
             user_work,
             chat_reads,
@@ -145,6 +151,11 @@ impl Api {
         Self {
             parts: Arc::new(parts),
         }
+    }
+
+    /// Takes no new sessions from here on, and says so at `GET /ready`. All else is served as before.
+    pub fn drain(&self) {
+        self.parts.sessions.drain();
     }
 
     /// Tells every WebSocket client that the server is shutting down, and waits until each was
@@ -168,6 +179,7 @@ fn described() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(root::root))
         .routes(routes!(root::health))
+        .routes(routes!(root::ready))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::stop))
         .routes(routes!(connections::list))
@@ -207,7 +219,13 @@ pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
         // A response is for one user only, so nothing in between may cache it.
         .layer(fixed(header::CACHE_CONTROL, "no-store"))
         .layer(cors(origins))
-        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(span)
+                // A refusal is no fault, and a fault has a line of its own that says what happened.
+                .on_failure(DefaultOnFailure::new().level(Level::DEBUG)),
+        )
+        .layer(axum::middleware::from_fn(request_id::identify))
 }
 
 fn fixed(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
@@ -216,13 +234,15 @@ fn fixed(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<Header
 
 /// The path only: the query may contain a token.
 fn span<B>(request: &Request<B>) -> Span {
-    tracing::info_span!("request", method = %request.method(), path = request.uri().path())
+    let id = request.extensions().get().map(RequestId::as_str);
+    tracing::info_span!("request", id, method = %request.method(), path = request.uri().path())
 }
 
 fn cors(origins: &AllowedOrigins) -> CorsLayer {
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers(AllowHeaders::mirror_request());
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([X_REQUEST_ID, header::RETRY_AFTER]);
     match origins {
         AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
         // A frontend may send its requests with credentials, although none are read here.
@@ -262,6 +282,7 @@ mod tests {
         for path in [
             "/",
             "/health",
+            "/ready",
             "/api/v1/sessions",
             "/api/v1/sessions/{id}",
             "/api/v1/sessions/{id}/connections",

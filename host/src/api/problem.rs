@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::LARGEST_BODY;
+use super::request_id::RequestId;
 use crate::auth::AuthError;
 use crate::listener::{ConnectionSlot, HeldBytes, TooManyBytes};
 use lucid_store::StoreError;
@@ -39,6 +40,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const STORE_AGAIN: u32 = 5;
 /// `Retry-After` while too much is held for clients that take their time, in seconds.
 const HELD_AGAIN: u32 = 5;
+/// `Retry-After` while the server stops, in seconds: a restart is over soon, and another server is there at once.
+pub(super) const RESTARTED_AGAIN: u32 = 5;
 /// `Retry-After` while the disk is full, in seconds.
 pub(super) const DISK_AGAIN: u32 = 30;
 
@@ -59,6 +62,10 @@ pub struct Problem {
     /// What went wrong, in a sentence.
     #[schema(example = "Chat not found")]
     detail: String,
+    /// The request's id, as in the header `X-Request-Id` and in the server's log.
+    #[serde(rename = "requestId", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "0197a3c2-7b1e-7c31-9d1f-0242ac120002")]
+    request_id: Option<String>,
     /// After how many seconds the same request may succeed: the header `Retry-After`.
     #[serde(skip)]
     retry_after: Option<u32>,
@@ -72,6 +79,7 @@ impl Problem {
             title: Cow::Borrowed(status.canonical_reason().unwrap_or("Error")),
             status,
             detail: detail.into(),
+            request_id: None,
             retry_after: None,
         }
     }
@@ -141,7 +149,7 @@ impl Problem {
         tracing::error!(cause = %ErrorChain(cause), "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "Something went wrong on the server. The log says what.",
+            "Something went wrong on the server. Its log says what, under the id of this request.",
         )
     }
 
@@ -213,7 +221,8 @@ impl fmt::Display for Problem {
 impl Error for Problem {}
 
 impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    fn into_response(mut self) -> Response {
+        self.request_id = RequestId::current().map(|id| id.as_str().to_owned());
         let mut response = (self.status, axum::Json(&self)).into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after {

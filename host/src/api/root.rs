@@ -1,4 +1,4 @@
-//! The two unauthenticated routes: the server's description, and its health.
+//! The unauthenticated routes: the server's description, whether it is up, and whether it can take work.
 //!
 //! # Invariants
 //!
@@ -9,7 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::problem::Json;
+use super::problem::{DISK_AGAIN, Json, Problem, RESTARTED_AGAIN};
+use lucid_types::transient::TransientFailure;
 
 /// The parts of a deployment that clients may know about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -126,6 +127,54 @@ pub(super) struct HealthView {
 #[utoipa::path(get, path = "/health", tag = "status", responses((status = 200, body = HealthView)))]
 pub(super) async fn health() -> Json<HealthView> {
     Json(HealthView { status: "ok" })
+}
+
+/// Why a server that is up cannot take work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// It was told to stop.
+    #[error("The server is stopping.")]
+    Stopping,
+    /// The log cannot be written. Sessions wait until it can.
+    #[error("The log cannot be written, because {0}.")]
+    Log(TransientFailure),
+    /// The disk is nearly full. Holds a sentence.
+    #[error("{0}")]
+    Disk(String),
+    /// Sessions that need a sandbox get none. The reason holds paths and is in the log.
+    #[error("No sandbox can be started; the server's log and `lucid doctor` say why.")]
+    Sandbox,
+}
+
+impl NotReady {
+    /// After how many seconds it may have passed.
+    fn retry_after(&self) -> u32 {
+        match self {
+            Self::Stopping | Self::Log(_) => RESTARTED_AGAIN,
+            Self::Disk(_) | Self::Sandbox => DISK_AGAIN,
+        }
+    }
+}
+
+/// That the server takes work.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReadyView {
+    #[schema(example = "ready")]
+    status: &'static str,
+}
+
+/// Whether this server can take work: it is not stopping, its log can be written, there is room on the disk, and
+/// sandboxes can be started
+#[utoipa::path(get, path = "/ready", tag = "status",
+    responses((status = 200, body = ReadyView), (status = 503, description = "It cannot; `detail` says why")))]
+pub(super) async fn ready(State(api): State<Api>) -> Result<Json<ReadyView>, Problem> {
+    match (api.parts.readiness)() {
+        Ok(()) => Ok(Json(ReadyView { status: "ready" })),
+        Err(reason) => {
+            let problem = Problem::unavailable(reason.to_string());
+            Err(problem.retry_after(reason.retry_after()))
+        }
+    }
 }
 
 #[cfg(test)]

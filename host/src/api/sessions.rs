@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::problem::{DISK_AGAIN, Json, Path, Problem, STORE_AGAIN};
+use super::problem::{DISK_AGAIN, Json, Path, Problem, RESTARTED_AGAIN, STORE_AGAIN};
 use super::session_request::SessionRequest;
 use crate::api::identity::Authenticated;
 use lucid_session::{
@@ -384,7 +384,9 @@ impl Api {
             GetSessionError::Lookup(LookupError::NotYours) => Problem::forbidden(not_yours),
             GetSessionError::Wake(WakeError::Log(cause)) => Problem::log(&cause),
             GetSessionError::Wake(WakeError::Resume(_)) => Problem::unavailable(CANNOT_GO_ON),
-            GetSessionError::Wake(WakeError::ShuttingDown) => Problem::unavailable(STOPPING),
+            GetSessionError::Wake(WakeError::ShuttingDown) => {
+                Problem::unavailable(STOPPING).retry_after(RESTARTED_AGAIN)
+            }
         })
     }
 }
@@ -443,7 +445,8 @@ impl From<CreateError> for Problem {
             CreateError::KeyRefused(_) => Self::unauthorized(detail),
             CreateError::TooManySessions(_) => Self::too_many(detail),
             CreateError::UserLog(exceeded) => Self::from(*exceeded),
-            CreateError::NoSandbox(_) | CreateError::ShuttingDown => Self::unavailable(detail),
+            CreateError::NoSandbox(_) => Self::unavailable(detail),
+            CreateError::ShuttingDown => Self::unavailable(detail).retry_after(RESTARTED_AGAIN),
             CreateError::Paused(_) => Self::unavailable(detail).retry_after(STORE_AGAIN),
             CreateError::DiskShort(_) => Self::unavailable(detail).retry_after(DISK_AGAIN),
             CreateError::Log(_) => Self::internal(&error),

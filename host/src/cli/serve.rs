@@ -4,7 +4,7 @@
 //!
 //! - `listening on http://…` is printed, with the real port, once everything works.
 //! - On SIGINT, SIGTERM or SIGHUP clients are told and sessions are left in the log for the next start, all
-//!   within `SHUTDOWN_TIMEOUT`. A second signal ends the process at once, also while the server starts.
+//!   within `DRAIN_TIME` and `SHUTDOWN_TIMEOUT`. From the signal on no new session is taken. A second signal ends the process at once, also while the server starts.
 //! - A start that fails for a reason that may pass is tried again for a while; any other ends the process.
 
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
             ));
         }
     };
-    let patience = config.shutdown_timeout;
+    let (drain, patience) = (config.drain_time, config.shutdown_timeout);
     // From here on there may be something to bring to an end.
     let mut stop = Box::pin(interrupted());
     let started = tokio::select! {
@@ -67,7 +67,8 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
         recovered = retry_transient(async || app.recover(resume).await) => recovered,
         signal = &mut stop => {
             // Some of the sessions may run already.
-            app.shutdown(start_shutdown(signal, patience) + patience).await;
+            start_shutdown(signal, patience);
+            app.shutdown(Instant::now() + patience).await;
             return ExitCode::SUCCESS;
         }
     };
@@ -84,7 +85,7 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     );
     print_banner(&app, address);
     let end = Arc::<OnceLock<Instant>>::default();
-    let served = run(&app, listener, stop, (patience, end.clone())).await;
+    let served = run(&app, listener, stop, (drain, patience, end.clone())).await;
     drop((following, keys));
     let end = *end.get_or_init(|| Instant::now() + patience);
     app.shutdown(end).await;
@@ -94,7 +95,7 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
     }
 }
 
-/// Serves until `stop`; sets when the shutdown must be over, `patience` from then.
+/// Serves until `drain` after `stop`; sets when the shutdown must be over, `patience` from then.
 ///
 /// # Errors
 /// Fails if the listener panicked.
@@ -102,13 +103,23 @@ async fn run(
     app: &App,
     listener: TcpListener,
     stop: impl Future<Output = &'static str> + Send + 'static,
-    (patience, end): (Duration, Arc<OnceLock<Instant>>),
+    (drain, patience, end): (Duration, Duration, Arc<OnceLock<Instant>>),
 ) -> Result<(), JoinError> {
     let api = app.api();
     let router = app.router(api.clone());
     let (stop_sender, stopping) = tokio::sync::oneshot::channel::<Instant>();
     let goodbye = async move {
-        let begun = start_shutdown(stop.await, patience);
+        let signal = stop.await;
+        api.drain();
+        start_shutdown(signal, drain + patience);
+        if !drain.is_zero() {
+            tracing::info!(
+                seconds = drain.as_secs_f64(),
+                "no new sessions are taken; those that there are go on until then"
+            );
+            tokio::time::sleep(drain).await;
+        }
+        let begun = Instant::now();
         let _ = end.set(begun + patience);
         let requests = begun + patience.mul_f64(LAST_REQUESTS);
         // Connections of WebSockets are no requests any more, so the server does not wait for them.
@@ -164,7 +175,7 @@ async fn retry_transient<T>(
 }
 
 /// The time for the shutdown begins, and a second signal does not wait for it.
-fn start_shutdown(signal: &str, patience: Duration) -> Instant {
+fn start_shutdown(signal: &str, patience: Duration) {
     tracing::info!(signal, seconds = patience.as_secs_f64(), "stopping");
     let again = interrupted();
     tokio::spawn(async {
@@ -172,7 +183,6 @@ fn start_shutdown(signal: &str, patience: Duration) -> Instant {
         std::process::exit(130);
     });
     force_exit_after(patience);
-    Instant::now()
 }
 
 /// Ends the process when its time is up, whatever still waits (a disk, a lock): a service manager would

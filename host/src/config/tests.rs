@@ -42,6 +42,7 @@ fn with_nothing_set_it_is_local_and_has_the_defaults() {
     assert_eq!(config.conversation_timeout, Duration::from_secs(1800));
     assert_eq!(config.session_grace, Duration::from_secs(300));
     assert_eq!(config.workspace_retention, Duration::from_secs(86_400));
+    assert_eq!(config.drain_time, Duration::ZERO);
     assert_eq!(config.shutdown_timeout, Duration::from_secs(25));
     assert_eq!(config.max_sessions_per_user, 20);
     assert_eq!(config.sandbox_backend, SandboxBackend::Auto);
@@ -309,6 +310,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ),
         ("SESSION_GRACE_SECONDS", &["-1", "86401", "nan"]),
         ("WORKSPACE_RETENTION", &["-1", "31536001", "forever"]),
+        ("DRAIN_TIME", &["-1", "3601", "soon"]),
         ("SHUTDOWN_TIMEOUT", &["0", "3601", "soon"]),
         ("MAX_SESSIONS_PER_USER", &["0", "x"]),
         ("SANDBOX_BACKEND", &["podman", "on"]),

@@ -184,6 +184,12 @@ impl Config {
                 "a time from 0 to 365d: a number of seconds, or such as 30m, 12h or 2d",
                 |text| seconds(text, 0.0, 365.0 * DAY),
             )?,
+            drain_time: values.parsed(
+                "DRAIN_TIME",
+                Duration::ZERO,
+                "a time from 0 to 1h: a number of seconds, or such as 10s or 2m",
+                |text| seconds(text, 0.0, 3600.0),
+            )?,
             shutdown_timeout: values.parsed(
                 "SHUTDOWN_TIMEOUT",
                 Duration::from_secs(25),

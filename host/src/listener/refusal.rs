@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::accept::OccasionalLine;
 
@@ -25,10 +26,12 @@ const ANSWERED: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// After how many seconds a client may come again.
 const AGAIN: &str = "5";
-/// What `BODY` is.
+/// What the answer is.
 const PROBLEM: &str = "application/problem+json";
-/// A problem, as all refusals of the API are.
-const BODY: &str = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"The server has too many connections. Try again in a moment."}"#;
+/// The name of the header with a request's id.
+const REQUEST_ID: &str = "x-request-id";
+/// What is wrong.
+const DETAIL: &str = "The server has too many connections. Try again in a moment.";
 
 /// The refusals of one listener.
 pub(super) struct Refusals {
@@ -66,12 +69,21 @@ impl Refusals {
 
 /// The same answer, to a request that was read already.
 pub(super) fn response() -> Response {
+    let id = Uuid::now_v7();
     let headers = [
-        (CONTENT_TYPE, PROBLEM),
-        (RETRY_AFTER, AGAIN),
-        (CONNECTION, "close"),
+        (CONTENT_TYPE.as_str(), PROBLEM),
+        (RETRY_AFTER.as_str(), AGAIN),
+        (CONNECTION.as_str(), "close"),
+        (REQUEST_ID, &id.to_string()),
     ];
-    (StatusCode::SERVICE_UNAVAILABLE, headers, BODY).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, headers, body(id)).into_response()
+}
+
+/// A problem, as all refusals of the API are.
+fn body(id: Uuid) -> String {
+    format!(
+        r#"{{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"{DETAIL}","requestId":"{id}"}}"#
+    )
 }
 
 /// Reads the request, since an answer to none is an error for many clients, and what is not read at the
@@ -81,11 +93,13 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
     if stream.read(&mut request).await? == 0 {
         return Ok(());
     }
-    let length = BODY.len();
+    let id = Uuid::now_v7();
+    let body = body(id);
+    let length = body.len();
     let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: {PROBLEM}\r\ncontent-length: {length}\r\nretry-after: {AGAIN}\r\nconnection: close\r\n\r\n"
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: {PROBLEM}\r\ncontent-length: {length}\r\nretry-after: {AGAIN}\r\n{REQUEST_ID}: {id}\r\nconnection: close\r\n\r\n"
     );
-    stream.write_all((head + BODY).as_bytes()).await?;
+    stream.write_all((head + &body).as_bytes()).await?;
     stream.shutdown().await?;
     while stream.read(&mut request).await? > 0 {}
     Ok(())

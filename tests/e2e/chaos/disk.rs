@@ -31,6 +31,8 @@ async fn sessions_wait_for_a_disk_that_is_full_and_lose_nothing() {
     let about = is_said(&host, "degraded").await;
     let reason = about["reason"].as_str().unwrap();
     assert!(reason.contains("the disk is full"), "{reason}");
+    let not_ready = host.send("GET", "/ready", &[], None).await.problem(503);
+    assert!(not_ready.contains("the disk is full"), "{not_ready}");
     let refused = host
         .post("eve", "/api/v1/sessions", json!({"task": "One more"}))
         .await;
@@ -56,6 +58,7 @@ async fn sessions_wait_for_a_disk_that_is_full_and_lose_nothing() {
         check_dense(&socket.frames);
     }
     is_said(&host, "healthy").await;
+    host.send("GET", "/ready", &[], None).await.ok();
     host.says("the log is written again").await;
     let log = host.log();
     let said = |words: &str| log.matches(words).count();

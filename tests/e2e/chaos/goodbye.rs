@@ -174,3 +174,63 @@ async fn what_a_crash_took_from_the_mock_is_done_again() {
         back.frames
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_drains_takes_no_new_sessions_and_goes_on_with_those_that_it_has() {
+    let model = waiting_model(UNTIL_GO).await;
+    let mut host = Host::with_defaults()
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .set("DRAIN_TIME", "1h")
+        .start();
+    let (mut socket, session) = begun(&host, "Wait for it").await;
+    let is_up = async |path| host.send("GET", path, &[], None).await;
+    assert_eq!(is_up("/ready").await.ok()["status"], "ready");
+    host.signal(Signal::TERM);
+    host.says("no new sessions are taken").await;
+
+    let not_ready = is_up("/ready").await;
+    assert_eq!(not_ready.problem(503), "The server is stopping.");
+    assert!(
+        not_ready.headers.contains_key("retry-after"),
+        "{not_ready:?}"
+    );
+    assert_eq!(is_up("/health").await.ok()["status"], "ok");
+    let refused = host
+        .post("bob", "/api/v1/sessions", json!({"task": "One more"}))
+        .await;
+    refused.problem(503);
+    assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
+    let mut late = Socket::open(&host, "bob", json!({"task": "One more"})).await;
+    assert_eq!(late.end().await, 1013, "come again");
+    assert!(late.frames.is_empty(), "{:?}", late.frames);
+
+    // A client of a session that there is comes back to it, and it works.
+    socket.close().await;
+    let again = json!({"sessionId": session, "lastSeq": 0, "features": ["seq"]});
+    socket = Socket::open(&host, "alice", again).await;
+    std::fs::write(host.workspace(&session).join("go"), "").unwrap();
+    socket.completed().await;
+    assert!(
+        !host.log().contains("sessions are paused"),
+        "{}",
+        host.log()
+    );
+
+    // A second signal waits for nothing.
+    host.signal(Signal::TERM);
+    let status = host.ended().await;
+    assert_eq!(status.code(), Some(130), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_begins_when_the_drain_time_is_over() {
+    let mut host = Host::with_defaults().set("DRAIN_TIME", "1").start();
+    let mut socket = Socket::open(&host, "alice", json!({"task": "Work"})).await;
+    socket.completed().await;
+    let asked = Instant::now();
+    host.signal(Signal::TERM);
+    assert_eq!(socket.end().await, 1012);
+    assert!(asked.elapsed().as_millis() >= 1000, "{:?}", asked.elapsed());
+    host.stopped().await;
+}

@@ -144,7 +144,7 @@ impl Sessions {
     pub async fn create(&self, mut new: NewSession) -> Result<Arc<SessionHandle>, CreateError> {
         new.tidy_repository()?;
         let deps = &self.shared.deps;
-        if self.shared.halt.is_cancelled() {
+        if self.are_draining() {
             return Err(CreateError::ShuttingDown);
         }
         if let Some(shortage) = self.disk_shortage().await {

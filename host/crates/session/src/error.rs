@@ -115,7 +115,10 @@ impl CreateError {
     pub fn passes(&self) -> bool {
         matches!(
             self,
-            Self::Paused(_) | Self::DiskShort(_) | Self::UserLog(UserLogExceeded::Rate(_))
+            Self::ShuttingDown
+                | Self::Paused(_)
+                | Self::DiskShort(_)
+                | Self::UserLog(UserLogExceeded::Rate(_))
         )
     }
 

@@ -54,6 +54,7 @@ impl Sessions {
         let shared = Arc::new(SessionsShared {
             deps,
             user_logs: Arc::new(user_logs),
+            draining: CancellationToken::new(),
             halt: CancellationToken::new(),
             deadline_passed: CancellationToken::new(),
             paused_sessions: Mutex::default(),
@@ -243,6 +244,16 @@ impl Sessions {
             .asleep()
             .map(|(_, sleeping)| sleeping.has_workspace);
         live.chain(asleep).filter(|has_one| *has_one).count()
+    }
+
+    /// Refuses new sessions from here on. Those that there are go on.
+    pub fn drain(&self) {
+        self.shared.draining.cancel();
+    }
+
+    /// Whether new sessions are refused, because the host is about to stop.
+    pub fn are_draining(&self) -> bool {
+        self.shared.draining.is_cancelled() || self.shared.halt.is_cancelled()
     }
 
     /// Stops everything that runs, but ends no session: they resume at the next start. Returns what

@@ -45,6 +45,8 @@ pub(crate) struct SessionsShared {
     pub(super) deps: SessionDeps,
     /// How much users have written.
     pub(super) user_logs: Arc<UserLogs>,
+    /// Cancelled when no new session is taken any more, while those that there are go on.
+    pub(super) draining: CancellationToken,
     pub(super) halt: CancellationToken,
     /// Cancelled when the time for what still runs at a shutdown is up.
     pub(super) deadline_passed: CancellationToken,
