@@ -16,6 +16,7 @@
 //! - [`toolsets`]: tools of components and of MCP servers. [`models`]: model providers and calls.
 //!   [`git_providers`]: accounts, repositories and pull requests.
 //! - [`manifest`] reads `lucid.toml`, [`config`] the settings.
+//! - `prometheus`: the recorder of metrics.
 //! - [`listener`]: connections and their limits. [`auth`]: who a caller is. [`builtin`]: what the build put into the binary.
 
 #![forbid(unsafe_code)]
@@ -31,5 +32,6 @@ pub mod git_providers;
 pub mod listener;
 pub mod manifest;
 pub mod models;
+mod prometheus;
 pub mod server;
 pub mod toolsets;

@@ -11,6 +11,7 @@ mod about;
 mod deployment;
 mod error;
 mod folders;
+mod gauges;
 mod origin;
 mod readiness;
 mod recovery;

@@ -32,6 +32,7 @@ mod kit;
 mod languages;
 mod load;
 mod mcp;
+mod metrics;
 mod mock;
 mod model_servers;
 mod models;

@@ -21,6 +21,7 @@ mod downloads;
 mod files;
 mod held_answers;
 mod integrations;
+mod metrics;
 pub(crate) mod plugins;
 pub(crate) mod request_id;
 mod root;
@@ -91,6 +92,7 @@ struct ApiState {
     shadows: ShadowRuns,
     about: Box<dyn Fn() -> DeploymentInfo + Send + Sync>,
     readiness: Box<dyn Fn() -> Result<(), NotReady> + Send + Sync>,
+    metrics: Option<metrics::Render>,
     archives: ArchiveSlots,
     user_work: UserWork,
     chat_reads: UserWork,
@@ -113,11 +115,13 @@ pub(crate) struct ApiParts {
 }
 
 impl Api {
-    /// Assembles the API. `about` is called for each `GET /`, `readiness` for each `GET /ready`.
+    /// Assembles the API. `about` is called for each `GET /`, `readiness` for each `GET /ready`, `metrics` for each
+    /// `GET /metrics`, where there are any.
     pub(crate) fn new(
         parts: ApiParts,
         about: impl Fn() -> DeploymentInfo + Send + Sync + 'static,
         readiness: impl Fn() -> Result<(), NotReady> + Send + Sync + 'static,
+        metrics: Option<impl Fn() -> String + Send + Sync + 'static>,
     ) -> Self {
         let ApiParts {
             auth,
@@ -142,6 +146,7 @@ impl Api {
             shadows: ShadowRuns::default(),
             about: Box::new(about),
             readiness: Box::new(readiness),
+            metrics: metrics.map(|render| Box::new(render) as metrics::Render),
             archives: ArchiveSlots::default(),
             user_work,
             chat_reads,
@@ -180,6 +185,7 @@ fn described() -> OpenApiRouter<Api> {
         .routes(routes!(root::root))
         .routes(routes!(root::health))
         .routes(routes!(root::ready))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::stop))
         .routes(routes!(connections::list))
@@ -212,6 +218,7 @@ pub fn router(api: Api, origins: &AllowedOrigins) -> Router {
         .with_state(api)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(axum::middleware::from_fn(held_answers::hold))
+        .layer(axum::middleware::from_fn(metrics::measure))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(fixed(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(fixed(header::X_FRAME_OPTIONS, "DENY"))
@@ -283,6 +290,7 @@ mod tests {
             "/",
             "/health",
             "/ready",
+            "/metrics",
             "/api/v1/sessions",
             "/api/v1/sessions/{id}",
             "/api/v1/sessions/{id}/connections",

@@ -15,12 +15,15 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::descriptors;
 use super::report::announce;
 use super::{DAY, failed, interrupted, not_started};
+use crate::api::Api;
 use crate::config::Config;
 use crate::listener::{self, ConnectionBudget, ConnectionLimits, ConnectionTimeouts};
+use crate::prometheus::Recorder;
 use crate::server::{App, ResumeMode, StartError};
 use lucid_types::user::UserId;
 
@@ -48,6 +51,22 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
             ));
         }
     };
+    let metrics_listener = match config.metrics_listen {
+        None => None,
+        Some(address) => match TcpListener::bind(address).await {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                return failed(&format!(
+                    "Nothing can listen on {address}: {error}. Choose another METRICS_LISTEN."
+                ));
+            }
+        },
+    };
+    if (metrics_listener.is_some() || config.internal_api_key.is_some())
+        && let Err(error) = Recorder::install()
+    {
+        tracing::error!("no metrics are recorded: {error}");
+    }
     let (drain, patience) = (config.drain_time, config.shutdown_timeout);
     // From here on there may be something to bring to an end.
     let mut stop = Box::pin(interrupted());
@@ -83,12 +102,15 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
         app.deployment().watch_manifest(),
         app.deployment().watch_probations(),
     );
+    let api = app.api();
+    let metrics = metrics_listener.map(|listener| serve_metrics(listener, api.clone()));
     print_banner(&app, address);
     let end = Arc::<OnceLock<Instant>>::default();
-    let served = run(&app, listener, stop, (drain, patience, end.clone())).await;
+    let served = run(&app, api, listener, stop, (drain, patience, end.clone())).await;
     drop((following, keys));
     let end = *end.get_or_init(|| Instant::now() + patience);
     app.shutdown(end).await;
+    drop(metrics);
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => failed(&format!("The listener broke down: {cause}.")),
@@ -101,11 +123,11 @@ pub(super) async fn serve(config: Config, resume: ResumeMode) -> ExitCode {
 /// Fails if the listener panicked.
 async fn run(
     app: &App,
+    api: Api,
     listener: TcpListener,
     stop: impl Future<Output = &'static str> + Send + 'static,
     (drain, patience, end): (Duration, Duration, Arc<OnceLock<Instant>>),
 ) -> Result<(), JoinError> {
-    let api = app.api();
     let router = app.router(api.clone());
     let (stop_sender, stopping) = tokio::sync::oneshot::channel::<Instant>();
     let goodbye = async move {
@@ -150,6 +172,22 @@ async fn run(
             Ok(())
         }
     }
+}
+
+/// Serves metrics at an address of their own, until this is dropped: also while the server stops.
+fn serve_metrics(listener: TcpListener, api: Api) -> AbortOnDropHandle<()> {
+    if let Ok(address) = listener.local_addr() {
+        announce(&format!("metrics at http://{address}/metrics"));
+    }
+    let limits = ConnectionLimits::for_descriptors(descriptors::limit());
+    let connections = (ConnectionBudget::new(limits), ConnectionTimeouts::default());
+    let router = api.metrics_router();
+    AbortOnDropHandle::new(tokio::spawn(listener::serve(
+        listener,
+        router,
+        connections,
+        std::future::pending(),
+    )))
 }
 
 /// Makes an attempt to start again for as long as its failure may pass: a service manager that starts a

@@ -98,6 +98,8 @@ pub struct Config {
     /// `WORKSPACE_RETENTION` (a day): how long the files of a session are kept that its user did
     /// not end.
     pub workspace_retention: Duration,
+    /// `METRICS_LISTEN`: an address of its own for metrics.
+    pub metrics_listen: Option<SocketAddr>,
     /// `DRAIN_TIME` (0): how long a server that is told to stop serves what it has, before its shutdown begins.
     pub drain_time: Duration,
     /// `SHUTDOWN_TIMEOUT` (25 s): how long a shutdown may take.

@@ -184,6 +184,11 @@ impl Config {
                 "a time from 0 to 365d: a number of seconds, or such as 30m, 12h or 2d",
                 |text| seconds(text, 0.0, 365.0 * DAY),
             )?,
+            metrics_listen: values.optional(
+                "METRICS_LISTEN",
+                "an IP address and a port, such as 127.0.0.1:9464",
+                |text| text.parse().ok(),
+            )?,
             drain_time: values.parsed(
                 "DRAIN_TIME",
                 Duration::ZERO,

@@ -4,15 +4,16 @@
 //!
 //! - A user's own key is used at the provider it came for. Any other is called with the deployment's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::completion::{CallTarget, StreamEvent, complete};
 use super::routing::CalledProvider;
 use lucid_net::egress::Egress;
 use lucid_session::{CallCost, DeltaKind, DeltaSink, ModelAnswer, ModelFailure, ModelRequest};
 use lucid_store::blobs::Blobs;
+use lucid_types::metrics::{self, ModelCallFigures};
 use lucid_types::wit::llm::{CompletionRequest, Delta};
-use lucid_types::wit::types::Usage;
+use lucid_types::wit::types::{ErrorKind, Usage};
 
 pub(super) async fn ask(
     egress: &Egress,
@@ -56,7 +57,9 @@ pub(super) async fn ask(
         tries,
     };
     let mut so_far = PartialUsage::default();
-    let show = |event: StreamEvent<'_>| match event {
+    let begun = Instant::now();
+    let mut first_word = None;
+    let mut show = |event: StreamEvent<'_>| match event {
         StreamEvent::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
         StreamEvent::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
         StreamEvent::Delta(Delta::ToolCallStarted(_) | Delta::ToolCallArguments(_)) => {}
@@ -71,7 +74,26 @@ pub(super) async fn ask(
             deltas(DeltaKind::Reset, "");
         }
     };
+    let show = |event: StreamEvent<'_>| {
+        if matches!(event, StreamEvent::Delta(_)) {
+            first_word.get_or_insert_with(|| begun.elapsed());
+        }
+        show(event);
+    };
     let answered = complete(&model_provider.llm, target, &wanted, show).await;
+    metrics::model_call(ModelCallFigures {
+        provider: &label,
+        model: &wanted.model,
+        took: begun.elapsed(),
+        first_word,
+        error: answered
+            .as_ref()
+            .err()
+            .map(|failed| error_type(failed.error.kind)),
+        tries: answered
+            .as_ref()
+            .map_or_else(|failed| failed.tries, |done| done.tries),
+    });
     let done = answered.map_err(|failed| ModelFailure {
         error: failed.error,
         cost: failed
@@ -93,6 +115,18 @@ pub(super) async fn ask(
         stop: answer.stop,
         aside: call.aside,
     })
+}
+
+/// What metrics call a kind of error: `RateLimited` is `rate_limited`.
+fn error_type(kind: ErrorKind) -> String {
+    let mut name = String::new();
+    for letter in format!("{kind:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.extend(letter.to_lowercase());
+    }
+    name
 }
 
 /// The usage so far of a call in progress, as reported by the provider: all that is known of a
@@ -130,6 +164,12 @@ impl PartialUsage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_of_errors_have_names_in_lower_case() {
+        assert_eq!(error_type(ErrorKind::RateLimited), "rate_limited");
+        assert_eq!(error_type(ErrorKind::Internal), "internal");
+    }
 
     #[test]
     fn what_a_call_took_so_far_is_its_newest_word_and_that_of_each_try_before() {

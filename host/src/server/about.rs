@@ -44,7 +44,7 @@ impl App {
             accounts: self.accounts.clone(),
             deployment: self.deployment.clone(),
         };
-        Api::new(parts, about, self.readiness())
+        Api::new(parts, about, self.readiness(), self.scrape())
     }
 }
 

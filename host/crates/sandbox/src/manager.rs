@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -23,6 +23,7 @@ use crate::runtime_dir::RuntimeDir;
 use crate::settings::{SandboxSettings, SandboxSpec, Transport};
 use crate::users::SandboxUsers;
 use lucid_types::ids::SessionId;
+use lucid_types::metrics;
 use lucid_types::sentence::sentence;
 
 /// Interval between checks for a backend better than the one in use.
@@ -157,7 +158,10 @@ impl Sandboxes {
         notice: Option<String>,
     ) -> Result<Sandbox, SandboxError> {
         let backend = found.backend(kind)?;
-        Box::pin(self.0.detector.launcher().start(&backend, spec, notice)).await
+        let begun = Instant::now();
+        let started = Box::pin(self.0.detector.launcher().start(&backend, spec, notice)).await;
+        metrics::sandbox_start(&kind.to_string(), started.is_ok(), begun.elapsed());
+        started
     }
 
     /// Starts checking periodically whether a better backend works by now, or the one in use no

@@ -32,6 +32,7 @@ use super::types::OpenChange;
 use lucid_types::ids::SessionId;
 use lucid_types::log::{LogError, RoundRow, SessionConfig, SessionCounters, SessionStatus};
 use lucid_types::log_label::PluginCaller;
+use lucid_types::metrics;
 use lucid_types::repository_url::{parse_repository_url, repository_url};
 use lucid_types::secret::Secret;
 use lucid_types::user::UserId;
@@ -227,7 +228,9 @@ impl Sessions {
         let made = to_completion(async move {
             let _claim = claim;
             let (user, size) = (fixed.user.clone(), first.size() + fixed.task.len() as u64);
+            let policy = fixed.policy.clone();
             shared.deps.log.create(fixed, first).await?;
+            metrics::session_created(&policy);
             shared.user_logs.wrote(&user, size);
             if let Some(turn) = turn {
                 turn.commit();

@@ -44,6 +44,18 @@ pub(crate) enum IdleState {
     Held,
 }
 
+impl IdleState {
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Working => "working",
+            Self::Asking(_) => "asking",
+            Self::Idle(_) => "idle",
+            Self::Held => "held",
+        }
+    }
+}
+
 /// A session's handle for the rest of the host. While it is held, the session is kept in memory.
 #[derive(Debug)]
 pub struct SessionHandle {

@@ -236,6 +236,21 @@ impl Sessions {
         counts
     }
 
+    /// The number of sessions of each policy in each state: `working`, `asking`, `idle`, `held` or `asleep`.
+    pub fn count_by_state(&self) -> HashMap<(String, &'static str), usize> {
+        let mut counts = HashMap::new();
+        let registry = self.shared.registry.lock();
+        for session in registry.live() {
+            let state = session.idle_state.lock().name();
+            *counts.entry((session.plugins().policy, state)).or_default() += 1;
+        }
+        for (_, sleeping) in registry.asleep() {
+            let policy = sleeping.plugins.policy.clone();
+            *counts.entry((policy, "asleep")).or_default() += 1;
+        }
+        counts
+    }
+
     /// The number of live sessions that have a workspace.
     pub fn count_with_workspace(&self) -> usize {
         let registry = self.shared.registry.lock();

@@ -8,6 +8,7 @@
 //!   users' work in turn.
 //! - `text`, `unicode`, `sanitize`: text of others. `plural`, `sentence`: text for people. `log_label`: whom a plugin's
 //!   log line belongs to.
+//! - `metrics`: what the server counts and measures of itself.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ pub mod ids;
 pub mod limits;
 pub mod log;
 pub mod log_label;
+pub mod metrics;
 pub mod plural;
 pub mod repository_url;
 pub mod sanitize;

@@ -12,6 +12,7 @@ use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::round::{CommittedRound, StartedWork};
 use lucid_types::log::RoundRow;
+use lucid_types::metrics;
 
 /// The most rounds that are written together: clients see nothing of them before.
 const ROUNDS: usize = 16;
@@ -83,9 +84,14 @@ impl Actor {
         };
         let stays_pending = last.may_stay_pending;
         let written = rows.clone();
+        let begun = Instant::now();
         let waited = self
             .persist(move |log| log.append_all(written.clone()))
             .await?;
+        metrics::append(rows.len(), begun.elapsed());
+        rows.iter()
+            .flat_map(|row| &row.calls)
+            .for_each(metrics::model_usage);
         let UnwrittenRounds {
             bytes, begin_work, ..
         } = std::mem::take(&mut self.unwritten);

@@ -47,6 +47,7 @@ use crate::message::{ActorMessage, Started};
 use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::metrics::{self, StepFigures};
 use lucid_types::sentence::sentence;
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -530,6 +531,7 @@ impl Actor {
                 }
             }
         };
+        metrics::step(&fixed.policy, builder.plugin, figures(&stepped));
         if stepped.result.is_err() {
             builder.unanswered = self.effects.closing_events();
         }
@@ -609,5 +611,15 @@ impl Actor {
         if !self.queue.iter().any(is_failure) {
             self.queue.extend(self.effects.cancel(effect));
         }
+    }
+}
+
+/// What the metrics say of a step.
+fn figures(stepped: &StepOutcome) -> StepFigures {
+    StepFigures {
+        took: Duration::from_micros(stepped.micros),
+        fuel: stepped.fuel,
+        memory: stepped.memory,
+        failed: stepped.result.is_err(),
     }
 }

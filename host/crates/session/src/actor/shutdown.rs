@@ -25,6 +25,7 @@ use crate::types::CloseReason;
 use crate::user_logs::total_message;
 use lucid_types::ids::EffectId;
 use lucid_types::log::SessionStatus;
+use lucid_types::metrics;
 use lucid_types::plural;
 
 /// How long a session that is stopped waits for a change that is being opened.
@@ -124,6 +125,12 @@ impl Actor {
                 (CloseReason::done(reason), Some(frames::error(reason)))
             }
         };
+        let reason = match end {
+            ActorEnd::TimedOut => "time_limit",
+            ActorEnd::LogFull(_) => "log_limit",
+            ActorEnd::NoEnvironment(_) => "no_environment",
+            _ => "stopped",
+        };
         // In this order: whoever looks now is told why, and what happens below cannot be undone.
         self.session.closing.end(close.clone());
         // Somebody's wish may have come first.
@@ -138,7 +145,7 @@ impl Actor {
             && !self.shared.deps.limits.retention.is_zero()
         {
             return self
-                .expire(cost, FinalFrames { frame, change }, close)
+                .expire(cost, FinalFrames { frame, change }, close, reason)
                 .await;
         }
         let status = if had_environment {
@@ -170,7 +177,7 @@ impl Actor {
                 }
             }
         }
-        self.leave(close);
+        self.leave(close, reason);
     }
 
     /// Ends the session, and leaves its files for the retention time.
@@ -179,6 +186,7 @@ impl Actor {
         cost: Vec<(EffectId, CallCost)>,
         final_frames: FinalFrames,
         close: CloseReason,
+        reason: &'static str,
     ) {
         // Before the log says that it ended: from then on its files may be removed at any time.
         self.effects.close_environment().await;
@@ -189,7 +197,7 @@ impl Actor {
         match written {
             Ok(()) => {
                 self.effects.release().await;
-                self.leave(close);
+                self.leave(close, reason);
             }
             Err(end) => self.pause(unwritten_close_reason(&end)),
         }
@@ -294,9 +302,10 @@ impl Actor {
         let _ = self.commit(round).await;
     }
 
-    fn leave(self, reason: CloseReason) {
+    fn leave(self, close: CloseReason, reason: &'static str) {
+        metrics::session_ended(&self.fixed.policy, reason);
         self.shared.unregister(&self.session);
-        self.session.end(reason);
+        self.session.end(close);
     }
 
     fn pause(self, reason: CloseReason) {

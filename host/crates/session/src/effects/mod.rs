@@ -38,6 +38,7 @@ use super::stream::frames::EventDraft;
 use lucid_types::ids::EffectId;
 use lucid_types::log::{EffectKind, SessionConfig};
 use lucid_types::log_label::PluginCaller;
+use lucid_types::metrics;
 use lucid_types::secret::Secret;
 use lucid_types::sentence::sentence;
 use lucid_types::text::cut;
@@ -490,6 +491,7 @@ impl Effects {
         let deltas = sink(&stream);
         let is_deployment_tool = self.is_deployment_tool(&run.call);
         let left = std::mem::take(&mut self.old_tools);
+        let (name, begun) = (run.call.name.clone(), Instant::now());
         self.spawn(stream, effect.clone(), UsageMeter::default(), async move {
             for tools_slot in left {
                 tools_slot.close().await;
@@ -519,6 +521,8 @@ impl Effects {
                     done
                 }
             };
+            let succeeded = done.as_ref().is_ok_and(|done| !done.result.is_error);
+            metrics::tool(&name, succeeded, begun.elapsed());
             // Before the tool's result, so that it is known when the task ends.
             if let Some(environment) = &environment
                 && let Some(branch) = environment.pushed().await

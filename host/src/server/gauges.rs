@@ -1,0 +1,45 @@
+//! The metrics that are looked up when somebody asks for them.
+//!
+//! # Invariants
+//!
+//! - What there is none of any more is 0, not what it was.
+
+use std::collections::HashSet;
+
+use metrics::gauge;
+use parking_lot::Mutex;
+
+use super::App;
+use crate::prometheus::Recorder;
+use lucid_types::metrics::{
+    BUILD, GENERATION, LOG_WRITABLE, READY, SANDBOXES, SESSIONS, policy_label,
+};
+
+impl App {
+    /// Makes what all metrics are rendered with. `None` if they are not served.
+    pub(super) fn scrape(&self) -> Option<impl Fn() -> String + Send + Sync + 'static> {
+        let recorder = Recorder::installed()?;
+        let (sessions, sandboxes) = (self.sessions.clone(), self.sandboxes.clone());
+        let (store, deployment) = (self.store.clone(), self.deployment.clone());
+        let readiness = self.readiness();
+        let known = Mutex::<HashSet<_>>::default();
+        Some(move || {
+            gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1);
+            gauge!(READY).set(f64::from(u8::from(readiness().is_ok())));
+            gauge!(GENERATION).set(deployment.now().number as f64);
+            let is_writable = store.health().failure().is_none();
+            gauge!(LOG_WRITABLE).set(f64::from(u8::from(is_writable)));
+            let kind = sandboxes.kind().to_string();
+            gauge!(SANDBOXES, "kind" => kind).set(sessions.count_with_workspace() as f64);
+            let counts = sessions.count_by_state();
+            let mut known = known.lock();
+            known.extend(counts.keys().cloned());
+            for (policy, state) in &*known {
+                let count = counts.get(&(policy.clone(), *state)).copied();
+                let labels = [("policy", policy_label(policy)), ("state", (*state).into())];
+                gauge!(SESSIONS, &labels).set(count.unwrap_or_default() as f64);
+            }
+            recorder.render()
+        })
+    }
+}

@@ -1,0 +1,222 @@
+//! What Prometheus reads of a running host.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use lucid_tests::{Host, Model, ModelTurn, Socket, call, eventually};
+
+const KEY: &str = "the-tests-own-internal-key";
+
+/// The sum of all series of a name whose labels have these values.
+fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let fits = |line: &&str| {
+        let rest = line.strip_prefix(name);
+        let is_named = rest.is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '));
+        let has = |(label, value): &(&str, &str)| line.contains(&format!("{label}=\"{value}\""));
+        is_named && labels.iter().all(has)
+    };
+    let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+    text.lines().filter(fits).map(value).sum()
+}
+
+async fn scraped(host: &Host) -> String {
+    let answer = host
+        .send("GET", "/metrics", &[("x-internal-key", KEY)], None)
+        .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.media_type.starts_with("text/plain"), "{answer:?}");
+    answer.text
+}
+
+/// Has Prometheus' own tool read them.
+fn check(text: &str) {
+    let mut tool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool, of Debian's package prometheus");
+    let mut input = tool.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let output = tool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrape_says_what_sessions_steps_models_and_tools_did() {
+    let model = Model::start(|number, _| match number {
+        0 => call("think", json!({"thought": "Let me see."})),
+        1 => call("terminal", json!({"command": "exit 3"})),
+        2 => call("finish", json!({"message": "Seen."})),
+        _ => ModelTurn::Say("Done.".into()),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .set("INTERNAL_API_KEY", KEY)
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let mut used = (0.0, 0.0);
+    let mut sockets = Vec::new();
+    for (user, task) in [("alice", "Look around"), ("bob", "Look about")] {
+        let first = json!({"task": task, "modelProvider": "openai", "projectId": "secret-project"});
+        let mut socket = Socket::open(&host, user, first).await;
+        let session = socket.session().await;
+        socket.completed().await;
+        let path = format!("/api/v1/sessions/{session}");
+        let details = host.get(user, &path).await.ok();
+        used.0 += details["usage"]["costUsd"].as_f64().unwrap();
+        used.1 += details["usage"]["inputTokens"].as_f64().unwrap();
+        sockets.push((socket, session));
+    }
+    let mut mock = Socket::open(&host, "carol", json!({"task": "Play", "policy": "mock"})).await;
+    mock.completed().await;
+
+    let text = scraped(&host).await;
+    check(&text);
+    let at = |name: &str, labels: &[(&str, &str)]| sum(&text, name, labels);
+    let coder = [("policy", "coder")];
+    assert_eq!(at("lucid_sessions_created_total", &coder), 2.0, "{text}");
+    assert_eq!(at("lucid_sessions", &coder), 2.0, "{text}");
+    assert_eq!(at("lucid_websocket_connections", &[]), 3.0, "{text}");
+    assert!(
+        at("lucid_step_duration_seconds_count", &coder) >= 4.0,
+        "{text}"
+    );
+    assert!(at("lucid_step_fuel_total", &coder) > 10_000.0, "{text}");
+    assert!(at("lucid_step_duration_seconds_count", &[("policy", "mock")]) >= 1.0);
+    assert_eq!(at("lucid_step_failures_total", &[]), 0.0, "{text}");
+    assert!(at("lucid_log_rounds_total", &[]) >= 8.0, "{text}");
+    assert_eq!(at("lucid_ready", &[]) + at("lucid_log_writable", &[]), 2.0);
+
+    // What models cost is one number everywhere.
+    let openai = [
+        ("gen_ai_provider_name", "openai"),
+        ("gen_ai_operation_name", "chat"),
+    ];
+    let calls = model.completions().len() as f64;
+    assert!(used.0 > 0.0, "{text}");
+    let cost = at("lucid_model_cost_microdollars_total", &openai);
+    assert_eq!(cost, (used.0 * 1e6).round(), "{text}");
+    let input = [openai[0], ("gen_ai_token_type", "input")];
+    assert_eq!(at("lucid_model_tokens_total", &input), used.1, "{text}");
+    assert_eq!(at("lucid_model_calls_total", &openai), calls, "{text}");
+    let seconds = "gen_ai_client_operation_duration_seconds";
+    assert_eq!(at(&format!("{seconds}_count"), &openai), calls, "{text}");
+    assert!(
+        at(
+            "gen_ai_client_operation_time_to_first_chunk_seconds_count",
+            &openai
+        ) > 0.0
+    );
+
+    let tool = "lucid_tool_duration_seconds_count";
+    assert_eq!(at(tool, &[("tool", "terminal")]), 1.0, "{text}");
+    let started = [("outcome", "ok")];
+    assert!(
+        at("lucid_sandbox_start_duration_seconds_count", &started) >= 1.0,
+        "{text}"
+    );
+    let route = [
+        ("http_route", "/api/v1/sessions/{id}"),
+        ("http_response_status_code", "200"),
+    ];
+    let requests = "http_server_request_duration_seconds_count";
+    assert_eq!(at(requests, &route), 2.0, "{text}");
+    assert!(text.contains("process_cpu_seconds_total"), "{text}");
+
+    // Nothing in it says who works on what.
+    for (_, session) in &sockets {
+        assert!(!text.contains(session.as_str()), "{text}");
+    }
+    for secret in ["alice", "secret-project", "Look around", "sk-test", KEY] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+
+    // What is gone is 0.
+    for (user, (_, session)) in ["alice", "bob"].iter().zip(&sockets) {
+        let path = format!("/api/v1/sessions/{session}");
+        host.delete(user, &path).await.ok();
+    }
+    eventually("the sessions to be gone", async || {
+        let text = scraped(&host).await;
+        (sum(&text, "lucid_sessions", &coder) == 0.0).then_some(())
+    })
+    .await;
+    let ended = [("policy", "coder"), ("reason", "stopped")];
+    assert_eq!(
+        sum(&scraped(&host).await, "lucid_sessions_ended_total", &ended),
+        2.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_the_operators_alone() {
+    let host = Host::with_defaults().set("INTERNAL_API_KEY", KEY).start();
+    for headers in [
+        &[][..],
+        &[("x-internal-key", "another-key-of-some-length")],
+        &[("x-internal-key", "")],
+        &[("x-user-id", "alice")],
+    ] {
+        host.send("GET", "/metrics", headers, None)
+            .await
+            .problem(401);
+    }
+    host.get("alice", "/metrics").await.problem(401);
+    scraped(&host).await;
+
+    // Without a key there is nobody who may ask.
+    let host = Host::with_defaults().start();
+    let key = [("x-internal-key", KEY)];
+    host.send("GET", "/metrics", &key, None).await.problem(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_an_address_of_their_own_where_the_operator_wants_one() {
+    let host = Host::with_defaults()
+        .set("METRICS_LISTEN", "127.0.0.1:0")
+        .start();
+    host.says("metrics at http://").await;
+    let log = host.log();
+    let address = log.split("metrics at ").nth(1).unwrap();
+    let address = address.lines().next().unwrap();
+    let client = reqwest::Client::new();
+    let answer = client.get(address).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    check(&answer.text().await.unwrap());
+    // Nothing else is there.
+    let other = address.replace("/metrics", "/api/v1/sessions");
+    assert_eq!(client.get(other).send().await.unwrap().status(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_anything_makes_no_series_of_it() {
+    let host = Host::with_defaults().set("INTERNAL_API_KEY", KEY).start();
+    for number in 0..50 {
+        let path = format!("/nothing-{number}");
+        host.send("GET", &path, &[], None).await.problem(404);
+        let path = format!("/api/v1/chats/chat-{number}");
+        host.get("alice", &path).await.problem(404);
+        host.send(&format!("VERB{number}"), "/health", &[], None)
+            .await;
+    }
+    let text = scraped(&host).await;
+    let series = text
+        .lines()
+        .filter(|line| line.starts_with("http_server_request_duration_seconds_count"));
+    assert!(
+        series.clone().count() <= 5,
+        "{:#?}",
+        series.collect::<Vec<_>>()
+    );
+    for trace in ["nothing-", "chat-1", "VERB"] {
+        assert!(!text.contains(trace), "{trace}: {text}");
+    }
+}
