@@ -1,9 +1,10 @@
 //! What Prometheus reads of a running host.
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use lucid_tests::{Host, Model, ModelTurn, Socket, call, eventually};
 
@@ -116,8 +117,9 @@ async fn a_scrape_says_what_sessions_steps_models_and_tools_did() {
         ) > 0.0
     );
 
+    // One of the coder, and the mock's two.
     let tool = "lucid_tool_duration_seconds_count";
-    assert_eq!(at(tool, &[("tool", "terminal")]), 1.0, "{text}");
+    assert_eq!(at(tool, &[("tool", "terminal")]), 3.0, "{text}");
     let started = [("outcome", "ok")];
     assert!(
         at("lucid_sandbox_start_duration_seconds_count", &started) >= 1.0,
@@ -218,5 +220,86 @@ async fn whoever_asks_for_anything_makes_no_series_of_it() {
     );
     for trace in ["nothing-", "chat-1", "VERB"] {
         assert!(!text.contains(trace), "{trace}: {text}");
+    }
+}
+
+/// The files that are there for operators.
+fn deployed(name: &str) -> (PathBuf, String) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(name);
+    let text = std::fs::read_to_string(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
+    (root, text)
+}
+
+/// The metrics that an expression of Prometheus names.
+fn named(expression: &str) -> Vec<&str> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours = ["lucid_", "gen_ai_client_", "http_server_", "process_"];
+    words
+        .filter(|word| ours.iter().any(|prefix| word.starts_with(prefix)))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+    let (rules, alerts) = deployed("alerts.yaml");
+    let checked = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(&rules)
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    let (_, dashboard) = deployed("grafana-dashboard.json");
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten();
+    let mut asked: Vec<String> = targets
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(asked.len() > 20, "{asked:?}");
+    asked.extend(
+        alerts
+            .lines()
+            .filter_map(|line| Some(line.trim().strip_prefix("expr: ")?.to_owned())),
+    );
+
+    let host = Host::with_defaults().set("INTERNAL_API_KEY", KEY).start();
+    let text = scraped(&host).await;
+    let known = |name: &str| {
+        let metric = ["_bucket", "_count", "_sum"]
+            .iter()
+            .find_map(|part| name.strip_suffix(part));
+        let is = |name: &str| {
+            lucid_types::metrics::ALL
+                .iter()
+                .any(|metric| metric.name == name)
+        };
+        is(name) || metric.is_some_and(is) || text.contains(&format!("# TYPE {name} "))
+    };
+    for expression in &asked {
+        let names = named(expression);
+        let is_ours = !names.is_empty() || expression.starts_with("up{");
+        assert!(is_ours, "{expression}");
+        for name in names {
+            assert!(known(name), "there is no metric {name}: {expression}");
+        }
+    }
+}
+
+#[test]
+fn the_guide_lists_every_metric() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    for metric in lucid_types::metrics::ALL {
+        let line = format!("| `{}` |", metric.name);
+        assert!(
+            guide.contains(&line),
+            "operations.md does not list {}",
+            metric.name
+        );
     }
 }

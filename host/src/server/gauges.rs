@@ -12,14 +12,14 @@ use parking_lot::Mutex;
 use super::App;
 use crate::prometheus::Recorder;
 use lucid_types::metrics::{
-    BUILD, GENERATION, LOG_WRITABLE, READY, SANDBOXES, SESSIONS, policy_label,
+    BUILD, GENERATION, LOG_WRITABLE, READY, SESSIONS, WORKSPACES, policy_label,
 };
 
 impl App {
     /// Makes what all metrics are rendered with. `None` if they are not served.
     pub(super) fn scrape(&self) -> Option<impl Fn() -> String + Send + Sync + 'static> {
         let recorder = Recorder::installed()?;
-        let (sessions, sandboxes) = (self.sessions.clone(), self.sandboxes.clone());
+        let sessions = self.sessions.clone();
         let (store, deployment) = (self.store.clone(), self.deployment.clone());
         let readiness = self.readiness();
         let known = Mutex::<HashSet<_>>::default();
@@ -29,8 +29,7 @@ impl App {
             gauge!(GENERATION).set(deployment.now().number as f64);
             let is_writable = store.health().failure().is_none();
             gauge!(LOG_WRITABLE).set(f64::from(u8::from(is_writable)));
-            let kind = sandboxes.kind().to_string();
-            gauge!(SANDBOXES, "kind" => kind).set(sessions.count_with_workspace() as f64);
+            gauge!(WORKSPACES).set(sessions.count_with_workspace() as f64);
             let counts = sessions.count_by_state();
             let mut known = known.lock();
             known.extend(counts.keys().cloned());

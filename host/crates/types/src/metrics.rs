@@ -9,8 +9,8 @@
 //!   first [`MOST_VALUES`] or `other`.
 
 use std::collections::HashSet;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use metrics::{SharedString, counter, gauge, histogram};
@@ -109,7 +109,7 @@ names! {
     MODEL_CALLS = "lucid_model_calls_total", Counter, "Model calls that sessions were charged for, by provider and model.";
     MODEL_RETRIES = "lucid_model_retries_total", Counter, "How often a provider was asked again for the same call.";
     TOOL = "lucid_tool_duration_seconds", Histogram(LONG), "How long tools ran, by tool and outcome.";
-    SANDBOXES = "lucid_sandboxes", Gauge, "Sessions that have a workspace, by the kind of sandbox that new ones get.";
+    WORKSPACES = "lucid_workspaces", Gauge, "Sessions that have a workspace.";
     SANDBOX_START = "lucid_sandbox_start_duration_seconds", Histogram(LONG), "How long sandboxes took to start, by kind and outcome.";
 }
 
@@ -124,23 +124,24 @@ fn is_on() -> bool {
 
 /// The values of a label that others name.
 #[derive(Default)]
-struct LabelValues(RwLock<HashSet<String>>);
+struct LabelValues(RwLock<HashSet<Arc<str>>>);
 
 impl LabelValues {
-    /// The value, if it is one of the first, and `other` if not.
+    /// The value, if it is one of the first, and `other` if not. No text is copied for one that is known.
     fn bounded(&self, value: &str) -> SharedString {
+        if let Some(known) = self.0.read().get(value) {
+            return known.clone().into();
+        }
         if value.len() > LONGEST_VALUE {
             return SharedString::const_str(OTHER);
-        }
-        if self.0.read().contains(value) {
-            return value.to_owned().into();
         }
         let mut known = self.0.write();
         if known.len() >= MOST_VALUES && !known.contains(value) {
             return SharedString::const_str(OTHER);
         }
-        known.insert(value.to_owned());
-        value.to_owned().into()
+        let value = Arc::<str>::from(value);
+        known.insert(value.clone());
+        value.into()
     }
 }
 
@@ -148,6 +149,7 @@ static POLICIES: LazyLock<LabelValues> = LazyLock::new(LabelValues::default);
 static BUILDS: LazyLock<LabelValues> = LazyLock::new(LabelValues::default);
 static MODELS: LazyLock<LabelValues> = LazyLock::new(LabelValues::default);
 static PROVIDERS: LazyLock<LabelValues> = LazyLock::new(LabelValues::default);
+static ROUTES: LazyLock<LabelValues> = LazyLock::new(LabelValues::default);
 static TOOLS: LazyLock<LabelValues> = LazyLock::new(LabelValues::default);
 
 /// A policy's name as a label's value.
@@ -158,7 +160,7 @@ pub fn policy_label(policy: &str) -> SharedString {
 /// A request was answered, by the pattern of its path.
 pub fn http_request(method: &'static str, route: &str, status: u16, took: Duration) {
     if is_on() {
-        histogram!(HTTP, "http_request_method" => method, "http_route" => route.to_owned(),
+        histogram!(HTTP, "http_request_method" => method, "http_route" => ROUTES.bounded(route),
             "http_response_status_code" => status.to_string())
         .record(took);
     }
