@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::problem::{DISK_AGAIN, Json, Problem, RESTARTED_AGAIN};
+use lucid_types::sentence::sentence;
 use lucid_types::transient::TransientFailure;
 
 /// The parts of a deployment that clients may know about.
@@ -133,16 +134,16 @@ pub(super) async fn health() -> Json<HealthView> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
     /// It was told to stop.
-    #[error("The server is stopping.")]
+    #[error("the server is stopping")]
     Stopping,
     /// The log cannot be written. Sessions wait until it can.
-    #[error("The log cannot be written, because {0}.")]
+    #[error("the log cannot be written, because {0}")]
     Log(TransientFailure),
     /// The disk is nearly full. Holds a sentence.
     #[error("{0}")]
     Disk(String),
     /// Sessions that need a sandbox get none. The reason holds paths and is in the log.
-    #[error("No sandbox can be started; the server's log and `lucid doctor` say why.")]
+    #[error("no sandbox can be started; the server's log and `lucid doctor` say why")]
     Sandbox,
 }
 
@@ -171,7 +172,7 @@ pub(super) async fn ready(State(api): State<Api>) -> Result<Json<ReadyView>, Pro
     match (api.parts.readiness)() {
         Ok(()) => Ok(Json(ReadyView { status: "ready" })),
         Err(reason) => {
-            let problem = Problem::unavailable(reason.to_string());
+            let problem = Problem::unavailable(sentence(&reason));
             Err(problem.retry_after(reason.retry_after()))
         }
     }
