@@ -177,7 +177,9 @@ async fn metrics_are_the_operators_alone() {
     // Without a key there is nobody who may ask.
     let host = Host::with_defaults().start();
     let key = [("x-internal-key", KEY)];
-    host.send("GET", "/metrics", &key, None).await.problem(404);
+    let answer = host.send("GET", "/metrics", &key, None).await;
+    let why = answer.problem(401);
+    assert!(why.contains("INTERNAL_API_KEY"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

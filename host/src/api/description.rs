@@ -31,7 +31,7 @@ const PROBLEM_JSON: &str = "application/problem+json";
     modifiers(&Schemes),
     components(schemas(Problem)),
     tags(
-        (name = "status", description = "What this server is, without authentication"),
+        (name = "status", description = "What this server is and whether it works, without authentication; and its metrics"),
         (name = "sessions", description = "Live work"),
         (name = "chats", description = "The record of the work"),
         (name = "files", description = "The workspace of a session"),

@@ -27,14 +27,19 @@ pub(super) type Render = Box<dyn Fn() -> String + Send + Sync>;
 
 /// All metrics, in Prometheus' text format
 #[utoipa::path(get, path = "/metrics", tag = "status",
-    params(("X-Internal-Key" = String, Header, description = "`INTERNAL_API_KEY`")),
-    responses((status = 200, content_type = "text/plain", body = String)))]
+    security(("internal_key" = [])),
+    responses(
+        (status = 200, content_type = "text/plain", body = String),
+        (status = 401, body = Problem, description = "The internal key is missing or wrong, or this server has none"),
+        (status = 503, body = Problem, description = "This server records no metrics"),
+    ),
+)]
 pub(super) async fn metrics(
     State(api): State<Api>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Some(expected) = &api.parts.auth.internal_key else {
-        return Err(Problem::not_found(
+        return Err(Problem::unauthorized(
             "Metrics are served here if INTERNAL_API_KEY is set, and where METRICS_LISTEN says.",
         ));
     };

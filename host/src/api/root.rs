@@ -167,7 +167,7 @@ pub(super) struct ReadyView {
 /// Whether this server can take work: it is not stopping, its log can be written, there is room on the disk, and
 /// sandboxes can be started
 #[utoipa::path(get, path = "/ready", tag = "status",
-    responses((status = 200, body = ReadyView), (status = 503, description = "It cannot; `detail` says why")))]
+    responses((status = 200, body = ReadyView), (status = 503, body = Problem, description = "It cannot; `detail` says why")))]
 pub(super) async fn ready(State(api): State<Api>) -> Result<Json<ReadyView>, Problem> {
     match (api.parts.readiness)() {
         Ok(()) => Ok(Json(ReadyView { status: "ready" })),

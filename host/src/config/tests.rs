@@ -310,6 +310,7 @@ fn a_value_that_is_not_allowed_is_one_sentence_that_names_it() {
         ),
         ("SESSION_GRACE_SECONDS", &["-1", "86401", "nan"]),
         ("WORKSPACE_RETENTION", &["-1", "31536001", "forever"]),
+        ("METRICS_LISTEN", &["9464", "localhost:9464", "127.0.0.1"]),
         ("DRAIN_TIME", &["-1", "3601", "soon"]),
         ("SHUTDOWN_TIMEOUT", &["0", "3601", "soon"]),
         ("MAX_SESSIONS_PER_USER", &["0", "x"]),

@@ -4,6 +4,7 @@
 //!
 //! - A user's own key is used at the provider it came for. Any other is called with the deployment's.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::completion::{CallTarget, StreamEvent, complete};
@@ -57,8 +58,9 @@ pub(super) async fn ask(
         tries,
     };
     let mut so_far = PartialUsage::default();
-    let begun = Instant::now();
-    let mut first_word = None;
+    let lists_model = model_provider.catalog.lists(&wanted.model);
+    let mut measured = MeasuredCall::new(&label, &wanted.model, lists_model);
+    let (begun, first_word) = (measured.begun, &measured.first_word);
     let mut show = |event: StreamEvent<'_>| match event {
         StreamEvent::Delta(Delta::Text(text)) => deltas(DeltaKind::Text, text),
         StreamEvent::Delta(Delta::Thinking(text)) => deltas(DeltaKind::Thinking, text),
@@ -76,24 +78,15 @@ pub(super) async fn ask(
     };
     let show = |event: StreamEvent<'_>| {
         if matches!(event, StreamEvent::Delta(_)) {
-            first_word.get_or_insert_with(|| begun.elapsed());
+            first_word.get_or_init(|| begun.elapsed());
         }
         show(event);
     };
     let answered = complete(&model_provider.llm, target, &wanted, show).await;
-    metrics::model_call(ModelCallFigures {
-        provider: &label,
-        model: &wanted.model,
-        took: begun.elapsed(),
-        first_word,
-        error: answered
-            .as_ref()
-            .err()
-            .map(|failed| error_type(failed.error.kind)),
-        tries: answered
-            .as_ref()
-            .map_or_else(|failed| failed.tries, |done| done.tries),
-    });
+    match &answered {
+        Ok(done) => measured.end(None, done.tries),
+        Err(failed) => measured.end(Some(error_type(failed.error.kind)), failed.tries),
+    }
     let done = answered.map_err(|failed| ModelFailure {
         error: failed.error,
         cost: failed
@@ -115,6 +108,49 @@ pub(super) async fn ask(
         stop: answer.stop,
         aside: call.aside,
     })
+}
+
+/// A call that the metrics hear of at its end, also if it is given up before.
+struct MeasuredCall<'a> {
+    provider: &'a str,
+    model: &'a str,
+    begun: Instant,
+    first_word: OnceLock<Duration>,
+    error: Option<String>,
+    tries: u32,
+}
+
+impl<'a> MeasuredCall<'a> {
+    fn new(provider: &'a str, model: &'a str, is_listed: bool) -> Self {
+        if is_listed {
+            metrics::list_model(model);
+        }
+        Self {
+            provider,
+            model,
+            begun: Instant::now(),
+            first_word: OnceLock::new(),
+            error: Some(error_type(ErrorKind::Cancelled)),
+            tries: 1,
+        }
+    }
+
+    fn end(&mut self, error: Option<String>, tries: u32) {
+        (self.error, self.tries) = (error, tries);
+    }
+}
+
+impl Drop for MeasuredCall<'_> {
+    fn drop(&mut self) {
+        metrics::model_call(ModelCallFigures {
+            provider: self.provider,
+            model: self.model,
+            took: self.begun.elapsed(),
+            first_word: self.first_word.get().copied(),
+            error: self.error.take(),
+            tries: self.tries,
+        });
+    }
 }
 
 /// What metrics call a kind of error: `RateLimited` is `rate_limited`.

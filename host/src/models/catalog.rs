@@ -151,6 +151,15 @@ impl ModelCatalog {
             }
     }
 
+    /// Whether its provider or the operator names this model, not only whoever asks for it.
+    pub(super) fn lists(&self, model: &str) -> bool {
+        let is_listed = || match &self.allowed {
+            AllowedModels::Listed(list) => list.iter().any(|listed| listed == model),
+            AllowedModels::Any | AllowedModels::Known => model == self.small,
+        };
+        self.default() == Some(model) || self.info(model).is_some() || is_listed()
+    }
+
     /// The names of all models known to be available, the default first.
     pub(super) fn names(&self) -> Vec<String> {
         let others: Vec<&str> = match &self.allowed {

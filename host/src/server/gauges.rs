@@ -4,7 +4,7 @@
 //!
 //! - What there is none of any more is 0, not what it was.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use metrics::gauge;
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ impl App {
         let sessions = self.sessions.clone();
         let (store, deployment) = (self.store.clone(), self.deployment.clone());
         let readiness = self.readiness();
-        let known = Mutex::<HashSet<_>>::default();
+        let known = Mutex::<HashMap<_, usize>>::default();
         Some(move || {
             gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1);
             gauge!(READY).set(f64::from(u8::from(readiness().is_ok())));
@@ -30,14 +30,16 @@ impl App {
             let is_writable = store.health().failure().is_none();
             gauge!(LOG_WRITABLE).set(f64::from(u8::from(is_writable)));
             gauge!(WORKSPACES).set(sessions.count_with_workspace() as f64);
-            let counts = sessions.count_by_state();
-            let mut known = known.lock();
-            known.extend(counts.keys().cloned());
-            for (policy, state) in &*known {
-                let count = counts.get(&(policy.clone(), *state)).copied();
-                let labels = [("policy", policy_label(policy)), ("state", (*state).into())];
-                gauge!(SESSIONS, &labels).set(count.unwrap_or_default() as f64);
+            let mut counts = known.lock();
+            counts.values_mut().for_each(|count| *count = 0);
+            for ((policy, state), count) in sessions.count_by_state() {
+                *counts.entry((policy_label(&policy), state)).or_default() += count;
             }
+            for ((policy, state), count) in &*counts {
+                let labels = [("policy", policy.clone()), ("state", (*state).into())];
+                gauge!(SESSIONS, &labels).set(*count as f64);
+            }
+            drop(counts);
             recorder.render()
         })
     }

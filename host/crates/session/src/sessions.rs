@@ -244,9 +244,15 @@ impl Sessions {
             let state = session.idle_state.lock().name();
             *counts.entry((session.plugins().policy, state)).or_default() += 1;
         }
+        // There may be many, and few sets of plugins.
+        let mut asleep = HashMap::<&SessionPlugins, usize>::new();
         for (_, sleeping) in registry.asleep() {
-            let policy = sleeping.plugins.policy.clone();
-            *counts.entry((policy, "asleep")).or_default() += 1;
+            *asleep.entry(&sleeping.plugins).or_default() += 1;
+        }
+        for (plugins, count) in asleep {
+            *counts
+                .entry((plugins.policy.clone(), "asleep"))
+                .or_default() += count;
         }
         counts
     }

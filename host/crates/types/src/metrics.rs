@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use metrics::{SharedString, counter, gauge, histogram};
+use metrics::{SharedString, counter, histogram};
 use parking_lot::RwLock;
 
 use crate::digest::Digest;
@@ -55,7 +55,7 @@ const SHORT: &[f64] = &[
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
     10.0,
 ];
-/// From 5 ms to 10 s, as OpenTelemetry advises for HTTP.
+/// From 1 ms to 10 s: OpenTelemetry's advice for HTTP, and 1 ms.
 const REQUESTS: &[f64] = &[
     0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
@@ -101,7 +101,6 @@ names! {
     APPEND = "lucid_log_append_duration_seconds", Histogram(SHORT), "How long sessions waited until their rounds were in the log.";
     ROUNDS = "lucid_log_rounds_total", Counter, "Rounds that were written to the log.";
     LOG_WRITABLE = "lucid_log_writable", Gauge, "1 if the log can be written; 0 while sessions wait until it can.";
-    LOG_QUEUE = "lucid_log_write_queue", Gauge, "Writes that wait for the log's thread.";
     MODEL_CALL = "gen_ai_client_operation_duration_seconds", Histogram(LONG), "How long calls of models took, with their retries.";
     MODEL_FIRST_WORD = "gen_ai_client_operation_time_to_first_chunk_seconds", Histogram(LONG), "How long calls of models took until their first words.";
     MODEL_TOKENS = "lucid_model_tokens_total", Counter, "Tokens of model calls, by provider, model and type.";
@@ -127,6 +126,12 @@ fn is_on() -> bool {
 struct LabelValues(RwLock<HashSet<Arc<str>>>);
 
 impl LabelValues {
+    /// The value, if it is known, and `other` if not.
+    fn known(&self, value: &str) -> SharedString {
+        let known = self.0.read().get(value).cloned();
+        known.map_or(SharedString::const_str(OTHER), Into::into)
+    }
+
     /// The value, if it is one of the first, and `other` if not. No text is copied for one that is known.
     fn bounded(&self, value: &str) -> SharedString {
         if let Some(known) = self.0.read().get(value) {
@@ -219,20 +224,6 @@ pub fn append(rounds: usize, took: Duration) {
     }
 }
 
-/// A write waits for the log's thread.
-pub fn write_queued() {
-    if is_on() {
-        gauge!(LOG_QUEUE).increment(1);
-    }
-}
-
-/// A write waits no longer.
-pub fn write_taken() {
-    if is_on() {
-        gauge!(LOG_QUEUE).decrement(1);
-    }
-}
-
 /// What a call of a model took.
 #[derive(Debug)]
 pub struct ModelCallFigures<'a> {
@@ -250,12 +241,19 @@ pub struct ModelCallFigures<'a> {
     pub tries: u32,
 }
 
+/// Has a model's name in the metrics: one that its provider or the operator names, not only a user.
+pub fn list_model(model: &str) {
+    if is_on() {
+        MODELS.bounded(model);
+    }
+}
+
 /// The labels of a model, after OpenTelemetry's conventions.
 fn model_labels(provider: &str, model: &str) -> Vec<(&'static str, SharedString)> {
     vec![
         ("gen_ai_operation_name", SharedString::const_str("chat")),
         ("gen_ai_provider_name", PROVIDERS.bounded(provider)),
-        ("gen_ai_request_model", MODELS.bounded(model)),
+        ("gen_ai_request_model", MODELS.known(model)),
     ]
 }
 

@@ -11,22 +11,30 @@ use std::time::{Duration, Instant};
 use super::{Actor, ActorEnd};
 use crate::message::ActorMessage;
 use crate::round::{CommittedRound, StartedWork};
+use lucid_types::ids::EffectId;
 use lucid_types::log::RoundRow;
 use lucid_types::metrics;
 
 /// The most rounds that are written together: clients see nothing of them before.
 const ROUNDS: usize = 16;
 
-/// The most bytes of rounds that wait for the next one. It is what a session writes itself, without the log's thread.
-const BYTES: u64 = 64 << 10;
+/// The most bytes of rounds that wait for the next one: half of what a session writes without the log's thread.
+const BYTES: u64 = 32 << 10;
+
+/// How long rounds wait for the next one, whose step may take much longer.
+const LONGEST: Duration = Duration::from_millis(50);
 
 /// Rounds that are to be written with the one that they led to.
 #[derive(Default)]
 pub(super) struct UnwrittenRounds {
     pub(super) rows: Vec<Arc<RoundRow>>,
+    /// When the first of them was decided.
+    since: Option<Instant>,
     bytes: u64,
-    /// One of them began work of its own, although it ended at once.
+    /// One of them begins work of its own.
     begin_work: bool,
+    /// Calls and tools of theirs that did not begin, since the host stops and they could not be written.
+    pub(super) not_begun: Vec<EffectId>,
 }
 
 impl Actor {
@@ -52,6 +60,7 @@ impl Actor {
         if state.is_some() {
             self.state = state;
         }
+        self.unwritten.since.get_or_insert_with(Instant::now);
         self.unwritten.bytes += row.size();
         self.unwritten.begin_work |= started.iter().any(StartedWork::is_new);
         self.unwritten.rows.push(Arc::new(row));
@@ -60,8 +69,15 @@ impl Actor {
                 .extend(started.into_iter().filter_map(StartedWork::result));
             return Ok(());
         }
-        if self.write_rounds().await? {
-            self.begin(started);
+        match self.write_rounds().await {
+            Ok(true) => self.begin(started),
+            Ok(false) => {}
+            Err(end) => {
+                // They may be written with the last that is written before the host stops.
+                let not_begun = started.iter().filter_map(StartedWork::waiting_effect);
+                self.unwritten.not_begun.extend(not_begun);
+                return Err(end);
+            }
         }
         Ok(())
     }
@@ -73,6 +89,10 @@ impl Actor {
             && started.iter().all(StartedWork::ends_at_once)
             && self.unwritten.rows.len() < ROUNDS
             && self.unwritten.bytes <= BYTES
+            && self
+                .unwritten
+                .since
+                .is_none_or(|since| since.elapsed() < LONGEST)
             && !ends
     }
 

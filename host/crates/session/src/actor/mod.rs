@@ -47,7 +47,6 @@ use crate::message::{ActorMessage, Started};
 use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
-use lucid_types::metrics::{self, StepFigures};
 use lucid_types::sentence::sentence;
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -436,10 +435,10 @@ impl Actor {
     /// Runs a round, and those that it leads to at once.
     async fn rounds(&mut self) -> Result<(), ActorEnd> {
         loop {
-            let unwritten = self.unwritten.rows.len();
+            let before = self.unwritten.rows.len();
             let round = self.round().await;
-            let leads_on = round.is_ok() && self.unwritten.rows.len() > unwritten;
-            if leads_on {
+            let is_joined = round.is_ok() && self.unwritten.rows.len() > before;
+            if is_joined {
                 continue;
             }
             // No round may have followed.
@@ -450,7 +449,8 @@ impl Actor {
         }
     }
 
-    /// Runs one round: takes messages, steps the policy, commits, publishes, starts effects.
+    /// Runs one round: takes messages, steps the policy, and commits, publishes and starts effects, unless it leads to
+    /// another one at once.
     async fn round(&mut self) -> Result<(), ActorEnd> {
         let at = now();
         let limit = self.shared.deps.limits.task_time;
@@ -531,7 +531,6 @@ impl Actor {
                 }
             }
         };
-        metrics::step(&fixed.policy, builder.plugin, figures(&stepped));
         if stepped.result.is_err() {
             builder.unanswered = self.effects.closing_events();
         }
@@ -607,19 +606,14 @@ impl Actor {
     /// Cancels an effect, and reports it once: a second report could be taken for a later effect of
     /// the same name.
     fn cancel(&mut self, effect: EffectId) {
+        // The result of a timer whose round led on waits here, and nothing of it runs.
+        if !self.effects.runs(&effect) {
+            self.queue
+                .retain(|message| !matches!(message, ActorMessage::Timer(name) if *name == effect));
+        }
         let is_failure = |message: &ActorMessage| matches!(message, ActorMessage::Failed(name, _) if *name == effect);
         if !self.queue.iter().any(is_failure) {
             self.queue.extend(self.effects.cancel(effect));
         }
-    }
-}
-
-/// What the metrics say of a step.
-fn figures(stepped: &StepOutcome) -> StepFigures {
-    StepFigures {
-        took: Duration::from_micros(stepped.micros),
-        fuel: stepped.fuel,
-        memory: stepped.memory,
-        failed: stepped.result.is_err(),
     }
 }

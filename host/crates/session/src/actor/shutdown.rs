@@ -79,7 +79,8 @@ impl Actor {
             ActorEnd::Stopped => self.wait_for_pull_request().await,
             _ => None,
         };
-        let not_begun = self.effects.not_begun(&self.open);
+        let mut not_begun = self.effects.not_begun(&self.open);
+        not_begun.append(&mut self.unwritten.not_begun);
         let running = self.effects.running_tool();
         let cost = self.abandon_effects();
         let had_environment =

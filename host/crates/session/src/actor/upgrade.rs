@@ -14,6 +14,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -25,6 +26,7 @@ use crate::ports::{
 };
 use crate::round::RoundBuilder;
 use lucid_types::log::SessionConfig;
+use lucid_types::metrics::{self, StepFigures};
 use lucid_types::wit::policy::{Context, Input, Snapshot};
 
 /// A newer build, and its version of the session's state.
@@ -163,6 +165,9 @@ impl Actor {
             Some(next) => {
                 let asked = next.state.is_ok();
                 let stepped = next.step(context, &builder.inputs).await;
+                if asked {
+                    self.measure(&*next.policy, &stepped);
+                }
                 match &stepped.result {
                     Ok(_) => {
                         self.record_step(&next.generation, &*next.policy, StepVerdict::Ok);
@@ -196,6 +201,7 @@ impl Actor {
                 let (generation, policy) = (self.generation.clone(), self.policy.clone());
                 let state = self.state.as_ref();
                 let stepped = policy.step(context, state, &builder.inputs).await;
+                self.measure(&*policy, &stepped);
                 if stepped.result.is_ok() {
                     self.record_step(&generation, &*policy, StepVerdict::Ok);
                     return Some(stepped);
@@ -230,6 +236,7 @@ impl Actor {
         }
         let state = self.state.as_ref();
         let stepped = self.policy.step(context, state, &builder.inputs).await;
+        self.measure(&*self.policy, &stepped);
         // If both fail, the newer one is not to blame.
         if stepped.result.is_ok() {
             self.record_step(&next.generation, &*next.policy, StepVerdict::Failed);
@@ -268,6 +275,7 @@ impl Actor {
         }
         let state = state.as_ref().map(|(state, _)| state);
         let stepped = older.step(context, state, &inputs).await;
+        self.measure(&*older, &stepped);
         if stepped.result.is_err() {
             // The inputs or a passing condition are the cause: this says nothing about either
             // build.
@@ -315,6 +323,17 @@ impl Actor {
         takes_over(info, state).ok()?;
         let taken = migrated(&*older, state).await.ok()?;
         Some((older, Some((taken, Some(state.schema)))))
+    }
+
+    /// Records what a step took in the metrics.
+    fn measure(&self, policy: &dyn SessionPolicy, stepped: &StepOutcome) {
+        let figures = StepFigures {
+            took: Duration::from_micros(stepped.micros),
+            fuel: stepped.fuel,
+            memory: stepped.memory,
+            failed: stepped.result.is_err(),
+        };
+        metrics::step(&self.fixed.policy, policy.info().digest, figures);
     }
 
     fn record_step(

@@ -432,6 +432,11 @@ impl Effects {
         self.paused = true;
     }
 
+    /// Returns whether this effect runs, or ran and its result is still to be written.
+    pub(super) fn runs(&self, effect: &EffectId) -> bool {
+        self.running.contains_key(effect)
+    }
+
     /// Returns whether a tool is running or its result is still to be written.
     pub(super) fn runs_tool(&self) -> bool {
         self.tool.is_some()
@@ -491,11 +496,12 @@ impl Effects {
         let deltas = sink(&stream);
         let is_deployment_tool = self.is_deployment_tool(&run.call);
         let left = std::mem::take(&mut self.old_tools);
-        let (name, begun) = (run.call.name.clone(), Instant::now());
+        let name = run.call.name.clone();
         self.spawn(stream, effect.clone(), UsageMeter::default(), async move {
             for tools_slot in left {
                 tools_slot.close().await;
             }
+            let begun = Instant::now();
             let opened = if is_deployment_tool {
                 handle.try_open().await
             } else {
@@ -504,10 +510,13 @@ impl Effects {
             let environment = match opened {
                 Ok(environment) => environment,
                 Err(error) => {
+                    metrics::tool(&name, false, begun.elapsed());
                     let error = internal_error(ErrorKind::Unsupported, sentence(error));
                     return ActorMessage::Tool(effect, Err(error), None);
                 }
             };
+            // The first of a session also opened its sandbox.
+            let begun = Instant::now();
             let done = match &environment {
                 Some(environment) if !is_deployment_tool => {
                     environment.run(run.call, run.timeout_ms, deltas).await

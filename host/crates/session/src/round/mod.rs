@@ -134,6 +134,15 @@ impl StartedWork {
         }
     }
 
+    /// The call or tool that begins at the next start, if this one's host stops before it has begun.
+    pub(super) fn waiting_effect(&self) -> Option<EffectId> {
+        match self {
+            Self::Model(call) => Some(call.effect.as_str().into()),
+            Self::Tool(run) => Some(run.effect.as_str().into()),
+            _ => None,
+        }
+    }
+
     /// Whether there is nothing to wait for: its result is known.
     pub(super) fn ends_at_once(&self) -> bool {
         matches!(self, Self::Timer(_, 0) | Self::Requeue(_))

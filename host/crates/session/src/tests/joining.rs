@@ -224,3 +224,46 @@ async fn a_shutdown_while_they_cannot_be_written_leaves_a_log_without_a_gap() {
     let replay = second.replay(id).await.unwrap();
     assert_eq!(replay.different, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_only_with_the_last_before_a_stop_begins_at_the_next_start() {
+    // The attempt that the stop hurries fails, and the next one is the last: which one that is, depends on what else
+    // is written.
+    let mut outcomes = Vec::new();
+    for refused in 1..=3 {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::new(worker);
+        world.hold.store(true, Ordering::SeqCst);
+        let first = sessions(folder.path(), &world);
+        let session = first.create(new("u")).await.unwrap();
+        let id = *session.id();
+        first.start(&session);
+        eventually("the model is asked", || world.done("model m m") == 1).await;
+        first.store.fill_disk(true);
+        world.hold.store(false, Ordering::SeqCst);
+        eventually("the log is ill", || first.log_failure().is_some()).await;
+        first.store.free_disk_after(refused);
+        first.shutdown().await;
+        drop((session, first));
+        let before = world.any("tool");
+
+        let second = sessions(folder.path(), &world);
+        assert_eq!(second.recover().await.unwrap(), 1);
+        let session = second.get(&id, &UserId::from("u")).await.unwrap();
+        let seen = until(&mut session.subscribe(0), "completed").await;
+        assert_dense(&seen);
+        let replay = second.replay(id).await.unwrap();
+        assert_eq!(replay.different, None);
+        let steps = second.store.steps_from(id, None, 0).await.unwrap();
+        let inputs: String = steps.into_iter().map(|step| step.inputs).collect();
+        let ran = [world.done("tool a"), world.done("tool b")];
+        assert!(ran <= [1, 1], "{ran:?}");
+        let is_lost = inputs.contains("EffectLost");
+        outcomes.push((before, ran, is_lost, inputs.contains("hello")));
+    }
+    assert!(
+        outcomes.contains(&(0, [1, 1], false, true)),
+        "nothing that was written at the last moment began at the next start; for each number of failures: tools \
+         that ran before, each tool's runs, whether anything was lost, whether the answer is in the log: {outcomes:?}"
+    );
+}

@@ -299,6 +299,12 @@ impl Store {
         self.inner.writer.fill_disk(full);
     }
 
+    /// Ends a simulation of a full disk after so many more transactions.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn free_disk_after(&self, refused: u64) {
+        self.inner.writer.free_disk_after(refused);
+    }
+
     /// Has callers carry out their own writes however long the disk takes.
     #[cfg(any(test, feature = "testing"))]
     pub fn trust_the_disk(&self) {

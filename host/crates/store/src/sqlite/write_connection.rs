@@ -168,7 +168,7 @@ impl WriteConnection {
         // One whose end failed.
         self.roll_back();
         #[cfg(any(test, feature = "testing"))]
-        if self.probe.full.load(Ordering::SeqCst) {
+        if self.probe.finds_disk_full() {
             return Err(full());
         }
         self.run("BEGIN IMMEDIATE")
@@ -250,6 +250,8 @@ fn full() -> rusqlite::Error {
 pub(super) struct WriterProbe {
     pub(super) left: AtomicU64,
     pub(super) full: AtomicBool,
+    /// How many more transactions find the disk full.
+    pub(super) refused: AtomicU64,
     pub(super) groups: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) is_disk_trusted: AtomicBool,
@@ -261,6 +263,7 @@ impl Default for WriterProbe {
         Self {
             left: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
             groups: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             is_disk_trusted: AtomicBool::new(false),
@@ -270,6 +273,15 @@ impl Default for WriterProbe {
 
 #[cfg(any(test, feature = "testing"))]
 impl WriterProbe {
+    /// Whether a transaction finds the disk full.
+    fn finds_disk_full(&self) -> bool {
+        let one_less = |left: u64| left.checked_sub(1);
+        let refused = self
+            .refused
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        refused.is_ok() || self.full.load(Ordering::SeqCst)
+    }
+
     /// Counts a transaction.
     pub(super) fn begin_group(&self) {
         self.groups.fetch_add(1, Ordering::SeqCst);

@@ -16,7 +16,6 @@ use super::queue_key::QueueKey;
 use super::writer::Write;
 use crate::error::StoreError;
 use lucid_types::fair::{FairLimits, FairQueue, Ticket};
-use lucid_types::metrics;
 
 /// How many writes may wait, of one user and in all. One user's are enough for some transactions.
 const PLACES: FairLimits = FairLimits {
@@ -67,7 +66,6 @@ impl Place {
         waiting.turns.push(self.key.clone(), write);
         drop(waiting);
         self.is_taken = true;
-        metrics::write_queued();
         self.queue.changed.notify_one();
         Ok(())
     }
@@ -155,7 +153,6 @@ impl WriteQueue {
     pub(super) fn try_pop(self: &Arc<Self>) -> Option<Box<dyn Write>> {
         let write = self.waiting.lock().take();
         if write.is_some() {
-            metrics::write_taken();
             self.grant();
         }
         write

@@ -214,6 +214,13 @@ impl Writer {
         self.probe.full.store(full, Ordering::SeqCst);
     }
 
+    /// Ends a simulation of a full disk after so many more transactions.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn free_disk_after(&self, refused: u64) {
+        self.probe.refused.store(refused, Ordering::SeqCst);
+        self.probe.full.store(false, Ordering::SeqCst);
+    }
+
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn trust_the_disk(&self) {
         self.probe.is_disk_trusted.store(true, Ordering::SeqCst);
