@@ -1,10 +1,12 @@
 //! What Prometheus reads of a running host.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use lucid_tests::{Host, Model, ModelTurn, Socket, call, eventually};
 
@@ -198,6 +200,57 @@ async fn metrics_have_an_address_of_their_own_where_the_operator_wants_one() {
     // Nothing else is there.
     let other = address.replace("/metrics", "/api/v1/sessions");
     assert_eq!(client.get(other).send().await.unwrap().status(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_at_the_address_of_metrics_takes_no_connections_from_the_server() {
+    let host = Host::with_defaults()
+        .set("METRICS_LISTEN", "127.0.0.1:0")
+        .start();
+    host.says("metrics at http://").await;
+    let log = host.log();
+    let address = log.split("metrics at http://").nth(1).unwrap();
+    let address = address.split('/').next().unwrap();
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // Each begins a request that has no end. One that is refused may be closed already.
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n").await;
+        open.push(stream);
+    }
+    eventually("all but a few to be closed", async || {
+        let mut answer = [0; 1024];
+        open.retain(|stream| {
+            let read = stream.try_read(&mut answer);
+            matches!(&read, Ok(more) if *more > 0)
+                || matches!(&read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+        });
+        (open.len() <= 16).then_some(())
+    })
+    .await;
+    host.send("GET", "/health", &[], None).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_asks_for_tools_that_there_are_not_makes_no_series_of_them() {
+    let model = Model::start(|number, _| match number {
+        0..3 => call(&format!("invented_{number}"), json!({})),
+        3 => call("terminal", json!({"command": "exit 3"})),
+        _ => call("finish", json!({"message": "Seen."})),
+    })
+    .await;
+    let host = Host::with_defaults()
+        .set("INTERNAL_API_KEY", KEY)
+        .set("LLM_API_KEY", "sk-test")
+        .set("LLM_BASE_URL", &model.url)
+        .start();
+    let first = json!({"task": "Invent", "modelProvider": "openai"});
+    let mut socket = Socket::open(&host, "alice", first).await;
+    socket.completed().await;
+    let text = scraped(&host).await;
+    assert!(!text.contains("invented"), "{text}");
+    let count = "lucid_tool_duration_seconds_count";
+    assert_eq!(sum(&text, count, &[("tool", "terminal")]), 1.0, "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,17 +8,15 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::problem::{Problem, no_such_method, no_such_route};
 use super::{Api, request_id};
-use crate::auth::AuthError;
 use lucid_types::metrics::{SOCKETS, http_request};
 
-const KEY_HEADER: HeaderName = HeaderName::from_static("x-internal-key");
 /// Prometheus' text format.
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -38,16 +36,13 @@ pub(super) async fn metrics(
     State(api): State<Api>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Some(expected) = &api.parts.auth.internal_key else {
+    if api.parts.auth.internal_key.is_none() {
         return Err(Problem::unauthorized(
             "Metrics are served here if INTERNAL_API_KEY is set, and where METRICS_LISTEN says.",
         ));
-    };
-    match headers.get(KEY_HEADER) {
-        None => Err(AuthError::Required.into()),
-        Some(key) if !expected.matches(key.as_bytes()) => Err(AuthError::InvalidInternalKey.into()),
-        Some(_) => api.rendered(),
     }
+    api.parts.auth.internal(&headers)?;
+    api.rendered()
 }
 
 impl Api {

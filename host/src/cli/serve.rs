@@ -179,8 +179,8 @@ fn serve_metrics(listener: TcpListener, api: Api) -> AbortOnDropHandle<()> {
     if let Ok(address) = listener.local_addr() {
         announce(&format!("metrics at http://{address}/metrics"));
     }
-    let limits = ConnectionLimits::for_descriptors(descriptors::limit());
-    let connections = (ConnectionBudget::new(limits), ConnectionTimeouts::default());
+    let budget = ConnectionBudget::new(ConnectionLimits::few());
+    let connections = (budget, ConnectionTimeouts::default());
     let router = api.metrics_router();
     AbortOnDropHandle::new(tokio::spawn(listener::serve(
         listener,

@@ -53,6 +53,18 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
+    /// The limits of a listener beside the main one, whose clients are few: they take next to nothing from the
+    /// process's descriptors.
+    pub fn few() -> Self {
+        Self {
+            total: 16,
+            anonymous: 16,
+            anonymous_per_address: 8,
+            in_use_per_user: 0,
+            sockets_per_user: 0,
+        }
+    }
+
     /// The limits for a process that may have so many descriptors.
     pub fn for_descriptors(descriptors: u64) -> Self {
         let (part, whole) = PART_OF_DESCRIPTORS;

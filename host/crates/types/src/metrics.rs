@@ -75,8 +75,8 @@ const MEMORY: &[f64] = &[
 ];
 
 macro_rules! names {
-    ($($(#[$meta:meta])* $name:ident = $text:literal, $kind:expr, $help:literal;)*) => {
-        $($(#[$meta])* #[doc = $help] pub const $name: &str = $text;)*
+    ($($name:ident = $text:literal, $kind:expr, $help:literal;)*) => {
+        $(#[doc = $help] pub const $name: &str = $text;)*
 
         /// All metrics.
         pub const ALL: &[Metric] = &[$(Metric { name: $text, kind: $kind, help: $help }),*];
@@ -293,11 +293,21 @@ pub fn model_usage(call: &ModelCallRow) {
     }
 }
 
-/// A tool ran.
+/// Has a tool's name in the metrics: one that there is, not only one that a model asks for.
+pub fn list_tool(name: &str) {
+    if is_on() {
+        TOOLS.bounded(name);
+    }
+}
+
+/// A tool ran. One that succeeds is one that there is.
 pub fn tool(name: &str, succeeded: bool, took: Duration) {
     if is_on() {
-        let outcome = if succeeded { "ok" } else { "error" };
-        histogram!(TOOL, "tool" => TOOLS.bounded(name), "outcome" => outcome).record(took);
+        let (tool, outcome) = match succeeded {
+            true => (TOOLS.bounded(name), "ok"),
+            false => (TOOLS.known(name), "error"),
+        };
+        histogram!(TOOL, "tool" => tool, "outcome" => outcome).record(took);
     }
 }
 
@@ -348,6 +358,10 @@ mod tests {
             "what is known stays known"
         );
         assert_eq!(&*values.bounded("model-new"), OTHER);
+        assert_eq!(&*values.known("model-0"), "model-0");
+        let values = LabelValues::default();
+        assert_eq!(&*values.known("asked for"), OTHER);
+        assert_eq!(&*values.known("asked for"), OTHER, "to ask is not to list");
         assert_eq!(
             &*LabelValues::default().bounded(&"x".repeat(LONGEST_VALUE + 1)),
             OTHER

@@ -98,23 +98,24 @@ impl Actor {
 
     /// Writes the rounds that are not written, and shows them. Returns whether what they began may begin.
     pub(super) async fn write_rounds(&mut self) -> Result<bool, ActorEnd> {
-        let rows = self.unwritten.rows.clone();
-        let Some(last) = rows.last() else {
+        let Some(last) = self.unwritten.rows.last() else {
             return Ok(true);
         };
-        let stays_pending = last.may_stay_pending;
-        let written = rows.clone();
+        let (stays_pending, rows) = (last.may_stay_pending, self.unwritten.rows.clone());
         let begun = Instant::now();
         let waited = self
-            .persist(move |log| log.append_all(written.clone()))
+            .persist(move |log| log.append_all(rows.clone()))
             .await?;
+        let UnwrittenRounds {
+            rows,
+            bytes,
+            begin_work,
+            ..
+        } = std::mem::take(&mut self.unwritten);
         metrics::append(rows.len(), begun.elapsed());
         rows.iter()
             .flat_map(|row| &row.calls)
             .for_each(metrics::model_usage);
-        let UnwrittenRounds {
-            bytes, begin_work, ..
-        } = std::mem::take(&mut self.unwritten);
         self.shared.user_logs.wrote(&self.fixed.user, bytes);
         self.pending_since = match stays_pending {
             true => self.pending_since.or_else(|| Some(Instant::now())),

@@ -47,6 +47,7 @@ use crate::message::{ActorMessage, Started};
 use lucid_types::digest::Digest;
 use lucid_types::ids::{EffectId, SessionId};
 use lucid_types::log::{EffectKind, EffectRow, SessionConfig, SessionCounters, SessionStatus};
+use lucid_types::metrics;
 use lucid_types::sentence::sentence;
 use lucid_types::text::cut;
 use lucid_types::wit::policy::{Context, Input, Snapshot};
@@ -302,6 +303,9 @@ impl Actor {
             opened_environment = Some(environment);
         }
         let notices = self.add_tools(&mut started, opened_environment).await?;
+        for tool in &started.tools {
+            metrics::list_tool(&tool.name);
+        }
         // The client reads first that the session exists, and then what it lacks.
         for notice in notices.into_iter().rev() {
             self.queue.push_front(ActorMessage::Notice(notice));

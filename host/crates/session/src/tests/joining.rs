@@ -27,19 +27,26 @@ fn hops(_: &Context, state: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<C
     })
 }
 
-/// The rows of a session that the log holds after a crash at a number of writes, and its last status.
-async fn rows_after(writes: u64, script: Script) -> (usize, Vec<(u64, String)>) {
-    let folder = tempfile::tempdir().unwrap();
-    let world = World::new(script);
-    let first = sessions(folder.path(), &world);
-    first.store.crash_after(writes);
-    let session = first.create(new("u")).await.unwrap();
-    let id = *session.id();
+/// Plays a session on a host whose writes are lost from a number of them on. Returns what a client was shown.
+async fn play_until_crash(
+    folder: &Path,
+    world: &World,
+    writes: u64,
+) -> (SessionId, Vec<(u64, String)>) {
+    let host = sessions(folder, world);
+    host.store.crash_after(writes);
+    let session = host.create(new("u")).await.unwrap();
     let mut frames = session.subscribe(0);
-    first.start(&session);
+    host.start(&session);
     let seen = until(&mut frames, "completed").await;
-    first.shutdown().await;
-    drop((frames, session, first));
+    host.shutdown().await;
+    (*session.id(), seen)
+}
+
+/// The number of a session's steps that the log holds after such a crash, and what a client was shown.
+async fn steps_after(writes: u64, script: Script) -> (usize, Vec<(u64, String)>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (id, seen) = play_until_crash(folder.path(), &World::new(script), writes).await;
     let steps = opened(folder.path()).steps_from(id, None, 0).await.unwrap();
     (steps.len(), seen)
 }
@@ -48,7 +55,7 @@ async fn rows_after(writes: u64, script: Script) -> (usize, Vec<(u64, String)>) 
 async fn rounds_with_nothing_to_wait_for_are_one_write() {
     let mut logged = Vec::new();
     for writes in 2..=4 {
-        let (steps, seen) = rows_after(writes, hops).await;
+        let (steps, seen) = steps_after(writes, hops).await;
         assert_dense(&seen);
         logged.push(steps);
     }
@@ -64,15 +71,7 @@ async fn a_session_goes_on_after_a_crash_between_rounds_that_are_written_togethe
     for writes in 1..=4 {
         let folder = tempfile::tempdir().unwrap();
         let world = World::new(hops);
-        let first = sessions(folder.path(), &world);
-        first.store.crash_after(writes);
-        let session = first.create(new("u")).await.unwrap();
-        let id = *session.id();
-        let mut frames = session.subscribe(0);
-        first.start(&session);
-        let before = until(&mut frames, "completed").await;
-        first.shutdown().await;
-        drop((frames, session, first));
+        let (id, before) = play_until_crash(folder.path(), &world, writes).await;
 
         let second = sessions(folder.path(), &world);
         second.recover().await.unwrap();
@@ -118,10 +117,10 @@ fn asks_on(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Co
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_that_is_known_at_once_is_written_with_what_it_answers() {
     // Its creation, its start, and a write for each of the five model calls.
-    let (steps, _) = rows_after(7, asks_on).await;
+    let (steps, _) = steps_after(7, asks_on).await;
     assert_eq!(steps, 5);
     // The sixth is refused, and the task ends.
-    let (steps, seen) = rows_after(8, asks_on).await;
+    let (steps, seen) = steps_after(8, asks_on).await;
     assert_eq!(steps, 7, "{:?}", names(&seen));
 }
 
@@ -136,7 +135,7 @@ fn circles(_: &Context, _: Option<&Snapshot>, inputs: &[Input]) -> Result<Vec<Co
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rounds_that_lead_on_for_ever_are_written_and_shown_meanwhile() {
-    let (steps, _) = rows_after(3, |context, state, inputs| {
+    let (steps, _) = steps_after(3, |context, state, inputs| {
         // A session of its own that ends, since a crash is seen by nobody.
         if context.step == 40 {
             return Ok(vec![finish("done")]);
@@ -149,7 +148,7 @@ async fn rounds_that_lead_on_for_ever_are_written_and_shown_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_rounds_are_not_kept_back() {
-    let (steps, _) = rows_after(3, |context, _, _| {
+    let (steps, _) = steps_after(3, |context, _, _| {
         if context.step == 40 {
             return Ok(vec![finish("done")]);
         }

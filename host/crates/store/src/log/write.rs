@@ -166,10 +166,7 @@ pub(super) fn insert_rounds(
 
 /// Writes the round. The caller's transaction makes it atomic. Returns whether it ended a session
 /// whose chat has been deleted.
-pub(super) fn insert_round(
-    connection: &Connection,
-    packed: &PackedRound,
-) -> Result<bool, StoreError> {
+fn insert_round(connection: &Connection, packed: &PackedRound) -> Result<bool, StoreError> {
     let round = &*packed.round;
     let session = round.session;
     if packed.pending.is_some() {
